@@ -23,7 +23,7 @@ CLIP_G = {
 }
 
 CONTEXT_DIM = CLIP_L["hidden_size"] + CLIP_G["hidden_size"]  # SDXL: 768 + 1280
-ADM_CHANNELS = CLIP_G["hidden_size"] + 6 * 256  # pooled text, then height, width, crops and targets at 256 each
+ADM_CHANNELS = CLIP_G["hidden_size"] + 6 * 256  # pooled text, then six sizes at 256 each
 
 # The image encoder serves both families: base reads the projection, plus the penultimate hidden states.
 CLIP_VISION = {
@@ -71,7 +71,7 @@ RESAMPLER = {"dim": 128, "depth": 2, "dim_head": 64, "ff_mult": 4}
 
 
 def sites() -> tuple[tuple[int, int], ...]:
-    """(number, width) of every cross-attention, numbered as checkpoints do: down, up, middle; odd numbers only."""
+    """(number, width) of every cross-attention, numbered as in checkpoints: odd; down, up, then middle."""
     widths: list[int] = []
     levels = [UNET["model_channels"] * m for m in UNET["channel_mult"]]
     down = [width for width, n in zip(levels, UNET["num_res_blocks"], strict=True) for _ in range(n)]

@@ -1,4 +1,4 @@
-"""The miniature as the host's own objects: comfy.model_base.SDXL, comfy.sd.CLIP, comfy.sd.VAE, ClipVisionModel."""
+"""The miniature as the host's own objects: SDXL model, CLIP, VAE and CLIP vision built from small configs."""
 
 import json
 import tempfile
@@ -6,10 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import comfy.clip_vision
 import comfy.model_base
 import comfy.model_management as management
-import comfy.model_patcher
 import comfy.sd
 import comfy.sdxl_clip
 import comfy.supported_models
@@ -17,12 +15,14 @@ import comfy.taesd.taesd
 import comfy.utils
 import folder_paths
 import torch
+from comfy.clip_vision import ClipVisionModel
+from comfy.model_patcher import ModelPatcher
 
 from . import config, seeded
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent  # trained files lie here: unet, clip, vae, clip_vision .safetensors
 
-Bundle = tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE, comfy.clip_vision.ClipVisionModel]
+Bundle = tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE, ClipVisionModel]
 Seeding = Callable[[seeded.Shapes], dict[str, torch.Tensor]]
 
 
@@ -40,17 +40,17 @@ def _weights(part: str, module: torch.nn.Module, seed: Seeding | None = None) ->
     return (seed or partial(seeded.fill, part))(shapes)
 
 
-def _model() -> comfy.model_patcher.ModelPatcher:
+def _model() -> ModelPatcher:
     settings = comfy.supported_models.SDXL(config.UNET)
-    settings.unet_config["num_head_channels"] = config.UNET["num_head_channels"]  # the class puts SDXL's 64 there
+    settings.unet_config["num_head_channels"] = config.UNET["num_head_channels"]  # not SDXL's 64
     device, offload = management.get_torch_device(), management.unet_offload_device()
     supported = settings.supported_inference_dtypes
     dtype = management.unet_dtype(supported_dtypes=supported)
     settings.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, supported))
     model = comfy.model_base.SDXL(settings, device=offload)  # discrete noise prediction, SDXL's schedule
     unet = model.diffusion_model
-    unet.load_state_dict(_weights("unet", unet), strict=True)
-    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+    unet.load_state_dict(_weights("unet", unet, seeded.unet), strict=True)
+    return ModelPatcher(model, load_device=device, offload_device=offload)
 
 
 class _Target:
@@ -74,10 +74,10 @@ def _vae() -> comfy.sd.VAE:
     return comfy.sd.VAE(sd=_weights("vae", layout, seeded.vae))
 
 
-def _clip_vision() -> comfy.clip_vision.ClipVisionModel:
+def _clip_vision() -> ClipVisionModel:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.json"
         file.write_text(json.dumps(config.CLIP_VISION))
-        encoder = comfy.clip_vision.ClipVisionModel(str(file))
+        encoder = ClipVisionModel(str(file))
     encoder.model.load_state_dict(_weights("clip_vision", encoder.model), strict=True)
     return encoder

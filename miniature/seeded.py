@@ -1,4 +1,4 @@
-"""Seeded weights: the miniature before training, and adapters for it. Pure torch, the same numbers everywhere."""
+"""Seeded weights: the miniature before training, and adapters for it. The same numbers on every machine."""
 
 import math
 import zlib
@@ -15,7 +15,7 @@ Shapes = Mapping[str, Iterable[int]]
 
 
 def normal(name: str, shape: Iterable[int], std: float = 1.0) -> Tensor:
-    """Normal numbers that depend on the name alone, so neither a host's key order nor its extra keys matter."""
+    """Normal numbers that depend on the name alone: a host's key order and extra keys do not matter."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     return torch.randn(tuple(shape), generator=generator) * std
 
@@ -37,8 +37,35 @@ def _tensor(name: str, key: str, shape: tuple[int, ...]) -> Tensor:
     return normal(name, shape, 1 / math.sqrt(math.prod(shape[1:])))
 
 
+def unet(shapes: Shapes) -> dict[str, Tensor]:
+    """UNet weights that sample without blowing up: predicted noise = 0.95 input + a small random network.
+
+    An untrained network's guess is unrelated to the noise, so sampling would end at the noise's own size.
+    The input is carried through the outermost skip connection as +x and -x: silu(x) - silu(-x) = x.
+    """
+    weights = fill("unet", shapes)
+    last = "output_blocks.8.0"
+    stem, skip, out = (
+        weights[f"{k}.weight"] for k in ("input_blocks.0.0", f"{last}.skip_connection", "out.2")
+    )
+    channels = out.shape[0]
+    for i in range(channels):
+        below = skip.shape[1] - stem.shape[0]  # the skip's channels come after those from below
+        for row, sign in ((i, 1.0), (channels + i, -1.0)):
+            stem[row] = 0
+            stem[row, i, 1, 1] = sign
+            skip[row] = 0
+            skip[row, below + row] = 1.0
+    weights[f"{last}.out_layers.3.weight"][: 2 * channels] = 0
+    out *= 0.08
+    out[:, : 2 * channels] = 0
+    for i in range(channels):
+        out[i, i, 1, 1], out[i, channels + i, 1, 1] = 0.95, -0.95
+    return weights
+
+
 def vae(shapes: Shapes) -> dict[str, Tensor]:
-    """TAESD-shaped weights. ReLU halves the variance (hence √2); small residual branches keep ten blocks tame."""
+    """TAESD-shaped weights. ReLU halves the variance (hence √2); small residual branches keep it tame."""
     weights = fill("vae", shapes)
     for key, value in weights.items():
         if value.ndim == 4:
