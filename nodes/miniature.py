@@ -14,7 +14,7 @@ class MIPMiniatureLoader(io.ComfyNode):
             category="MIP-Adapter",
             description=(
                 "A tiny stand-in for SDXL with text encoders, VAE and image encoder: nothing to download, a "
-                "128×128 picture in a second on a CPU. Its weights are seeded and not trained yet, so pictures "
+                "128×128 picture in a second on a CPU. Its weights are seeded, not trained yet, so pictures "
                 "look like coloured noise: use it to try the wiring and for tests, not to make art."
             ),
             inputs=[],

@@ -1,0 +1,195 @@
+"""The demo: a shipped workflow, posted to a running server and followed to its pictures.
+
+python -m miniature.demo prepare --base-directory DIR      photographs and adapters, before the server starts
+python -m miniature.demo run --server URL --output DIR     post, follow, download
+"""
+
+import argparse
+import asyncio
+import importlib.util
+import json
+import shutil
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from . import seeded
+
+WORKFLOW = Path(__file__).with_name("demo_api.json")
+PHOTOGRAPHS = {
+    "cat.png": "chelsea.png",
+    "coffee.png": "coffee.png",
+    "rocket.jpg": "rocket.jpg",
+    "astronaut.png": "astronaut.png",
+}
+UNTRAINED = (
+    "The miniature is seeded, not trained yet: its pictures are coloured noise. What they show is the "
+    "wiring: same seed, same references, two merges, two different pictures."
+)
+QUIET_S = 300  # without a word from the server for so long, something hangs
+
+
+class DemoError(Exception):
+    """Why there is no picture, in a sentence for the reader."""
+
+
+def prepare(base: Path) -> None:
+    """Put photographs (from scikit-image's wheel) and seeded adapters where the server looks for them."""
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise DemoError("The demo's photographs come with scikit-image: pip install scikit-image.")
+    inputs = base / "input"
+    inputs.mkdir(parents=True, exist_ok=True)
+    for name, source in PHOTOGRAPHS.items():
+        shutil.copyfile(Path(spec.origin).parent / "data" / source, inputs / name)
+    seeded.write_adapters(base / "models" / "ipadapter")
+
+
+async def run(server: str, output: Path, workflow: dict[str, Any]) -> list[Path]:
+    """Post an API-format workflow, follow it, download its pictures; DemoError with the server's reason."""
+    client = uuid.uuid4().hex
+    try:
+        async with aiohttp.ClientSession(server) as session:
+            # listen before posting, so that no message is missed
+            async with session.ws_connect(f"/ws?clientId={client}", max_msg_size=0) as messages:
+                prompt_id = await _post(session, workflow, client)
+                await _follow(messages, prompt_id, workflow)
+            return await _download(session, prompt_id, output)
+    except aiohttp.ClientError as error:
+        raise DemoError(f"No conversation with the server at {server}: {error}") from error
+
+
+async def _post(session: aiohttp.ClientSession, workflow: dict[str, Any], client: str) -> str:
+    async with session.post("/prompt", json={"prompt": workflow, "client_id": client}) as answer:
+        body = await answer.json(content_type=None)
+    if answer.status == 200 and not body.get("node_errors"):
+        return body["prompt_id"]
+    reasons = [
+        f"{_title(workflow, node)}: {error['message']}: {error['details']}"
+        for node, found in (body.get("node_errors") or {}).items()
+        for error in found["errors"]
+    ]
+    error = body.get("error") or {}
+    reasons = reasons or [f"{error.get('message', answer.reason)} {error.get('details', '')}"]
+    raise DemoError("The server refused the workflow. " + "; ".join(reasons))
+
+
+async def _follow(
+    messages: aiohttp.ClientWebSocketResponse, prompt_id: str, workflow: dict[str, Any]
+) -> None:
+    line = ProgressLine()
+    try:
+        while True:
+            message = await messages.receive(timeout=QUIET_S)
+            if message.type is aiohttp.WSMsgType.BINARY:  # previews
+                continue
+            if message.type is not aiohttp.WSMsgType.TEXT:
+                raise DemoError(
+                    "The server closed the connection before the pictures were done; see its log."
+                )
+            event = json.loads(message.data)
+            data = event.get("data") or {}
+            if data.get("prompt_id") != prompt_id:
+                continue
+            if _finished(event["type"], data, line, workflow):
+                return
+    except asyncio.TimeoutError as error:
+        raise DemoError(f"The server said nothing for {QUIET_S} seconds.") from error
+    finally:
+        line.end()
+
+
+def _finished(kind: str, data: dict[str, Any], line: "ProgressLine", workflow: dict[str, Any]) -> bool:
+    if kind == "execution_error":
+        raise DemoError(
+            f"{_title(workflow, data.get('node_id'))} failed: "
+            f"{data.get('exception_type')}: {data.get('exception_message', '').strip()}"
+        )
+    if kind == "execution_interrupted":
+        raise DemoError(f"The run was interrupted at {_title(workflow, data.get('node_id'))}.")
+    if kind == "executing" and data.get("node") is not None:
+        line.show(_title(workflow, data["node"]))
+    elif kind == "progress":
+        line.show(_title(workflow, data.get("node")), data["value"], data["max"])
+    return kind == "execution_success"
+
+
+async def _download(session: aiohttp.ClientSession, prompt_id: str, output: Path) -> list[Path]:
+    async with session.get(f"/history/{prompt_id}") as answer:
+        history = (await answer.json())[prompt_id]
+    pictures = [
+        picture
+        for node in history["outputs"].values()
+        for picture in node.get("images", ())
+        if picture["type"] == "output"
+    ]
+    if not pictures:
+        raise DemoError("The workflow ended without a picture.")
+    output.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for picture in pictures:
+        async with session.get("/view", params=picture) as answer:
+            answer.raise_for_status()
+            paths.append(output / Path(picture["filename"]).name)
+            paths[-1].write_bytes(await answer.read())
+    return sorted(paths)
+
+
+def _title(workflow: dict[str, Any], node: object) -> str:
+    entry = workflow.get(str(node))
+    if entry is None:
+        return f"node {node}"
+    return entry.get("_meta", {}).get("title") or entry["class_type"]
+
+
+class ProgressLine:
+    """One line that is rewritten in a terminal, and one line a node elsewhere."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stdout.isatty()
+        self.node = ""
+
+    def show(self, node: str, value: int = 0, total: int = 0) -> None:
+        if self.terminal:
+            bar = f"  {'█' * (20 * value // total):░<20} {value}/{total}" if total else ""
+            print(f"\r\033[K  {node}{bar}", end="", flush=True)
+        elif node != self.node:
+            print(f"  {node}", flush=True)
+        self.node = node
+
+    def end(self) -> None:
+        if self.terminal:
+            print("\r\033[K", end="", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m miniature.demo", description=__doc__.splitlines()[0])
+    steps = parser.add_subparsers(dest="step", required=True)
+    step = steps.add_parser("prepare", help="photographs and adapters into a server's folders")
+    step.add_argument("--base-directory", type=Path, required=True)
+    step = steps.add_parser("run", help="post the workflow to a running server and fetch its pictures")
+    step.add_argument("--server", required=True, help="for example http://127.0.0.1:8188")
+    step.add_argument("--output", type=Path, required=True)
+    step.add_argument("--workflow", type=Path, default=WORKFLOW, help="another workflow, in API format")
+    options = parser.parse_args(arguments)
+    try:
+        if options.step == "prepare":
+            prepare(options.base_directory)
+            return 0
+        workflow = json.loads(options.workflow.read_text(encoding="utf-8"))
+        paths = asyncio.run(run(options.server, options.output, workflow))
+    except DemoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for path in paths:
+        print(path.resolve())
+    if options.workflow == WORKFLOW:
+        print(UNTRAINED)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
