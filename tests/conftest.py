@@ -1,0 +1,118 @@
+"""Fixtures: the pack under the name `mip_adapter`, a ComfyUI to import, a ComfyUI that serves, a browser."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROME_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+CHROME_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+CHROME_PLACES = (
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    r"C:\Program Files\Google\Chrome\Application\chrome.exe",
+    r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",
+)
+
+
+def _load_mip():
+    """mip.py as the module `mip`, by path: the repository's root must not be on sys.path, because its
+    `nodes` would hide the host's."""
+    if "mip" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("mip", ROOT / "mip.py")
+        assert spec and spec.loader
+        sys.modules["mip"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["mip"])
+    return sys.modules["mip"]
+
+
+mip = _load_mip()
+mip.load_package()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m "not host"` leaves the tests that need no ComfyUI."""
+    for item in items:
+        if {"host", "server", "browser"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.host)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Repeat what failed before the tests, so that it is not lost above them."""
+    if failed := os.environ.get("MIP_ADAPTER_FAILED_STEPS"):
+        terminalreporter.write_line(f"FAILED before the tests: {failed}", red=True)
+
+
+def host_folder() -> Path:
+    """The ComfyUI to test against: COMFYUI_PATH, or the one that mip.py unpacked."""
+    try:
+        folder = mip.given_host() or mip.unpacked_host_folder()
+    except mip.Problem as problem:
+        pytest.fail(str(problem), pytrace=False)
+    if not folder.is_dir():
+        pytest.fail("No ComfyUI here yet: run `python mip.py test` once, or set COMFYUI_PATH.", pytrace=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """ComfyUI's modules, importable from here on: on the CPU, with folders of its own.
+
+    `host.folder` is the checkout, `host.base` its models, input and output. Ask for this fixture in
+    every test that imports comfy, folder_paths, … or `mip_adapter.nodes`, and import them inside the test.
+    """
+    folder, base = host_folder(), tmp_path_factory.mktemp("host")
+    for name in mip.FOLDERS:
+        (base / name).mkdir()
+    sys.path.insert(0, str(folder))
+    args = importlib.import_module("comfy.cli_args").args
+    args.cpu, args.base_directory = True, str(base)
+    return SimpleNamespace(folder=folder, base=base)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory):
+    """A running ComfyUI with this pack: `server.url`, `server.base` (models, input, output), `server.log`."""
+    with mip.Server(sys.executable, host_folder(), tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+def find_chrome() -> str | None:
+    if given := os.environ.get("CHROME_PATH"):
+        return given
+    on_path = (shutil.which(name) for name in CHROME_NAMES)
+    return next((path for path in (*on_path, *CHROME_PLACES) if path and Path(path).exists()), None)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    """Playwright's Browser over a Chromium of the machine; without one the test is skipped, in CI it fails."""
+    chrome = find_chrome()
+    if chrome is None:
+        reason = "No Chromium or Chrome on this machine: install one, or set CHROME_PATH, to run this test."
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chrome, args=CHROME_FLAGS)
+        yield running
+        running.close()
