@@ -1,0 +1,112 @@
+"""An adapter in memory: its spec, its image projection, its weights at every site."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .files import read_tensors
+from .foreign import foreign_kind
+from .site_keys import PARTS, site_numbers
+from .spec import AdapterSpec, detect
+
+
+class SiteWeights(NamedTuple):
+    """One site: to_k and to_v [C, X]; head [C] is the fusion head's row w, or None."""
+
+    to_k: Tensor
+    to_v: Tensor
+    head: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """image_proj: keys without prefix; sites: by number N. Tensors are mapped from the file, on the CPU."""
+
+    name: str
+    spec: AdapterSpec
+    image_proj: Mapping[str, Tensor]
+    sites: Mapping[int, SiteWeights]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Adapter:
+        return self  # frozen, up to 1 GB: a copy of whatever refers to it shares it
+
+
+def load_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapter:
+    """Reads, recognises and validates a file. name: how messages call it, the file's name by default.
+
+    Raises ValueError, one plain sentence, for every file that is not a sound adapter.
+    """
+    name = name or Path(path).name
+    tensors, _ = read_tensors(path)
+    return build_adapter(tensors, name)
+
+
+def build_adapter(tensors: Mapping[str, Tensor], name: str) -> Adapter:
+    """tensors: flat keys (`image_proj.…`, `ip_adapter.…`); they are kept, not copied."""
+    spec = detect(tensors, name)
+    check_finite(tensors, name)
+    sites = {}
+    for number, _ in spec.sites:
+        to_k, to_v, head = (tensors.get(f"ip_adapter.{number}.{part}") for part in PARTS)
+        assert to_k is not None and to_v is not None  # detect has seen them
+        sites[number] = SiteWeights(to_k, to_v, None if head is None else head[0])
+    projection = {k.removeprefix("image_proj."): t for k, t in tensors.items() if k.startswith("image_proj.")}
+    return Adapter(name, spec, MappingProxyType(projection), MappingProxyType(sites))
+
+
+def load_head(path: str | os.PathLike[str], name: str | None = None) -> Mapping[int, Tensor]:
+    """The fusion head's rows w [C] by site number, from a head's own file or any adapter that has one."""
+    name = name or Path(path).name
+    tensors, _ = read_tensors(path)
+    rows = {k.removeprefix("ip_adapter."): t for k, t in tensors.items() if k.endswith(PARTS[2])}
+    if len(rows) < len(tensors):  # more than a head: it must be a sound adapter
+        spec = detect(tensors, name)
+        if not spec.has_head:
+            raise ValueError(
+                f"“{name}” has no fusion head (no text_to_weight keys): it is an {spec}. Choose a "
+                "MIP-Adapter file or a saved head, or leave head_name empty."
+            )
+    foreign_kind(tensors, name)
+    expected = [f"{number}.{PARTS[2]}" for number in site_numbers(rows)]
+    if set(rows) != set(expected):
+        absent = [key for key in expected if key not in rows][:4] or ["a readable site number"]
+        raise ValueError(
+            f"“{name}” is not a complete fusion head: {', '.join(absent)} missing. Download or save it again."
+        )
+    for key, row in rows.items():
+        if row.ndim != 2 or row.shape[0] != 1 or not row.is_floating_point():
+            raise ValueError(
+                f"“{name}” has a fusion head of the wrong shape: {key} is {list(row.shape)} {row.dtype}, "
+                "expected [1, C] floating-point numbers. Choose another file."
+            )
+    check_finite(rows, name)
+    return MappingProxyType({n: rows[key][0] for n, key in zip(site_numbers(rows), expected, strict=True)})
+
+
+def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raises ValueError naming the first tensors that hold NaN or infinity."""
+    bad = [key for key, tensor in tensors.items() if not _finite(tensor)]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise ValueError(
+            f"“{name}” holds NaN or infinite numbers in {', '.join(bad[:3])}{more}: it is damaged or its "
+            "training diverged. Download it again, or choose another file."
+        )
+
+
+def _finite(tensor: Tensor) -> bool:
+    """One vectorised pass: a NaN or an infinity shows in the extremes."""
+    if tensor.is_meta or tensor.numel() == 0:
+        return True
+    if tensor.dtype.itemsize == 1:  # fp8 has no arithmetic on the CPU
+        tensor = tensor.to(torch.float32)
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) & torch.isfinite(high))

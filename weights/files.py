@@ -1,0 +1,162 @@
+"""Weights files to tensors: `.safetensors`, and torch pickles that are never executed.
+
+The format is read from the first bytes, not from the name: many a `.bin` was renamed to `.safetensors`.
+Tensors stay memory-mapped, on the CPU, in their own dtype.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from .foreign import foreign_kind
+from .layout import flat_keys
+from .pickles import forbidden_name
+
+_AGAIN = "Download it again, or choose another file."
+_FOLDERS = "Adapters belong into models/ipadapter or models/mip_adapter."
+_NOT_WEIGHTS = (  # first bytes -> what the file is
+    (b"\x00\x05\x16\x07", "a macOS side file (AppleDouble, '._' files from an external drive), not weights. "
+     "Choose the file of the same name without '._'."),
+    (b"version https://git-lfs", "a Git LFS pointer of a few lines, not the weights themselves. "
+     "Run 'git lfs pull' where you cloned it, or download the file itself."),
+    (b"GGUF", "a GGUF file; adapters come as .safetensors or .bin. Choose another file."),
+    (b"Rar!", "a RAR archive: unpack it first."),
+    (b"7z\xbc\xaf", "a 7z archive: unpack it first."),
+    (b"\x1f\x8b", "a gzip archive: unpack it first."),
+    (b"\x89PNG", "a picture, not weights. Choose an adapter file."),
+    (b"\xff\xd8\xff", "a picture, not weights. Choose an adapter file."),
+)  # fmt: skip
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by flat key (`image_proj.…`, `ip_adapter.…`, whatever nesting the file has) and metadata.
+
+    Keys of files that are no adapters come back as they are, so that they can be named. Raises
+    ValueError, one sentence, for everything that is not a readable file of tensors.
+    """
+    path = Path(path)
+    kind = _sniff(path)
+    try:
+        if kind == "safetensors":
+            tensors, metadata = _read_safetensors(path)
+            others: list[str] = []
+        else:
+            tensors, others = _flatten(_read_torch(path, zipped=kind == "zip"), path.name)
+            metadata = {}
+    except ValueError:
+        raise
+    except (Exception, MemoryError) as error:  # safetensors, torch, zipfile and pickle each have their own
+        raise ValueError(_broken(path, error)) from error
+    return _checked(flat_keys(tensors, path.name), others, path.name), metadata
+
+
+def _sniff(path: Path) -> str:
+    """'safetensors', 'zip' (torch), 'pickle' (torch before 1.6); ValueError for anything else."""
+    name = path.name
+    if path.is_dir():
+        raise ValueError(f"“{name}” is a folder, expected a .safetensors or .bin file inside it. {_FOLDERS}")
+    if name.startswith("._"):
+        raise ValueError(f"“{name}” is {_NOT_WEIGHTS[0][1]}")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            head = stream.read(512)
+    except FileNotFoundError:
+        raise ValueError(f"There is no file “{name}” any more (looked for {path}). {_FOLDERS}") from None
+    except (OSError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"“{name}” cannot be opened ({reason}). Check its name and permissions.") from error
+    if size == 0:
+        raise ValueError(f"“{name}” is empty (0 bytes): the download never started. {_AGAIN}")
+    for magic, sentence in _NOT_WEIGHTS:
+        if head.startswith(magic):
+            raise ValueError(f"“{name}” is {sentence}")
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    length = int.from_bytes(head[:8], "little")  # safetensors: u64 header length, then JSON
+    if head[8:9] == b"{" and length >= 2:
+        if length > size - 8:
+            raise ValueError(
+                f"“{name}” is cut off: its header says {length:,} bytes, the file has {size:,}. {_AGAIN}"
+            )
+        return "safetensors"
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "pickle"
+    raise ValueError(_unknown(name, head, length, size))
+
+
+def _unknown(name: str, head: bytes, length: int, size: int) -> str:
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")):
+        return (f"“{name}” is a web page, saved in place of the file. Use the page's download button "
+                "(on Hugging Face the link with 'resolve', not 'blob').")  # fmt: skip
+    if text.startswith((b"{", b"[")):
+        return f"“{name}” is a JSON text (a config or an error message), not weights. {_AGAIN}"
+    if name.lower().endswith((".safetensors", ".sft")):
+        return (f"“{name}” is no safetensors file: it announces a header of {length:,} bytes in {size:,} "
+                f"(HeaderTooLarge), so it is damaged or another kind of file. {_AGAIN}")  # fmt: skip
+    return (f"“{name}” starts with {head[:8].hex(' ')}, which is neither a .safetensors nor a torch file. "
+            f"{_AGAIN}")  # fmt: skip
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(str(path), framework="pt", device="cpu") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def _read_torch(path: Path, zipped: bool) -> Any:
+    bad = forbidden_name(path, zipped)
+    if bad is not None:
+        raise ValueError(
+            f"“{path.name}” is a pickle that wants to run '{bad}'; weights need no code, so it was not "
+            "opened. Take its .safetensors version, or a file that holds tensors only."
+        )
+    # A compressed record cannot be mapped: its bytes are not the numbers.
+    mmap = zipped and all(r.compress_type == zipfile.ZIP_STORED for r in zipfile.ZipFile(path).infolist())
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _flatten(loaded: Any, name: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Nested mappings to dotted keys; also the keys whose values are not tensors."""
+    if not isinstance(loaded, Mapping):
+        got = type(loaded).__name__
+        raise ValueError(f"“{name}” holds a {got}, expected named tensors. Choose an adapter file.")
+    tensors: dict[str, Tensor] = {}
+    others: list[str] = []
+
+    def visit(mapping: Mapping[Any, Any], prefix: str, depth: int) -> None:
+        for key, value in mapping.items():
+            if isinstance(value, Mapping) and depth < 3:  # a pickle may contain itself
+                visit(value, f"{prefix}{key}.", depth + 1)
+            elif isinstance(value, Tensor):
+                tensors[f"{prefix}{key}"] = value.detach()
+            else:
+                others.append(f"{prefix}{key}")
+
+    visit(loaded, "", 0)
+    return tensors, others
+
+
+def _checked(tensors: dict[str, Tensor], others: list[str], name: str) -> dict[str, Tensor]:
+    """Refuses values that are no plain tensors, naming the kind of file when its keys tell it."""
+    others = others + [k for k, t in tensors.items() if t.layout != torch.strided or t.is_quantized]
+    if others or not tensors:
+        foreign_kind(tensors, name)
+        what = f"'{others[0]}' is not a tensor" if others else "it holds no tensors"
+        raise ValueError(f"“{name}” is not an adapter: {what}, expected tensors only. Choose another file.")
+    return tensors
+
+
+def _broken(path: Path, error: BaseException) -> str:
+    reason = re.sub(r"\s+", " ", str(error)).strip().removeprefix("Error while deserializing header: ")
+    reason = f"{type(error).__name__}: {reason[:160]}" if reason else type(error).__name__
+    return f"“{path.name}” is damaged or cut off, it cannot be read ({reason}). {_AGAIN}"

@@ -1,0 +1,94 @@
+"""Files that are often chosen in place of an adapter, recognised by their keys and named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+_ADAPTER = "Choose a MIP-Adapter or IP-Adapter file for SDXL or SD1.5."
+_EMBEDDING = "Write embedding:name into the prompt instead."
+_FACE = "It reads face embeddings (InsightFace), not pictures. Choose a plus-face adapter for faces."
+
+_UNSUPPORTED = f"It is not supported. {_ADAPTER}"
+_UNSUPPORTED_FACE = f"It is not supported. {_FACE}"
+
+# kind; what must occur in its keys (lines: all of them, |: one of them); how to mend. First match wins.
+_BY_KEY = (
+    ("a PuLID adapter", "pulid_encoder.|pulid_ca.|id_adapter|image_proj.mapping_|id_embedding_mapping.",
+     _UNSUPPORTED),
+    ("a Flux IP-Adapter (XLabs)", "ip_adapter_double_stream|ip_adapter_proj_model.", _UNSUPPORTED),
+    ("an IP-Adapter for Stable Diffusion 3", ".norm_ip.|image_proj.time_embedding.|image_proj.time_proj.",
+     _UNSUPPORTED),
+    ("an IP-Adapter FaceID Plus", "image_proj.perceiver_resampler.", _UNSUPPORTED_FACE),
+    ("an IP-Adapter FaceID", "ip_adapter.0.to_q_lora.|ip_adapter.1.to_q_lora.", _UNSUPPORTED_FACE),
+    ("an MS-Diffusion adapter", "image_proj.dummy_image_tokens|image_proj.grounding", _UNSUPPORTED),
+    ("a LoRA", "lora_unet_|lora_te|.lora_down.|.lora_up.|.lora_A.|.lora_B.|.lora.down.|.lora.up."
+     "|.lora_linear_layer.|.hada_w1|.lokr_w|.oft_blocks|.dora_scale|_lora.down.", "Load it with Load LoRA."),
+    ("a ControlNet", "control_model.|input_hint_block.|controlnet_cond_embedding.|controlnet_down_blocks."
+     "|controlnet_blocks.|zero_convs.", "Load it with Load ControlNet Model."),
+    ("a T2I-Adapter", "body.0.in_conv.|body.0.block1.|adapter.body.0.",
+     "Load it with Load ControlNet Model."),
+    ("an AnimateDiff motion module", "motion_modules.", f"It is no image adapter. {_ADAPTER}"),
+    ("a full checkpoint", "model.diffusion_model.\nfirst_stage_model.|cond_stage_model.|conditioner.",
+     "Load it with Load Checkpoint."),
+    ("a UNet", "input_blocks.|down_blocks.\noutput_blocks.|up_blocks.|middle_block.|mid_block.\nattn2.to_k.",
+     "Load it with Load Diffusion Model."),
+    ("a diffusion model", "model.diffusion_model.|double_blocks.|joint_blocks.|transformer_blocks.0.attn",
+     "Load it with Load Diffusion Model."),
+    ("a CLIP image encoder", "vision_model.encoder.|visual.transformer.|visual.conv1.|visual_projection.",
+     "Put it into models/clip_vision and load it with Load CLIP Vision."),
+    ("a text encoder", "text_model.encoder.|transformer.resblocks.|encoder.block.0.|model.embed_tokens.",
+     "Load it with Load CLIP."),
+    ("a VAE", "decoder.conv_in.|decoder.up.|decoder.up_blocks.|decoder.mid|taesd_|encoder.down.",
+     "Load it with Load VAE."),
+    ("a Flux Redux style model", "redux_down.|redux_up.", "Load it with Load Style Model."),
+    ("a style model", "style_embedding", "Load it with Load Style Model."),
+    ("a textual inversion embedding", "string_to_param|emb_params", _EMBEDDING),
+    ("an upscaler", "rdb1.conv1|RDB1.conv1|conv_first.|params_ema.|upsampler.0.|model.1.sub.0.",
+     "Load it with Load Upscale Model."),
+)  # fmt: skip
+
+
+def foreign_kind(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raises ValueError if the file is recognised as something else than an adapter we support.
+
+    tensors: flat keys as `read_tensors` gives them. Says nothing of files it does not recognise.
+    """
+    kind, mend = _by_shape(tensors) or _by_key(tensors) or (None, "")
+    if kind is not None:
+        raise ValueError(f"“{name}” is {kind}, expected a MIP-Adapter or IP-Adapter. {mend}")
+
+
+def _by_key(keys: Iterable[str]) -> tuple[str, str] | None:
+    if set(keys) and set(keys) <= {"clip_l", "clip_g", "t5xxl"}:
+        return "a textual inversion embedding", _EMBEDDING
+    text = "\n" + "\n".join(keys)  # one search through all keys
+    for kind, signs, mend in _BY_KEY:
+        if all(any(sign in text for sign in line.split("|")) for line in signs.split("\n")):
+            return kind, mend
+    return None
+
+
+def _by_shape(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """IP-Adapters whose keys look like ours and whose numbers do not."""
+
+    def shape(key: str) -> tuple[int, ...]:
+        return tuple(tensors[key].shape) if key in tensors else ()
+
+    keys = [k for k in tensors if k.endswith(".to_k_ip.weight")]
+    contexts = {shape(k)[-1] for k in keys if len(shape(k)) == 2}
+    latents, proj_in = shape("image_proj.latents"), shape("image_proj.proj_in.weight")
+    if 4096 in contexts or any(k.endswith(".to_k_ip.bias") for k in tensors):
+        return "an IP-Adapter for Flux", _UNSUPPORTED
+    to_out = shape("image_proj.perceiver_resampler.layers.0.0.to_out.weight")
+    if to_out[:1] == (4096,):
+        return "an IP-Adapter FaceID Plus for Kolors", _UNSUPPORTED
+    if len(latents) == 3 and latents[2] == 2048 and contexts <= {2048}:
+        return "an IP-Adapter for Kolors", _UNSUPPORTED
+    if len(proj_in) == 2 and proj_in[1] == 512 and 2048 in contexts:
+        return "a face adapter for SDXL (InstantID, or FaceID portrait unnorm)", _UNSUPPORTED_FACE
+    faces = "image_proj.proj.2.weight" in tensors and "image_proj.proj.3.weight" not in tensors
+    if faces and not any("_lora." in k or ".perceiver_resampler." in k for k in tensors):
+        return "an IP-Adapter FaceID Portrait", _UNSUPPORTED_FACE
+    return None

@@ -1,0 +1,39 @@
+"""The key layouts in which the same adapter is published, brought to one."""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# What the official training script saves, and what is published.
+_PREFIXES = (("image_proj_model.", "image_proj."), ("adapter_modules.", "ip_adapter."))
+_BARE_SITE = re.compile(r"\d+\.(to_k_ip|to_v_ip|text_to_weight)\.weight")
+
+
+def flat_keys(tensors: dict[str, T], name: str) -> dict[str, T]:
+    """`image_proj.…` and `ip_adapter.N.…` keys; a training checkpoint's `unet.…` is dropped.
+
+    Keys of other files are left alone. Raises ValueError where two keys would become one.
+    """
+    training = any(key.startswith(old) for key in tensors for old, _ in _PREFIXES)
+    flat: dict[str, T] = {}
+    for key, tensor in tensors.items():
+        if training and key.startswith("unet."):
+            continue
+        new = _renamed(key)
+        if new in flat:
+            raise ValueError(
+                f"“{name}” holds '{new}' twice, in the training and in the published layout. "
+                "Save it again with one of them."
+            )
+        flat[new] = tensor
+    return flat
+
+
+def _renamed(key: str) -> str:
+    for old, new in _PREFIXES:
+        if key.startswith(old):
+            return new + key[len(old) :]
+    return f"ip_adapter.{key}" if _BARE_SITE.fullmatch(key) else key

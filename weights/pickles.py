@@ -1,0 +1,55 @@
+"""What a torch file's pickle would call, read without running it.
+
+`torch.load(weights_only=True)` already refuses foreign code. We look first, because other packs replace
+`torch.load`, old torch versions had holes in it, and because this way the offending name can be told.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import re
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+_SAFE = {
+    "collections OrderedDict",
+    "torch Size",
+    "torch device",
+    "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_tensor",
+    "torch._utils _rebuild_tensor_v2",
+    "torch.nn.parameter Parameter",
+    "torch.storage TypedStorage",
+    "torch.storage UntypedStorage",
+}
+_SAFE_TORCH = re.compile(r"torch(\.cuda)? (\w+Storage|b?float\w*|u?int\d+|double|half|bool|long|short|uint8)")
+# Opcodes that fetch or build objects by other ways than GLOBAL; torch.save (protocol 2) writes none of them.
+_NEVER = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"}
+_LEGACY_PICKLES = 5  # magic number, protocol, machine, the object, the storages' keys; raw numbers follow
+
+
+def forbidden_name(path: Path, zipped: bool) -> str | None:
+    """The first thing the file's pickles would call that weights do not need, or None.
+
+    Raises whatever a broken pickle or archive raises: the caller words it.
+    """
+    if not zipped:
+        with path.open("rb") as stream:
+            return next((bad for _ in range(_LEGACY_PICKLES) if (bad := _scan(stream))), None)
+    with zipfile.ZipFile(path) as archive:
+        pickles = [n for n in archive.namelist() if n == "data.pkl" or n.endswith(("/data.pkl", ".pkl"))]
+        if not pickles:
+            raise ValueError("the archive holds no data.pkl")
+        return next((bad for n in pickles if (bad := _scan(io.BytesIO(archive.read(n))))), None)
+
+
+def _scan(stream: BinaryIO) -> str | None:
+    """Reads one pickle up to its STOP."""
+    for opcode, argument, _ in pickletools.genops(stream):
+        if opcode.name in _NEVER:
+            return opcode.name
+        if opcode.name == "GLOBAL" and argument not in _SAFE and not _SAFE_TORCH.fullmatch(str(argument)):
+            return str(argument).replace(" ", ".")
+    return None

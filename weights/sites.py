@@ -1,0 +1,140 @@
+"""The UNet's cross-attention sites: where they are, how adapters number them, whether an adapter fits.
+
+Walks the host's blocks by their attributes only, so that it needs no table of architectures and works
+on the meta device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .spec import AdapterSpec, architecture
+
+SiteKey = tuple[str, int, int]  # the host's patch key: ("input" | "middle" | "output", block, index)
+
+_ARCHITECTURE_NAMES = {  # the host's class -> what its users call it
+    "OpenAISignatureMMDITWrapper": "Stable Diffusion 3",
+    "MMDiT": "Stable Diffusion 3",
+    "HunYuanDiT": "Hunyuan-DiT",
+    "StageC": "Stable Cascade",
+    "StageB": "Stable Cascade",
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One cross-attention. number N: how adapters call it; width C; context_dim: the text's width."""
+
+    key: SiteKey
+    number: int
+    width: int
+    heads: int
+    context_dim: int
+
+
+def unet_sites(unet: Any) -> tuple[Site, ...]:
+    """All sites in the order of their numbers.
+
+    N counts every attention in diffusers' order: down blocks, up blocks, middle last; a transformer
+    block counts its self-attention, then its cross-attention. Raises ValueError without any site.
+    """
+    if not hasattr(unet, "input_blocks") or not hasattr(unet, "output_blocks"):
+        raise ValueError(_no_cross_attention(unet))
+    sites = []
+    number = 0
+    for key, block in _transformer_blocks(unet):
+        for attention in ("attn1", "attn2"):
+            module = getattr(block, attention, None)
+            if module is None:
+                continue
+            if attention == "attn2":
+                sites.append(_site(key, number, module))
+            number += 1
+    if not sites:
+        raise ValueError(_no_cross_attention(unet))
+    return tuple(sites)
+
+
+def cross_attention(unet: Any, key: SiteKey) -> Any:
+    """The attn2 module of a site: it has to_q, to_k, to_v, to_out."""
+    return next(block for found, block in _transformer_blocks(unet) if found == key).attn2
+
+
+def _transformer_blocks(unet: Any) -> Iterator[tuple[SiteKey, Any]]:
+    middle = getattr(unet, "middle_block", None)
+    for place, blocks in (
+        ("input", unet.input_blocks),
+        ("output", unet.output_blocks),
+        ("middle", () if middle is None else (middle,)),
+    ):
+        for position, layers in enumerate(blocks):
+            inside = (block for layer in layers for block in getattr(layer, "transformer_blocks", ()))
+            for index, block in enumerate(inside):
+                yield (place, position, index), block
+
+
+def _site(key: SiteKey, number: int, attn2: Any) -> Site:
+    return Site(key, number, _rows(attn2.to_q), attn2.heads, _columns(attn2.to_k))
+
+
+def _rows(linear: Any) -> int:
+    return getattr(linear, "out_features", None) or linear.weight.shape[0]
+
+
+def _columns(linear: Any) -> int:
+    # in_features first: quantised layers keep their weight in other shapes
+    return getattr(linear, "in_features", None) or linear.weight.shape[1]
+
+
+def _no_cross_attention(unet: Any) -> str:
+    kind = type(unet).__name__
+    kind = _ARCHITECTURE_NAMES.get(kind, kind)
+    article = "an" if kind[:1] in "AEIOU" else "a"
+    return (
+        f"This model has no cross-attention UNet (it is {article} {kind}): MIP-Adapter works with SD1.5, "
+        "SDXL and their derivatives. Load such a checkpoint."
+    )
+
+
+def check_sites(spec: AdapterSpec, name: str, sites: Sequence[Site]) -> None:
+    """Raises ValueError if the adapter (spec, name) does not belong to the UNet that has these sites."""
+    context = sites[0].context_dim
+    numbered = tuple((site.number, site.width) for site in sites)
+    if context == spec.context_dim and numbered == spec.sites:
+        return
+    adapter = _called(spec.context_dim, len(spec.sites), spec.architecture)
+    model = _called(context, len(sites), architecture(context, numbered))
+    if context == spec.context_dim and len(sites) == len(spec.sites):
+        own = dict(spec.sites)
+        number, width = next((n, w) for n, w in numbered if own.get(n) != w)
+        model += f" (at site {number} the model is {width} wide, the adapter {own.get(number)})"
+    raise ValueError(
+        f"“{name}” is an adapter for {adapter}, and this model is {model}. Load a checkpoint "
+        "that belongs to the adapter, or choose the adapter for this model."
+    )
+
+
+def check_head(head: Mapping[int, Tensor], name: str, sites: Sequence[Site]) -> None:
+    """Raises ValueError if a fusion head from another file does not belong to these sites."""
+    got = {number: row.shape[0] for number, row in head.items()}
+    want = {site.number: site.width for site in sites}
+    if got != want:
+        wrong = next(n for n in sorted(want | got) if want.get(n) != got.get(n))
+        widths = f"site {wrong}: head {got.get(wrong, 'none')}, model {want.get(wrong, 'none')} wide"
+        raise ValueError(
+            f"The fusion head “{name}” has {len(got)} rows and this model has {len(want)} sites ({widths}): "
+            "it was trained for another model. Choose a head for this one, or leave head_name empty."
+        )
+
+
+def _called(context_dim: int, count: int, known: str) -> str:
+    """Name and shape of a UNet, as an artist knows it."""
+    if known != "custom":
+        return known
+    families = {2048: "SDXL's family", 768: "SD1.x", 1024: "SD2.x", 1280: "the SDXL refiner"}
+    family = families.get(context_dim, "a UNet of its own kind")
+    return f"{family} with {count} cross-attention sites and context width {context_dim}"

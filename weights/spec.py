@@ -1,0 +1,171 @@
+"""What an adapter is, read from its keys and shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from .families import family_of, projection_shapes
+from .foreign import foreign_kind
+from .site_keys import PARTS, site_numbers, site_shapes
+
+Family = Literal["base", "plus", "full-face"]
+Output = Literal["image_embeds", "penultimate_hidden_states"]
+
+ENCODERS = {
+    ("image_embeds", 1280): "CLIP ViT-bigG/14",
+    ("image_embeds", 1024): "CLIP ViT-H/14",
+    ("image_embeds", 768): "CLIP ViT-L/14",
+    ("penultimate_hidden_states", 1664): "CLIP ViT-bigG/14",
+    ("penultimate_hidden_states", 1280): "CLIP ViT-H/14",
+    ("penultimate_hidden_states", 1024): "CLIP ViT-L/14",
+}
+# Context width and (sites, width C) runs in the order of their numbers: down, up, middle.
+ARCHITECTURES = {
+    "SDXL": (2048, ((4, 640), (20, 1280), (30, 1280), (6, 640), (10, 1280))),
+    "SD1.5": (768, ((2, 320), (2, 640), (2, 1280), (3, 1280), (3, 640), (3, 320), (1, 1280))),
+}
+
+
+@dataclass(frozen=True)
+class EncoderNeed:
+    """The image encoder an adapter was trained with, and which of its outputs it reads.
+
+    name: as the model pages call it, e.g. 'CLIP ViT-H/14'; a phrase where the width is of none we know.
+    """
+
+    name: str
+    output: Output
+    width: int
+
+
+def encoder_need(output: Output, width: int) -> EncoderNeed:
+    """Names the encoder by the width of its output."""
+    what = "image embeddings" if output == "image_embeds" else "hidden states"
+    name = ENCODERS.get((output, width), f"an image encoder with {width}-wide {what}")
+    return EncoderNeed(name, output, width)
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """family, widths and sites of one adapter. tokens is None where the encoder's token count decides.
+
+    sites: (number N, width C), ascending N.
+    """
+
+    family: Family
+    context_dim: int
+    tokens: int | None
+    encoder: EncoderNeed
+    has_head: bool
+    sites: tuple[tuple[int, int], ...]
+
+    @property
+    def architecture(self) -> str:
+        """'SDXL', 'SD1.5' or 'custom'."""
+        return architecture(self.context_dim, self.sites)
+
+    def __str__(self) -> str:
+        kind = "MIP-Adapter" if self.has_head else "IP-Adapter"
+        target = self.architecture
+        if target == "custom":
+            target = f"a UNet with {len(self.sites)} sites and context width {self.context_dim}"
+        tokens = "a token per image patch" if self.tokens is None else f"{self.tokens} tokens"
+        head = "with fusion head" if self.has_head else "no fusion head"
+        return f"{kind} {self.family} for {target}, {tokens}, {self.encoder.name}, {head}"
+
+
+def architecture(context_dim: int, sites: Iterable[tuple[int, int]]) -> str:
+    """Names the UNet that has exactly these sites; 'custom' if it is none we know."""
+    widths = [width for _, width in sites]
+    for name, (context, runs) in ARCHITECTURES.items():
+        if context == context_dim and widths == [width for count, width in runs for _ in range(count)]:
+            return name
+    return "custom"
+
+
+def detect(tensors: Mapping[str, Tensor], name: str = "this file") -> AdapterSpec:
+    """tensors: flat keys as `read_tensors` gives them.
+
+    Raises ValueError naming the file's kind if it is no adapter we support, or every key that is
+    missing, too many or of the wrong shape.
+    """
+    foreign_kind(tensors, name)
+    projection = {k.removeprefix("image_proj."): t for k, t in tensors.items() if k.startswith("image_proj.")}
+    kv = {k.removeprefix("ip_adapter."): t for k, t in tensors.items() if k.startswith("ip_adapter.")}
+    _check_layout(tensors, projection, kv, name)
+    family = family_of(projection)
+    if family is None:
+        raise ValueError(
+            f"“{name}” has an image projection of an unknown kind ({_some(projection)}), expected a linear "
+            "one, a Resampler or an MLP. Choose a MIP-Adapter or IP-Adapter file for SDXL or SD1.5."
+        )
+    dims, expected = projection_shapes(family, projection)
+    wanted = {f"image_proj.{key}": shape for key, shape in expected.items()}
+    wanted |= {f"ip_adapter.{key}": shape for key, shape in site_shapes(kv, dims.context).items()}
+    _check_complete(tensors, wanted, name)
+    output: Output = "image_embeds" if family == "base" else "penultimate_hidden_states"
+    return AdapterSpec(
+        family=family,
+        context_dim=dims.context,
+        tokens=dims.tokens,
+        encoder=encoder_need(output, dims.encoder),
+        has_head=any(key.endswith(PARTS[2]) for key in kv),
+        sites=tuple((number, kv[f"{number}.{PARTS[0]}"].shape[0]) for number in site_numbers(kv)),
+    )
+
+
+def _check_layout(
+    tensors: Mapping[str, Tensor], projection: Mapping[str, Tensor], kv: Mapping[str, Tensor], name: str
+) -> None:
+    choose = "Choose a MIP-Adapter or IP-Adapter file."
+    if kv and all(key.endswith(PARTS[2]) for key in kv) and not projection:
+        raise ValueError(
+            f"“{name}” holds only a fusion head, expected a whole adapter. Choose it as head_name of the "
+            "MIP Fusion Head node instead."
+        )
+    if not projection and not kv:
+        raise ValueError(
+            f"“{name}” is not an adapter: it holds {_some(tensors)}, expected image_proj.… and "
+            f"ip_adapter.… keys. {choose}"
+        )
+    if not projection or not kv:
+        got, lacks = ("ip_adapter", "image_proj") if kv else ("image_proj", "ip_adapter")
+        raise ValueError(f"“{name}” holds {got}.… keys and no {lacks}.… keys: half an adapter. {choose}")
+    if extra := [k for k in tensors if not k.startswith(("image_proj.", "ip_adapter."))]:
+        raise ValueError(f"“{name}” holds unexpected keys beside the adapter: {_some(extra)}. {choose}")
+
+
+def _check_complete(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], name: str) -> None:
+    """wanted: the shape of every key the adapter must have, and no other key."""
+    problems = []
+    if missing := [k for k in wanted if k not in tensors]:
+        problems.append(f"missing {_some(missing)}")
+    if extra := [k for k in tensors if k not in wanted]:
+        problems.append(f"unexpected {_some(extra)}")
+    wrong = [
+        f"{k} is {list(tensors[k].shape)}, expected {list(shape)}"
+        for k, shape in wanted.items()
+        if k in tensors and tuple(tensors[k].shape) != shape
+    ]
+    wrong += [
+        f"{k} holds {str(tensors[k].dtype).removeprefix('torch.')}, expected floating-point numbers"
+        for k in wanted
+        if k in tensors and not tensors[k].is_floating_point()
+    ]
+    if wrong:
+        problems.append(_some(wrong))
+    if problems:
+        raise ValueError(
+            f"“{name}” is not a complete adapter: {'; '.join(problems)}. "
+            "Download it again, or choose another file."
+        )
+
+
+def _some(keys: Iterable[str], limit: int = 4) -> str:
+    keys = list(keys)
+    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
+    return ", ".join(key[:120] for key in keys[:limit]) + more
