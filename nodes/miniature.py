@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..miniature import host_bundle
+from .types import CATEGORY
 
 
 class MIPMiniatureLoader(io.ComfyNode):
@@ -11,7 +12,7 @@ class MIPMiniatureLoader(io.ComfyNode):
         return io.Schema(
             node_id="MIPMiniatureLoader",
             display_name="Load Miniature (MIP)",
-            category="MIP-Adapter",
+            category=CATEGORY,
             description=(
                 "A tiny stand-in for SDXL with text encoders, VAE and image encoder: nothing to download, a "
                 "128×128 picture in a second on a CPU. Its weights are seeded, not trained yet, so pictures "
