@@ -35,6 +35,11 @@ class Adapter:
     image_proj: Mapping[str, Tensor]
     sites: Mapping[int, SiteWeights]
 
+    @property
+    def head(self) -> Mapping[int, Tensor]:
+        """The fusion head's rows [C] by site number; empty for weights without one."""
+        return {number: site.head for number, site in self.sites.items() if site.head is not None}
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Adapter:
         return self  # frozen, up to 1 GB: a copy of whatever refers to it shares it
 

@@ -59,9 +59,9 @@ def unet_sites(unet: Any) -> tuple[Site, ...]:
     return tuple(sites)
 
 
-def cross_attention(unet: Any, key: SiteKey) -> Any:
-    """The attn2 module of a site: it has to_q, to_k, to_v, to_out."""
-    return next(block for found, block in _transformer_blocks(unet) if found == key).attn2
+def cross_attentions(unet: Any) -> dict[SiteKey, Any]:
+    """The attn2 module of every site: it has to_q, to_k, to_v, to_out."""
+    return {key: block.attn2 for key, block in _transformer_blocks(unet) if getattr(block, "attn2", None) is not None}
 
 
 def _transformer_blocks(unet: Any) -> Iterator[tuple[SiteKey, Any]]:

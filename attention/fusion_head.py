@@ -1,0 +1,17 @@
+"""The fusion head: a trained gate that says where image features should speak (paper §3.3; step 5 of the method)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def fusion_gate(text: Tensor, weight: Tensor, strength: float = 1.0) -> Tensor:
+    """g̃ = g / mean_n g with g = sigmoid(w . Z_text).
+
+    text [B, N, C] is the text attention before to_out; weight [C] is the site's `text_to_weight` row. Returns [B, N]
+    float32 with mean 1 over the positions; `strength` blends linearly from 1 to g̃, which keeps the mean.
+    """
+    gate = torch.sigmoid(torch.matmul(text, weight).float())
+    gate = gate / gate.mean(-1, keepdim=True)
+    return gate if strength == 1.0 else torch.lerp(torch.ones_like(gate), gate, strength)

@@ -1,0 +1,164 @@
+"""What a patch must know about the UNet call it is part of: which rows are conditional, which part of the canvas they
+show, whose UNet is running. The host tells none of it to a patch directly; three wrappers carry it down the call stack.
+
+The index in `cond_or_uncond` is a position in the guider's own list of conds: 0 is the positive for most guiders, the
+negative for DualCFG, and whatever a post-CFG function (PAG, SAG) happens to evaluate. The guider's names are the truth,
+and each cond carries a uuid that leads back to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import comfy.patcher_extension
+import torch.nn.functional as F
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..weights.sites import cross_attentions
+from .plan import Plan, SiteKey
+from .site import Run
+
+NAMES, FRAME, CALL = "mip_adapter_names", "mip_adapter_frame", "mip_adapter_call"
+
+Area = tuple[int, ...] | None  # (height, width, y, x) in latent pixels, or the whole canvas
+
+
+class Frame(NamedTuple):
+    """One evaluation of several conds: per index whether it is conditional, per uuid its area, and the canvas' size."""
+
+    conditional: tuple[bool, ...]
+    areas: Mapping[Any, Area]
+    canvas: tuple[int, int]
+
+
+class Call:
+    """One UNet call; made once, shared by all sites and all of our patches in it."""
+
+    def __init__(self, unet: Any, batch: int, options: Mapping[str, Any]) -> None:
+        self.unet = unet
+        self._options = options
+        self._regions: dict[tuple[Plan, Area, tuple[int, int]], Tensor] = {}
+        self._runs = _runs(batch, options)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], batch: int, unet: Any) -> Call:
+        """The call in progress; made on the spot where a host calls patches without our wrappers."""
+        return options.get(CALL) or cls(unet, batch, options)
+
+    @cached_property
+    def sigma(self) -> float:
+        """Noise level of this call. Costs a device sync, so it is read at most once a call and only when asked for."""
+        sigmas = self._options.get("sigmas")
+        return float(sigmas.flatten()[0]) if sigmas is not None else float("inf")
+
+    @cached_property
+    def attentions(self) -> dict[SiteKey, Any]:
+        """The running UNet's cross-attention modules."""
+        return cross_attentions(self.unet)
+
+    def runs(self, plan: Plan, site_size: tuple[int, int]) -> list[Run]:
+        """Rows of the batch by treatment; site_size (h, w) is the resolution at the site."""
+        if plan.regions is None:
+            return [Run(start, stop, conditional) for start, stop, conditional, _ in self._runs]
+        return [
+            Run(start, stop, conditional, self._region(plan, area, site_size))
+            for start, stop, conditional, area in self._runs
+        ]
+
+    def _region(self, plan: Plan, area: Area, site_size: tuple[int, int]) -> Tensor:
+        key = (plan, area, site_size)
+        if key not in self._regions:
+            frame: Frame | None = self._options.get(FRAME)
+            maps = plan.regions
+            assert maps is not None
+            if area is not None and frame is not None:
+                height, width, y, x = area
+                maps = _resize(maps, frame.canvas)[:, y : y + height, x : x + width]
+            self._regions[key] = _resize(maps, site_size).flatten(1).unsqueeze(1)  # [M, 1, N]
+        return self._regions[key]
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if maps.shape[-2:] == size:
+        return maps
+    return F.interpolate(maps.unsqueeze(0), size=size, mode="bilinear", align_corners=False, antialias=True).squeeze(0)
+
+
+def _runs(batch: int, options: Mapping[str, Any]) -> list[tuple[int, int, bool, Area]]:
+    """Consecutive rows of equal branch and area, merged: [(start, stop, conditional, area)]."""
+    indices = options.get("cond_or_uncond") or [0]
+    uuids = options.get("uuids") or [None] * len(indices)
+    frame: Frame | None = options.get(FRAME)
+    rows = batch // len(indices)
+    runs: list[tuple[int, int, bool, Area]] = []
+    for chunk, (index, uuid) in enumerate(zip(indices, uuids, strict=False)):
+        conditional = frame.conditional[index] if frame and index < len(frame.conditional) else index == 0
+        area = frame.areas.get(uuid) if frame else None
+        start, stop = chunk * rows, (chunk + 1) * rows
+        if runs and runs[-1][2:] == (conditional, area):
+            runs[-1] = (runs[-1][0], stop, conditional, area)
+        else:
+            runs.append((start, stop, conditional, area))
+    return runs
+
+
+def _with(options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    return {**options, "transformer_options": {**options.get("transformer_options", {}), **more}}
+
+
+def _name_conds(executor: Callable, x: Tensor, timestep: Tensor, model_options: dict = {}, seed: int | None = None):  # noqa: B006
+    """PREDICT_NOISE: note which cond goes by which name in the guider. Lists are told apart by their first cond, since
+    the host appends copies of other lists' conds to even out areas."""
+    conds = getattr(executor.class_obj, "conds", {})
+    names = {group[0].get("uuid"): name for name, group in conds.items() if group}
+    return executor(x, timestep, _with(model_options, **{NAMES: names}), seed)
+
+
+def _frame_conds(executor: Callable, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict):
+    """CALC_COND_BATCH: which indices of this evaluation are conditional, and which areas they cover."""
+    names = model_options.get("transformer_options", {}).get(NAMES, {})
+
+    def conditional(index: int, group: list | None) -> bool:
+        name = names.get(group[0].get("uuid")) if group else None
+        return index == 0 if name is None else "negative" not in name
+
+    areas = {cond.get("uuid"): _area(cond.get("area")) for group in conds if group for cond in group}
+    frame = Frame(tuple(conditional(i, group) for i, group in enumerate(conds)), areas, tuple(x.shape[-2:]))
+    return executor(model, conds, x, timestep, _with(model_options, **{FRAME: frame}))
+
+
+def _area(area: Any) -> Area:
+    return tuple(area) if area is not None and len(area) == 4 and not isinstance(area[0], str) else None
+
+
+def _describe_call(
+    executor: Callable,
+    x: Tensor,
+    timesteps=None,
+    context=None,
+    y=None,
+    control=None,
+    transformer_options: dict = {},
+    **kwargs: Any,
+):  # noqa: B006
+    """DIFFUSION_MODEL: one Call for all sites of this UNet call."""
+    call = Call(executor.class_obj, x.shape[0], transformer_options)
+    return executor(x, timesteps, context, y, control, {**transformer_options, CALL: call}, **kwargs)
+
+
+WRAPPERS = (
+    (WrappersMP.PREDICT_NOISE, _name_conds),
+    (WrappersMP.CALC_COND_BATCH, _frame_conds),
+    (WrappersMP.DIFFUSION_MODEL, _describe_call),
+)
+
+
+def install_wrappers(model_options: dict) -> None:
+    """Once per model, however many times the adapter is applied. They lie beside the patches in transformer_options, so
+    that they go wherever the patches go."""
+    for kind, wrapper in WRAPPERS:
+        if not comfy.patcher_extension.get_wrappers_with_key(kind, CALL, model_options, is_model_options=True):
+            comfy.patcher_extension.add_wrapper_with_key(kind, CALL, wrapper, model_options, is_model_options=True)

@@ -1,0 +1,101 @@
+"""Pictures and words to features, with the encoders that the host has loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..weights.adapter import Adapter
+from ..weights.projection import project
+from .plan import References
+from .reference import MAX_OBJECTS, Reference
+
+END_OF_TEXT = 49407  # CLIP's end token
+CLIP_WORDS = 75  # 77 positions without start and end
+
+
+def encode_references(references: tuple[Reference, ...], adapter: Adapter, clip: Any, clip_vision: Any) -> References:
+    """Encode all references for `adapter`. Raises ValueError for wrong encoders and unusable texts."""
+    if not references:
+        raise ValueError("There are no references: connect at least one MIP Reference (a picture and its object text).")
+    if len(references) > MAX_OBJECTS:
+        raise ValueError(f"There are {len(references)} references; at most {MAX_OBJECTS} are supported.")
+    texts = tuple(encode_object_text(clip, reference.text, adapter) for reference in references)
+    tokens = [project(adapter, encode_pictures(clip_vision, reference.images, adapter)) for reference in references]
+    null = project(adapter, _null_features(clip_vision, adapter))
+    return References(
+        names=tuple(reference.text for reference in references),
+        # Several pictures of one object: the projected tokens are averaged (step 8).
+        tokens=torch.stack([each.mean(0) for each in tokens]),
+        null_tokens=null[0],
+        texts=texts,
+        weights=tuple(reference.weight for reference in references),
+        regions=_regions(references),
+    )
+
+
+def encode_object_text(clip: Any, text: str, adapter: Adapter) -> Tensor:
+    """The content tokens [L, X] of an object text, encoded on its own: positions 1…L of the text encoder's output."""
+    tokens = clip.tokenize(text)
+    chunks = tokens.get("l", next(iter(tokens.values()))) if isinstance(tokens, dict) else tokens
+    ids = [entry[0] for entry in chunks[0]]
+    count = ids.index(END_OF_TEXT) - 1 if END_OF_TEXT in ids else CLIP_WORDS + 1
+    if len(chunks) > 1 or count > CLIP_WORDS:
+        raise ValueError(
+            f"The object text “{text[:40]}…” is longer than {CLIP_WORDS} tokens: name the object in a few words "
+            "and leave the description to the prompt."
+        )
+    if count < 1:
+        raise ValueError(f"The object text “{text}” contains no words for the text encoder; name the object.")
+    encoded = clip.encode_from_tokens(tokens)
+    if encoded.shape[-1] != adapter.spec.context_dim:
+        raise ValueError(
+            f"The text encoder gives {encoded.shape[-1]} values a token, but “{adapter.name}” is an adapter for "
+            f"{adapter.spec.architecture} with {adapter.spec.context_dim}: connect the CLIP of the checkpoint that is being sampled."
+        )
+    return encoded[0, 1 : 1 + count].float()
+
+
+def encode_pictures(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tensor:
+    """Features of pictures [B, H, W, 3]: [B, E] or [B, P, E], as the adapter's family needs them."""
+    output = clip_vision.encode_image(images)
+    features = output[adapter.spec.encoder.output]
+    need = adapter.spec.encoder
+    if features.shape[-1] != need.width:
+        raise ValueError(
+            f"“{adapter.name}” needs {need.name} as image encoder ({need.output} {need.width} wide); the one connected "
+            f"gives {features.shape[-1]}. Load {need.name} with Load CLIP Vision."
+        )
+    return features.float()
+
+
+def _null_features(clip_vision: Any, adapter: Adapter) -> Tensor:
+    """What the unconditional branch sees: a zero embedding (base family), or an encoded all-zero pixel tensor, zero
+    *after* normalisation (the families that read hidden states; that is what the official code feeds)."""
+    need = adapter.spec.encoder
+    if need.output == "image_embeds":
+        return torch.zeros(1, need.width)
+    side = getattr(clip_vision, "image_size", 224)
+    device = getattr(clip_vision, "load_device", torch.device("cpu"))
+    black = torch.zeros(1, 3, side, side, device=device)
+    return clip_vision.model(pixel_values=black, intermediate_output=-2)[1].float().cpu()
+
+
+def _regions(references: tuple[Reference, ...]) -> Tensor | None:
+    """[M, H, W] at the largest region's size; an object without one may act everywhere. None if nobody has one."""
+    given = [reference.region for reference in references if reference.region is not None]
+    if not given:
+        return None
+    size = max((region.shape[-2:] for region in given), key=lambda shape: shape[0] * shape[1])
+    full = torch.ones(1, *size)
+    maps = [
+        full
+        if r.region is None
+        else torch.nn.functional.interpolate(
+            r.region.unsqueeze(0), size=tuple(size), mode="bilinear", align_corners=False
+        ).squeeze(0)
+        for r in references
+    ]
+    return torch.cat(maps)

@@ -1,0 +1,127 @@
+"""The patch: a thin shell around the frozen plan, one at every cross-attention site of a ModelPatcher's clone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from typing import Any, NamedTuple
+
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor
+
+from .host_call import Call, install_wrappers
+from .plan import Plan, SiteKey
+from .site import fuse
+
+
+class Window(NamedTuple):
+    """Noise levels at which a patch acts: end <= sigma <= start."""
+
+    start: float
+    end: float
+
+    @classmethod
+    def of(cls, model: Any, start_percent: float, end_percent: float) -> Window | None:
+        """None for all steps, which needs no look at sigma."""
+        if start_percent <= 0 and end_percent >= 1:
+            return None
+        sampling = model.get_model_object("model_sampling")
+        return cls(sampling.percent_to_sigma(start_percent), sampling.percent_to_sigma(end_percent))
+
+    def contains(self, sigma: float) -> bool:
+        return self.end <= sigma <= self.start
+
+
+class SitePatch:
+    """Replacement for one cross-attention, chained to whatever stood there before.
+
+    The plan is shared by all copies (the host deep-copies model options on every clone). A shell may gain guests:
+    IPAdapter_plus, applied after us, hands its callback to the slot's occupant with `add`; the clone that it works on
+    then has its own list, and its parent keeps sampling as before.
+    """
+
+    def __init__(self, plan: Plan, key: SiteKey, unet: Any, window: Window | None, occupant: Callable | None) -> None:
+        self.plan, self.key, self.unet, self.window, self.occupant = plan, key, unet, window, occupant
+        self.guests: tuple[tuple[Callable, dict], ...] = ()
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
+        return self._attend(q, k, v, extra_options, keep_text=False)[0].to(q.dtype)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, options: dict, keep_text: bool) -> tuple[Tensor, Tensor | None]:
+        """The attention with our term and our guests', and Z_text where somebody needs it unchanged."""
+        call = Call.of(options, q.shape[0], self.unet)
+        acts = self.window is None or self.window.contains(call.sigma)
+        site = self.plan.sites[self.key]
+        needs_text = keep_text or (acts and site.head is not None)
+        out, text = self._before(q, k, v, options, needs_text)
+        if acts:
+            if text is not None and out is text and (keep_text or text.requires_grad):
+                out = text.clone()  # fuse() writes into `out`
+            attention = call.attentions[self.key]
+            site_size = tuple(options["activations_shape"][-2:]) if self.plan.regions is not None else (0, 0)
+            out = fuse(
+                out.contiguous(),
+                text,
+                q,
+                self.plan,
+                site,
+                call.runs(self.plan, site_size),
+                # The module's forward, not its weight: LoRA, low-VRAM casting and fp8 happen there.
+                lambda: attention.to_k(site.object_text.to(q)),
+            )
+        for callback, kwargs in self.guests:
+            if Window(kwargs.get("sigma_start", float("inf")), kwargs.get("sigma_end", 0.0)).contains(call.sigma):
+                out = out + callback(out, q, k, v, options, **kwargs)
+        return out, text
+
+    def _before(self, q: Tensor, k: Tensor, v: Tensor, options: dict, needs_text: bool) -> tuple[Tensor, Tensor | None]:
+        """What the slot would give without us, and Z_text. `out` is ours to write into; it may be `text` itself."""
+        if isinstance(self.occupant, SitePatch):
+            return self.occupant._attend(q, k, v, options, keep_text=needs_text)
+        text = None
+        if self.occupant is None or needs_text:
+            text = optimized_attention(
+                q,
+                k,
+                v,
+                options["n_heads"],
+                attn_precision=options.get("attn_precision"),
+                transformer_options=options,
+            )
+        return (self.occupant(q, k, v, options).clone() if self.occupant is not None else text), text
+
+    def add(self, callback: Callable, **kwargs: Any) -> None:
+        """Protocol of IPAdapter_plus: out += callback(out, q, k, v, extra_options, **kwargs) within its sigmas."""
+        self.guests += ((callback, kwargs),)
+
+    def to(self, device_or_dtype: Any) -> SitePatch:
+        """The host moves patches with their model. The plan stays (a few MB, cast at use); an occupant may move."""
+        if hasattr(self.occupant, "to"):
+            self.occupant = self.occupant.to(device_or_dtype)
+        return self
+
+    def models(self) -> list:
+        """Models the host must load with this patch: none of ours, perhaps the occupant's."""
+        return self.occupant.models() if hasattr(self.occupant, "models") else []
+
+    def __deepcopy__(self, memo: dict) -> SitePatch:
+        return copy(self)  # a new shell: same plan, same occupant, its own (immutable) tuple of guests
+
+
+def install(model: Any, plan: Plan, start_percent: float, end_percent: float) -> Any:
+    """A clone of `model` (ModelPatcher) that samples with the plan; `model` itself is untouched."""
+    patched = model.clone()
+    window = Window.of(model, start_percent, end_percent)
+    unet = model.model.diffusion_model
+    occupied = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
+    for key in plan.sites:
+        occupant = occupied.get(key, occupied.get(key[:2]))
+        patched.set_model_attn2_replace(SitePatch(plan, key, unet, window, occupant), *key)
+    install_wrappers(patched.model_options)
+    return patched
+
+
+def compute_dtype(model: Any) -> torch.dtype:
+    """The dtype activations have while sampling: fp8 and other storage formats are cast to it."""
+    return model.get_model_object("manual_cast_dtype") or model.model.get_dtype()

@@ -1,0 +1,49 @@
+"""Gated block attention to the image tokens of all objects at once (steps 2, 6 and 9 of the method).
+
+The definition, Σ_i gate_i · softmax(q K_iᵀ/√d) V_i, needs M attentions and M full-size products. The gates are one number
+per position, so they may as well multiply the probabilities: two thin matrix products do the whole merge,
+
+    Z += [gate_1 P_1 … gate_M P_M] [V_1; …; V_M]        P_i = softmax over the T tokens of object i.
+
+Everything is laid out [h, tokens, positions]: then the heads of q are a view of [B, N, C] without a copy, both softmaxes
+run over long contiguous rows, and the last product adds straight into the text attention's memory.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def split_queries(q: Tensor, heads: int) -> Tensor:
+    """[B, N, h·d] -> [h, d, B·N], a view."""
+    return q.reshape(-1, heads, q.shape[-1] // heads).permute(1, 2, 0)
+
+
+def block_attention(queries: Tensor, keys: Tensor, blocks: int) -> Tensor:
+    """Attention probabilities with one softmax per object.
+
+    queries [h, d, P]; keys [h, blocks·T, d], already divided by sqrt(d). Returns [h, blocks, T, P].
+    """
+    return torch.bmm(keys, queries).unflatten(1, (blocks, -1)).softmax(2)
+
+
+def restrict_joint(probabilities: Tensor, region: Tensor) -> Tensor:
+    """Regions for the joint softmax of "concat": tokens of an object vanish outside its region and the others take over.
+
+    probabilities [h, 1, M·T, P] of one softmax; region [M, 1, P]. Returns [h, M, T, P]:
+    P_i r_i / Σ_j r_j |P_j| · max_j r_j, the same as adding log r_i to the logits.
+    """
+    allowed = probabilities.squeeze(1).unflatten(1, (region.shape[0], -1)) * region
+    mass = allowed.sum((1, 2), keepdim=True)
+    return allowed / mass.clamp_min(torch.finfo(mass.dtype).tiny) * region.amax(0)
+
+
+def accumulate(out: Tensor, probabilities: Tensor, values: Tensor) -> None:
+    """out += probabilities · values, in place.
+
+    out [B, N, h·d] contiguous; probabilities [h, blocks, T, P = B·N]; values [h, blocks·T, d].
+    """
+    heads, _, width = values.shape
+    per_head = out.view(-1, heads, width).transpose(0, 1)  # [h, P, d], strided view of `out`
+    per_head.baddbmm_(probabilities.flatten(1, 2).transpose(1, 2), values)

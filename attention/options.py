@@ -1,0 +1,71 @@
+"""What the artist chooses about the merge: frozen values, checked when they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+Strategy = Literal["relevance", "uniform", "sum", "concat"]
+Normalization = Literal["sum", "mean"]
+Gate = Literal["image", "text", "off"]
+
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
+NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
+GATES: tuple[str, ...] = get_args(Gate)
+
+
+def _one_of(what: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{what} is {value!r}; choose one of {', '.join(allowed)}.")
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How the image features of several objects become one.
+
+    strategy: "relevance" (the paper: Σ Ã_i Z_i), "uniform" (1/M each), "sum" (1 each), "concat" (one softmax over the
+    image tokens of all objects together: plain IP-Adapter with several pictures).
+    normalization: "sum" (official code, weights add up to 1) or "mean" (the paper's A_i / mean A, weights add up to M).
+    background: strength of a competitor that claims positions no object text cares about; 0 is the official behaviour,
+    1 competes like an object of average relevance. sharpness: power on the relevance; > 1 lets the winner take more.
+    The last three act on "relevance" only.
+    """
+
+    strategy: Strategy = "relevance"
+    normalization: Normalization = "sum"
+    background: float = 0.0
+    sharpness: float = 1.0
+
+    def __post_init__(self) -> None:
+        _one_of("merge strategy", self.strategy, STRATEGIES)
+        _one_of("normalization", self.normalization, NORMALIZATIONS)
+        if not self.background >= 0:
+            raise ValueError(f"background is {self.background}; it must be 0 (off) or more.")
+        if not self.sharpness > 0:
+            raise ValueError(f"sharpness is {self.sharpness}; it must be above 0 (1 is the paper's merge).")
+
+
+@dataclass(frozen=True, eq=False)
+class FusionHead:
+    """The trained gate: one row per site (number N of the checkpoint -> [C]), where it acts, and how strongly.
+
+    gate: "image" multiplies the merged image features (official code), "text" the text features (the paper's formula),
+    "off" leaves it out. strength blends from 1 (no gate) at 0 to the trained gate at 1.
+    """
+
+    weights: Mapping[int, Tensor]
+    gate: Gate = "image"
+    strength: float = 1.0
+    name: str = "fusion head"
+
+    def __post_init__(self) -> None:
+        _one_of("fusion head gate", self.gate, GATES)
+        if not 0 <= self.strength <= 2:
+            raise ValueError(f"fusion head strength is {self.strength}; it must lie between 0 and 2.")
+
+    @property
+    def active(self) -> bool:
+        return self.gate != "off" and self.strength != 0

@@ -1,0 +1,165 @@
+"""The plan: everything the references contribute to every site, computed once and never changed.
+
+Keys and values of the image tokens depend on references and adapter only, not on the UNet, the step or a LoRA. So they
+are compiled when the references are applied (a few MB for all sites) and the adapter itself is needed by nobody while
+pictures are made. Constant factors (1/√d, scale, object weight, 1/M) are folded in, so that they cost nothing per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..weights.adapter import Adapter
+from ..weights.sites import Site
+from .options import FusionHead, Merge
+from .relevance import flat_shares
+
+SiteKey = tuple[str, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """References as the method sees them: M objects, T image tokens each, X the width of the text context.
+
+    tokens [M, T, X]; null_tokens [T, X], the unconditional branch's; texts M × [L_i, X], the content tokens of each
+    object's text encoded on its own; weights [M]; regions [M, H, W] in 0..1 on the whole canvas, or None.
+    """
+
+    names: tuple[str, ...]
+    tokens: Tensor
+    null_tokens: Tensor
+    texts: tuple[Tensor, ...]
+    weights: tuple[float, ...]
+    regions: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SitePlan:
+    """One cross-attention: h heads of width d.
+
+    keys [h, M·T, d] and null_keys [h, T, d] are divided by sqrt(d); values and null_values of the same shapes carry scale,
+    object weights and constant shares; head [C] or None. object_text [L, X], all objects' content tokens over sqrt(d),
+    and average [M, h·L] (see `raw_relevance`) are shared by all sites of the same head layout.
+    """
+
+    heads: int
+    keys: Tensor
+    values: Tensor
+    null_keys: Tensor
+    null_values: Tensor
+    head: Tensor | None
+    object_text: Tensor
+    average: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    names: tuple[str, ...]
+    merge: Merge
+    gate: str
+    gate_strength: float
+    weights: Tensor  # [M, 1, 1] float32: the unconditional branch needs them beside its one set of values
+    regions: Tensor | None
+    sites: Mapping[SiteKey, SitePlan]
+
+    @property
+    def objects(self) -> int:
+        return len(self.names)
+
+    @property
+    def needs_relevance(self) -> bool:
+        """A lone object without competitor has the share 1 everywhere: nothing to measure."""
+        return self.merge.strategy == "relevance" and (self.objects > 1 or self.merge.background > 0)
+
+    @property
+    def joint(self) -> bool:
+        return self.merge.strategy == "concat"
+
+
+def compile_plan(
+    adapter: Adapter,
+    sites: Sequence[Site],
+    references: References,
+    *,
+    scale: float,
+    merge: Merge,
+    head: FusionHead,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Plan:
+    """Project the references through every site's to_k_ip and to_v_ip, in float32 on `device`; keep them as `dtype`.
+
+    Only one site's weights are on `device` at a time.
+    """
+    shared = _SharedText(references.texts, device, dtype)
+    tokens = references.tokens.to(device, torch.float32).flatten(0, 1)  # [M·T, X]
+    null = references.null_tokens.to(device, torch.float32)
+    weights = torch.tensor(references.weights, device=device, dtype=torch.float32).view(-1, 1, 1)
+    value_scale, null_scale = _constant_factors(weights, scale, merge, references.regions is not None)
+    per_token = value_scale.expand(-1, references.tokens.shape[1], -1).reshape(-1, 1)  # [M·T, 1]
+
+    plans: dict[SiteKey, SitePlan] = {}
+    for site in sites:
+        weight = adapter.sites[site.number]
+        to_k = weight.to_k.to(device, torch.float32)
+        to_v = weight.to_v.to(device, torch.float32)
+        width = site.width // site.heads
+
+        def heads_first(flat: Tensor, heads: int = site.heads) -> Tensor:  # [tokens, C] -> [h, tokens, d]
+            return flat.unflatten(-1, (heads, -1)).transpose(0, 1).to(dtype).contiguous()
+
+        object_text, average = shared.for_site(site.heads, width)
+        plans[site.key] = SitePlan(
+            heads=site.heads,
+            keys=heads_first(tokens @ to_k.T * width**-0.5),
+            values=heads_first(tokens @ to_v.T * per_token),
+            null_keys=heads_first(null @ to_k.T * width**-0.5),
+            null_values=heads_first(null @ to_v.T * null_scale),
+            head=head.weights[site.number].to(device, dtype) if head.active else None,
+            object_text=object_text,
+            average=average,
+        )
+    regions = None if references.regions is None else references.regions.to(device, torch.float32)
+    return Plan(references.names, merge, head.gate, head.strength, weights, regions, plans)
+
+
+def _constant_factors(weights: Tensor, scale: float, merge: Merge, regional: bool) -> tuple[Tensor, Tensor]:
+    """What can be folded into the values [M, 1, 1] and into the null values (one number).
+
+    Shares that do not vary over positions are constants: all but relevance for the objects, and every strategy for the
+    unconditional branch, where the empty text prefers no position. With regions all of them vary, and nothing folds.
+    """
+    objects = weights.shape[0]
+    if regional:
+        return weights * scale, weights.new_tensor(scale)
+    share = flat_shares(objects, merge).to(weights)
+    null_scale = scale * (weights * share).sum()
+    # "concat" is one softmax over all tokens: its probabilities are the shares already.
+    measured = merge.strategy == "concat" or (merge.strategy == "relevance" and (objects > 1 or merge.background > 0))
+    return (weights * scale if measured else weights * share * scale), null_scale
+
+
+class _SharedText:
+    """Object texts scaled for a head width, and averaging matrices for a number of heads: few distinct ones in a UNet."""
+
+    def __init__(self, texts: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> None:
+        self._text = torch.cat([text.to(device, torch.float32) for text in texts])  # [L, X]
+        self._counts = [text.shape[0] for text in texts]
+        self._dtype = dtype
+        self._made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def for_site(self, heads: int, width: int) -> tuple[Tensor, Tensor]:
+        if (heads, width) not in self._made:
+            # to_k is linear without bias: dividing the text by sqrt(d) divides the keys, once instead of at every step.
+            text = (self._text * width**-0.5).to(self._dtype)
+            rows = torch.zeros(len(self._counts), sum(self._counts))
+            start = 0
+            for i, count in enumerate(self._counts):
+                rows[i, start : start + count] = 1.0 / (count * heads)
+                start += count
+            self._made[heads, width] = text, rows.repeat(1, heads).to(self._text.device)
+        return self._made[heads, width]

@@ -1,0 +1,137 @@
+"""A reference: pictures of one object and the words that name it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAX_OBJECTS = 16
+MAX_WEIGHT = 3.0
+# CLIP sees 224 pixels; a picture of a few pixels is a mistake in the graph, not a reference.
+LEAST_SIDE = 8
+# Mask values below this do not count as the object when its bounding box is taken.
+MASK_THRESHOLD = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """images [B, H, W, 3] in 0..1, one or more pictures of the object, ready for the image encoder; text names the
+    object; weight multiplies its image features; region [1, H', W'] in 0..1 limits where it may act, on any canvas."""
+
+    images: Tensor
+    text: str
+    weight: float = 1.0
+    region: Tensor | None = None
+
+
+def make_reference(
+    image: Tensor,
+    text: str,
+    weight: float = 1.0,
+    image_mask: Tensor | None = None,
+    region: Tensor | None = None,
+) -> Reference:
+    """Check and prepare one reference.
+
+    image [B, H, W, 1, 3 or 4] (alpha is laid on white); image_mask [H, W] or [1 or B, H, W], 1 on the object: it is cut out
+    onto white and cropped to a square, as in the paper's training data; region [H, W] or [K, H, W], several are united.
+    Raises ValueError with a sentence for the artist.
+    """
+    text = text.strip()
+    if not text:
+        raise ValueError("The object text is empty: name the object of this picture in a word or two, such as “cat”.")
+    if not 0 <= weight <= MAX_WEIGHT:
+        raise ValueError(f"The weight of “{text}” is {weight}; it must lie between 0 and {MAX_WEIGHT:g}.")
+    images = _rgb_on_white(image, text)
+    if image_mask is not None:
+        images = _cut_out(images, _as_masks(image_mask, f"image_mask of “{text}”"), text)
+    return Reference(images, text, float(weight), None if region is None else _check_region(region, text))
+
+
+def _rgb_on_white(image: Tensor, text: str) -> Tensor:
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or image.shape[0] == 0:
+        raise ValueError(
+            f"The picture of “{text}” has the shape {list(image.shape)}; expected [pictures, height, width, 3 or 4 channels]."
+        )
+    height, width = image.shape[1:3]
+    if min(height, width) < LEAST_SIDE:
+        raise ValueError(
+            f"The picture of “{text}” is {width}×{height} pixels; use one of at least {LEAST_SIDE}×{LEAST_SIDE} "
+            "(224×224 or more is sensible)."
+        )
+    image = image.float()
+    if not torch.isfinite(image).all():
+        raise ValueError(f"The picture of “{text}” contains NaN or infinite values; check the node that makes it.")
+    if image.shape[-1] == 4:
+        alpha = image[..., 3:]
+        image = image[..., :3] * alpha + (1 - alpha)
+    return image.clamp(0, 1).expand(-1, -1, -1, 3)
+
+
+def _as_masks(mask: Tensor, what: str) -> Tensor:
+    """[H, W] or [B, H, W] -> [B, H, W] float in 0..1."""
+    if mask.ndim == 4 and 1 in (mask.shape[1], mask.shape[-1]):
+        mask = mask.squeeze(1) if mask.shape[1] == 1 else mask.squeeze(-1)
+    mask = mask.unsqueeze(0) if mask.ndim == 2 else mask
+    if mask.ndim != 3 or 0 in mask.shape:
+        raise ValueError(
+            f"The {what} has the shape {list(mask.shape)}; expected [height, width] or [masks, height, width]."
+        )
+    return mask.float().nan_to_num(0).clamp(0, 1)
+
+
+def _check_region(region: Tensor, text: str) -> Tensor:
+    united = _as_masks(region, f"region of “{text}”").amax(0, keepdim=True)
+    if not united.any():
+        raise ValueError(
+            f"The region of “{text}” is empty, so the object could act nowhere: paint where it may appear (white), "
+            "invert the mask, or disconnect the region."
+        )
+    return united
+
+
+def _cut_out(images: Tensor, masks: Tensor, text: str) -> Tensor:
+    """The object on white, cropped to its bounding box and padded to a square. Returns [B, S, S, 3].
+
+    Pictures of one batch are resized to the largest square of them.
+    """
+    count, height, width = images.shape[:3]
+    if masks.shape[0] not in (1, count):
+        raise ValueError(
+            f"“{text}” has {count} pictures and {masks.shape[0]} image masks; give one mask for all or one for each picture."
+        )
+    if masks.shape[1:] != (height, width):
+        masks = F.interpolate(masks.unsqueeze(1), size=(height, width), mode="bilinear", align_corners=False).squeeze(1)
+    squares = []
+    for picture, mask in zip(images, masks.expand(count, -1, -1), strict=True):
+        inside = mask > MASK_THRESHOLD
+        if not inside.any():
+            raise ValueError(
+                f"The image_mask of “{text}” is empty: it must be white on the object (invert it if it came from a "
+                "picture's transparency)."
+            )
+        rows, columns = inside.any(1).nonzero().flatten(), inside.any(0).nonzero().flatten()
+        box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+        alpha = mask[box].unsqueeze(-1)
+        squares.append(_square(picture[box] * alpha + (1 - alpha)))
+    side = max(square.shape[0] for square in squares)
+    return torch.stack([_resize(square, side) for square in squares])
+
+
+def _square(picture: Tensor) -> Tensor:
+    """[H, W, 3] centred on a white square."""
+    height, width = picture.shape[:2]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    pad = (0, 0, left, side - width - left, top, side - height - top)
+    return F.pad(picture, pad, value=1.0)
+
+
+def _resize(square: Tensor, side: int) -> Tensor:
+    if square.shape[0] == side:
+        return square
+    bigger = F.interpolate(square.movedim(-1, 0).unsqueeze(0), size=(side, side), mode="bicubic", antialias=True)
+    return bigger.squeeze(0).movedim(0, -1).clamp(0, 1)

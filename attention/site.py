@@ -1,0 +1,89 @@
+"""One cross-attention site: the equations of the method put together (step 6).
+
+image gate (official code):  Z = Z_text + Σ_i s w_i Ã_i g̃ Z_i        text gate (paper): Z = g̃ Z_text + Σ_i s w_i Ã_i Z_i
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .fusion_head import fusion_gate
+from .merge import accumulate, block_attention, restrict_joint, split_queries
+from .plan import Plan, SitePlan
+from .relevance import flat_shares, raw_relevance, shares
+
+
+class Run(NamedTuple):
+    """Consecutive rows of the batch that are treated alike: one branch of guidance, one area of the canvas."""
+
+    start: int
+    stop: int
+    conditional: bool
+    region: Tensor | None = None  # [M, 1, N] at this site's resolution
+
+
+def fuse(
+    out: Tensor,
+    text: Tensor | None,
+    q: Tensor,
+    plan: Plan,
+    site: SitePlan,
+    runs: Sequence[Run],
+    object_keys: Callable[[], Tensor],
+) -> Tensor:
+    """Add the objects' image features to `out` [B, N, C], in place.
+
+    text [B, N, C] is Z_text, needed when the site has a head; it may be `out` itself. q [B, N, C] are the queries.
+    object_keys() gives the UNet's own to_k of `site.object_text`, [L, C]; it is called at most once, and only when a
+    conditional row needs relevance.
+    """
+    gate = None
+    if site.head is not None:
+        assert text is not None, "a site with a head needs the text attention"
+        gate = fusion_gate(text, site.head, plan.gate_strength)  # [B, N]
+        if plan.gate == "text":
+            out = out + (gate - 1).unsqueeze(-1).to(out.dtype) * text
+            gate = None
+    keys: Tensor | None = None
+    for run in runs:
+        rows = slice(run.start, run.stop)
+        queries = split_queries(q[rows], site.heads)
+        if run.conditional:
+            if plan.needs_relevance and keys is None:
+                keys = object_keys().unflatten(-1, (site.heads, -1)).transpose(0, 1)  # [h, L, d], a view
+            share = _object_shares(queries, keys, plan, site, run)
+            attention = block_attention(queries, site.keys, 1 if plan.joint else plan.objects)
+            if plan.joint and run.region is not None:
+                attention = restrict_joint(attention, run.region.to(attention.dtype).repeat(1, 1, run.stop - run.start))
+            values = site.values
+        else:
+            share = None
+            if run.region is not None:
+                share = (flat_shares(plan.objects, plan.merge, run.region) * plan.weights).sum(0, keepdim=True)
+            attention = block_attention(queries, site.null_keys, 1)
+            values = site.null_values
+        share = _times(share, None if gate is None else gate[rows])
+        if share is not None:
+            share = share.expand(-1, run.stop - run.start, -1).flatten(1).unsqueeze(1)  # [M or 1, 1, B·N]
+            attention = attention * share.to(attention.dtype)
+        accumulate(out[rows], attention, values)
+    return out
+
+
+def _object_shares(queries: Tensor, keys: Tensor | None, plan: Plan, site: SitePlan, run: Run) -> Tensor | None:
+    """[M, B or 1, N], or None where the shares are constants that the plan has folded into the values."""
+    if plan.needs_relevance and keys is not None:
+        relevance = raw_relevance(queries, keys, site.average, run.stop - run.start)
+        return shares(relevance, plan.merge, run.region)
+    if run.region is not None and not plan.joint:
+        return flat_shares(plan.objects, plan.merge, run.region)
+    return None
+
+
+def _times(share: Tensor | None, gate: Tensor | None) -> Tensor | None:
+    if share is None or gate is None:
+        return share if gate is None else gate.unsqueeze(0)
+    return share * gate

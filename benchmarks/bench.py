@@ -1,0 +1,217 @@
+"""Added time of the merge at SDXL's cross-attention shapes: text only, official, plain IP-Adapter, ours.
+
+All four run in turn, round after round, so that a noisy machine disturbs them alike; medians of the rounds are compared
+as ratios. `--step` measures a whole UNet step instead, with random weights in the host's own SDXL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+from formulations import Site, official, plain_ip_adapter, text_only
+from measure import flops, peak_memory
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+X = 2048
+COUNTS = (1, 2, 2, 1)  # content tokens of object texts such as "cat" and "red jacket"
+SHAPES = ((4096, 640, 10), (1024, 1280, 20))
+CASES = tuple((m, t) for m in (2, 4) for t in (4, 16))
+
+
+def pack():
+    """This repository as the package `mip_adapter`, whatever its folder is called."""
+    spec = importlib.util.spec_from_file_location(
+        "mip_adapter", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["mip_adapter"] = module
+    spec.loader.exec_module(module)
+
+
+def make_site(n: int, c: int, heads: int, objects: int, tokens: int, device: torch.device, dtype: torch.dtype) -> Site:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, std: float = 1.0) -> Tensor:
+        return (torch.randn(*shape, generator=generator) * std).to(device, dtype)
+
+    rows = 2  # unconditional and conditional
+    projections = [draw(c, X, std=X**-0.5) for _ in range(4)]
+    return Site(
+        heads, 0.75, draw(rows, n, c), draw(rows, 77, c), draw(rows, 77, c), *projections, draw(c, std=c**-0.5),
+        draw(rows, objects, tokens, X), draw(rows, objects, 77, X), COUNTS[:objects],
+    )  # fmt: skip
+
+
+def ours(site: Site) -> Callable[[Site], Tensor]:
+    """Our merge of the same site, compiled beforehand as MIPApply does."""
+    from mip_adapter.attention.options import FusionHead, Merge
+    from mip_adapter.attention.plan import References, compile_plan
+    from mip_adapter.attention.site import Run, fuse
+    from mip_adapter.weights.adapter import Adapter, SiteWeights
+    from mip_adapter.weights.sites import Site as UNetSite
+
+    width = site.q.shape[-1]
+    adapter = Adapter("bench", None, {}, {1: SiteWeights(site.to_k_ip, site.to_v_ip, site.head)})
+    texts = tuple(site.object_text[1, i, 1 : 1 + n] for i, n in enumerate(site.counts))
+    names = tuple(f"object {i}" for i in range(len(texts)))
+    key = ("input", 4, 0)
+    plan = compile_plan(
+        adapter,
+        (UNetSite(key, 1, width, site.heads, X),),
+        References(names, site.image_tokens[1], site.image_tokens[0, 0], texts, (1.0,) * len(texts)),
+        scale=site.scale,
+        merge=Merge(),
+        head=FusionHead({1: site.head}),
+        device=site.q.device,
+        dtype=site.q.dtype,
+    )
+    compiled, runs = plan.sites[key], (Run(0, 1, False), Run(1, 2, True))
+
+    def run(site: Site) -> Tensor:
+        text = text_only(site)
+        return fuse(text, text, site.q, plan, compiled, runs, lambda: compiled.object_text @ site.to_k.T)
+
+    return run
+
+
+def same_inputs(site: Site) -> Site:
+    """The unconditional row sees one null token set and the text "": what the official code is fed."""
+    tokens, text = site.image_tokens.clone(), site.object_text.clone()
+    tokens[0] = tokens[0, :1]
+    text[0] = text[0, :1, :1]
+    return Site(**{**site.__dict__, "image_tokens": tokens, "object_text": text})
+
+
+def interleaved(contestants: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
+    """Median milliseconds of each."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds + 1):  # the first round warms up
+        for name, run in contestants.items():
+            _sync(device)
+            start = time.perf_counter()
+            run()
+            _sync(device)
+            if turn:
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _sync(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def bench_sites(rounds: int, device: torch.device, dtype: torch.dtype) -> list[dict]:
+    rows = []
+    for n, c, heads in SHAPES:
+        for objects, tokens in CASES:
+            site = same_inputs(make_site(n, c, heads, objects, tokens, device, dtype))
+            run = ours(site)
+            error = (run(site).float() - official(site).float()).abs().max() / official(site).float().abs().max()
+            contestants = {
+                "text": text_only,
+                "official": official,
+                "ip_adapter": plain_ip_adapter,
+                "ours": run,
+            }
+            calls = {name: (lambda f=f: f(site)) for name, f in contestants.items()}
+            ms = interleaved(calls, rounds, device)
+            added = {name: ms[name] - ms["text"] for name in ("official", "ip_adapter", "ours")}
+            extra = {name: flops(calls[name]) - flops(calls["text"]) for name in added}
+            memory = {name: peak_memory(calls[name], device) for name in calls}
+            rows.append(
+                {
+                    "positions": n, "channels": c, "objects": objects, "tokens": tokens, "milliseconds": ms,
+                    "ours_to_official": added["ours"] / added["official"],
+                    "ours_to_ip_adapter": added["ours"] / added["ip_adapter"],
+                    "added_gflop": {name: value / 1e9 for name, value in extra.items()},
+                    "peak_extra_mib": {name: (memory[name] - memory["text"]) / 2**20 for name in added},
+                    "error_to_official": float(error),
+                }
+            )  # fmt: skip
+            print(_line(rows[-1]), flush=True)
+    return rows
+
+
+HEADER = (
+    "  N × C       M  T  | text ms | added ms: official  IP-Adapter   ours | ours/official  ours/IP-Adapter | "
+    "added GFLOP: official  IP-A  ours | extra MiB: official  IP-A  ours"
+)
+
+
+def _line(row: dict) -> str:
+    ms, flop, mib = row["milliseconds"], row["added_gflop"], row["peak_extra_mib"]
+    added = [ms[name] - ms["text"] for name in ("official", "ip_adapter", "ours")]
+    return (
+        f"{row['positions']:5d} × {row['channels']:<5d}{row['objects']:3d} {row['tokens']:2d}  | {ms['text']:7.2f} | "
+        f"{added[0]:18.2f}  {added[1]:10.2f}  {added[2]:5.2f} | {row['ours_to_official']:13.2f}  {row['ours_to_ip_adapter']:15.2f} | "
+        f"{flop['official']:21.2f} {flop['ip_adapter']:5.2f} {flop['ours']:5.2f} | "
+        f"{mib['official']:19.1f} {mib['ip_adapter']:5.1f} {mib['ours']:5.1f}"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="mip.py bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=11, help="timed rounds a case (default 11)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", help="default: float32 on the CPU, bfloat16 on a GPU")
+    parser.add_argument(
+        "--step", action="store_true", help="a whole SDXL UNet step at 1024², random weights (needs the host)"
+    )
+    parser.add_argument("--json", type=Path, default=Path("output/bench.json"))
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    pack()
+    torch.manual_seed(0)
+    print(
+        f"{device_name(device)}, {dtype}, torch {torch.__version__}, {date.today()}, medians of {arguments.rounds} rounds"
+    )
+    with torch.inference_mode():
+        if arguments.step:
+            from host_step import bench_step
+
+            rows = bench_step(interleaved, arguments.rounds, device, dtype)
+        else:
+            print(HEADER)
+            rows = bench_sites(arguments.rounds, device, dtype)
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    report = {
+        "device": device_name(device),
+        "dtype": str(dtype),
+        "torch": torch.__version__,
+        "date": str(date.today()),
+        "rows": rows,
+    }
+    partial = arguments.json.with_suffix(".part")
+    partial.write_text(json.dumps(report, indent=1))
+    partial.replace(arguments.json)
+    print(f"written to {arguments.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

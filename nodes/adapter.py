@@ -1,0 +1,42 @@
+from comfy_api.latest import io
+
+from ..weights.adapter import load_adapter
+from ..weights.host_files import adapter_names, adapter_path, fingerprint
+from .types import CATEGORY, MIPAdapter
+
+
+class MIPAdapterLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MIPAdapterLoader",
+            display_name="Load MIP Adapter",
+            category=CATEGORY,
+            description="Loads a MIP-Adapter or IP-Adapter file for SDXL or SD1.5. What it is (family, image encoder it "
+            "needs, fusion head or none) is read from its tensors, never from its name.",
+            inputs=[
+                io.Combo.Input(
+                    "adapter_name",
+                    options=adapter_names(),
+                    tooltip="A file in models/mip_adapter or models/ipadapter. MIP-Adapter weights carry a fusion head; "
+                    "plain IP-Adapter weights work too.",
+                )
+            ],
+            outputs=[MIPAdapter.Output(display_name="adapter")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter_name: str):
+        return fingerprint(adapter_path(adapter_name))
+
+    @classmethod
+    def validate_inputs(cls, adapter_name: str) -> bool | str:
+        try:
+            adapter_path(adapter_name)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, adapter_name: str) -> io.NodeOutput:
+        return io.NodeOutput(load_adapter(adapter_path(adapter_name), name=adapter_name))

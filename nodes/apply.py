@@ -1,0 +1,99 @@
+from comfy_api.latest import io
+
+from ..attention.host_apply import apply_references
+from .types import (
+    CATEGORY,
+    MIPAdapter,
+    MIPFusionHeadOptions,
+    MIPMergeOptions,
+    MIPReferences,
+    MIPRelevance,
+)
+
+
+class MIPApply(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MIPApply",
+            display_name="MIP Apply",
+            category=CATEGORY,
+            description="Gives the model its references: every object of the picture takes its looks from its own "
+            "reference. Place it between the model (after LoRAs) and the sampler; the prompt must name the objects.",
+            inputs=[
+                io.Model.Input("model", tooltip="SDXL, SD1.5 or a derivative; the adapter must be made for the same."),
+                io.Clip.Input("clip", tooltip="The checkpoint's CLIP: encodes the object texts."),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    tooltip="The image encoder the adapter was trained with (the loader's error names it).",
+                ),
+                MIPAdapter.Input("adapter", tooltip="From Load MIP Adapter."),
+                MIPReferences.Input(
+                    "references", tooltip="One or more MIP Reference nodes in a chain, up to 16 objects."
+                ),
+                io.Float.Input(
+                    "scale",
+                    default=0.75,
+                    min=0.0,
+                    max=3.0,
+                    step=0.05,
+                    tooltip="Strength of the references as a whole. The paper uses 0.75 for base and 0.65 for plus weights; "
+                    "lower it when the picture ignores the prompt.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="References act from here on. A little above 0 leaves the composition to the prompt.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="References act up to here. Below 1 leaves the finest details to the model.",
+                ),
+                MIPMergeOptions.Input("merge", optional=True, tooltip="From MIP Merge. Without it: relevance."),
+                MIPFusionHeadOptions.Input(
+                    "fusion_head",
+                    optional=True,
+                    tooltip="From MIP Fusion Head. Without it: the adapter's own head.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                MIPRelevance.Output(display_name="relevance", tooltip="Filled while the model samples."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        clip_vision,
+        adapter,
+        references,
+        scale,
+        start_percent,
+        end_percent,
+        merge=None,
+        fusion_head=None,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            *apply_references(
+                model,
+                clip,
+                clip_vision,
+                adapter,
+                references,
+                scale=scale,
+                start_percent=start_percent,
+                end_percent=end_percent,
+                merge=merge,
+                fusion_head=fusion_head,
+            )
+        )

@@ -1,0 +1,124 @@
+from comfy_api.latest import io
+
+from ..attention.options import GATES, NORMALIZATIONS, STRATEGIES, FusionHead, Merge
+from ..weights.adapter import load_head
+from ..weights.host_files import adapter_names, adapter_path, fingerprint
+from .types import CATEGORY, MIPAdapter, MIPFusionHeadOptions, MIPMergeOptions
+
+FROM_ADAPTER = "from the adapter"
+
+
+class MIPMerge(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MIPMerge",
+            display_name="MIP Merge",
+            category=CATEGORY,
+            description="How the image features of several objects become one. Without this node: relevance, the "
+            "paper's merge. Connect it to compare strategies or to sharpen the separation.",
+            inputs=[
+                io.Combo.Input(
+                    "strategy",
+                    options=list(STRATEGIES),
+                    default="relevance",
+                    tooltip="relevance: each position listens to the object its text points at (the paper). uniform: equal "
+                    "shares. sum: all at full strength. concat: plain IP-Adapter with several pictures.",
+                ),
+                io.Combo.Input(
+                    "normalization",
+                    options=list(NORMALIZATIONS),
+                    default="sum",
+                    tooltip="sum: shares add up to 1 (official code; the released weights were trained so). mean: the paper's "
+                    "formula, as many times stronger as there are objects: lower the scale. Relevance only.",
+                ),
+                io.Float.Input(
+                    "background",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="A competitor that claims what no object text points at, so that looks leak less into the "
+                    "background. 0: off (official). 1: competes like an average object. Relevance only.",
+                ),
+                io.Float.Input(
+                    "sharpness",
+                    default=1.0,
+                    min=0.1,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="Above 1 the most relevant object takes more of each position; try 2–4 when objects mix. "
+                    "1: official. Relevance only.",
+                ),
+            ],
+            outputs=[MIPMergeOptions.Output(display_name="merge")],
+        )
+
+    @classmethod
+    def execute(cls, strategy, normalization, background, sharpness) -> io.NodeOutput:
+        return io.NodeOutput(Merge(strategy, normalization, background, sharpness))
+
+
+class MIPFusionHead(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MIPFusionHead",
+            display_name="MIP Fusion Head",
+            category=CATEGORY,
+            description="The small trained gate of MIP-Adapter weights: where image features should speak. Without this "
+            "node the adapter's own head gates the image features, as in the official code.",
+            inputs=[
+                MIPAdapter.Input(
+                    "adapter", tooltip="The adapter whose head is used, unless another file is chosen below."
+                ),
+                io.Combo.Input(
+                    "gate",
+                    options=list(GATES),
+                    default="image",
+                    tooltip="image: gates the image features (official code). text: gates the text features (the "
+                    "paper's formula). off: no gate.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="0: no gate, 1: as trained, above 1: exaggerated.",
+                ),
+                io.Combo.Input(
+                    "head_name",
+                    options=[FROM_ADAPTER, *adapter_names()],
+                    default=FROM_ADAPTER,
+                    optional=True,
+                    tooltip="A head from another file: a head trained on its own, or any MIP-Adapter for the same UNet.",
+                ),
+            ],
+            outputs=[MIPFusionHeadOptions.Output(display_name="fusion_head")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, gate, strength, head_name=FROM_ADAPTER, adapter=None):
+        return gate, strength, None if head_name == FROM_ADAPTER else fingerprint(adapter_path(head_name))
+
+    @classmethod
+    def validate_inputs(cls, head_name=FROM_ADAPTER) -> bool | str:
+        try:
+            if head_name != FROM_ADAPTER:
+                adapter_path(head_name)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, adapter, gate, strength, head_name=FROM_ADAPTER) -> io.NodeOutput:
+        own = head_name == FROM_ADAPTER
+        weights = adapter.head if own else load_head(adapter_path(head_name), name=head_name)
+        head = FusionHead(weights, gate, strength, name=adapter.name if own else head_name)
+        if head.active and not weights:
+            raise ValueError(
+                f"“{adapter.name}” carries no fusion head (plain IP-Adapter weights have none): choose a file with one as "
+                "head_name, set gate to off, or remove this node."
+            )
+        return io.NodeOutput(head)

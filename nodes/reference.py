@@ -1,0 +1,60 @@
+from comfy_api.latest import io
+
+from ..attention.reference import MAX_OBJECTS, MAX_WEIGHT, make_reference
+from .types import CATEGORY, MIPReferences
+
+
+class MIPReference(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MIPReference",
+            display_name="MIP Reference",
+            category=CATEGORY,
+            description="One object: its pictures and the words that name it in the prompt. Chain several, one node an "
+            "object, through “references”.",
+            inputs=[
+                io.Image.Input(
+                    "image",
+                    tooltip="The object, any size. A batch is several pictures of the same object; they are averaged.",
+                ),
+                io.String.Input(
+                    "text",
+                    default="",
+                    placeholder="cat",
+                    tooltip="The object's name as it stands in the prompt, one or two words: “cat”, “red jacket”. "
+                    "It decides which parts of the picture belong to this reference.",
+                ),
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=0.0,
+                    max=MAX_WEIGHT,
+                    step=0.05,
+                    tooltip="How strongly this object follows its pictures, on top of the scale of MIP Apply.",
+                ),
+                io.Mask.Input(
+                    "image_mask",
+                    optional=True,
+                    tooltip="White on the object in its picture: it is cut out onto white, as in training. Helps when the "
+                    "background leaks. (Invert the mask if it comes from a picture's transparency.)",
+                ),
+                io.Mask.Input(
+                    "region",
+                    optional=True,
+                    tooltip="White where the object may act in the new picture; any size, stretched to the canvas. "
+                    "Optional: without it the object text finds the place.",
+                ),
+                MIPReferences.Input(
+                    "references", optional=True, tooltip="The references so far; this one is appended."
+                ),
+            ],
+            outputs=[MIPReferences.Output(display_name="references")],
+        )
+
+    @classmethod
+    def execute(cls, image, text, weight, image_mask=None, region=None, references=()) -> io.NodeOutput:
+        chain = (*(references or ()), make_reference(image, text, weight, image_mask, region))
+        if len(chain) > MAX_OBJECTS:
+            raise ValueError(f"This chain has {len(chain)} references; at most {MAX_OBJECTS} objects are supported.")
+        return io.NodeOutput(chain)
