@@ -77,9 +77,7 @@ async def _post(session: aiohttp.ClientSession, workflow: dict[str, Any], client
     raise DemoError("The server refused the workflow. " + "; ".join(reasons))
 
 
-async def _follow(
-    messages: aiohttp.ClientWebSocketResponse, prompt_id: str, workflow: dict[str, Any]
-) -> None:
+async def _follow(messages: aiohttp.ClientWebSocketResponse, prompt_id: str, workflow: dict[str, Any]) -> None:
     line = ProgressLine()
     try:
         while True:
@@ -87,9 +85,7 @@ async def _follow(
             if message.type is aiohttp.WSMsgType.BINARY:  # previews
                 continue
             if message.type is not aiohttp.WSMsgType.TEXT:
-                raise DemoError(
-                    "The server closed the connection before the pictures were done; see its log."
-                )
+                raise DemoError("The server closed the connection before the pictures were done; see its log.")
             event = json.loads(message.data)
             data = event.get("data") or {}
             if data.get("prompt_id") != prompt_id:

@@ -45,9 +45,7 @@ def unet(shapes: Shapes) -> dict[str, Tensor]:
     """
     weights = fill("unet", shapes)
     last = "output_blocks.8.0"
-    stem, skip, out = (
-        weights[f"{k}.weight"] for k in ("input_blocks.0.0", f"{last}.skip_connection", "out.2")
-    )
+    stem, skip, out = (weights[f"{k}.weight"] for k in ("input_blocks.0.0", f"{last}.skip_connection", "out.2"))
     channels = out.shape[0]
     for i in range(channels):
         below = skip.shape[1] - stem.shape[0]  # the skip's channels come after those from below
