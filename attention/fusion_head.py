@@ -12,6 +12,6 @@ def fusion_gate(text: Tensor, weight: Tensor, strength: float = 1.0) -> Tensor:
     text [B, N, C] is the text attention before to_out; weight [C] is the site's `text_to_weight` row. Returns [B, N]
     float32 with mean 1 over the positions; `strength` blends linearly from 1 to g̃, which keeps the mean.
     """
-    gate = torch.sigmoid(torch.matmul(text, weight).float())
-    gate = gate / gate.mean(-1, keepdim=True)
+    gate = torch.sigmoid(torch.matmul(text, weight))
+    gate = gate / gate.mean(-1, keepdim=True, dtype=torch.float32)
     return gate if strength == 1.0 else torch.lerp(torch.ones_like(gate), gate, strength)

@@ -35,7 +35,8 @@ def apply_references(
         raise ValueError(f"scale is {scale}; it must be 0 or more (0.75 suits base weights, 0.65 plus weights).")
     if not 0 <= start_percent <= end_percent <= 1:
         raise ValueError(
-            f"start_percent is {start_percent} and end_percent {end_percent}; both must lie in 0 to 1, start before end."
+            f"start_percent is {start_percent} and end_percent {end_percent}; both must lie in 0 to 1, start before "
+            "end."
         )
     sites = unet_sites(model.model.diffusion_model)
     check_sites(adapter.spec, adapter.name, sites)

@@ -109,7 +109,7 @@ def _with(options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     return {**options, "transformer_options": {**options.get("transformer_options", {}), **more}}
 
 
-def _name_conds(executor: Callable, x: Tensor, timestep: Tensor, model_options: dict = {}, seed: int | None = None):  # noqa: B006
+def _name_conds(executor: Callable, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None):
     """PREDICT_NOISE: note which cond goes by which name in the guider. Lists are told apart by their first cond, since
     the host appends copies of other lists' conds to even out areas."""
     conds = getattr(executor.class_obj, "conds", {})
@@ -135,18 +135,11 @@ def _area(area: Any) -> Area:
 
 
 def _describe_call(
-    executor: Callable,
-    x: Tensor,
-    timesteps=None,
-    context=None,
-    y=None,
-    control=None,
-    transformer_options: dict = {},
-    **kwargs: Any,
-):  # noqa: B006
+    executor: Callable, x: Tensor, timesteps: Any, context: Any, y: Any, control: Any, options: dict, **kwargs: Any
+):
     """DIFFUSION_MODEL: one Call for all sites of this UNet call."""
-    call = Call(executor.class_obj, x.shape[0], transformer_options)
-    return executor(x, timesteps, context, y, control, {**transformer_options, CALL: call}, **kwargs)
+    call = Call(executor.class_obj, x.shape[0], options)
+    return executor(x, timesteps, context, y, control, {**options, CALL: call}, **kwargs)
 
 
 WRAPPERS = (

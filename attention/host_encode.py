@@ -53,7 +53,8 @@ def encode_object_text(clip: Any, text: str, adapter: Adapter) -> Tensor:
     if encoded.shape[-1] != adapter.spec.context_dim:
         raise ValueError(
             f"The text encoder gives {encoded.shape[-1]} values a token, but “{adapter.name}” is an adapter for "
-            f"{adapter.spec.architecture} with {adapter.spec.context_dim}: connect the CLIP of the checkpoint that is being sampled."
+            f"{adapter.spec.architecture} with {adapter.spec.context_dim}: connect the CLIP of the checkpoint that is "
+            "being sampled."
         )
     return encoded[0, 1 : 1 + count].float()
 

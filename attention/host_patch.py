@@ -52,7 +52,7 @@ class SitePatch:
         """The attention with our term and our guests', and Z_text where somebody needs it unchanged."""
         call = Call.of(options, q.shape[0], self.unet)
         acts = self.window is None or self.window.contains(call.sigma)
-        site = self.plan.sites[self.key]
+        site = self.plan.sites[self.key].like(q)
         needs_text = keep_text or (acts and site.head is not None)
         out, text = self._before(q, k, v, options, needs_text)
         if acts:
@@ -68,7 +68,7 @@ class SitePatch:
                 site,
                 call.runs(self.plan, site_size),
                 # The module's forward, not its weight: LoRA, low-VRAM casting and fp8 happen there.
-                lambda: attention.to_k(site.object_text.to(q)),
+                lambda: attention.to_k(site.object_text),
             )
         for callback, kwargs in self.guests:
             if Window(kwargs.get("sigma_start", float("inf")), kwargs.get("sigma_end", 0.0)).contains(call.sigma):

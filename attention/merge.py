@@ -1,12 +1,12 @@
 """Gated block attention to the image tokens of all objects at once (steps 2, 6 and 9 of the method).
 
-The definition, Σ_i gate_i · softmax(q K_iᵀ/√d) V_i, needs M attentions and M full-size products. The gates are one number
-per position, so they may as well multiply the probabilities: two thin matrix products do the whole merge,
+The definition, Σ_i gate_i · softmax(q K_iᵀ/√d) V_i, needs M attentions and M full-size products. The gates are one
+number per position, so they may as well multiply the probabilities: two thin matrix products do the whole merge,
 
-    Z += [gate_1 P_1 … gate_M P_M] [V_1; …; V_M]        P_i = softmax over the T tokens of object i.
+    Z += [gate_1 P_1 … gate_M P_M] [V_1; …; V_M]        P_i = softmax over the T tokens of object i
 
-Everything is laid out [h, tokens, positions]: then the heads of q are a view of [B, N, C] without a copy, both softmaxes
-run over long contiguous rows, and the last product adds straight into the text attention's memory.
+Everything is laid out [h, tokens, positions]: then the heads of q are a view of [B, N, C] without a copy, both
+softmaxes run along long contiguous rows, and the last product adds straight into the text attention's memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def block_attention(queries: Tensor, keys: Tensor, blocks: int) -> Tensor:
 
 
 def restrict_joint(probabilities: Tensor, region: Tensor) -> Tensor:
-    """Regions for the joint softmax of "concat": tokens of an object vanish outside its region and the others take over.
+    """Regions for the joint softmax of "concat": tokens of an object vanish outside its region, the others take over.
 
     probabilities [h, 1, M·T, P] of one softmax; region [M, 1, P]. Returns [h, M, T, P]:
     P_i r_i / Σ_j r_j |P_j| · max_j r_j, the same as adding log r_i to the logits.

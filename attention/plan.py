@@ -8,7 +8,7 @@ pictures are made. Constant factors (1/√d, scale, object weight, 1/M) are fold
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,9 +41,9 @@ class References:
 class SitePlan:
     """One cross-attention: h heads of width d.
 
-    keys [h, M·T, d] and null_keys [h, T, d] are divided by sqrt(d); values and null_values of the same shapes carry scale,
-    object weights and constant shares; head [C] or None. object_text [L, X], all objects' content tokens over sqrt(d),
-    and average [M, h·L] (see `raw_relevance`) are shared by all sites of the same head layout.
+    keys [h, M·T, d] and null_keys [h, T, d] are divided by sqrt(d); values and null_values of the same shapes carry
+    scale, object weights and constant shares; head [C] or None. object_text [L, X], all objects' content tokens over
+    sqrt(d), and average [M, h·L] (see `raw_relevance`) are shared by all sites of the same head layout.
     """
 
     heads: int
@@ -54,6 +54,14 @@ class SitePlan:
     head: Tensor | None
     object_text: Tensor
     average: Tensor
+
+    def like(self, q: Tensor) -> SitePlan:
+        """On q's device and in its dtype: itself, unless the model runs elsewhere than it was compiled for."""
+        if self.keys.dtype == q.dtype and self.keys.device == q.device:
+            return self
+        names = ("keys", "values", "null_keys", "null_values", "head", "object_text")
+        moved = {name: tensor.to(q) for name in names if (tensor := getattr(self, name)) is not None}
+        return replace(self, **moved, average=self.average.to(q.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +152,7 @@ def _constant_factors(weights: Tensor, scale: float, merge: Merge, regional: boo
 
 
 class _SharedText:
-    """Object texts scaled for a head width, and averaging matrices for a number of heads: few distinct ones in a UNet."""
+    """Object texts scaled for a head width, and averaging matrices for a number of heads: a UNet has few distinct."""
 
     def __init__(self, texts: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> None:
         self._text = torch.cat([text.to(device, torch.float32) for text in texts])  # [L, X]

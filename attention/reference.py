@@ -36,8 +36,9 @@ def make_reference(
 ) -> Reference:
     """Check and prepare one reference.
 
-    image [B, H, W, 1, 3 or 4] (alpha is laid on white); image_mask [H, W] or [1 or B, H, W], 1 on the object: it is cut out
-    onto white and cropped to a square, as in the paper's training data; region [H, W] or [K, H, W], several are united.
+    image [B, H, W, 1, 3 or 4] (alpha is laid on white); image_mask [H, W] or [1 or B, H, W], 1 on the object: it is cut
+    out onto white and cropped to a square, as in the paper's training data; region [H, W] or [K, H, W], several are
+    united.
     Raises ValueError with a sentence for the artist.
     """
     text = text.strip()
@@ -54,7 +55,8 @@ def make_reference(
 def _rgb_on_white(image: Tensor, text: str) -> Tensor:
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or image.shape[0] == 0:
         raise ValueError(
-            f"The picture of “{text}” has the shape {list(image.shape)}; expected [pictures, height, width, 3 or 4 channels]."
+            f"The picture of “{text}” has the shape {list(image.shape)}; expected [pictures, height, width, 3 or 4 "
+            "channels]."
         )
     height, width = image.shape[1:3]
     if min(height, width) < LEAST_SIDE:
@@ -101,7 +103,8 @@ def _cut_out(images: Tensor, masks: Tensor, text: str) -> Tensor:
     count, height, width = images.shape[:3]
     if masks.shape[0] not in (1, count):
         raise ValueError(
-            f"“{text}” has {count} pictures and {masks.shape[0]} image masks; give one mask for all or one for each picture."
+            f"“{text}” has {count} pictures and {masks.shape[0]} image masks; give one mask for all or one for each "
+            "picture."
         )
     if masks.shape[1:] != (height, width):
         masks = F.interpolate(masks.unsqueeze(1), size=(height, width), mode="bilinear", align_corners=False).squeeze(1)

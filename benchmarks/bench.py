@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -137,7 +138,7 @@ def bench_sites(rounds: int, device: torch.device, dtype: torch.dtype) -> list[d
                 "ip_adapter": plain_ip_adapter,
                 "ours": run,
             }
-            calls = {name: (lambda f=f: f(site)) for name, f in contestants.items()}
+            calls = {name: partial(f, site) for name, f in contestants.items()}
             ms = interleaved(calls, rounds, device)
             added = {name: ms[name] - ms["text"] for name in ("official", "ip_adapter", "ours")}
             extra = {name: flops(calls[name]) - flops(calls["text"]) for name in added}
@@ -167,7 +168,8 @@ def _line(row: dict) -> str:
     added = [ms[name] - ms["text"] for name in ("official", "ip_adapter", "ours")]
     return (
         f"{row['positions']:5d} × {row['channels']:<5d}{row['objects']:3d} {row['tokens']:2d}  | {ms['text']:7.2f} | "
-        f"{added[0]:18.2f}  {added[1]:10.2f}  {added[2]:5.2f} | {row['ours_to_official']:13.2f}  {row['ours_to_ip_adapter']:15.2f} | "
+        f"{added[0]:18.2f}  {added[1]:10.2f}  {added[2]:5.2f} | "
+        f"{row['ours_to_official']:13.2f}  {row['ours_to_ip_adapter']:15.2f} | "
         f"{flop['official']:21.2f} {flop['ip_adapter']:5.2f} {flop['ours']:5.2f} | "
         f"{mib['official']:19.1f} {mib['ip_adapter']:5.1f} {mib['ours']:5.1f}"
     )
@@ -187,9 +189,8 @@ def main() -> int:
     dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     pack()
     torch.manual_seed(0)
-    print(
-        f"{device_name(device)}, {dtype}, torch {torch.__version__}, {date.today()}, medians of {arguments.rounds} rounds"
-    )
+    about = {"device": device_name(device), "dtype": str(dtype), "torch": torch.__version__, "date": str(date.today())}
+    print(", ".join(about.values()) + f", medians of {arguments.rounds} rounds")
     with torch.inference_mode():
         if arguments.step:
             from host_step import bench_step
@@ -199,16 +200,9 @@ def main() -> int:
             print(HEADER)
             rows = bench_sites(arguments.rounds, device, dtype)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    report = {
-        "device": device_name(device),
-        "dtype": str(dtype),
-        "torch": torch.__version__,
-        "date": str(date.today()),
-        "rows": rows,
-    }
-    partial = arguments.json.with_suffix(".part")
-    partial.write_text(json.dumps(report, indent=1))
-    partial.replace(arguments.json)
+    unfinished = arguments.json.with_suffix(".part")
+    unfinished.write_text(json.dumps({**about, "rows": rows}, indent=1))
+    unfinished.replace(arguments.json)
     print(f"written to {arguments.json}")
     return 0
 

@@ -12,14 +12,14 @@ class MIPAdapterLoader(io.ComfyNode):
             node_id="MIPAdapterLoader",
             display_name="Load MIP Adapter",
             category=CATEGORY,
-            description="Loads a MIP-Adapter or IP-Adapter file for SDXL or SD1.5. What it is (family, image encoder it "
-            "needs, fusion head or none) is read from its tensors, never from its name.",
+            description="Loads a MIP-Adapter or IP-Adapter file for SDXL or SD1.5. What it is (family, image encoder "
+            "it needs, fusion head or none) is read from its tensors, never from its name.",
             inputs=[
                 io.Combo.Input(
                     "adapter_name",
                     options=adapter_names(),
-                    tooltip="A file in models/mip_adapter or models/ipadapter. MIP-Adapter weights carry a fusion head; "
-                    "plain IP-Adapter weights work too.",
+                    tooltip="A file in models/mip_adapter or models/ipadapter. MIP-Adapter weights carry a fusion "
+                    "head; plain IP-Adapter weights work too.",
                 )
             ],
             outputs=[MIPAdapter.Output(display_name="adapter")],

@@ -1,6 +1,7 @@
 from comfy_api.latest import io
 
 from ..attention.host_apply import apply_references
+from ..attention.record import RelevanceRecord
 from .types import (
     CATEGORY,
     MIPAdapter,
@@ -37,8 +38,8 @@ class MIPApply(io.ComfyNode):
                     min=0.0,
                     max=3.0,
                     step=0.05,
-                    tooltip="Strength of the references as a whole. The paper uses 0.75 for base and 0.65 for plus weights; "
-                    "lower it when the picture ignores the prompt.",
+                    tooltip="Strength of the references as a whole. The paper uses 0.75 for base and 0.65 for plus "
+                    "weights; lower it when the picture ignores the prompt.",
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -65,7 +66,9 @@ class MIPApply(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
-                MIPRelevance.Output(display_name="relevance", tooltip="Filled while the model samples."),
+                MIPRelevance.Output(
+                    display_name="relevance", tooltip="Names the objects, for the nodes that draw their relevance."
+                ),
             ],
         )
 
@@ -83,17 +86,16 @@ class MIPApply(io.ComfyNode):
         merge=None,
         fusion_head=None,
     ) -> io.NodeOutput:
-        return io.NodeOutput(
-            *apply_references(
-                model,
-                clip,
-                clip_vision,
-                adapter,
-                references,
-                scale=scale,
-                start_percent=start_percent,
-                end_percent=end_percent,
-                merge=merge,
-                fusion_head=fusion_head,
-            )
+        patched = apply_references(
+            model,
+            clip,
+            clip_vision,
+            adapter,
+            references,
+            scale=scale,
+            start_percent=start_percent,
+            end_percent=end_percent,
+            merge=merge,
+            fusion_head=fusion_head,
         )
+        return io.NodeOutput(patched, RelevanceRecord(tuple(reference.text for reference in references)))

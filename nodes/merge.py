@@ -22,15 +22,15 @@ class MIPMerge(io.ComfyNode):
                     "strategy",
                     options=list(STRATEGIES),
                     default="relevance",
-                    tooltip="relevance: each position listens to the object its text points at (the paper). uniform: equal "
-                    "shares. sum: all at full strength. concat: plain IP-Adapter with several pictures.",
+                    tooltip="relevance: each position listens to the object its text points at (the paper). uniform: "
+                    "equal shares. sum: all at full strength. concat: plain IP-Adapter with several pictures.",
                 ),
                 io.Combo.Input(
                     "normalization",
                     options=list(NORMALIZATIONS),
                     default="sum",
-                    tooltip="sum: shares add up to 1 (official code; the released weights were trained so). mean: the paper's "
-                    "formula, as many times stronger as there are objects: lower the scale. Relevance only.",
+                    tooltip="sum: shares add up to 1 (official code; the released weights were trained so). mean: the "
+                    "paper's formula, as many times stronger as there are objects: lower the scale. Relevance only.",
                 ),
                 io.Float.Input(
                     "background",
@@ -66,8 +66,8 @@ class MIPFusionHead(io.ComfyNode):
             node_id="MIPFusionHead",
             display_name="MIP Fusion Head",
             category=CATEGORY,
-            description="The small trained gate of MIP-Adapter weights: where image features should speak. Without this "
-            "node the adapter's own head gates the image features, as in the official code.",
+            description="The small trained gate of MIP-Adapter weights: where image features should speak. Without "
+            "this node the adapter's own head gates the image features, as in the official code.",
             inputs=[
                 MIPAdapter.Input(
                     "adapter", tooltip="The adapter whose head is used, unless another file is chosen below."
@@ -92,7 +92,7 @@ class MIPFusionHead(io.ComfyNode):
                     options=[FROM_ADAPTER, *adapter_names()],
                     default=FROM_ADAPTER,
                     optional=True,
-                    tooltip="A head from another file: a head trained on its own, or any MIP-Adapter for the same UNet.",
+                    tooltip="A head from another file: one trained on its own, or any MIP-Adapter for the same UNet.",
                 ),
             ],
             outputs=[MIPFusionHeadOptions.Output(display_name="fusion_head")],
@@ -118,7 +118,7 @@ class MIPFusionHead(io.ComfyNode):
         head = FusionHead(weights, gate, strength, name=adapter.name if own else head_name)
         if head.active and not weights:
             raise ValueError(
-                f"“{adapter.name}” carries no fusion head (plain IP-Adapter weights have none): choose a file with one as "
-                "head_name, set gate to off, or remove this node."
+                f"“{adapter.name}” carries no fusion head (plain IP-Adapter weights have none): choose a file with one "
+                "as head_name, set gate to off, or remove this node."
             )
         return io.NodeOutput(head)

@@ -36,8 +36,8 @@ class MIPReference(io.ComfyNode):
                 io.Mask.Input(
                     "image_mask",
                     optional=True,
-                    tooltip="White on the object in its picture: it is cut out onto white, as in training. Helps when the "
-                    "background leaks. (Invert the mask if it comes from a picture's transparency.)",
+                    tooltip="White on the object in its picture: it is cut out onto white, as in training. Helps when "
+                    "the background leaks. (Invert the mask if it comes from a picture's transparency.)",
                 ),
                 io.Mask.Input(
                     "region",

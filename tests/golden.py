@@ -30,9 +30,10 @@ def host_unet() -> torch.nn.Module:
     config = {
         "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": (1, 1, 2),
         "num_res_blocks": [2, 2, 2], "transformer_depth": [0, 0, 1, 1, 2, 2],
-        "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2], "transformer_depth_middle": 2, "context_dim": 48,
-        "adm_in_channels": 32 + 1536, "num_classes": "sequential", "num_head_channels": 16, "num_heads": -1,
-        "use_linear_in_transformer": True, "use_spatial_transformer": True, "legacy": False, "use_temporal_attention": False,
+        "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2], "transformer_depth_middle": 2,
+        "context_dim": 48, "adm_in_channels": 32 + 1536, "num_classes": "sequential", "num_head_channels": 16,
+        "num_heads": -1, "use_linear_in_transformer": True, "use_spatial_transformer": True, "legacy": False,
+        "use_temporal_attention": False,
     }  # fmt: skip
     model_config = comfy.supported_models.SDXL(dict(config))
     model_config.unet_config = dict(config)
