@@ -37,6 +37,10 @@ _NOT_WEIGHTS = (  # first bytes -> what the file is
 )  # fmt: skip
 
 
+class _Sentence(ValueError):
+    """Already worded for the user, unlike the ValueErrors of the libraries underneath."""
+
+
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by flat key (`image_proj.…`, `ip_adapter.…`, whatever nesting the file has) and metadata.
 
@@ -52,7 +56,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         else:
             tensors, others = _flatten(_read_torch(path, zipped=kind == "zip"), path.name)
             metadata = {}
-    except ValueError:
+    except _Sentence:
         raise
     except (Exception, MemoryError) as error:  # safetensors, torch, zipfile and pickle each have their own
         raise ValueError(_broken(path, error)) from error
@@ -68,10 +72,12 @@ def _sniff(path: Path) -> str:
         raise ValueError(f"“{name}” is {_NOT_WEIGHTS[0][1]}")
     try:
         size = path.stat().st_size
+        if not path.is_file():  # a pipe would block for ever
+            raise OSError("not a regular file")
         with path.open("rb") as stream:
             head = stream.read(512)
     except FileNotFoundError:
-        raise ValueError(f"There is no file “{name}” any more (looked for {path}). {_FOLDERS}") from None
+        raise ValueError(f"There is no file “{name}” (looked for {path}). {_FOLDERS}") from None
     except (OSError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"“{name}” cannot be opened ({reason}). Check its name and permissions.") from error
@@ -85,9 +91,7 @@ def _sniff(path: Path) -> str:
     length = int.from_bytes(head[:8], "little")  # safetensors: u64 header length, then JSON
     if head[8:9] == b"{" and length >= 2:
         if length > size - 8:
-            raise ValueError(
-                f"“{name}” is cut off: its header says {length:,} bytes, the file has {size:,}. {_AGAIN}"
-            )
+            raise ValueError(f"“{name}” is cut off: its header says {length:,} bytes, the file has {size:,}. {_AGAIN}")
         return "safetensors"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "pickle"
@@ -114,14 +118,20 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_torch(path: Path, zipped: bool) -> Any:
+    mmap = False
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+        if not any(record.filename.endswith("data.pkl") for record in records):
+            raise _Sentence(f"“{path.name}” is a zip archive, not a torch file: unpack it first.")
+        # A compressed record cannot be mapped: its bytes are not the numbers.
+        mmap = all(record.compress_type == zipfile.ZIP_STORED for record in records)
     bad = forbidden_name(path, zipped)
     if bad is not None:
-        raise ValueError(
+        raise _Sentence(
             f"“{path.name}” is a pickle that wants to run '{bad}'; weights need no code, so it was not "
             "opened. Take its .safetensors version, or a file that holds tensors only."
         )
-    # A compressed record cannot be mapped: its bytes are not the numbers.
-    mmap = zipped and all(r.compress_type == zipfile.ZIP_STORED for r in zipfile.ZipFile(path).infolist())
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
@@ -129,7 +139,7 @@ def _flatten(loaded: Any, name: str) -> tuple[dict[str, Tensor], list[str]]:
     """Nested mappings to dotted keys; also the keys whose values are not tensors."""
     if not isinstance(loaded, Mapping):
         got = type(loaded).__name__
-        raise ValueError(f"“{name}” holds a {got}, expected named tensors. Choose an adapter file.")
+        raise _Sentence(f"“{name}” holds a {got}, expected named tensors. Choose an adapter file.")
     tensors: dict[str, Tensor] = {}
     others: list[str] = []
 

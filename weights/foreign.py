@@ -22,7 +22,7 @@ _BY_KEY = (
      _UNSUPPORTED),
     ("an IP-Adapter FaceID Plus", "image_proj.perceiver_resampler.", _UNSUPPORTED_FACE),
     ("an IP-Adapter FaceID", "ip_adapter.0.to_q_lora.|ip_adapter.1.to_q_lora.", _UNSUPPORTED_FACE),
-    ("an MS-Diffusion adapter", "image_proj.dummy_image_tokens|image_proj.grounding", _UNSUPPORTED),
+    ("an MS-Diffusion adapter", "image_proj.grounding_latents|image_proj.latent_proj.", _UNSUPPORTED),
     ("a LoRA", "lora_unet_|lora_te|.lora_down.|.lora_up.|.lora_A.|.lora_B.|.lora.down.|.lora.up."
      "|.lora_linear_layer.|.hada_w1|.lokr_w|.oft_blocks|.dora_scale|_lora.down.", "Load it with Load LoRA."),
     ("a ControlNet", "control_model.|input_hint_block.|controlnet_cond_embedding.|controlnet_down_blocks."

@@ -28,6 +28,7 @@ _SAFE_TORCH = re.compile(r"torch(\.cuda)? (\w+Storage|b?float\w*|u?int\d+|double
 # Opcodes that fetch or build objects by other ways than GLOBAL; torch.save (protocol 2) writes none of them.
 _NEVER = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"}
 _LEGACY_PICKLES = 5  # magic number, protocol, machine, the object, the storages' keys; raw numbers follow
+_LARGEST = 1 << 26  # bytes of pickle, some 100 a tensor; a zip can unpack to far more than its size
 
 
 def forbidden_name(path: Path, zipped: bool) -> str | None:
@@ -39,17 +40,20 @@ def forbidden_name(path: Path, zipped: bool) -> str | None:
         with path.open("rb") as stream:
             return next((bad for _ in range(_LEGACY_PICKLES) if (bad := _scan(stream))), None)
     with zipfile.ZipFile(path) as archive:
-        pickles = [n for n in archive.namelist() if n == "data.pkl" or n.endswith(("/data.pkl", ".pkl"))]
-        if not pickles:
-            raise ValueError("the archive holds no data.pkl")
-        return next((bad for n in pickles if (bad := _scan(io.BytesIO(archive.read(n))))), None)
+        pickles = [record for record in archive.infolist() if record.filename.endswith(".pkl")]
+        if sum(record.file_size for record in pickles) > _LARGEST:
+            raise MemoryError("its index is larger than any adapter's")
+        return next((bad for record in pickles if (bad := _scan(io.BytesIO(archive.read(record))))), None)
 
 
 def _scan(stream: BinaryIO) -> str | None:
     """Reads one pickle up to its STOP."""
+    strings = [""]
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name in _NEVER:
-            return opcode.name
+            return ".".join(strings[-2:]) if opcode.name == "STACK_GLOBAL" else opcode.name
+        if isinstance(argument, str):
+            strings.append(argument)
         if opcode.name == "GLOBAL" and argument not in _SAFE and not _SAFE_TORCH.fullmatch(str(argument)):
             return str(argument).replace(" ", ".")
     return None

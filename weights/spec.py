@@ -151,6 +151,7 @@ def _check_complete(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[in
         for k, shape in wanted.items()
         if k in tensors and tuple(tensors[k].shape) != shape
     ]
+    wrong += [f"{k} is empty, expected numbers" for k in wanted if k in tensors and tensors[k].numel() == 0]
     wrong += [
         f"{k} holds {str(tensors[k].dtype).removeprefix('torch.')}, expected floating-point numbers"
         for k in wanted
@@ -160,8 +161,7 @@ def _check_complete(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[in
         problems.append(_some(wrong))
     if problems:
         raise ValueError(
-            f"“{name}” is not a complete adapter: {'; '.join(problems)}. "
-            "Download it again, or choose another file."
+            f"“{name}” is not a complete adapter: {'; '.join(problems)}. Download it again, or choose another file."
         )
 
 
