@@ -183,6 +183,8 @@ def main() -> int:
     parser.add_argument(
         "--step", action="store_true", help="a whole SDXL UNet step at 1024², random weights (needs the host)"
     )
+    parser.add_argument("--small", action="store_true", help="with --step: a narrow UNet, where SDXL does not fit")
+    parser.add_argument("--pixels", type=int, default=1024, help="with --step: side of the picture (default 1024)")
     parser.add_argument("--json", type=Path, default=Path("output/bench.json"))
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -195,7 +197,9 @@ def main() -> int:
         if arguments.step:
             from host_step import bench_step
 
-            rows = bench_step(interleaved, arguments.rounds, device, dtype)
+            rows = bench_step(
+                interleaved, arguments.rounds, device, dtype, small=arguments.small, pixels=arguments.pixels
+            )
         else:
             print(HEADER)
             rows = bench_sites(arguments.rounds, device, dtype)
