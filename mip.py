@@ -406,9 +406,9 @@ def free_port(wanted: int = 0) -> int:
 
 def link_pack(link: Path) -> None:
     """Put the checkout under custom_nodes: a link, so that the host runs what is being edited."""
-    if link.exists():
+    if link.resolve() == ROOT:
         return
-    link.unlink(missing_ok=True)  # a link to a checkout that has moved
+    link.unlink(missing_ok=True)  # one to another checkout, or to where this one was
     try:
         link.symlink_to(ROOT, target_is_directory=True)
     except OSError:
