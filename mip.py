@@ -18,6 +18,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import io
 import os
 import platform
 import re
@@ -538,6 +539,9 @@ def usage() -> str:
 def main(arguments: list[str]) -> int:
     if sys.version_info < (3, 11):
         raise SystemExit(f"mip.py needs Python 3.11 or newer, and this is {platform.python_version()}.")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console without our "…" is no reason to stop
     name, rest = (arguments or [""])[0], arguments[1:]
     if name in ("-h", "--help", "help"):
         print(usage())

