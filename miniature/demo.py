@@ -10,6 +10,7 @@ import importlib.util
 import json
 import shutil
 import sys
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -114,11 +115,9 @@ def _finished(kind: str, data: dict[str, Any], line: "ProgressLine", workflow: d
 
 
 async def _download(session: aiohttp.ClientSession, prompt_id: str, output: Path) -> list[Path]:
-    async with session.get(f"/history/{prompt_id}") as answer:
-        history = (await answer.json())[prompt_id]
     pictures = [
         picture
-        for node in history["outputs"].values()
+        for node in (await _outputs(session, prompt_id)).values()
         for picture in node.get("images", ())
         if picture["type"] == "output"
     ]
@@ -132,6 +131,18 @@ async def _download(session: aiohttp.ClientSession, prompt_id: str, output: Path
             paths.append(output / Path(picture["filename"]).name)
             paths[-1].write_bytes(await answer.read())
     return sorted(paths)
+
+
+async def _outputs(session: aiohttp.ClientSession, prompt_id: str, patience_s: float = 20) -> dict[str, Any]:
+    """What the run wrote, by node. The server announces success a moment before its history knows of it."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        async with session.get(f"/history/{prompt_id}") as answer:
+            history = await answer.json()
+        if prompt_id in history:
+            return history[prompt_id]["outputs"]
+        await asyncio.sleep(0.1)
+    raise DemoError("The server's history does not know the run that it has just finished; see its log.")
 
 
 def _title(workflow: dict[str, Any], node: object) -> str:
