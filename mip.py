@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import functools
 import hashlib
 import importlib
 import importlib.util
@@ -76,7 +75,6 @@ def cache_home() -> Path:
     return base / "mip-adapter"
 
 
-@functools.cache
 def project() -> dict:
     import tomllib  # here, so that an older Python gets main's sentence
 
@@ -297,16 +295,8 @@ class Server:
     the host's own words when it does not come up, or comes up without the pack.
     """
 
-    def __init__(
-        self,
-        python: str,
-        host: Path,
-        base: Path,
-        arguments: Sequence[str] = ("--cpu",),
-        port: int | None = None,
-        log: Path | None = None,
-        timeout: float = 300,
-    ):
+    def __init__(self, python: str, host: Path, base: Path, arguments: Sequence[str] = ("--cpu",), *,
+                 port: int | None = None, log: Path | None = None, timeout: float = 300):  # fmt: skip
         self.python, self.host, self.base, self.arguments = python, host, base, arguments
         self.port, self.any_port = port or 0, port is None
         self.log, self.timeout = log or base / "server.log", timeout
@@ -347,12 +337,13 @@ class Server:
         line = [self.python, "-c", RUN_HOST, str(self.host / "main.py"), "--port", str(self.port)]
         line += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
         line += ["--disable-api-nodes", *self.arguments]
-        own_group: dict = {"start_new_session": True}
+        group: dict = {"start_new_session": True}
         if sys.platform == "win32":
-            own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-        pipes = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+            group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(line, cwd=self.host, env=environ(), stdout=log, **pipes, **own_group)
+            self.process = subprocess.Popen(
+                line, cwd=self.host, env=environ(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, **group
+            )
 
     def answers(self) -> bool:
         """Wait for the first answer; False when the host ends or the time is up."""
@@ -374,21 +365,18 @@ class Server:
         return reasons[-1] if reasons else "it gives no reason"
 
     def stop(self) -> None:
-        """Ask, then insist."""
-        for kill in (False, True):
-            if self.process and self.process.poll() is None:
-                end_tree(self.process.pid, kill)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait(10)
-
-
-def end_tree(pid: int, kill: bool) -> None:
-    """End a process that leads a group, and its children."""
-    if sys.platform == "win32":
-        subprocess.run(["taskkill", "/T", "/F", "/PID", str(pid)], capture_output=True)
-    else:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL if kill else signal.SIGTERM)
+        """End the host and its children: ask, then insist."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        if sys.platform == "win32":
+            subprocess.run(["taskkill", "/T", "/F", "/PID", str(self.process.pid)], capture_output=True)
+            self.process.wait()
+            return
+        for insist in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(self.process.pid, insist)
+                self.process.wait(10)
+                return
 
 
 def free_port(wanted: int = 0) -> int:
@@ -514,7 +502,7 @@ def serve(arguments: list[str]) -> int:
     python, host = prepare()
     base = cache_home() / "serve"
     say("Starting ComfyUI …")
-    with Server(python, host, base, device_arguments(python) + more, chosen.port) as server:
+    with Server(python, host, base, device_arguments(python) + more, port=chosen.port) as server:
         say(f"ComfyUI with {PACK}: {server.url} (Ctrl-C stops it)")
         say(f"  models go into {base / 'models'}\n  log: {server.log}")
         if chosen.open:
