@@ -61,15 +61,7 @@ def encode_object_text(clip: Any, text: str, adapter: Adapter) -> Tensor:
 
 def encode_pictures(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tensor:
     """Features of pictures [B, H, W, 3]: [B, E] or [B, P, E], as the adapter's family needs them."""
-    output = clip_vision.encode_image(images)
-    features = output[adapter.spec.encoder.output]
-    need = adapter.spec.encoder
-    if features.shape[-1] != need.width:
-        raise ValueError(
-            f"“{adapter.name}” needs {need.name} as image encoder ({need.output} {need.width} wide); the one connected "
-            f"gives {features.shape[-1]}. Load {need.name} with Load CLIP Vision."
-        )
-    return features.float()
+    return clip_vision.encode_image(images)[adapter.spec.encoder.output].float()
 
 
 def _null_features(clip_vision: Any, adapter: Adapter) -> Tensor:
