@@ -12,6 +12,8 @@ from mip_adapter.weights.adapter import Adapter, load_adapter, load_head
 from safetensors.torch import save_file
 from weights_samples import SMALL
 
+pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
+
 FORMATS = ("safetensors", "bin", "old.bin")
 
 
@@ -28,7 +30,7 @@ def loads_or_refuses(path: Path) -> Adapter | None:
     try:
         adapter = load_adapter(path)
     except ValueError as error:
-        assert len(str(error)) > 20 and "\n" not in str(error)
+        assert len(str(error)) > 20 and str(error).isprintable()
         assert path.name in str(error)
         adapter = None
     else:

@@ -16,6 +16,7 @@ from .files import read_tensors
 from .foreign import foreign_kind
 from .site_keys import PARTS, site_numbers
 from .spec import AdapterSpec, detect
+from .words import some
 
 
 class SiteWeights(NamedTuple):
@@ -100,9 +101,8 @@ def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
     """Raises ValueError naming the first tensors that hold NaN or infinity."""
     bad = [key for key, tensor in tensors.items() if not _finite(tensor)]
     if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise ValueError(
-            f"“{name}” holds NaN or infinite numbers in {', '.join(bad[:3])}{more}: it is damaged or its "
+            f"“{name}” holds NaN or infinite numbers in {some(bad)}: it is damaged or its "
             "training diverged. Download it again, or choose another file."
         )
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from .foreign import foreign_kind
 from .layout import flat_keys
 from .pickles import forbidden_name
+from .words import shown
 
 _AGAIN = "Download it again, or choose another file."
 _FOLDERS = "Adapters belong into models/ipadapter or models/mip_adapter."
@@ -129,10 +130,15 @@ def _read_torch(path: Path, zipped: bool) -> Any:
     bad = forbidden_name(path, zipped)
     if bad is not None:
         raise _Sentence(
-            f"“{path.name}” is a pickle that wants to run '{bad}'; weights need no code, so it was not "
+            f"“{path.name}” is a pickle that wants to run '{shown(bad)}'; weights need no code, so it was not "
             "opened. Take its .safetensors version, or a file that holds tensors only."
         )
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    try:
+        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
+    except (RuntimeError, OSError):  # some network drives cannot be mapped
+        if not mmap:
+            raise
+        return torch.load(str(path), map_location="cpu", weights_only=True)
 
 
 def _flatten(loaded: Any, name: str) -> tuple[dict[str, Tensor], list[str]]:
@@ -145,10 +151,10 @@ def _flatten(loaded: Any, name: str) -> tuple[dict[str, Tensor], list[str]]:
 
     def visit(mapping: Mapping[Any, Any], prefix: str, depth: int) -> None:
         for key, value in mapping.items():
-            if isinstance(value, Mapping) and depth < 3:  # a pickle may contain itself
-                visit(value, f"{prefix}{key}.", depth + 1)
-            elif isinstance(value, Tensor):
+            if isinstance(value, Tensor):
                 tensors[f"{prefix}{key}"] = value.detach()
+            elif isinstance(value, Mapping) and depth < 3:  # a pickle may contain itself
+                visit(value, f"{prefix}{key}.", depth + 1)
             else:
                 others.append(f"{prefix}{key}")
 
@@ -161,12 +167,12 @@ def _checked(tensors: dict[str, Tensor], others: list[str], name: str) -> dict[s
     others = others + [k for k, t in tensors.items() if t.layout != torch.strided or t.is_quantized]
     if others or not tensors:
         foreign_kind(tensors, name)
-        what = f"'{others[0]}' is not a tensor" if others else "it holds no tensors"
+        what = f"'{shown(others[0])}' is not a tensor" if others else "it holds no tensors"
         raise ValueError(f"“{name}” is not an adapter: {what}, expected tensors only. Choose another file.")
     return tensors
 
 
 def _broken(path: Path, error: BaseException) -> str:
     reason = re.sub(r"\s+", " ", str(error)).strip().removeprefix("Error while deserializing header: ")
-    reason = f"{type(error).__name__}: {reason[:160]}" if reason else type(error).__name__
+    reason = f"{type(error).__name__}: {shown(reason)}" if reason else type(error).__name__
     return f"“{path.name}” is damaged or cut off, it cannot be read ({reason}). {_AGAIN}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TypeVar
 
+from .words import shown
+
 T = TypeVar("T")
 
 # What the official training script saves, and what is published.
@@ -25,7 +27,7 @@ def flat_keys(tensors: dict[str, T], name: str) -> dict[str, T]:
         new = _renamed(key)
         if new in flat:
             raise ValueError(
-                f"“{name}” holds '{new}' twice, in the training and in the published layout. "
+                f"“{name}” holds '{shown(new)}' twice, in the training and in the published layout. "
                 "Save it again with one of them."
             )
         flat[new] = tensor

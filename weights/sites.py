@@ -66,11 +66,12 @@ def cross_attentions(unet: Any) -> dict[SiteKey, Any]:
 
 def _transformer_blocks(unet: Any) -> Iterator[tuple[SiteKey, Any]]:
     middle = getattr(unet, "middle_block", None)
-    for place, blocks in (
+    places: tuple[tuple[str, Any], ...] = (
         ("input", unet.input_blocks),
         ("output", unet.output_blocks),
-        ("middle", () if middle is None else (middle,)),
-    ):
+        ("middle", [] if middle is None else [middle]),
+    )
+    for place, blocks in places:
         for position, layers in enumerate(blocks):
             inside = (block for layer in layers for block in getattr(layer, "transformer_blocks", ()))
             for index, block in enumerate(inside):

@@ -11,6 +11,7 @@ from torch import Tensor
 from .families import family_of, projection_shapes
 from .foreign import foreign_kind
 from .site_keys import PARTS, site_numbers, site_shapes
+from .words import some
 
 Family = Literal["base", "plus", "full-face"]
 Output = Literal["image_embeds", "penultimate_hidden_states"]
@@ -100,7 +101,7 @@ def detect(tensors: Mapping[str, Tensor], name: str = "this file") -> AdapterSpe
     family = family_of(projection)
     if family is None:
         raise ValueError(
-            f"“{name}” has an image projection of an unknown kind ({_some(projection)}), expected a linear "
+            f"“{name}” has an image projection of an unknown kind ({some(projection)}), expected a linear "
             "one, a Resampler or an MLP. Choose a MIP-Adapter or IP-Adapter file for SDXL or SD1.5."
         )
     dims, expected = projection_shapes(family, projection)
@@ -129,23 +130,23 @@ def _check_layout(
         )
     if not projection and not kv:
         raise ValueError(
-            f"“{name}” is not an adapter: it holds {_some(tensors)}, expected image_proj.… and "
+            f"“{name}” is not an adapter: it holds {some(tensors)}, expected image_proj.… and "
             f"ip_adapter.… keys. {choose}"
         )
     if not projection or not kv:
         got, lacks = ("ip_adapter", "image_proj") if kv else ("image_proj", "ip_adapter")
         raise ValueError(f"“{name}” holds {got}.… keys and no {lacks}.… keys: half an adapter. {choose}")
     if extra := [k for k in tensors if not k.startswith(("image_proj.", "ip_adapter."))]:
-        raise ValueError(f"“{name}” holds unexpected keys beside the adapter: {_some(extra)}. {choose}")
+        raise ValueError(f"“{name}” holds unexpected keys beside the adapter: {some(extra)}. {choose}")
 
 
 def _check_complete(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], name: str) -> None:
     """wanted: the shape of every key the adapter must have, and no other key."""
     problems = []
     if missing := [k for k in wanted if k not in tensors]:
-        problems.append(f"missing {_some(missing)}")
+        problems.append(f"missing {some(missing)}")
     if extra := [k for k in tensors if k not in wanted]:
-        problems.append(f"unexpected {_some(extra)}")
+        problems.append(f"unexpected {some(extra)}")
     wrong = [
         f"{k} is {list(tensors[k].shape)}, expected {list(shape)}"
         for k, shape in wanted.items()
@@ -158,14 +159,8 @@ def _check_complete(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[in
         if k in tensors and not tensors[k].is_floating_point()
     ]
     if wrong:
-        problems.append(_some(wrong))
+        problems.append(some(wrong))
     if problems:
         raise ValueError(
             f"“{name}” is not a complete adapter: {'; '.join(problems)}. Download it again, or choose another file."
         )
-
-
-def _some(keys: Iterable[str], limit: int = 4) -> str:
-    keys = list(keys)
-    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-    return ", ".join(key[:120] for key in keys[:limit]) + more
