@@ -109,6 +109,9 @@ def _with(options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     return {**options, "transformer_options": {**options.get("transformer_options", {}), **more}}
 
 
+# Parameters are called as the host calls them: other packs' wrappers may pass them on by name.
+
+
 def _name_conds(executor: Callable, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None):
     """PREDICT_NOISE: note which cond goes by which name in the guider. Lists are told apart by their first cond, since
     the host appends copies of other lists' conds to even out areas."""
@@ -117,7 +120,7 @@ def _name_conds(executor: Callable, x: Tensor, timestep: Tensor, model_options: 
     return executor(x, timestep, _with(model_options, **{NAMES: names}), seed)
 
 
-def _frame_conds(executor: Callable, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict):
+def _frame_conds(executor: Callable, model: Any, conds: list, x_in: Tensor, timestep: Tensor, model_options: dict):
     """CALC_COND_BATCH: which indices of this evaluation are conditional, and which areas they cover."""
     names = model_options.get("transformer_options", {}).get(NAMES, {})
 
@@ -126,8 +129,8 @@ def _frame_conds(executor: Callable, model: Any, conds: list, x: Tensor, timeste
         return index == 0 if name is None else "negative" not in name
 
     areas = {cond.get("uuid"): _area(cond.get("area")) for group in conds if group for cond in group}
-    frame = Frame(tuple(conditional(i, group) for i, group in enumerate(conds)), areas, tuple(x.shape[-2:]))
-    return executor(model, conds, x, timestep, _with(model_options, **{FRAME: frame}))
+    frame = Frame(tuple(conditional(i, group) for i, group in enumerate(conds)), areas, tuple(x_in.shape[-2:]))
+    return executor(model, conds, x_in, timestep, _with(model_options, **{FRAME: frame}))
 
 
 def _area(area: Any) -> Area:
@@ -135,11 +138,18 @@ def _area(area: Any) -> Area:
 
 
 def _describe_call(
-    executor: Callable, x: Tensor, timesteps: Any, context: Any, y: Any, control: Any, options: dict, **kwargs: Any
+    executor: Callable,
+    x: Tensor,
+    timesteps: Any,
+    context: Any,
+    y: Any,
+    control: Any,
+    transformer_options: dict,
+    **more: Any,
 ):
     """DIFFUSION_MODEL: one Call for all sites of this UNet call."""
-    call = Call(executor.class_obj, x.shape[0], options)
-    return executor(x, timesteps, context, y, control, {**options, CALL: call}, **kwargs)
+    call = Call(executor.class_obj, x.shape[0], transformer_options)
+    return executor(x, timesteps, context, y, control, {**transformer_options, CALL: call}, **more)
 
 
 WRAPPERS = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from comfy.utils import ProgressBar
 from torch import Tensor
 
 from ..weights.adapter import Adapter
@@ -23,7 +24,11 @@ def encode_references(references: tuple[Reference, ...], adapter: Adapter, clip:
     if len(references) > MAX_OBJECTS:
         raise ValueError(f"There are {len(references)} references; at most {MAX_OBJECTS} are supported.")
     texts = tuple(encode_object_text(clip, reference.text, adapter) for reference in references)
-    tokens = [project(adapter, encode_pictures(clip_vision, reference.images, adapter)) for reference in references]
+    progress = ProgressBar(len(references))
+    tokens = []
+    for reference in references:
+        tokens.append(project(adapter, encode_pictures(clip_vision, reference.images, adapter)))
+        progress.update(1)  # also lets the artist interrupt
     null = project(adapter, _null_features(clip_vision, adapter))
     return References(
         names=tuple(reference.text for reference in references),
