@@ -1,0 +1,167 @@
+"""The method written down once more, straight from its definition: float64, one row, one object, one head at a time.
+
+Slow and plain on purpose, and independent of attention/: what the tests compare the pack with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+SiteKey = tuple[str, int, int]
+
+
+@dataclass
+class Direct:
+    """References and choices. tokens M × [T, X]; null [T, X]; texts M × [L, X]; regions M × ([H, W] or None) or None;
+    to_k, to_v: the adapter's [C, X] by site number, head [C] by site number (empty: none)."""
+
+    tokens: Sequence[Tensor]
+    null: Tensor
+    texts: Sequence[Tensor]
+    weights: Sequence[float]
+    to_k: Mapping[int, Tensor]
+    to_v: Mapping[int, Tensor]
+    head: Mapping[int, Tensor] = field(default_factory=dict)
+    regions: Sequence[Tensor | None] | None = None
+    scale: float = 1.0
+    strategy: str = "relevance"
+    normalization: str = "sum"
+    background: float = 0.0
+    sharpness: float = 1.0
+    gate: str = "image"
+    strength: float = 1.0
+
+    def row(self, q: Tensor, text: Tensor, to_k: Tensor, number: int, heads: int, conditional: bool,
+            regions: np.ndarray | None = None) -> Tensor:  # fmt: skip
+        """One row of one site: q and Z_text [N, C], the UNet's to_k [C, X], regions [M, N]. Returns Z [N, C]."""
+        q, text, to_k = q.double(), text.double(), to_k.double()
+        gate = self.fusion_gate(text, number)[:, None]
+        if conditional:
+            image = self.objects(q, to_k, number, heads, regions)
+        else:
+            image = self.nothing(q, number, heads, regions)
+        if self.gate == "text":
+            return gate * text + self.scale * image
+        return text + self.scale * gate * image
+
+    def fusion_gate(self, text: Tensor, number: int) -> Tensor:
+        """g̃ [N]"""
+        if self.gate == "off" or number not in self.head:
+            return torch.ones(len(text), dtype=torch.float64)
+        g = 1 / (1 + torch.exp(-(text @ self.head[number].double())))
+        return 1 + self.strength * (g / g.mean() - 1)
+
+    def objects(self, q: Tensor, to_k: Tensor, number: int, heads: int, regions: np.ndarray | None) -> Tensor:
+        """Σ_i w_i Ã_i Z_i for a conditional row."""
+        keys = [tokens.double() @ self.to_k[number].double().T for tokens in self.tokens]
+        values = [tokens.double() @ self.to_v[number].double().T for tokens in self.tokens]
+        if self.strategy == "concat":
+            return self.concatenated(q, keys, values, heads, regions)
+        relevance = torch.stack([object_relevance(q, text.double() @ to_k.T, heads) for text in self.texts])
+        share = self.shares(relevance, regions)
+        each = (attention(q, k, v, heads) for k, v in zip(keys, values, strict=True))
+        return sum(w * s[:, None] * z for w, s, z in zip(self.weights, share, each, strict=True))
+
+    def nothing(self, q: Tensor, number: int, heads: int, regions: np.ndarray | None) -> Tensor:
+        """The unconditional row: one set of image tokens for all objects, the empty text prefers no position."""
+        flat = torch.full((len(self.tokens), len(q)), 1 / len(q), dtype=torch.float64)
+        share = self.shares(flat, regions) if self.strategy != "concat" else self.shares(flat, regions, "uniform")
+        total = sum(w * s for w, s in zip(self.weights, share, strict=True))
+        keys, values = (self.null.double() @ w[number].double().T for w in (self.to_k, self.to_v))
+        return total[:, None] * attention(q, keys, values, heads)
+
+    def shares(self, relevance: Tensor, regions: np.ndarray | None = None, strategy: str | None = None) -> Tensor:
+        """Ã [M, N] from A [M, N]."""
+        strategy = strategy or self.strategy
+        objects, positions = relevance.shape
+        r = torch.ones_like(relevance) if regions is None else torch.from_numpy(regions).double()
+        if strategy == "sum":
+            return r
+        a = (relevance * positions) ** self.sharpness if strategy == "relevance" else torch.ones_like(relevance)
+        below = (r * a).sum(0) + (self.background if strategy == "relevance" else 0)
+        share = torch.where(below > 0, r * a / below, 0) * r.max(0).values
+        return share * objects if strategy == "relevance" and self.normalization == "mean" else share
+
+    def concatenated(self, q: Tensor, keys: list, values: list, heads: int, regions: np.ndarray | None) -> Tensor:
+        """One softmax over the tokens of all objects; regions act as log r on its logits."""
+        width = q.shape[1] // heads
+        owner = torch.tensor([i for i, k in enumerate(keys) for _ in range(len(k))])
+        weight = torch.tensor(self.weights, dtype=torch.float64)[owner]
+        k, v = torch.cat(keys), torch.cat(values) * weight[:, None]
+        r = None if regions is None else torch.from_numpy(regions).double()
+        out = torch.zeros_like(q)
+        for head in range(heads):
+            at = slice(head * width, (head + 1) * width)
+            p = (q[:, at] @ k[:, at].T / width**0.5).softmax(-1)
+            if r is not None:
+                p = p * r[owner].T
+                total = p.sum(-1, keepdim=True)
+                p = torch.where(total > 0, p / total, 0) * r.max(0).values[:, None]
+            out[:, at] = p @ v[:, at]
+        return out
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """q [N, C], k and v [T, C] -> [N, C]"""
+    width = q.shape[1] // heads
+    parts = [slice(i * width, (i + 1) * width) for i in range(heads)]
+    return torch.cat([(q[:, at] @ k[:, at].T / width**0.5).softmax(-1) @ v[:, at] for at in parts], 1)
+
+
+def object_relevance(q: Tensor, k: Tensor, heads: int) -> Tensor:
+    """A [N]: every token of k [L, C], every head, softmax over the positions of q [N, C]; their mean."""
+    width = q.shape[1] // heads
+    parts = [slice(i * width, (i + 1) * width) for i in range(heads)]
+    maps = [(q[:, at] @ token[at] / width**0.5).softmax(0) for at in parts for token in k]
+    return torch.stack(maps).mean(0)
+
+
+def region_at(region: Tensor | None, canvas: tuple[int, int], area: Sequence[int] | None, site: tuple[int, int]):
+    """A region [H, W] at a site's resolution [h·w], by Pillow: stretched to the canvas, cropped, resized."""
+    if region is None:
+        return np.ones(site[0] * site[1], np.float32)
+    picture = Image.fromarray(region.numpy().astype(np.float32), "F")
+    if area is not None:
+        height, width, y, x = area
+        picture = picture.resize(canvas[::-1], Image.Resampling.BILINEAR)
+        picture = picture.crop((x, y, min(x + width, canvas[1]), min(y + height, canvas[0])))
+    return np.asarray(picture.resize(site[::-1], Image.Resampling.BILINEAR)).reshape(-1)
+
+
+class DirectPatch:
+    """A replacement for one cross-attention that does what `Direct` says.
+
+    branch(index, uuid) -> (conditional, area or None) for a chunk of the batch: the test knows it from its own graph.
+    """
+
+    def __init__(self, direct: Direct, attention2: Any, number: int, branch: Any, canvas: tuple[int, int],
+                 window: tuple[float, float] = (float("inf"), 0.0)) -> None:  # fmt: skip
+        self.direct, self.attention2, self.number, self.branch = direct, attention2, number, branch
+        self.canvas, self.window = canvas, window
+
+    def __deepcopy__(self, memo: dict) -> DirectPatch:
+        return self
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
+        heads, chunks = options["n_heads"], options["cond_or_uncond"]
+        rows, size = len(q) // len(chunks), tuple(options["activations_shape"][-2:])
+        sigma = float(options["sigmas"][0])
+        out = []
+        for row in range(len(q)):
+            text = attention(q[row].double(), k[row].double(), v[row].double(), heads)
+            conditional, area = self.branch(chunks[row // rows], options["uuids"][row // rows])
+            regions = None
+            if self.direct.regions is not None:
+                regions = np.stack([region_at(r, self.canvas, area, size) for r in self.direct.regions])
+            if self.window[1] <= sigma <= self.window[0]:
+                to_k = self.attention2.to_k.weight
+                text = self.direct.row(q[row], text, to_k, self.number, heads, conditional, regions)
+            out.append(text)
+        return torch.stack(out).to(q.dtype)

@@ -1,0 +1,196 @@
+"""Graphs in Python: the miniature and the nodes, the host's and ours, wired as a workflow wires them.
+
+Call after the `host` fixture. Whatever samples here is the host's own code.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .direct import Direct, DirectPatch
+
+SIZE = (16, 16)  # latent pixels
+TOLERANCE = 1e-4  # of the adapter's effect; float32 leaves about 1e-5, a wrong share or branch 1e-1
+OBJECTS = ("cat", "red coffee cup")
+
+
+class Bundle(NamedTuple):
+    model: Any
+    clip: Any
+    vae: Any
+    vision: Any
+    adapters: dict[str, Any]  # base, plus
+
+
+@cache
+def bundle() -> Bundle:
+    """The miniature, loaded once for all tests: nothing may change it, which is what some of them check."""
+    from mip_adapter.miniature import host_bundle, seeded
+    from mip_adapter.weights.adapter import build_adapter
+
+    torch.set_num_threads(1)  # tensors of a few KB: threads would only wait for each other
+    tensors = {"base": seeded.base_adapter(), "plus": seeded.plus_adapter()}
+    return Bundle(*host_bundle.load(), {family: build_adapter(each, family) for family, each in tensors.items()})
+
+
+@atexit.register
+def release() -> None:
+    """The host's models want to go before its modules do."""
+    bundle.cache_clear()
+    gc.collect()
+
+
+def photo(number: int, height: int = 24, width: int = 32) -> Tensor:
+    """A picture [1, H, W, 3] that is noise, the same for the same number."""
+    return torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(number))
+
+
+def prompt(text: str, clip: Any = None) -> list:
+    """CLIPTextEncode"""
+    import nodes
+
+    with torch.inference_mode():
+        return nodes.CLIPTextEncode().encode(clip or bundle().clip, text)[0]
+
+
+def references(texts: Sequence[str] = OBJECTS, **each: Sequence) -> tuple:
+    """A chain of MIPReference; each: one value an object, such as region=[a, None]."""
+    from mip_adapter.nodes.reference import MIPReference
+
+    chain: tuple = ()
+    for i, text in enumerate(texts):
+        more = {"image": photo(i), "weight": 1.0, **{name: values[i] for name, values in each.items()}}
+        chain = MIPReference.execute(text=text, references=chain, **more).args[0]
+    return chain
+
+
+def apply(chain: tuple | None = None, *, model: Any = None, clip: Any = None, family: str = "base",
+          scale: float = 1.0, start: float = 0.0, end: float = 1.0, merge: dict | None = None,
+          head: dict | None = None) -> Any:  # fmt: skip
+    """MIPApply behind MIPMerge and MIPFusionHead. Returns the new MODEL."""
+    from mip_adapter.attention.options import FusionHead, Merge
+    from mip_adapter.nodes.apply import MIPApply
+
+    parts = bundle()
+    adapter = parts.adapters[family]
+    with torch.inference_mode():
+        return MIPApply.execute(
+            model or parts.model, clip or parts.clip, parts.vision, adapter, references() if chain is None else chain,
+            scale, start, end, Merge(**merge) if merge else None, FusionHead(adapter.head, **head) if head else None,
+        ).args[0]  # fmt: skip
+
+
+Branch = Callable[[int, Any], tuple[bool, Sequence[int] | None]]
+
+
+def positive_first(index: int, uuid: Any) -> tuple[bool, None]:
+    return index == 0, None
+
+
+def apply_directly(chain: tuple | None = None, *, branch: Branch = positive_first, model: Any = None,
+                   clip: Any = None, family: str = "base", scale: float = 1.0, start: float = 0.0, end: float = 1.0,
+                   merge: dict | None = None, head: dict | None = None, size: tuple[int, int] = SIZE,
+                   ) -> Any:  # fmt: skip
+    """What `apply` must equal: the definition, at every site, where `branch` says what each chunk of the batch is."""
+    from mip_adapter.attention.host_encode import encode_references
+    from mip_adapter.weights.sites import cross_attentions, unet_sites
+
+    parts = bundle()
+    adapter, model, chain = parts.adapters[family], model or parts.model, references() if chain is None else chain
+    with torch.inference_mode():
+        encoded = encode_references(chain, adapter, clip or parts.clip, parts.vision)
+    regions = [r.region for r in chain]
+    direct = Direct(
+        tokens=encoded.tokens, null=encoded.null_tokens, texts=encoded.texts, weights=encoded.weights,
+        to_k={n: w.to_k for n, w in adapter.sites.items()}, to_v={n: w.to_v for n, w in adapter.sites.items()},
+        head=adapter.head, scale=scale, **merge or {}, **head or {},
+        regions=[r if r is None else r[0] for r in regions] if any(r is not None for r in regions) else None,
+    )  # fmt: skip
+    to_sigma = model.get_model_object("model_sampling").percent_to_sigma
+    window = (to_sigma(start), to_sigma(end))
+    patched, unet = model.clone(), model.model.diffusion_model
+    modules = cross_attentions(unet)
+    for site in unet_sites(unet):
+        patch = DirectPatch(direct, modules[site.key], site.number, branch, size, window)
+        patched.set_model_attn2_replace(patch, *site.key)
+    return patched
+
+
+def guide(model: Any, positive: Any = None, negative: Any = None, cfg: float = 4.0) -> Any:
+    """CFGGuider"""
+    import comfy.samplers
+
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive or prompt("a cat beside a red coffee cup"), negative or prompt("blurry"))
+    guider.set_cfg(cfg)
+    return guider
+
+
+def output(result: Any) -> Any:
+    """The first output of a node of either API."""
+    return getattr(result, "args", result)[0]
+
+
+def sample(guider: Any, steps: int = 2, *, size: tuple[int, int] = SIZE, batch: int = 1, seed: int = 7,
+           sampler: str = "euler", callback: Callable | None = None) -> Tensor:  # fmt: skip
+    """What SamplerCustomAdvanced does with a guider; a MODEL gets a CFGGuider with the default prompts."""
+    import comfy.samplers
+
+    guider = guider if hasattr(guider, "sample") else guide(guider)
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    noise = torch.randn(batch, 4, *size, generator=torch.Generator().manual_seed(seed))
+    with torch.inference_mode():
+        return guider.sample(
+            noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler),
+            comfy.samplers.calculate_sigmas(sampling, "normal", steps), callback=callback, disable_pbar=True, seed=seed,
+        )  # fmt: skip
+
+
+def deviation(got: Tensor, expected: Tensor, without: Tensor) -> float:
+    """The error in units of what the adapter changes at all: 0 is right, 1 is as good as no adapter."""
+    got, expected, without = got.double(), expected.double(), without.double()
+    effect = float((expected - without).norm())
+    assert effect > 1e-3 * float(without.norm()), "the adapter changes too little to tell right from wrong"
+    return float((got - expected).norm()) / effect
+
+
+def watch_calls(model: Any, calls: list[list[int]]) -> Any:
+    """A clone of the MODEL that notes the `cond_or_uncond` of every UNet call."""
+
+    def noted(run: Callable, call: dict) -> Tensor:
+        calls.append(call["cond_or_uncond"])
+        return run(call["input"], call["timestep"], **call["c"])
+
+    model = model.clone()
+    model.set_model_unet_function_wrapper(noted)
+    return model
+
+
+def compare(make_guider: Callable, *, order: Sequence[str] = (), sampling: dict | None = None,
+            **options: Any) -> None:  # fmt: skip
+    """Sampling with MIPApply must equal sampling with the definition.
+
+    make_guider(model) wires everything behind MIPApply. Each chunk of a batch is known by its uuid; order: where the
+    host reuses a cond's uuid for the opposite branch, the names of the guider's conds in the order of evaluation.
+    """
+    table: dict[Any, tuple[str, Any]] = {}
+
+    def branch(index: int, uuid: Any) -> tuple[bool, Any]:
+        name, area = table[uuid]
+        return "negative" not in (order[index] if order else name), area
+
+    sampling = sampling or {}
+    direct = make_guider(apply_directly(branch=branch, size=sampling.get("size", SIZE), **options))
+    for name, conds in direct.original_conds.items():
+        table.update({cond["uuid"]: (name, cond.get("area")) for cond in conds})
+    expected = sample(direct, **sampling)
+    got = sample(make_guider(apply(**options)), **sampling)
+    without = sample(make_guider(bundle().model), **sampling)
+    assert deviation(got, expected, without) < TOLERANCE

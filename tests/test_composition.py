@@ -1,0 +1,207 @@
+"""Beside every way in which the host evaluates a model: batches, guiders, regional prompts, other people's patches.
+
+Each graph is sampled twice by the host's own code, with MIPApply and with the definition (direct.py) told by the test
+which chunk of the batch is what. Both must agree.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from . import graphs
+from .graphs import compare, guide, output, prompt, watch_calls
+
+pytestmark = pytest.mark.usefixtures("host")
+
+
+def test_the_comparison_tells_right_from_wrong() -> None:
+    without, expected = graphs.sample(graphs.bundle().model), graphs.sample(graphs.apply_directly())
+    for wrong in ({"merge": {"strategy": "uniform"}}, {"head": {"gate": "off"}}, {"scale": 0.9}, {"end": 0.5}):
+        assert graphs.deviation(graphs.sample(graphs.apply(**wrong)), expected, without) > 10 * graphs.TOLERANCE
+    swapped = graphs.apply_directly(branch=lambda index, uuid: (index == 1, None))
+    assert graphs.deviation(graphs.sample(swapped), expected, without) > 10 * graphs.TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["base", "plus"])
+@pytest.mark.parametrize("strategy", ["relevance", "uniform", "sum", "concat"])
+def test_strategies(family: str, strategy: str) -> None:
+    compare(guide, family=family, merge={"strategy": strategy})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"merge": {"normalization": "mean"}},
+        {"merge": {"background": 1.0, "sharpness": 3.0}},
+        {"head": {"gate": "text"}},
+        {"head": {"gate": "image", "strength": 0.4}},
+        {"head": {"gate": "text", "strength": 1.7}},
+        {"head": {"gate": "off"}},
+        {"scale": 0.3, "start": 0.3, "end": 0.8},
+    ],
+    ids=str,
+)
+def test_choices(options: dict) -> None:
+    compare(guide, sampling={"steps": 4}, **options)
+
+
+@pytest.mark.parametrize("batch", range(1, 9))
+def test_batch_sizes(batch: int) -> None:
+    compare(guide, sampling={"batch": batch, "steps": 1})
+
+
+def test_without_cfg() -> None:
+    compare(lambda model: guide(model, cfg=1.0))
+
+
+@pytest.mark.parametrize("size", [(13, 9), (7, 31), (32, 4), (5, 5), (1, 3)], ids=str)
+def test_any_aspect_ratio(size: tuple[int, int]) -> None:
+    compare(guide, sampling={"size": size})
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m_sde", "heun", "euler_ancestral_cfg_pp", "uni_pc", "lcm", "ddim"])
+def test_samplers(sampler: str) -> None:
+    compare(guide, sampling={"sampler": sampler, "steps": 3})
+
+
+def test_separate_calls(monkeypatch) -> None:
+    """Under low memory the host evaluates every cond in a call of its own."""
+    import comfy.samplers
+
+    calls: list[list[int]] = []
+
+    def watched(model):
+        return guide(watch_calls(model, calls))
+
+    together = graphs.sample(watched(graphs.apply()))
+    assert {tuple(sorted(call)) for call in calls} == {(0, 1)}
+    calls.clear()
+    full = SimpleNamespace(**{**vars(comfy.model_management), "get_free_memory": lambda *_: 0})
+    monkeypatch.setattr(comfy.samplers, "model_management", full)
+    compare(watched)
+    assert {tuple(call) for call in calls} == {(0,), (1,)}
+    apart = graphs.sample(watched(graphs.apply()))
+    assert graphs.deviation(apart, together, graphs.sample(graphs.bundle().model)) < graphs.TOLERANCE
+
+
+def test_prompts_of_different_lengths() -> None:
+    """The host repeats the shorter one up to the common multiple."""
+    long = prompt("a cat beside a red coffee cup, " * 20)
+    assert long[0][0].shape[1] > 77
+    compare(lambda model: guide(model, positive=long))
+
+
+@pytest.mark.parametrize("style", ["regular", "nested"])
+@pytest.mark.parametrize("cfg_negative", [1.0, 3.0])
+def test_dual_cfg(style: str, cfg_negative: float) -> None:
+    """Evaluates [negative, middle, positive]: 0 is the negative here."""
+    from comfy_extras.nodes_custom_sampler import DualCFGGuider
+
+    conds = prompt("a cat beside a cup"), prompt("a photograph"), prompt("blurry")
+    compare(lambda model: DualCFGGuider.execute(model, *conds, 4.0, cfg_negative, style).args[0])
+
+
+@pytest.mark.parametrize("cfg, negative_scale", [(4.0, 1.0), (4.0, 0.0), (1.0, 0.0)])
+def test_perp_neg(cfg: float, negative_scale: float) -> None:
+    from comfy_extras.nodes_perpneg import PerpNegGuider
+
+    conds = prompt("a cat beside a cup"), prompt("blurry"), prompt("")
+    compare(lambda model: PerpNegGuider.execute(model, *conds, cfg, negative_scale).args[0])
+
+
+def test_basic_guider() -> None:
+    from comfy_extras.nodes_custom_sampler import BasicGuider
+
+    compare(lambda model: BasicGuider.execute(model, prompt("a cat beside a cup")).args[0])
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+def test_perturbed_attention(cfg: float) -> None:
+    """PAG evaluates [positive] alone after the guidance."""
+    from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+
+    compare(lambda model: guide(PerturbedAttentionGuidance.execute(model, 3.0).args[0], cfg=cfg))
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+def test_self_attention_guidance(cfg: float) -> None:
+    """SAG evaluates [negative] alone: index 0, and yet unconditional."""
+    from comfy_extras.nodes_sag import SelfAttentionGuidance
+
+    compare(lambda model: guide(SelfAttentionGuidance.execute(model, 0.5, 2.0).args[0], cfg=cfg))
+
+
+def _run(module: str, node: str, *inputs) -> Any:
+    """A node from the host's extras, of either API."""
+    node = getattr(importlib.import_module(f"comfy_extras.nodes_{module}"), node)
+    return output(node.execute(*inputs) if hasattr(node, "execute") else getattr(node(), node.FUNCTION)(*inputs))
+
+
+OTHERS: dict[str, Callable] = {
+    "FreeU": lambda model: _run("freelunch", "FreeU", model, 1.1, 1.2, 0.9, 0.2),
+    "FreeU_V2": lambda model: _run("freelunch", "FreeU_V2", model, 1.3, 1.4, 0.9, 0.2),
+    "HyperTile": lambda model: _run("hypertile", "HyperTile", model, 32, 2, 0, True),
+    "RescaleCFG": lambda model: _run("model_advanced", "RescaleCFG", model, 0.7),
+    "v-prediction": lambda model: _run("model_advanced", "ModelSamplingDiscrete", model, "v_prediction", False),
+    "TCFG": lambda model: _run("tcfg", "TCFG", model),
+    "attention multiply": lambda model: _run("attention_multiply", "UNetCrossAttentionMultiply", model, 1.1, 0.9, 1, 1),
+    "deep shrink": lambda model: _run(
+        "model_downscale", "PatchModelAddDownscale", model, 3, 2.0, 0.0, 0.6, True, "bicubic", "bicubic"
+    ),
+    "ToMe": lambda model: _run("tomesd", "TomePatchModel", model, 0.3),
+}
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_beside_other_patches(name: str, before: bool) -> None:
+    torch.manual_seed(0)
+    random.seed(0)  # HyperTile and ToMe draw
+    if before:
+        compare(guide, model=OTHERS[name](graphs.bundle().model))
+    else:
+        compare(lambda model: guide(OTHERS[name](model)))
+
+
+def test_context_windows() -> None:
+    """The host slices a batch into windows of its own. (0.3.75 can do so when there are as many steps as pictures.)"""
+    windows = 4, 1, "standard_static", 1, False, "pyramid", 0
+    compare(
+        lambda model: guide(_run("context_windows", "ContextWindowsManualNode", model, *windows)),
+        sampling={"batch": 6, "steps": 5, "size": (8, 8)},
+    )
+
+
+@pytest.mark.parametrize("kind", ["predict_noise", "calc_cond_batch", "apply_model", "diffusion_model"])
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_beside_other_wrappers(kind: str, before: bool) -> None:
+    """Other packs' wrappers may pass what they got by name."""
+    names = {
+        "predict_noise": ("x", "timestep", "model_options", "seed"),
+        "calc_cond_batch": ("model", "conds", "x_in", "timestep", "model_options"),
+        "apply_model": ("x", "t", "c_concat", "c_crossattn", "control", "transformer_options"),
+        "diffusion_model": ("x", "timesteps", "context", "y", "control", "transformer_options"),
+    }[kind]
+
+    def wrapper(executor, *args, **kwargs):
+        positional = 3 if kind == "calc_cond_batch" else 2
+        named = dict(zip(names[positional:], args[positional:], strict=False))
+        return executor(*args[:positional], **named, **kwargs)
+
+    def wrapped(model):
+        model = model.clone()
+        comfy_wrap = importlib.import_module("comfy.patcher_extension").add_wrapper_with_key
+        comfy_wrap(kind, "another pack", wrapper, model.model_options, is_model_options=True)
+        return model
+
+    if before:
+        compare(guide, model=wrapped(graphs.bundle().model), sampling={"steps": 1})
+    else:
+        compare(lambda model: guide(wrapped(model)), sampling={"steps": 1})
