@@ -1,0 +1,111 @@
+"""The recipe: every number of a training run. The defaults are the paper's, by its official script."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
+
+from .filters import Filters
+
+Trained = Literal["adapter", "head", "all"]
+Merged = Literal["relevance", "uniform", "sum"]
+Gated = Literal["image", "text", "off"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """train: "adapter" is to_k_ip, to_v_ip and the fusion head, "head" the head alone, "all" the image projection too.
+    merge: how objects are merged while training; gate: where the fusion head acts, "off" for an adapter without one.
+    batch_size: pictures of one process in one pass; a step sees batch_size × accumulate × processes pictures.
+    min_snr: γ of min-SNR weighting, 0 for none. ema: decay of an averaged copy that is saved instead, 0 for none.
+    clip_norm: longest gradient, 0 for any. resolution: side of the training pictures in pixels.
+    drop_text, drop_image, drop_both: how often the caption, the references or both are left out, for guidance.
+    flip: how often a reference is mirrored. min_objects, max_objects: objects a picture may have.
+    workers: processes that read pictures. save_every, validate_every: steps between checkpoints and between validation
+    pictures (0: none); keep: how many checkpoints stay.
+    """
+
+    steps: int = 12_000
+    batch_size: int = 4
+    accumulate: int = 1
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    warmup: int = 0
+    clip_norm: float = 0.0
+    min_snr: float = 0.0
+    ema: float = 0.0
+    seed: int = 0
+    train: Trained = "adapter"
+    merge: Merged = "relevance"
+    gate: Gated = "image"
+    min_objects: int = 2
+    max_objects: int = 2
+    resolution: int = 512
+    drop_text: float = 0.05
+    drop_image: float = 0.05
+    drop_both: float = 0.05
+    flip: float = 0.5
+    precision: Precision = "auto"
+    checkpointing: bool = True
+    workers: int = 4
+    save_every: int = 500
+    keep: int = 2
+    validate_every: int = 0
+    filters: Filters = field(default_factory=Filters)
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for each in ("train", "merge", "gate", "precision"):
+            allowed = get_args(hints[each])
+            if getattr(self, each) not in allowed:
+                raise ValueError(f"{each} is {getattr(self, each)!r}; choose one of {', '.join(allowed)}.")
+        for each in ("steps", "batch_size", "accumulate", "min_objects", "keep"):
+            if getattr(self, each) < 1:
+                raise ValueError(f"{each} is {getattr(self, each)}; it must be 1 or more.")
+        for each in ("weight_decay", "warmup", "clip_norm", "min_snr", "workers", "save_every", "validate_every"):
+            if not getattr(self, each) >= 0:
+                raise ValueError(f"{each} is {getattr(self, each)}; it must be 0 or more.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0 (the paper's is 1e-4).")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it must be 0 (off) or a decay below 1, such as 0.999.")
+        drops = (self.drop_text, self.drop_image, self.drop_both)
+        if min(drops) < 0 or sum(drops) > 1 or not 0 <= self.flip <= 1:
+            raise ValueError("drop_text, drop_image, drop_both and flip are shares: 0 or more, together at most 1.")
+        if self.max_objects < self.min_objects:
+            raise ValueError(f"max_objects is {self.max_objects}, below min_objects {self.min_objects}; raise it.")
+        if self.resolution % 64 or self.resolution < 64:
+            raise ValueError(f"resolution is {self.resolution}; it must be a multiple of 64 (the paper's is 512).")
+        if self.train == "head" and self.gate == "off":
+            raise ValueError("There is nothing to train: train is “head” and gate is “off”. Set gate to “image”.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, nested for the filters."""
+        return dataclasses.asdict(self)
+
+
+# What may change when a run goes on: none of it alters the steps that are already made or how the next are computed.
+RESUMABLE = {"steps", "workers", "save_every", "keep", "validate_every"}
+
+
+def read_table(kind: type[Any], table: Mapping[str, Any], where: str) -> Any:
+    """A frozen dataclass from a table of a TOML file. Raises ValueError for names and types it does not know."""
+    hints, known = get_type_hints(kind), {each.name for each in dataclasses.fields(kind)}
+    if unknown := sorted(set(table) - known):
+        raise ValueError(f"{where} has no setting {', '.join(unknown)}; it knows {', '.join(sorted(known))}.")
+    values = {}
+    for name, value in table.items():
+        wanted = hints[name]
+        if dataclasses.is_dataclass(wanted):
+            values[name] = read_table(wanted, value, f"{where}.{name}")  # pyright: ignore[reportArgumentType]
+            continue
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if wanted in (int, float, bool, str) and type(value) is not wanted:
+            got = type(value).__name__
+            raise ValueError(f"{where}.{name} is {value!r}, a {got}; expected a {wanted.__name__}.")
+        values[name] = value
+    return kind(**values)

@@ -1,0 +1,213 @@
+"""A folder of training data: `images/ID.png`, `masks/ID.png`, `jsons/ID.json` (the layout of subject_dataset_10k).
+
+Made once, it reads every json and every picture's header, so that it knows which pictures are usable; pixels are read
+when they are asked for. What a position gives depends on (seed, position) alone.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .config import Recipe
+from .filters import Found, candidates, mask_is_sound, refuse_names, shape_is_usable
+from .pictures import choose_crop, cropped, reference, training_picture
+from .seeds import generator, seed_of
+
+BROKEN_SHARE = 0.05  # above this the folder is at fault, not a few files
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One training picture with M objects.
+
+    position in the endless row of samples; image [3, S, S] and references [M, 3, 224, 224] in 0..1; names: the object
+    texts; original_size and crop (height, width), (top, left): what SDXL is told about the picture; drop_text and
+    drop_image leave out the caption and the references; broken: what was passed over on the way here, id and reason.
+    """
+
+    id: str
+    position: int
+    image: Tensor
+    caption: str
+    names: tuple[str, ...]
+    references: Tensor
+    original_size: tuple[int, int]
+    crop: tuple[int, int]
+    drop_text: bool = False
+    drop_image: bool = False
+    broken: tuple[tuple[str, str], ...] = ()
+
+
+class _Entry(NamedTuple):
+    id: str
+    picture: Path
+    caption: str
+    found: tuple[Found, ...]
+    size: tuple[int, int]
+    original: tuple[int, int]  # height, width
+
+
+class _Unusable(Exception):
+    """A sample that the filters leave out once its pixels are seen: no fault of the file."""
+
+
+class SubjectFolder(torch.utils.data.Dataset[Sample]):
+    """`folder[position]` for any position from 0 on: every epoch is a new permutation of the usable pictures.
+
+    A picture that cannot be read is passed over for the next of its epoch and reported in `Sample.broken`.
+    Raises ValueError for a folder that is empty, unusable as a whole, or more than 5 % broken.
+    """
+
+    def __init__(self, folder: str | Path, recipe: Recipe) -> None:
+        self.folder, self.recipe = Path(folder), recipe
+        names = sorted(path.stem for path in (self.folder / "jsons").glob("*.json") if not path.name.startswith("."))
+        if not names:
+            raise ValueError(
+                f"No training data in {self.folder}: expected jsons/ID.json, with images/ID.png and masks/ID.png."
+            )
+        with ThreadPoolExecutor(8) as pool:
+            read = list(pool.map(self._read, names))
+        self.total = len(names)
+        self.broken = {name: why for name, why in zip(names, read, strict=True) if isinstance(why, str)}
+        self.entries = [entry for entry in read if isinstance(entry, _Entry)]
+        self.left_out = Counter(why[0] for why in read if type(why) is tuple)
+        check_broken(self.broken, self.total)
+        if not self.entries:
+            raise ValueError(self._nothing())
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __str__(self) -> str:
+        why = "".join(f"; {count} left out: {reason}" for reason, count in self.left_out.most_common())
+        return f"{len(self.entries)} of {self.total} pictures are usable{why}; {len(self.broken)} broken"
+
+    def __getitem__(self, position: int) -> Sample:
+        epoch, slot = divmod(position, len(self.entries))
+        order = _permutation(self.recipe.seed, epoch, len(self.entries))
+        broken: list[tuple[str, str]] = []
+        last = ""
+        for step in range(len(self.entries)):
+            entry = self.entries[order[(slot + step) % len(order)]]
+            try:
+                return replace(self._load(entry, position), broken=tuple(broken))
+            except _Unusable as error:
+                last = str(error)
+            except Exception as error:  # whatever a damaged file makes its decoder raise
+                broken.append((entry.id, f"{type(error).__name__}: {error}"))
+                check_broken({**self.broken, **dict(broken)}, self.total)
+        raise ValueError(f"No picture of {self.folder} is usable once its pixels are read: {last or 'all broken'}.")
+
+    def _read(self, name: str) -> _Entry | str | tuple[str]:
+        """The entry; why it is broken; or, in a tuple, why the filters leave it out."""
+        try:
+            data = json.loads((self.folder / "jsons" / f"{name}.json").read_text("utf-8"))
+            picture = self._picture(name)
+            with Image.open(picture) as image:
+                size = image.size
+            if not (self.folder / "masks" / f"{name}.png").is_file():
+                raise FileNotFoundError(f"masks/{name}.png is missing")
+            caption, least = str(data["text"]), self.recipe.min_objects
+            found, why = candidates(data["final_masks"], caption, size, self.recipe.filters, least)
+            why = why or refuse_names(found[: self.recipe.max_objects], self.recipe.filters)
+            width, height = data.get("original_size", size)
+            return (why,) if why else _Entry(name, picture, caption, tuple(found), size, (int(height), int(width)))
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+
+    def _picture(self, name: str) -> Path:
+        for ending in PICTURES:
+            if (path := self.folder / "images" / (name + ending)).is_file():
+                return path
+        raise FileNotFoundError(f"images/{name}.png is missing")
+
+    def _load(self, entry: _Entry, position: int) -> Sample:
+        recipe, rng = self.recipe, random.Random(seed_of(self.recipe.seed, "sample", position))
+        with Image.open(entry.picture) as image:
+            picture = image.convert("RGB")
+        with Image.open(self.folder / "masks" / f"{entry.id}.png") as image:
+            values = np.array(image)
+        values = values[..., 0] if values.ndim == 3 else values
+        if values.shape != picture.size[::-1]:
+            raise ValueError(f"the mask is {values.shape[::-1]}, the picture {picture.size}")
+        pixels = np.array(picture)
+        found = [each for each in entry.found if mask_is_sound(values, each.box, recipe.filters)]
+        if len(found) < recipe.min_objects:
+            raise _Unusable("the masks inside the boxes are too small or too mixed")
+        crop = choose_crop(picture.size, [each.box for each in found[: recipe.max_objects]], rng)
+        left, top, side = crop
+        window = (slice(top, top + side), slice(left, left + side))
+        chosen, references = [], []
+        for each in found:
+            box = cropped(each.box, crop)
+            share = (box[2] - box[0]) * (box[3] - box[1]) / side**2
+            if share <= recipe.filters.cropped_area or not shape_is_usable(box, recipe.filters):
+                continue
+            cut = reference(pixels[window], values[window], box, rng.random() < recipe.flip)
+            if cut is not None:
+                chosen.append(each)
+                references.append(cut)
+            if len(chosen) == recipe.max_objects:
+                break
+        if len(chosen) < recipe.min_objects:
+            raise _Unusable("too few objects are left in the crop")
+        if why := refuse_names(chosen, recipe.filters):
+            raise _Unusable(why)
+        text, both = _drops(rng, recipe)
+        return Sample(
+            id=entry.id,
+            position=position,
+            image=training_picture(picture, crop, recipe.resolution),
+            caption=entry.caption,
+            names=tuple(each.label for each in chosen),
+            references=torch.stack(references),
+            original_size=entry.original,
+            crop=(top, left),
+            drop_text=text,
+            drop_image=both,
+        )
+
+    def _nothing(self) -> str:
+        reason, count = self.left_out.most_common(1)[0]
+        return (
+            f"None of the {self.total} pictures in {self.folder} can be used; for {count} of them: {reason}. "
+            f"A picture needs {self.recipe.min_objects} or more objects of different names, each named by one word "
+            "that stands in its caption; thresholds are in the recipe's filters."
+        )
+
+
+def _drops(rng: random.Random, recipe: Recipe) -> tuple[bool, bool]:
+    """Whether the caption and the references are left out."""
+    number = rng.random()
+    image, text, both = recipe.drop_image, recipe.drop_text, recipe.drop_both
+    return image <= number < image + text + both, number < image or image + text <= number < image + text + both
+
+
+@lru_cache(2)
+def _permutation(seed: int, epoch: int, count: int) -> list[int]:
+    return torch.randperm(count, generator=generator(seed, "epoch", epoch)).tolist()
+
+
+def check_broken(broken: Mapping[str, str], total: int) -> None:
+    """Raises ValueError with the list when more than 5 % of the data are broken."""
+    if len(broken) > BROKEN_SHARE * total:
+        listed = "\n".join(f"  {name}: {why}" for name, why in list(broken.items())[:50])
+        more = f"\n  … and {len(broken) - 50} more" if len(broken) > 50 else ""
+        raise ValueError(
+            f"{len(broken)} of {total} training samples cannot be read, more than {BROKEN_SHARE:.0%}. Mend or remove "
+            f"them:\n{listed}{more}"
+        )

@@ -1,0 +1,140 @@
+"""Which objects of a training picture count: the paper's filters, all thresholds in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Defaults are the official training script's.
+
+    area: a box's share of the picture; aspect: its width / height; logit: the detector's confidence; contained: a box
+    is dropped when more than this share of the smaller box overlaps with one already chosen; fill: share of its box
+    that the most frequent mask value must cover; values: how many mask values a box may hold; cropped_area: share of
+    the training crop that must remain of a box; one_word: labels of one word only; in_caption: labels must stand in
+    the caption; names_differ: a picture whose chosen objects share a name is left out.
+    """
+
+    area_min: float = 0.08
+    area_max: float = 0.7
+    aspect_min: float = 0.3
+    aspect_max: float = 3.0
+    logit_min: float = 0.3
+    contained: float = 0.8
+    fill: float = 0.6
+    values: int = 5
+    cropped_area: float = 200 / 512**2
+    one_word: bool = True
+    in_caption: bool = True
+    names_differ: bool = True
+
+    def __post_init__(self) -> None:
+        for low, high in (("area_min", "area_max"), ("aspect_min", "aspect_max")):
+            if not 0 <= getattr(self, low) < getattr(self, high):
+                raise ValueError(f"The filter {low} is {getattr(self, low)}; it must be 0 or more and below {high}.")
+
+
+class Found(NamedTuple):
+    """One object of a picture: its label and its box in the picture's pixels."""
+
+    label: str
+    box: Box
+
+
+NO_OBJECTS, ONE_OBJECT, NOT_IN_CAPTION, SAME_NAMES = (
+    "no object has a usable box (area, aspect, confidence, one-word label)",
+    "too few objects remain",
+    "labels do not stand in the caption",
+    "two objects have the same name",
+)
+
+
+def candidates(
+    entries: Sequence[dict], caption: str, size: tuple[int, int], filters: Filters, least: int
+) -> tuple[list[Found], str | None]:
+    """The usable objects, most confident first, and None; or nothing and the reason why the picture is left out.
+
+    entries: the json's `final_masks`, of which those without a box are the background; size (width, height).
+    """
+    usable = [_found(entry) for entry in sorted(entries, key=_logit, reverse=True) if _usable(entry, size, filters)]
+    if not usable:
+        return [], NO_OBJECTS
+    named = [found for found in usable if not filters.in_caption or found.label in caption]
+    if len(named) < min(least, len(usable)):
+        return [], NOT_IN_CAPTION
+    chosen: list[Found] = []
+    for found in named:
+        if all(overlap(found.box, other.box) <= filters.contained for other in chosen):
+            chosen.append(found)
+    return (chosen, None) if len(chosen) >= least else ([], ONE_OBJECT)
+
+
+def refuse_names(chosen: Sequence[Found], filters: Filters) -> str | None:
+    """The reason to leave out a picture whose chosen objects cannot be told apart by name."""
+    names = [found.label for found in chosen]
+    return SAME_NAMES if filters.names_differ and len(set(names)) < len(names) else None
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over the smaller box."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(0.0, width) * max(0.0, height) / max(1e-6, min(_area(a), _area(b)))
+
+
+def mask_is_sound(values: np.ndarray, box: Box, filters: Filters) -> bool:
+    """Whether the mask inside the box is of few things, one of them large; values [H, W], 0 is the background."""
+    inside = values[window(box)]
+    found, counts = np.unique(inside, return_counts=True)
+    if not 2 <= len(found) <= filters.values or counts.max() < filters.fill * _area(box):
+        return False
+    value = object_value(inside)
+    return value is not None and int((values == value).sum()) <= _area(box)
+
+
+def object_value(inside: np.ndarray) -> int | None:
+    """The mask value that fills most of a box; None where all is background."""
+    found, counts = np.unique(inside[inside > 0], return_counts=True)
+    return int(found[counts.argmax()]) if len(found) else None
+
+
+def window(box: Box) -> tuple[slice, slice]:
+    """A box as rows and columns of an array."""
+    x0, y0, x1, y1 = (max(0, int(round(edge))) for edge in box)
+    return slice(y0, max(y1, y0 + 1)), slice(x0, max(x1, x0 + 1))
+
+
+def _area(box: Box) -> float:
+    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
+
+
+def shape_is_usable(box: Box, filters: Filters) -> bool:
+    width, height = box[2] - box[0], box[3] - box[1]
+    return height > 0 and filters.aspect_min < width / height < filters.aspect_max
+
+
+def _usable(entry: dict, size: tuple[int, int], filters: Filters) -> bool:
+    if "box" not in entry:
+        return False
+    found = _found(entry)
+    return (
+        filters.area_min < _area(found.box) / (size[0] * size[1]) < filters.area_max
+        and shape_is_usable(found.box, filters)
+        and _logit(entry) > filters.logit_min
+        and not (filters.one_word and " " in found.label)
+    )
+
+
+def _found(entry: dict) -> Found:
+    x0, y0, x1, y1 = (float(edge) for edge in entry["box"])
+    return Found(str(entry["label"]).strip(), (x0, y0, x1, y1))
+
+
+def _logit(entry: dict) -> float:
+    return float(entry.get("logit", 1.0))

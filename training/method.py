@@ -1,0 +1,129 @@
+"""One cross-attention site as it is trained: the equations of `attention/`, over rows with objects of their own.
+
+The functions of `attention/` take objects shared by all rows and a dimension of heads. Here the rows are folded into
+that dimension, B·h "heads", so that the maths exists once. Relevance is detached, as in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attention.fusion_head import fusion_gate
+from ..attention.merge import block_attention
+from ..attention.options import Merge
+from ..attention.relevance import flat_shares, raw_relevance, shares
+from ..weights.adapter import SiteWeights
+
+
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """The objects of B rows; rows with fewer than M are padded.
+
+    tokens [B, M, T, X] image tokens; texts [B, L, X] content tokens of all object texts of a row, one after another;
+    spans [B, M, L] is 1/L_i on the tokens of object i, so that it averages over them; present [M, B, 1] is 1 or 0.
+    """
+
+    tokens: Tensor
+    texts: Tensor
+    spans: Tensor
+    present: Tensor
+
+    @classmethod
+    def gather(cls, tokens: Tensor, texts: Sequence[Sequence[Tensor]]) -> Objects:
+        """tokens [ΣM_b, T, X]: the objects of all rows, one after another; texts: of every row, of every object
+        [L_i, X]."""
+        counts = [len(row) for row in texts]
+        rows, most = len(texts), max(counts)
+        longest = max(sum(text.shape[0] for text in row) for row in texts)
+        padded = tokens.new_zeros(rows, longest, tokens.shape[-1])
+        spans = torch.zeros(rows, most, longest)
+        for b, row in enumerate(texts):
+            start = 0
+            for i, text in enumerate(row):
+                stop = start + text.shape[0]
+                padded[b, start:stop] = text.to(padded)
+                spans[b, i, start:stop] = 1 / text.shape[0]
+                start = stop
+        present = torch.tensor([[float(i < count) for count in counts] for i in range(most)]).unsqueeze(-1)
+        per_row = [F.pad(each, (0, 0, 0, 0, 0, most - len(each))) for each in tokens.split(counts)]
+        return cls(torch.stack(per_row), padded, spans.to(tokens.device), present.to(tokens.device))
+
+
+@dataclass(frozen=True, eq=False)
+class Merging:
+    """All sites of one pass through the UNet. The host glue calls it at every cross-attention."""
+
+    sites: Mapping[int, SiteWeights]
+    objects: Objects
+    merge: Merge
+    gate: str
+    scale: float = 1.0
+
+    def __call__(self, number: int, heads: int, text: Tensor, q: Tensor, to_k: Callable[[Tensor], Tensor]) -> Tensor:
+        """The merged attention [B, N, C] of a site. text [B, N, C] is Z_text; q [B, N, C]; to_k is the UNet's."""
+        return merge_site(text, q, self.sites[number], self.objects, heads, to_k, self.merge, self.gate, self.scale)
+
+
+def merge_site(
+    text: Tensor,
+    q: Tensor,
+    weights: SiteWeights,
+    objects: Objects,
+    heads: int,
+    to_k: Callable[[Tensor], Tensor],
+    merge: Merge,
+    gate: str = "image",
+    scale: float = 1.0,
+) -> Tensor:
+    """Step 6 of the method with gradients to the weights, the image tokens, q and text.
+
+    image gate: Z = Z_text + s Σ_i Ã_i g̃ Z_i        text gate: Z = g̃ Z_text + s Σ_i Ã_i Z_i
+    """
+    count = objects.tokens.shape[1]
+    root = (q.shape[-1] // heads) ** -0.5
+    queries = _fold(q, heads).transpose(1, 2)  # [B·h, d, N]
+    tokens = objects.tokens.flatten(1, 2).to(q.dtype)  # [B, M·T, X]
+    keys = _fold(F.linear(tokens, weights.to_k.to(q.dtype)), heads) * root
+    values = _fold(F.linear(tokens, weights.to_v.to(q.dtype)), heads)
+    share = scale * _shares(queries.detach(), objects, heads, root, to_k, merge)  # [M, B, N or 1]
+    if gate != "off" and weights.head is not None:
+        gates = fusion_gate(text, weights.head.to(text.dtype))  # [B, N]
+        if gate == "image":
+            share = share * gates
+        else:
+            text = text * gates.unsqueeze(-1).to(text.dtype)
+    attention = block_attention(queries, keys, count).unflatten(0, (-1, heads))  # [B, h, M, T, N]
+    attention = attention * share.transpose(0, 1)[:, None, :, None].to(attention.dtype)
+    merged = attention.flatten(0, 1).flatten(1, 2).transpose(1, 2) @ values  # [B·h, N, d]
+    return text + merged.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
+
+
+@torch.no_grad()
+def _shares(
+    queries: Tensor, objects: Objects, heads: int, root: float, to_k: Callable[[Tensor], Tensor], merge: Merge
+) -> Tensor:
+    """Ã_i [M, B, N], or [M, B, 1] where they do not vary over positions. queries [B·h, d, N]."""
+    rows, count, length = objects.spans.shape
+    if merge.strategy != "relevance":
+        share = flat_shares(count, merge, objects.present)
+    else:
+        keys = _fold(to_k((objects.texts * root).to(queries.dtype)), heads)  # [B·h, L, d]
+        # The mean over a row's own heads and tokens, as one matrix for all rows: zero for other rows' tokens.
+        average = objects.spans.new_zeros(rows, count, rows, heads, length)
+        own = torch.arange(rows, device=average.device)
+        average[own, :, own] = (objects.spans / heads).unsqueeze(2)
+        relevance = raw_relevance(queries, keys, average.flatten(0, 1).flatten(1), 1)  # [B·M, 1, N]
+        share = shares(relevance.view(rows, count, -1).transpose(0, 1), merge, objects.present)
+    if merge.normalization == "mean":  # `shares` multiplied by the padded number of objects
+        share = share * (objects.present.sum(0) / count)
+    return share
+
+
+def _fold(x: Tensor, heads: int) -> Tensor:
+    """[B, n, h·d] -> [B·h, n, d]"""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,99 @@
+"""The loss of one batch, over a frozen diffusion model that somebody else supplies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..attention.options import Merge
+from ..weights.adapter import Adapter
+from ..weights.projection import project
+from ..weights.sites import Site
+from .config import Recipe
+from .dataset import Sample
+from .method import Merging, Objects
+from .seeds import generator
+from .student import Student
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B samples, encoded.
+
+    latents [B, 4, h, w]; context [B, 77, X] and vector [B, Y] (None for SD1.5): the caption and, for SDXL, sizes;
+    features [ΣM_b, …]: the image encoder's output for the objects of all rows; texts: of every row, of every object
+    [L_i, X]; positions and ids: of the samples.
+    """
+
+    ids: tuple[str, ...]
+    positions: tuple[int, ...]
+    latents: Tensor
+    context: Tensor
+    vector: Tensor | None
+    features: Tensor
+    texts: tuple[tuple[Tensor, ...], ...]
+
+
+class FrozenModel(Protocol):
+    """What training needs of a diffusion model; `training/host_model.py` is ComfyUI's.
+
+    alphas [T]: ᾱ of every noise level, on the device. dtype: of the activations.
+    """
+
+    alphas: Tensor
+    prediction: Literal["eps", "v"]
+    sites: tuple[Site, ...]
+    device: torch.device
+    dtype: torch.dtype
+
+    def encode(self, samples: Sequence[Sample], adapter: Adapter) -> Batch:
+        """Without gradients, left-out captions and references already replaced by their empty counterparts."""
+        ...
+
+    def predict(self, noisy: Tensor, steps: Tensor, batch: Batch, merging: Merging) -> Tensor:
+        """The UNet's own output for noisy latents at noise levels `steps` [B], every cross-attention merged by
+        `merging`; differentiable with respect to what merging holds."""
+        ...
+
+
+class Objective(nn.Module):
+    """Student and model together: one call is one differentiable loss."""
+
+    def __init__(self, student: Student, model: FrozenModel, recipe: Recipe) -> None:
+        super().__init__()
+        self.student, self.recipe = student, recipe
+        self._model = (model,)  # in a tuple: a host's model may be a module, and is not ours to move or save
+
+    def forward(self, batch: Batch) -> Tensor:
+        model, recipe = self._model[0], self.recipe
+        noise, steps = draw(batch, recipe.seed, len(model.alphas))
+        alpha = model.alphas[steps.to(model.alphas.device)].view(-1, 1, 1, 1)
+        latents, noise = batch.latents, noise.to(batch.latents)
+        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        target = noise if model.prediction == "eps" else alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+        adapter = self.student.adapter()
+        objects = Objects.gather(project(adapter, batch.features), batch.texts)
+        merging = Merging(adapter.sites, objects, Merge(recipe.merge), recipe.gate)
+        predicted = model.predict(noisy, steps.to(noisy.device), batch, merging)
+        error = (predicted.float() - target).square().flatten(1).mean(1)  # [B]
+        return (error * snr_weight(alpha.flatten(), model.prediction, recipe.min_snr)).mean()
+
+
+def draw(batch: Batch, seed: int, levels: int) -> tuple[Tensor, Tensor]:
+    """Noise like the latents and noise levels [B], by the samples' positions: whoever computes them."""
+    generators = [generator(seed, "noise", position) for position in batch.positions]
+    steps = torch.cat([torch.randint(levels, (1,), generator=each) for each in generators])
+    shape = batch.latents.shape[1:]
+    return torch.stack([torch.randn(shape, generator=each) for each in generators]), steps
+
+
+def snr_weight(alpha: Tensor, prediction: str, gamma: float) -> Tensor:
+    """min-SNR (arXiv 2303.09556): min(SNR, γ) / SNR for eps, / (SNR + 1) for v; 1 where γ is 0. alpha [B]."""
+    if not gamma:
+        return torch.ones_like(alpha)
+    snr = alpha / (1 - alpha)
+    return snr.clamp(max=gamma) / (snr if prediction == "eps" else snr + 1)

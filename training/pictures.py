@@ -1,0 +1,76 @@
+"""A training picture's crop, and its objects cut out as references."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .filters import Box, object_value, window
+
+REFERENCE_SIDE = 224  # what CLIP sees
+
+
+def choose_crop(size: tuple[int, int], boxes: list[Box], rng: random.Random) -> tuple[int, int, int]:
+    """Left, top and side of the square crop: the picture's short side, anywhere that keeps all boxes inside, the
+    middle where no such place exists."""
+    width, height = size
+    side = min(width, height)
+    x = (max(0, int(np.ceil(max(b[2] for b in boxes))) - side), min(int(min(b[0] for b in boxes)), width - side))
+    y = (max(0, int(np.ceil(max(b[3] for b in boxes))) - side), min(int(min(b[1] for b in boxes)), height - side))
+    if x[0] <= x[1] and y[0] <= y[1]:
+        return rng.randint(*x), rng.randint(*y), side
+    return (width - side) // 2, (height - side) // 2, side
+
+
+def cropped(box: Box, crop: tuple[int, int, int]) -> Box:
+    """What is left of a box, in the crop's own pixels."""
+    left, top, side = crop
+    x0, y0, x1, y1 = box
+    return (
+        min(max(x0 - left, 0), side),
+        min(max(y0 - top, 0), side),
+        min(max(x1 - left, 0), side),
+        min(max(y1 - top, 0), side),
+    )
+
+
+def training_picture(picture: Image.Image, crop: tuple[int, int, int], resolution: int) -> Tensor:
+    """[3, S, S] in 0..1."""
+    left, top, side = crop
+    box = (left, top, left + side, top + side)
+    return _tensor(picture.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box))
+
+
+def reference(picture: np.ndarray, values: np.ndarray, box: Box, mirrored: bool) -> Tensor | None:
+    """One object on white, in a square of 224 pixels: [3, 224, 224] in 0..1; None where the mask is empty.
+
+    picture [H, W, 3] uint8; values [H, W], the mask.
+    """
+    rows, columns = window(box)
+    inside = values[rows, columns]
+    value = object_value(inside)
+    if value is None:
+        return None
+    mask = fill_holes(inside == value)
+    cut = np.where(mask[..., None], picture[rows, columns], np.uint8(255))
+    height, width = mask.shape
+    side = max(height, width)
+    square = np.full((side, side, 3), 255, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = cut[:, ::-1] if mirrored else cut
+    return _tensor(Image.fromarray(square).resize((REFERENCE_SIDE, REFERENCE_SIDE), Image.Resampling.BILINEAR))
+
+
+def fill_holes(mask: np.ndarray) -> np.ndarray:
+    """Adds what has the object on all four sides, in its row and in its column."""
+    across, down = mask.cumsum(1), mask.cumsum(0)
+    between = (across > 0) & (across < across[:, -1:]) & (down > 0) & (down < down[-1:])
+    return mask | between
+
+
+def _tensor(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255

@@ -1,0 +1,93 @@
+"""The result as a file: the official layout as .safetensors, with how it was made in the metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..weights.adapter import Adapter, check_finite
+from ..weights.site_keys import PARTS
+from .config import Recipe
+from .student import TrainedAdapter, flat_tensors
+
+CURVE_POINTS = 200  # losses in the metadata are means over equal stretches
+
+
+def record(recipe: Recipe, losses: Sequence[float], about: Mapping[str, str]) -> dict[str, str]:
+    """Metadata of a trained adapter: about (such as base_sha256), the recipe, the step and the losses."""
+    stretch = max(1, -(-len(losses) // CURVE_POINTS))
+    means = [sum(part) / len(part) for i in range(0, len(losses), stretch) if (part := losses[i : i + stretch])]
+    return {
+        **about,
+        "recipe": json.dumps(recipe.as_dict(), sort_keys=True),
+        "step": str(len(losses)),
+        "losses": json.dumps([float(f"{mean:.6g}") for mean in means]),
+        "steps_per_loss": str(stretch),
+    }
+
+
+def save_adapter(
+    adapter: Adapter, folder: str | os.PathLike[str], name: str, dtype: torch.dtype = torch.float16
+) -> Path:
+    """Writes `image_proj.…` and `ip_adapter.N.…`; returns the path, numbered if the name is taken.
+
+    Raises ValueError for a name that leaves the folder, weights that are not finite, or a disk that is full.
+    """
+    about = {
+        "format": "pt",
+        "family": adapter.spec.family,
+        "architecture": adapter.spec.architecture,
+        "encoder": f"{adapter.spec.encoder.name}, {adapter.spec.encoder.output}",
+        "head": "text_to_weight" if adapter.spec.has_head else "none",
+    }
+    return _write(flat_tensors(adapter), about | _about(adapter), Path(folder), name, dtype)
+
+
+def save_head(adapter: Adapter, folder: str | os.PathLike[str], name: str, dtype: torch.dtype = torch.float16) -> Path:
+    """Writes the fusion head alone, `N.text_to_weight.weight`: to be shared like a LoRA. See `save_adapter`."""
+    if not adapter.head:
+        raise ValueError(f"“{adapter.name}” has no fusion head to save: train one first, or save the whole adapter.")
+    rows = {f"{number}.{PARTS[2]}": row.unsqueeze(0) for number, row in adapter.head.items()}
+    return _write(rows, {"format": "pt", "head": "text_to_weight"} | _about(adapter), Path(folder), name, dtype)
+
+
+def free_path(folder: Path, name: str) -> Path:
+    """The file a name stands for, numbered if it exists. Raises ValueError for a name that leaves the folder."""
+    name = name.strip().removesuffix(".safetensors")
+    target = Path(os.path.abspath(folder / f"{name}.safetensors"))
+    inside = target.is_relative_to(os.path.abspath(folder)) and not {"..", ""} & set(name.replace("\\", "/").split("/"))
+    if not inside or target.name.startswith(".") or any(ord(each) < 32 or each in '<>:"|?*' for each in name):
+        raise ValueError(f"“{name}” is no name for a file inside {folder}: use letters, digits, “-” and “_”.")
+    number = 2
+    while target.exists():
+        target, number = target.with_name(f"{Path(name).name}_{number}.safetensors"), number + 1
+    return target
+
+
+def _about(adapter: Adapter) -> dict[str, str]:
+    return dict(adapter.about) if isinstance(adapter, TrainedAdapter) else {}
+
+
+def _write(flat: Mapping[str, Tensor], about: dict[str, str], folder: Path, name: str, dtype: torch.dtype) -> Path:
+    check_finite(flat, name)
+    stored = {key: tensor.detach().to("cpu", dtype).contiguous().clone() for key, tensor in flat.items()}
+    check_finite(stored, f"{name} in {str(dtype).removeprefix('torch.')}")
+    target = free_path(folder, name)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_file(stored, temporary, metadata=about)
+        os.chmod(temporary, 0o644)  # safetensors writes for its owner only
+        os.replace(temporary, target)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{target} cannot be written ({error}): check the folder and its free space.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target

@@ -1,0 +1,56 @@
+"""Checkpoints of a run: written under a temporary name, then renamed, so that a killed run leaves only whole ones."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import RESUMABLE, Recipe
+
+log = logging.getLogger(__name__)
+
+
+def write_state(folder: Path, state: dict[str, Any], keep: int) -> Path:
+    """`checkpoints/step-N.pt`; older ones beyond `keep` are removed afterwards. Raises OSError."""
+    target = folder / "checkpoints" / f"step-{state['step']:08d}.pt"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch's own words for a disk that is full
+                raise OSError(str(error).splitlines()[0]) from error
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for old in sorted(target.parent.glob("step-*.pt"))[:-keep]:
+        old.unlink(missing_ok=True)
+    return target
+
+
+def load_latest(folder: Path, recipe: Recipe, processes: int) -> dict[str, Any] | None:
+    """The newest checkpoint of a run with this recipe; None where there is none.
+
+    Raises ValueError if the run there was another: other settings that shape the result, or another global batch.
+    """
+    paths = sorted((folder / "checkpoints").glob("step-*.pt"))
+    if not paths:
+        return None
+    state = torch.load(paths[-1], map_location="cpu", weights_only=True)
+    own, saved = recipe.as_dict(), state["recipe"]
+    share = {"batch_size": own["batch_size"] * processes}, {"batch_size": saved["batch_size"] * state["processes"]}
+    own, saved = own | share[0], saved | share[1]
+    if changed := [name for name in own if name not in RESUMABLE and own[name] != saved.get(name)]:
+        told = ", ".join(f"{name} {saved.get(name)} -> {own[name]}" for name in changed)
+        raise ValueError(
+            f"{folder} holds a run with another recipe ({told}). Choose another output folder, or set them back."
+        )
+    log.info("Found the checkpoint %s.", paths[-1])
+    return state

@@ -1,0 +1,246 @@
+"""The loop: batches, gradients, checkpoints, until the recipe's steps are made or somebody stops it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..weights.adapter import Adapter
+from ..weights.sites import check_sites
+from .config import Recipe
+from .curve import write_curve
+from .dataset import Sample, check_broken
+from .loader import batches
+from .objective import FrozenModel, Objective
+from .processes import Alone, Processes
+from .save import record
+from .state import load_latest, write_state
+from .student import Student, TrainedAdapter
+
+log = logging.getLogger(__name__)
+
+
+class Progress(NamedTuple):
+    """After a step. loss: of this step, over all processes; smooth: its running mean; eta: seconds left."""
+
+    step: int
+    steps: int
+    loss: float
+    smooth: float
+    seconds_per_step: float
+    eta: float
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """losses: one a step, from the first. stopped: what ended training before its last step, if anything did."""
+
+    adapter: TrainedAdapter
+    losses: tuple[float, ...]
+    stopped: Exception | None = None
+
+
+class Stopped(Exception):
+    """Somebody asked training to end (SIGTERM); what was learnt is kept."""
+
+
+def train(
+    model: FrozenModel,
+    samples: Any,
+    adapter: Adapter,
+    recipe: Recipe,
+    *,
+    folder: Path | None = None,
+    processes: Processes | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+    validate: Callable[[int, TrainedAdapter], None] | None = None,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+    about: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Train `adapter` on samples (`samples[position]` is a Sample, `len(samples)` an epoch).
+
+    folder: where checkpoints and the loss curve go; a run that left checkpoints there is continued as if it had never
+    ended. on_step and validate run in the first process; an Exception from on_step ends training after the step.
+    asked_to_stop is looked at after every step. about: metadata of the result.
+    Raises ValueError if the adapter does not fit, the loss is no number, or too many samples are broken.
+    """
+    check_sites(adapter.spec, adapter.name, model.sites)
+    trainer = Trainer(model, samples, adapter, recipe, processes or Alone(), folder, about or {})
+    stopped = trainer.run(on_step, validate, asked_to_stop)
+    return Outcome(trainer.result(), tuple(trainer.losses), stopped)
+
+
+class Trainer:
+    """The state of one run: parameters, optimiser, step. All randomness follows from the seed and the step, so the step
+    is also the state of the random numbers and the position in the data."""
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        samples: Any,
+        adapter: Adapter,
+        recipe: Recipe,
+        processes: Processes,
+        folder: Path | None,
+        about: Mapping[str, str],
+    ) -> None:
+        self.model, self.samples, self.recipe, self.processes = model, samples, recipe, processes
+        self.folder, self.about, self.first = folder, about, processes.rank == 0
+        self.student = Student(adapter, recipe).to(model.device)
+        self.objective = processes.wrap(Objective(self.student, model, recipe))
+        parameters = list(self.student.parameters())
+        self.optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
+        self.scaler = torch.amp.grad_scaler.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
+        self.ema = [each.detach().clone() for each in parameters] if recipe.ema else None
+        self.step, self.losses = 0, []
+        self.broken: dict[str, str] = {}
+        if folder is not None and (state := load_latest(folder, recipe, processes.count)) is not None:
+            self._restore(state)
+
+    def run(
+        self,
+        on_step: Callable[[Progress], None] | None,
+        validate: Callable[[int, TrainedAdapter], None] | None,
+        asked_to_stop: Callable[[], bool],
+    ) -> Exception | None:
+        """Train to the end; returns what stopped it early."""
+        recipe, started, first_step = self.recipe, time.monotonic(), self.step
+        stream = batches(self.samples, recipe, self.processes, self.step)
+        stopped: Exception | None = None
+        smooth = self.losses[-1] if self.losses else None
+        while self.step < recipe.steps and stopped is None:
+            loss, stop, ids = self._one_step(stream, asked_to_stop)
+            smooth = loss if smooth is None else smooth + 0.05 * (loss - smooth)
+            pace = (time.monotonic() - started) / (self.step - first_step)
+            if stop:
+                stopped = Stopped(f"stopped at step {self.step}, as asked")
+            if on_step is not None and self.first:
+                try:
+                    left = pace * (recipe.steps - self.step)
+                    on_step(Progress(self.step, recipe.steps, loss, smooth, pace, left, ids))
+                except Exception as error:
+                    stopped = error
+            last = stopped is not None or self.step == recipe.steps
+            if last or (recipe.save_every and self.step % recipe.save_every == 0):
+                self._save(must=last)
+            if validate is not None and recipe.validate_every and self.step % recipe.validate_every == 0:
+                if self.first:
+                    validate(self.step, self.result())
+                self.processes.wait()
+        return stopped
+
+    def result(self) -> TrainedAdapter:
+        return self.student.finished(self.averaged(), record(self.recipe, self.losses, self.about))
+
+    def averaged(self) -> dict[str, Tensor] | None:
+        return None if self.ema is None else dict(zip(self.student.keys, self.ema, strict=True))
+
+    def _one_step(
+        self, stream: Iterator[list[Sample]], asked_to_stop: Callable[[], bool]
+    ) -> tuple[float, bool, tuple[str, ...]]:
+        """One optimiser step: its loss, whether any process was asked to stop, and the samples it saw here."""
+        recipe, total = self.recipe, torch.zeros((), device=self.model.device)
+        ids: list[str] = []
+        for part in range(recipe.accumulate):
+            samples = next(stream)
+            self._note_broken(samples)
+            ids += [sample.id for sample in samples]
+            batch = self.model.encode(samples, self.student.start)
+            with torch.enable_grad():
+                if part + 1 < recipe.accumulate:
+                    with self.processes.apart(self.objective):
+                        loss = self.objective(batch) / recipe.accumulate
+                        self.scaler.scale(loss).backward()
+                else:
+                    loss = self.objective(batch) / recipe.accumulate
+                    self.scaler.scale(loss).backward()
+            total += loss.detach()
+        numbers = self.processes.mean(torch.stack([total, total.new_tensor(float(asked_to_stop()))]))
+        loss, stop = numbers.tolist()
+        self._check_number(loss, "loss", ids)
+        self._update(ids)
+        self.losses.append(loss)
+        self.step += 1
+        return loss, stop > 0, tuple(ids)
+
+    def _update(self, ids: list[str]) -> None:
+        recipe = self.recipe
+        rate = recipe.learning_rate * min(1.0, (self.step + 1) / max(1, recipe.warmup))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), recipe.clip_norm or math.inf)
+        if not self.scaler.is_enabled():  # with it, an overflow is ordinary: the step is left out and the scale lowered
+            self._check_number(float(norm), "gradient", ids)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            for average, own in zip(self.ema, self.student.parameters(), strict=True):
+                average.lerp_(own.detach(), 1 - recipe.ema)
+
+    def _check_number(self, number: float, what: str, ids: list[str]) -> None:
+        if math.isfinite(number):
+            return
+        kept = "no checkpoint was written yet"
+        if self.folder is not None and (paths := sorted((self.folder / "checkpoints").glob("step-*.pt"))):
+            kept = f"the last good checkpoint is {paths[-1]}"
+        raise ValueError(
+            f"The {what} is {number} at step {self.step + 1} (samples {', '.join(ids)}); training stopped, {kept}. "
+            "Lower learning_rate, or use precision bf16 or fp32."
+        )
+
+    def _note_broken(self, samples: list[Sample]) -> None:
+        for name, why in (each for sample in samples for each in sample.broken):
+            if name not in self.broken:
+                log.warning("Training sample %s is broken and passed over: %s", name, why)
+                self.broken[name] = why
+        check_broken({**getattr(self.samples, "broken", {}), **self.broken}, getattr(self.samples, "total", 0) or 10**9)
+
+    def _save(self, must: bool) -> None:
+        """A checkpoint and the curve. A disk that is full costs this checkpoint, not the run: the next try comes."""
+        if self.folder is not None and self.first:
+            try:
+                write_state(self.folder, self._state(), self.recipe.keep)
+                write_curve(self.folder, self.losses, self.recipe)
+            except OSError as error:
+                if must:
+                    raise ValueError(f"The last checkpoint cannot be written into {self.folder}: {error}.") from error
+                log.warning("The checkpoint of step %d cannot be written: %s", self.step, error)
+        self.processes.wait()
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "keys": list(self.student.keys),
+            "trained": [each.detach() for each in self.student.parameters()],
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema,
+            "broken": self.broken,
+            "recipe": self.recipe.as_dict(),
+            "processes": self.processes.count,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state["keys"] != list(self.student.keys):
+            raise ValueError(f"{self.folder} holds a run of another adapter; choose an empty output folder.")
+        with torch.no_grad():
+            for own, saved in zip(self.student.parameters(), state["trained"], strict=True):
+                own.copy_(saved)
+            for own, saved in zip(self.ema or (), state["ema"] or (), strict=True):
+                own.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.losses, self.broken = state["step"], state["losses"].tolist(), dict(state["broken"])
+        log.info("Training goes on after step %d.", self.step)
