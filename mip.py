@@ -517,6 +517,8 @@ LOAD = f"import runpy, sys; load = runpy.run_path({str(ROOT / 'mip.py')!r})['loa
 CONVERT = LOAD + "sys.exit(load('weights.convert').main(sys.argv[1:]))"
 forward("bench", "time our attention against the others'", str(ROOT / "benchmarks" / "bench.py"))
 forward("convert", "turn an adapter's .bin into .safetensors", "-c", CONVERT)
+CURATE = LOAD + "sys.exit(load('training.curate').main(sys.argv[1:]))"
+forward("curate", "score training pictures by their objects, keep the best", "-c", CURATE)
 
 
 def usage() -> str:

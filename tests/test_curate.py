@@ -1,0 +1,211 @@
+"""`mip.py curate`: scores against the definition, bad pictures, the choice, two processes, a kill and a resume."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_clip
+import tiny_subjects
+from mip_adapter.evaluation.text_image import load_text_image
+from mip_adapter.training.curate import main
+from mip_adapter.training.curate_parts import open_parts
+from mip_adapter.training.curate_table import best
+from mip_adapter.training.kept import read_kept, write_kept
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_clip.write(tmp_path_factory.mktemp("encoder") / "tiny-clip")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 usable pictures, two that no one can read, one that the filters leave out."""
+    folder = tiny_subjects.write(tmp_path_factory.mktemp("data"), 40)
+    for name in ("broken_picture", "broken_json", "one_object"):
+        tiny_subjects.picture(folder, name, (96, 64), random.Random(name))
+    (folder / "images" / "broken_picture.png").write_bytes(b"\x89PNG but no more")
+    (folder / "jsons" / "broken_json.json").write_text("{")
+    path = folder / "jsons" / "one_object.json"
+    alone = json.loads(path.read_text())
+    path.write_text(json.dumps(alone | {"final_masks": alone["final_masks"][:2]}))
+    return folder
+
+
+def table(path: Path) -> dict[str, dict]:
+    return {row["id"]: row for row in map(json.loads, path.read_text("utf-8").splitlines())}
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The table of one process that nobody disturbed."""
+    output = tmp_path_factory.mktemp("alone") / "quality.jsonl"
+    assert main([str(data), "--encoder", str(encoder), "--output", str(output), "--part", "8", "--keep", "5"]) == 0
+    return output
+
+
+def test_scores_are_those_of_the_definition(alone: Path, data: Path, encoder: Path):
+    """Crops cut and cosines taken here, in numpy, for two pictures."""
+    model, rows = load_text_image(encoder), table(alone)
+    for name in ("000", "017"):
+        entries = json.loads((data / "jsons" / f"{name}.json").read_text())["final_masks"][1:]
+        pixels, mask = (np.asarray(Image.open(data / kind / f"{name}.png")) for kind in ("images", "masks"))
+        crops = []
+        for entry in entries:
+            x0, y0, x1, y1 = (int(edge) for edge in entry["box"])
+            inside = mask[y0:y1, x0:x1] == entry["value"]
+            cut = np.where(inside[..., None], pixels[y0:y1, x0:x1], 255).astype(np.uint8)
+            crops.append(np.asarray(Image.fromarray(cut).resize((224, 224), Image.Resampling.BILINEAR)))
+        features = model.texts([entry["label"] for entry in entries]), model.images(crops)
+        text, image = (x.numpy().astype(np.float64) for x in features)
+        text, image = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (text, image))
+        assert rows[name]["single"] == pytest.approx((text * image).sum(1).mean(), abs=1e-4)
+        assert rows[name]["pair"] == pytest.approx(-image[0] @ image[1], abs=1e-4)
+        assert rows[name]["total"] == pytest.approx(rows[name]["single"] + rows[name]["pair"], abs=2e-6)
+        assert rows[name]["labels"] == [entry["label"] for entry in entries] and rows[name]["objects"] == 2
+
+
+def test_every_picture_is_accounted_for(alone: Path, data: Path, capsys: pytest.CaptureFixture[str], encoder: Path):
+    assert sorted(table(alone)) == [f"{n:03d}" for n in range(40)]
+    broken = alone.with_suffix(".broken.txt").read_text()
+    assert "broken_picture: UnidentifiedImageError" in broken and "broken_json: JSONDecodeError" in broken
+    assert (
+        main([str(data), "--encoder", str(encoder), "--output", str(alone), "--part", "8"]) == 0
+    )  # nothing left to do
+    said = capsys.readouterr().out
+    assert "40 of 43 pictures scored, 2 broken" in said and "1 left out: too few objects remain" in said
+    assert "left\n" not in said.split("scored")[0]
+
+
+def test_keeps_the_best(alone: Path, data: Path):
+    folder, ids = read_kept(alone.with_suffix(".kept.txt"))
+    order = sorted(table(alone).values(), key=lambda row: -row["total"])
+    assert folder == data and ids == [row["id"] for row in order[:5]]
+
+
+def test_the_contact_sheet_is_a_picture_of_all_it_shows(alone: Path):
+    with Image.open(alone.with_suffix(".png")) as sheet:
+        assert sheet.mode == "RGB" and sheet.width > 1000 and sheet.height > 6 * 200
+        assert len(set(sheet.getdata())) > 1000  # pyright: ignore[reportArgumentType]
+
+
+def test_quantiles():
+    rows = [{"id": str(i), "total": i / 10} for i in range(10)]
+    assert [row["id"] for row in best(rows, quantile=0.8)] == ["9", "8"]
+    assert len(best(rows, quantile=0.0)) == 10 and [row["id"] for row in best(rows, quantile=1.0)] == ["9"]
+    assert [row["id"] for row in best(rows, keep=3)] == ["9", "8", "7"] and len(best(rows, keep=99)) == 10
+    tied = [{"id": name, "total": 1.0} for name in "cab"]
+    assert [row["id"] for row in best(tied, keep=2)] == ["a", "b"]
+
+
+def command(data: Path, encoder: Path, output: Path, part: int) -> list[str]:
+    return [str(ROOT / "mip.py"), "curate", str(data), "--encoder", str(encoder), "--output", str(output),
+            "--part", str(part), "--keep", "5", "--device", "cpu"]  # fmt: skip
+
+
+def variables(tmp_path: Path) -> dict[str, str]:
+    """mip.py with this interpreter; curating reads nothing from the host."""
+    (tmp_path / "host" / "comfy").mkdir(parents=True)
+    (tmp_path / "host" / "main.py").touch()
+    return os.environ | {"MIP_ADAPTER_PYTHON": sys.executable, "COMFYUI_PATH": str(tmp_path / "host")}
+
+
+def assert_same_table(got: Path, expected: Path):
+    """Up to the last digit that is written: threads may add in another order."""
+    got_rows, expected_rows = table(got), table(expected)
+    assert list(got_rows) == list(expected_rows)
+    for name, row in expected_rows.items():
+        for key, value in row.items():
+            assert got_rows[name][key] == (pytest.approx(value, abs=2.1e-6) if isinstance(value, float) else value)
+
+
+def test_two_processes_make_the_same_table(data: Path, encoder: Path, alone: Path, tmp_path: Path):
+    launch = ["torch.distributed.run", "--nproc-per-node", "2"]
+    if importlib.util.find_spec("accelerate"):
+        launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    output = tmp_path / "quality.jsonl"
+    line = [sys.executable, "-m", *launch, *command(data, encoder, output, 8)]
+    done = subprocess.run(line, env=variables(tmp_path), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert_same_table(output, alone)
+    assert output.with_suffix(".kept.txt").read_text() == alone.with_suffix(".kept.txt").read_text()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+def test_killed_it_goes_on(data: Path, encoder: Path, alone: Path, tmp_path: Path):
+    output = tmp_path / "quality.jsonl"
+    parts = tmp_path / "quality.jsonl.parts"
+    line = [sys.executable, *command(data, encoder, output, 1)]
+    process = subprocess.Popen(line, env=variables(tmp_path), start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(parts.glob("0*.jsonl"))) < 3 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    made = {file: file.stat().st_mtime_ns for file in parts.glob("0*.jsonl")}
+    assert 3 <= len(made) < 43 and not output.exists()
+    assert main(command(data, encoder, output, 1)[2:]) == 0
+    assert all(file.stat().st_mtime_ns == when for file, when in made.items())  # not done twice
+    assert_same_table(output, alone)
+
+
+def test_parts_of_another_job_are_not_mixed(tmp_path: Path):
+    open_parts(tmp_path, ["a", "b"], {"encoder": "wrong"}, 1)  # no part finished: as if it had never been
+    open_parts(tmp_path, ["a", "b"], {"encoder": "small"}, 1).finish(0, [{"id": "a"}])
+    parts = open_parts(tmp_path, ["a", "b"], {"encoder": "small"}, 1)
+    assert list(parts.todo()) == [(1, ("b",))]
+    for ids, settings in ((["a", "c"], {"encoder": "small"}), (["a", "b"], {"encoder": "large"})):
+        with pytest.raises(ValueError, match="parts of another run.*--fresh"):
+            open_parts(tmp_path, ids, settings, 1)
+    parts = open_parts(tmp_path, ["a", "c"], {"encoder": "large"}, 1, fresh=True)
+    assert list(parts.todo(1, 2)) == [(1, ("c",))]
+
+
+def test_bad_input_gets_a_sentence(data: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_text('{"model_type": "clip"}')
+    (pickled / "pytorch_model.bin").touch()
+    bert = tmp_path / "bert"
+    bert.mkdir()
+    (bert / "config.json").write_text('{"model_type": "bert", "hidden_size": 12, "num_hidden_layers": 0}')
+    (bert / "model.safetensors").write_bytes((encoder / "model.safetensors").read_bytes())
+    (tmp_path / "empty").mkdir()
+    for folder, chosen, more, says in (
+        (data, tmp_path / "nowhere", [], "no text-image encoder in"),
+        (data, pickled, [], "no .safetensors weights"),
+        (data, bert, [], "cannot be loaded"),
+        (tmp_path / "empty", encoder, [], "no training data in"),
+        (data, encoder, ["--output", str(tmp_path / "table.csv")], ".jsonl or .parquet"),
+        (data, encoder, ["--min-objects", "3", "--max-objects", "3"], "nothing to score"),
+    ):
+        line = [str(folder), "--encoder", str(chosen), "--output", str(tmp_path / "out" / "q.jsonl"), *more]
+        assert main(line) == 1
+        assert says in capsys.readouterr().err, says
+    for wrong in (["--keep", "0"], ["--quantile", "1.5"], ["--keep", "1", "--quantile", "0.5"], ["--min-objects", "5"]):
+        with pytest.raises(SystemExit):
+            main([str(data), "--encoder", str(encoder), *wrong])
+
+
+def test_kept_lists(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    write_kept(tmp_path / "data" / "best.txt", tmp_path / "data", ["b", "a"])
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert read_kept(tmp_path / "moved" / "best.txt") == (tmp_path / "moved", ["b", "a"])
+    for text, says in (("a\nb\n", "no list of kept"), ("# dataset: .\n", "is empty"), ("", "no list of kept")):
+        (tmp_path / "bad.txt").write_text(text)
+        with pytest.raises(ValueError, match=says):
+            read_kept(tmp_path / "bad.txt")

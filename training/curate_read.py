@@ -1,0 +1,74 @@
+"""The objects of a training picture as the encoder sees them: filtered and cut out as in training, uncropped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .curate_score import Objects
+from .dataset import PICTURES
+from .filters import Filters, Found, candidates, mask_is_sound, refuse_names
+from .pictures import reference
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder in the training layout, any picture of which can be asked for by its id."""
+
+    path: Path
+    least: int = 2
+    most: int = 2
+    filters: Filters = field(default_factory=Filters)
+
+    def ids(self) -> list[str]:
+        found = sorted(file.stem for file in (self.path / "jsons").glob("*.json") if not file.name.startswith("."))
+        if not found:
+            raise ValueError(
+                f"There is no training data in {self.path}: expected jsons/ID.json with images/ID.png and masks/ID.png."
+            )
+        return found
+
+    def objects(self, name: str) -> Objects | str:
+        """The labels and crops, or why training would leave the picture out. ValueError where a file is broken."""
+        try:
+            return self._objects(name)
+        except Exception as error:  # whatever a damaged file makes its decoder raise
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+
+    def _objects(self, name: str) -> Objects | str:
+        with Image.open(self.picture(name)) as image:
+            picture = np.array(image.convert("RGB"))
+        size = picture.shape[1], picture.shape[0]
+        data = self.data(name)
+        found, why = candidates(data["final_masks"], str(data["text"]), size, self.filters, self.least)
+        if why:
+            return why
+        with Image.open(self.path / "masks" / f"{name}.png") as image:
+            values = np.array(image)
+        values = values[..., 0] if values.ndim == 3 else values
+        if values.shape != picture.shape[:2]:
+            raise ValueError(f"the mask is {values.shape[::-1]}, the picture {size}")
+        chosen: list[tuple[Found, np.ndarray]] = []
+        for each in found:
+            cut = reference(picture, values, each.box, False) if mask_is_sound(values, each.box, self.filters) else None
+            if cut is not None and len(chosen) < self.most:
+                chosen.append((each, (cut.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)))
+        if len(chosen) < self.least:
+            return "the masks inside the boxes are too small or too mixed"
+        if why := refuse_names([each for each, _ in chosen], self.filters):
+            return why
+        return Objects([each.label for each, _ in chosen], [crop for _, crop in chosen])
+
+    def data(self, name: str) -> dict[str, Any]:
+        return json.loads((self.path / "jsons" / f"{name}.json").read_text("utf-8"))
+
+    def picture(self, name: str) -> Path:
+        for ending in PICTURES:
+            if (path := self.path / "images" / (name + ending)).is_file():
+                return path
+        raise FileNotFoundError(f"images/{name}.png is missing")
