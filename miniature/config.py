@@ -35,24 +35,25 @@ CLIP_VISION = {
     "intermediate_size": 384,
     "num_attention_heads": 6,
     "num_hidden_layers": 4,
-    "projection_dim": 64,
+    "projection_dim": 80,  # CLIP-G's space, as ViT-bigG's in SDXL
     "hidden_act": "gelu",
 }
 
-# Three levels; attention on the lower two, and deepest at the bottom, as in SDXL (depths 2 and 10 there).
+# Three levels as in SDXL. With attention on all of them: at 128 px the finest has 16 × 16 positions, and words
+# find their objects there.
 UNET = {
-    "image_size": 32,
+    "image_size": 16,
     "in_channels": 4,
     "out_channels": 4,
-    "model_channels": 32,
-    "num_res_blocks": [2, 2, 2],
-    "channel_mult": [1, 2, 4],
-    "transformer_depth": [0, 0, 1, 1, 2, 2],
-    "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
-    "transformer_depth_middle": 2,
+    "model_channels": 64,
+    "num_res_blocks": [1, 1, 1],
+    "channel_mult": [1, 2, 2],
+    "transformer_depth": [1, 1, 1],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1],
+    "transformer_depth_middle": 1,
     "context_dim": CONTEXT_DIM,
     "num_heads": -1,
-    "num_head_channels": 16,
+    "num_head_channels": 32,
     "use_spatial_transformer": True,
     "use_linear_in_transformer": True,
     "use_temporal_attention": False,

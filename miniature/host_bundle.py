@@ -47,7 +47,8 @@ def _model() -> ModelPatcher:
     supported = settings.supported_inference_dtypes
     dtype = management.unet_dtype(supported_dtypes=supported)
     settings.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, supported))
-    model = comfy.model_base.SDXL(settings, device=offload)  # discrete noise prediction, SDXL's schedule
+    kind = comfy.model_base.ModelType.V_PREDICTION  # on SDXL's discrete schedule
+    model = comfy.model_base.SDXL(settings, kind, device=offload)
     unet = model.diffusion_model
     unet.load_state_dict(_weights("unet", unet, seeded.unet), strict=True)
     return ModelPatcher(model, load_device=device, offload_device=offload)

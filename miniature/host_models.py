@@ -1,0 +1,71 @@
+"""The host's own network classes, built small and ready to be trained from nothing."""
+
+import sys
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import config
+
+
+def use_host(folder: Path) -> None:
+    """Make ComfyUI importable; without a GPU it must be told so before anything of it is imported."""
+    sys.path.insert(0, str(folder))
+    from comfy.cli_args import args
+
+    args.cpu = not torch.cuda.is_available()
+
+
+def vae() -> nn.Module:
+    """TAESD: `taesd_encoder` maps 0…1 pixels to latents, `taesd_decoder` maps them back."""
+    from comfy.taesd.taesd import TAESD
+
+    return initialise(TAESD(latent_channels=config.VAE_LATENT_CHANNELS))
+
+
+def unet() -> nn.Module:
+    """SDXL's UNet class at the miniature's size; its last layers start at zero, so it starts by saying 0."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    model = initialise(UNetModel(**config.UNET, dtype=torch.float32, operations=comfy.ops.disable_weight_init))
+    for name, module in model.named_modules():
+        if name.endswith(("out_layers.3", "proj_out", "out.2")):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return model
+
+
+@cache
+def _tokenizer():
+    from comfy.sdxl_clip import SDXLTokenizer
+
+    return SDXLTokenizer().clip_l
+
+
+def tokenize(text: str) -> list[int]:
+    """CLIP's token numbers of a text, with start and end, as the host makes them."""
+    return [number for number, _ in _tokenizer().tokenize_with_weights(text)[0]]
+
+
+def initialise(model: nn.Module) -> nn.Module:
+    """The host's layers skip their initialisation to load faster: make up for it, and allow gradients."""
+    for module in model.modules():
+        for kind in (nn.Conv2d, nn.Linear, nn.LayerNorm, nn.GroupNorm):
+            if isinstance(module, kind):
+                kind.reset_parameters(module)
+    return model.requires_grad_(True)
+
+
+def run_unet(unet: nn.Module, x, steps, context, vector):
+    """The UNet's answer, with attention as plain products, which a CPU trains faster than the fused kernel."""
+    options = {"optimized_attention_override": _plain_attention}
+    return unet(x, steps.float(), context=context, y=vector, transformer_options=options)
+
+
+def _plain_attention(_, q, k, v, heads, *args, **kwargs):
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+    return (weights.to(v) @ v).transpose(1, 2).flatten(2)

@@ -1,0 +1,40 @@
+"""SDXL's discrete noise schedule and the v-prediction target, as the host samples with them."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+STEPS = 1000
+
+
+@cache
+def alphas() -> Tensor:
+    """[1000] share of the picture's variance left at each step: square roots of the betas are linear."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, STEPS, dtype=torch.float64) ** 2
+    return (1 - betas).cumprod(0)
+
+
+def weights(steps: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, 1, 1, 1] factors of picture and noise at step numbers [B]; their squares sum to 1."""
+    share = alphas().to(steps.device)[steps].float()[:, None, None, None]
+    return share.sqrt(), (1 - share).sqrt()
+
+
+def noisy(latents: Tensor, noise: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """What the network sees and what it shall answer: x = a·x0 + b·ε and v = a·ε − b·x0."""
+    a, b = weights(steps)
+    return a * latents + b * noise, a * noise - b * latents
+
+
+def sample(predict, noise: Tensor, count: int = 20) -> Tensor:
+    """Latents by `count` deterministic (DDIM) steps; `predict(x, steps)` answers v."""
+    path = torch.linspace(STEPS - 1, 0, count + 1).round().long()
+    x = noise
+    for now, after in zip(path[:-1], path[1:], strict=True):
+        a, b = weights(now[None].to(x.device))
+        v = predict(x, now.expand(len(x)).to(x.device))
+        latents, eps = a * x - b * v, a * v + b * x
+        a, b = weights(after[None].to(x.device))
+        x = a * latents + b * eps
+    return latents

@@ -1,0 +1,155 @@
+"""Training in stretches: a step at a time, with checkpoints that lose little when the machine goes away.
+
+All the chance in step n comes from a seed made of the stage's seed and n. So a checkpoint needs no state of
+any generator, and a stretch that was cut goes on with exactly the pictures that it would have seen.
+"""
+
+import csv
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+SAVE_EVERY_S = 180
+LOG_EVERY = 25
+
+
+class Stage(Protocol):
+    name: str
+    model: nn.Module  # only its parameters that want gradients are trained and kept
+    rate: float  # learning rate at its highest
+    total: int  # steps of the whole recipe, over which the rate falls
+    ema_decay: float
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one step and what to log beside it."""
+        ...
+
+
+class Progress:
+    """Weights, their running mean, the optimiser and the number of steps done."""
+
+    def __init__(self, stage: Stage):
+        self.stage, self.step, self.seconds = stage, 0, 0.0
+        self.weights = {k: p for k, p in stage.model.named_parameters() if p.requires_grad}
+        self.ema = {k: p.detach().clone() for k, p in self.weights.items()}
+        decayed = [p for p in self.weights.values() if p.ndim > 1]
+        plain = [p for p in self.weights.values() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.99), fused=True)
+
+    def advance(self) -> dict[str, Tensor]:
+        """One optimiser step; returns what to log."""
+        rate = self.stage.rate * schedule(self.step, self.stage.total)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        loss, log = self.stage.loss(self.step)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        decay = min(self.stage.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.values()), list(self.weights.values()), 1 - decay)
+        return {"loss": loss.detach(), "norm": norm, **log}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with the running mean for its weights."""
+        kept = {k: p.detach().clone() for k, p in self.weights.items()}
+        self._fill(self.ema)
+        try:
+            yield
+        finally:
+            self._fill(kept)
+
+    def use_mean(self) -> None:
+        """Leave the model with the running mean for good: for stages that build on this one."""
+        self._fill(self.ema)
+
+    @torch.no_grad()
+    def _fill(self, values: dict[str, Tensor]) -> None:
+        for key, parameter in self.weights.items():
+            parameter.copy_(values[key])
+
+    def state(self) -> dict:
+        weights = {k: p.detach() for k, p in self.weights.items()}
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "weights": weights,
+            "ema": self.ema,
+            "optimiser": self.optimiser.state_dict(),
+        }
+
+    def restore(self, state: dict) -> None:
+        """Take up a checkpoint. Raises ValueError if it is of another model."""
+        if wrong := sorted(self.weights.keys() ^ state["weights"].keys()):
+            raise ValueError(
+                f"The checkpoint of stage {self.stage.name} is of another model: {wrong[0]} and {len(wrong) - 1} "
+                "more differ. Move it away to start the stage afresh."
+            )
+        self._fill(state["weights"])
+        for key, value in self.ema.items():
+            value.copy_(state["ema"][key])
+        if state.get("optimiser"):  # a checkpoint packed for the repository may have left it out
+            self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+
+def schedule(step: int, total: int, warm_up: int = 200) -> float:
+    """Share of the full learning rate: a linear rise, then half a cosine down to a twentieth."""
+    fall = 0.5 + 0.5 * math.cos(math.pi * min(step / total, 1.0))
+    return min((step + 1) / warm_up, 1.0) * (0.05 + 0.95 * fall)
+
+
+def save(state: dict, file: Path) -> None:
+    """Whole or not at all: written beside, then renamed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, file)
+
+
+def run(progress: Progress, file: Path, seconds: float, say: Callable[[str], None] = print) -> None:
+    """Train for so long or to the recipe's end; checkpoints to `file`, losses to the CSV of the same stem."""
+    start = saved = time.monotonic()
+    before, first = progress.seconds, progress.step
+    sums: dict[str, Tensor] = {}
+    while (now := time.monotonic()) - start < seconds and progress.step < progress.stage.total:
+        for key, value in progress.advance().items():
+            sums[key] = sums.get(key, 0) + value.detach()
+        progress.seconds = before + time.monotonic() - start
+        if progress.step % LOG_EVERY == 0:
+            means = {key: float(value) / LOG_EVERY for key, value in sums.items()}
+            sums.clear()
+            _log(file.with_suffix(".csv"), progress, means)
+            speed = (progress.step - first) / (time.monotonic() - start)
+            say(f"{progress.stage.name} {progress.step} ({speed:.2f}/s) " + _words(means))
+            if not math.isfinite(means["loss"]):
+                raise FloatingPointError(f"Stage {progress.stage.name}: the loss is not a number.")
+        if now - saved > SAVE_EVERY_S:
+            save(progress.state(), file)
+            saved = now
+    save(progress.state(), file)
+
+
+def _log(file: Path, progress: Progress, means: dict[str, float]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = not file.exists()
+    with file.open("a", newline="") as out:
+        writer = csv.writer(out)
+        if new:
+            writer.writerow(["step", "seconds", *means])
+        writer.writerow([progress.step, round(progress.seconds), *(f"{v:.5g}" for v in means.values())])
+
+
+def _words(means: dict[str, float]) -> str:
+    return " ".join(f"{key} {value:.4g}" for key, value in means.items())
