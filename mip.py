@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The one command-line door of MIP-Adapter: `python mip.py demo`, `test`, `serve`, `bench`, `convert`.
+"""The one command-line door of MIP-Adapter: `python mip.py demo`, `test`, `serve`, `bench`, `convert`, …
 
 It needs nothing but Python 3.11 and its standard library. Everything else (PyTorch, a ComfyUI, the
 developers' tools) goes into an environment of its own outside the checkout, on first use.
@@ -513,12 +513,15 @@ def serve(arguments: list[str]) -> int:
     return code
 
 
-LOAD = f"import runpy, sys; load = runpy.run_path({str(ROOT / 'mip.py')!r})['load_package']; "
-CONVERT = LOAD + "sys.exit(load('weights.convert').main(sys.argv[1:]))"
+def main_of(module: str) -> tuple[str, str]:
+    """Python's arguments that run `main(argv)` of one of the pack's modules."""
+    load = f"runpy.run_path({str(ROOT / 'mip.py')!r})['load_package']({module!r})"
+    return "-c", f"import runpy, sys; sys.exit({load}.main(sys.argv[1:]))"
+
+
 forward("bench", "time our attention against the others'", str(ROOT / "benchmarks" / "bench.py"))
-forward("convert", "turn an adapter's .bin into .safetensors", "-c", CONVERT)
-CURATE = LOAD + "sys.exit(load('training.curate').main(sys.argv[1:]))"
-forward("curate", "score training pictures by their objects, keep the best", "-c", CURATE)
+forward("convert", "turn an adapter's .bin into .safetensors", *main_of("weights.convert"))
+forward("curate", "score training pictures by their objects, keep the best", *main_of("training.curate"))
 
 
 def usage() -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("demo", "test", "serve", "bench", "convert", "curate")
 PYPROJECT = """
 [tool.mip-adapter]
 host = "tiny-host==1.0"
@@ -86,11 +87,11 @@ def fake_host(folder: Path, main: str) -> Path:
 def test_help_lists_the_commands(clean: Path):
     result = run("--help")
     assert result.returncode == 0
-    for name in ("demo", "test", "serve", "bench", "convert"):
+    for name in COMMANDS:
         assert f"\n  {name} " in result.stdout
 
 
-@pytest.mark.parametrize("name", ["demo", "test", "serve", "bench", "convert"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_installs_nothing(clean: Path, name: str):
     result = run(name, "--help")
     assert result.returncode == 0 and name in result.stdout
