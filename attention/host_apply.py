@@ -11,6 +11,7 @@ from .host_encode import encode_references
 from .host_patch import compute_dtype, install
 from .options import FusionHead, Merge
 from .plan import compile_plan
+from .record import RelevanceRecord
 from .reference import Reference
 
 
@@ -26,8 +27,10 @@ def apply_references(
     end_percent: float = 1.0,
     merge: Merge | None = None,
     fusion_head: FusionHead | None = None,
+    record: RelevanceRecord | None = None,
 ) -> Any:
-    """A clone of `model` (ModelPatcher) whose cross-attention merges the references; `model` stays as it is.
+    """A clone of `model` (ModelPatcher) whose cross-attention merges the references; `model` stays as it is. `record`
+    is filled while the clone samples.
 
     Raises ValueError with a sentence for the artist when the parts do not belong together.
     """
@@ -56,4 +59,4 @@ def apply_references(
         device=model.load_device,
         dtype=compute_dtype(model),
     )
-    return install(model, plan, start_percent, end_percent)
+    return install(model, plan, start_percent, end_percent, record)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..weights.sites import cross_attentions
 from .plan import Plan, SiteKey
+from .record import Observation, RelevanceRecord
 from .site import Run
 
 NAMES, FRAME, CALL = "mip_adapter_names", "mip_adapter_frame", "mip_adapter_call"
@@ -42,6 +43,7 @@ class Call:
         self._options = options
         self._regions: dict[tuple[Plan, Area, tuple[int, int]], Tensor] = {}
         self._runs = _runs(batch, options)
+        self._seen: dict[RelevanceRecord, list[Observation]] = {}
 
     @classmethod
     def of(cls, options: Mapping[str, Any], batch: int, unet: Any) -> Call:
@@ -62,11 +64,44 @@ class Call:
     def runs(self, plan: Plan, site_size: tuple[int, int]) -> list[Run]:
         """Rows of the batch by treatment; site_size (h, w) is the resolution at the site."""
         if plan.regions is None:
-            return [Run(start, stop, conditional) for start, stop, conditional, _ in self._runs]
+            return [Run(start, stop, conditional, None, area) for start, stop, conditional, area in self._runs]
         return [
-            Run(start, stop, conditional, self._region(plan, area, site_size))
+            Run(start, stop, conditional, self._region(plan, area, site_size), area)
             for start, stop, conditional, area in self._runs
         ]
+
+    def observe(
+        self, record: RelevanceRecord, size: tuple[int, int], run: Run, shares: Tensor | None, gate: Tensor | None
+    ) -> None:
+        """Keep what a site of resolution `size` measured until the call ends."""
+        if shares is None and gate is None:
+            return
+        frame: Frame | None = self._options.get(FRAME)
+        canvas, corner = size, (0, 0)
+        if run.area is not None and frame is not None:
+            height, width, y, x = run.area
+            scale = size[0] / height, size[1] / width
+            canvas = round(frame.canvas[0] * scale[0]), round(frame.canvas[1] * scale[1])
+            corner = min(round(y * scale[0]), canvas[0] - size[0]), min(round(x * scale[1]), canvas[1] - size[1])
+        batch = run.stop - run.start
+        seen = Observation(
+            None if shares is None else shares.expand(-1, batch, -1).unflatten(-1, size),
+            None if gate is None else gate.unflatten(-1, size),
+            canvas,
+            corner,
+        )
+        self._seen.setdefault(record, []).append(seen)
+
+    def close(self) -> None:
+        """The call is over: hand what was measured to the records."""
+        sigmas, schedule = self._options.get("sigmas"), self._options.get("sample_sigmas")
+        if not self._seen or sigmas is None or schedule is None:
+            return
+        steps = max(1, len(schedule) - 1)
+        # Index of the step: how many noise levels of the schedule lie above this call's.
+        step = (schedule[:steps] > sigmas.flatten()[:1] * 1.0001).sum().clamp_max(steps - 1).reshape(1)
+        for record, seen in self._seen.items():
+            record.add(schedule, step, steps, seen)
 
     def _region(self, plan: Plan, area: Area, site_size: tuple[int, int]) -> Tensor:
         key = (plan, area, site_size)
@@ -149,7 +184,9 @@ def _describe_call(
 ):
     """DIFFUSION_MODEL: one Call for all sites of this UNet call."""
     call = Call(executor.class_obj, x.shape[0], transformer_options)
-    return executor(x, timesteps, context, y, control, {**transformer_options, CALL: call}, **more)
+    out = executor(x, timesteps, context, y, control, {**transformer_options, CALL: call}, **more)
+    call.close()
+    return out
 
 
 WRAPPERS = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .host_call import Call, install_wrappers
 from .plan import Plan, SiteKey
+from .record import RelevanceRecord
 from .site import fuse
 
 
@@ -41,8 +43,17 @@ class SitePatch:
     then has its own list, and its parent keeps sampling as before.
     """
 
-    def __init__(self, plan: Plan, key: SiteKey, unet: Any, window: Window | None, occupant: Callable | None) -> None:
-        self.plan, self.key, self.unet, self.window, self.occupant = plan, key, unet, window, occupant
+    def __init__(
+        self,
+        plan: Plan,
+        key: SiteKey,
+        unet: Any,
+        window: Window | None,
+        occupant: Callable | None,
+        record: RelevanceRecord | None,
+    ) -> None:
+        self.plan, self.key, self.unet, self.window = plan, key, unet, window
+        self.occupant, self.record = occupant, record
         self.guests: tuple[tuple[Callable, dict], ...] = ()
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
@@ -59,16 +70,18 @@ class SitePatch:
             if text is not None and out is text and (keep_text or text.requires_grad):
                 out = text.clone()  # fuse() writes into `out`
             attention = call.attentions[self.key]
-            site_size = tuple(options["activations_shape"][-2:]) if self.plan.regions is not None else (0, 0)
+            size = tuple(options["activations_shape"][-2:])
+            observe = partial(call.observe, self.record, size) if self.record is not None else None
             out = fuse(
                 out.contiguous(),
                 text,
                 q,
                 self.plan,
                 site,
-                call.runs(self.plan, site_size),
+                call.runs(self.plan, size),
                 # The module's forward, not its weight: LoRA, low-VRAM casting and fp8 happen there.
                 lambda: attention.to_k(site.object_text),
+                observe,
             )
         for callback, kwargs in self.guests:
             if Window(kwargs.get("sigma_start", float("inf")), kwargs.get("sigma_end", 0.0)).contains(call.sigma):
@@ -109,15 +122,17 @@ class SitePatch:
         return copy(self)  # a new shell: same plan, same occupant, its own (immutable) tuple of guests
 
 
-def install(model: Any, plan: Plan, start_percent: float, end_percent: float) -> Any:
-    """A clone of `model` (ModelPatcher) that samples with the plan; `model` itself is untouched."""
+def install(
+    model: Any, plan: Plan, start_percent: float, end_percent: float, record: RelevanceRecord | None = None
+) -> Any:
+    """A clone of `model` (ModelPatcher) that samples with the plan and fills the record; `model` stays as it is."""
     patched = model.clone()
     window = Window.of(model, start_percent, end_percent)
     unet = model.model.diffusion_model
     occupied = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
     for key in plan.sites:
         occupant = occupied.get(key, occupied.get(key[:2]))
-        patched.set_model_attn2_replace(SitePatch(plan, key, unet, window, occupant), *key)
+        patched.set_model_attn2_replace(SitePatch(plan, key, unet, window, occupant, record), *key)
     install_wrappers(patched.model_options)
     return patched
 

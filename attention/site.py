@@ -17,12 +17,16 @@ from .relevance import flat_shares, raw_relevance, shares
 
 
 class Run(NamedTuple):
-    """Consecutive rows of the batch that are treated alike: one branch of guidance, one area of the canvas."""
+    """Consecutive rows of the batch that are treated alike: one branch of guidance, one area of the canvas.
+
+    area (height, width, y, x) of the canvas in latent pixels, or None for all of it.
+    """
 
     start: int
     stop: int
     conditional: bool
     region: Tensor | None = None  # [M, 1, N] at this site's resolution
+    area: tuple[int, ...] | None = None
 
 
 def fuse(
@@ -33,20 +37,22 @@ def fuse(
     site: SitePlan,
     runs: Sequence[Run],
     object_keys: Callable[[], Tensor],
+    observe: Callable[[Run, Tensor | None, Tensor | None], None] | None = None,
 ) -> Tensor:
     """Add the objects' image features to `out` [B, N, C], in place.
 
     text [B, N, C] is Z_text, needed when the site has a head; it may be `out` itself. q [B, N, C] are the queries.
     object_keys() gives the UNet's own to_k of `site.object_text`, [L, C]; it is called at most once, and only when a
-    conditional row needs relevance.
+    conditional row needs relevance. observe(run, shares [M, B, N] or None, g̃ [B, N] or None) sees the conditional rows.
     """
-    gate = None
+    gate = image_gate = None
     if site.head is not None:
         assert text is not None, "a site with a head needs the text attention"
         gate = fusion_gate(text, site.head, plan.gate_strength)  # [B, N]
         if plan.gate == "text":
             out = out + (gate - 1).unsqueeze(-1).to(out.dtype) * text
-            gate = None
+        else:
+            image_gate = gate
     keys: Tensor | None = None
     for run in runs:
         rows = slice(run.start, run.stop)
@@ -55,6 +61,8 @@ def fuse(
             if plan.needs_relevance and keys is None:
                 keys = object_keys().unflatten(-1, (site.heads, -1)).transpose(0, 1)  # [h, L, d], a view
             share = _object_shares(queries, keys, plan, site, run)
+            if observe is not None:
+                observe(run, share, None if gate is None else gate[rows])
             attention = block_attention(queries, site.keys, 1 if plan.joint else plan.objects)
             if plan.joint and run.region is not None:
                 attention = restrict_joint(attention, run.region.to(attention.dtype).repeat(1, 1, run.stop - run.start))
@@ -65,7 +73,7 @@ def fuse(
                 share = (flat_shares(plan.objects, plan.merge, run.region) * plan.weights).sum(0, keepdim=True)
             attention = block_attention(queries, site.null_keys, 1)
             values = site.null_values
-        share = _times(share, None if gate is None else gate[rows])
+        share = _times(share, None if image_gate is None else image_gate[rows])
         if share is not None:
             share = share.expand(-1, run.stop - run.start, -1).flatten(1).unsqueeze(1)  # [M or 1, 1, B·N]
             attention = attention * share.to(attention.dtype)

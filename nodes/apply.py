@@ -67,7 +67,7 @@ class MIPApply(io.ComfyNode):
             outputs=[
                 io.Model.Output(display_name="model"),
                 MIPRelevance.Output(
-                    display_name="relevance", tooltip="Names the objects, for the nodes that draw their relevance."
+                    display_name="relevance", tooltip="Filled while the model samples; for MIP Relevance Maps."
                 ),
             ],
         )
@@ -86,6 +86,7 @@ class MIPApply(io.ComfyNode):
         merge=None,
         fusion_head=None,
     ) -> io.NodeOutput:
+        record = RelevanceRecord(tuple(reference.text for reference in references))
         patched = apply_references(
             model,
             clip,
@@ -97,5 +98,6 @@ class MIPApply(io.ComfyNode):
             end_percent=end_percent,
             merge=merge,
             fusion_head=fusion_head,
+            record=record,
         )
-        return io.NodeOutput(patched, RelevanceRecord(tuple(reference.text for reference in references)))
+        return io.NodeOutput(patched, record)

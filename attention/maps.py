@@ -1,0 +1,89 @@
+"""Relevance made visible: masks for other nodes, coloured overlays for people."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+# Okabe and Ito's colours, told apart by colour-blind people too; black is left for text.
+COLOURS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233), (240, 228, 66))
+MASKS = ("owner", "soft", "threshold")
+
+
+def upscale(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """[..., h, w] -> [..., H, W]"""
+    flat = F.interpolate(maps.reshape(1, -1, *maps.shape[-2:]), size=size, mode="bicubic", align_corners=False)
+    return flat.reshape(*maps.shape[:-2], *size)
+
+
+def masks(shares: Tensor, kind: str, threshold: float) -> Tensor:
+    """One mask an object from shares [M, ..., H, W], same shape, 0..1.
+
+    "owner": 1 where the object has the largest share; "soft": the share itself; "threshold": 1 where the share exceeds
+    `threshold`.
+    """
+    if kind == "soft":
+        return shares.clamp(0, 1)
+    if kind == "threshold":
+        return (shares > threshold).float()
+    return F.one_hot(shares.argmax(0), len(shares)).movedim(-1, 0).float()
+
+
+def dominance(shares: Tensor) -> Tensor:
+    """How far each object's share stands above an equal one: 0 at 1/M or below, 1 where it has everything."""
+    equal = 1 / len(shares)
+    return ((shares - equal) / (1 - equal) if len(shares) > 1 else shares).clamp(0, 1)
+
+
+def overlay(image: Tensor, strengths: Tensor, colours: list[int], opacity: float) -> Tensor:
+    """Lay colours over a picture. image [H, W, 3]; strengths [K, H, W] in 0..1; colours: K indices into COLOURS."""
+    grey = image.mean(-1, keepdim=True).expand(-1, -1, 3)  # the picture steps back so that the colours speak
+    out = torch.lerp(image, grey, 0.5 * opacity)
+    total = strengths.sum(0).clamp_min(1)
+    for strength, index in zip(strengths / total, colours, strict=True):
+        colour = torch.tensor(COLOURS[index % len(COLOURS)], dtype=image.dtype) / 255
+        out = out + (colour - out) * (opacity * strength).unsqueeze(-1)
+    return out.clamp(0, 1)
+
+
+def captioned(image: Tensor, entries: list[tuple[str, int | None]]) -> Tensor:
+    """The picture [H, W, 3] with a legend below it: words, each with its colour's swatch or none. [H + strip, W, 3]."""
+    width = image.shape[1]
+    size = max(10, min(22, width // 24))
+    font = ImageFont.load_default(size)
+    x, y, line = size // 2, size // 2, round(size * 1.5)
+    placed = []
+    for words, colour in entries:
+        length = font.getlength(words) + (size * 1.4 if colour is not None else 0)
+        if x > size // 2 and x + length > width - size // 2:
+            x, y = size // 2, y + line
+        placed.append((x, y, words, colour))
+        x += round(length + size)
+    strip = Image.new("RGB", (width, y + line + size // 4), "white")
+    pen = ImageDraw.Draw(strip)
+    for x, y, words, colour in placed:
+        if colour is not None:
+            pen.rectangle((x, y + size // 8, x + size, y + size // 8 + size), fill=COLOURS[colour % len(COLOURS)])
+            x += round(size * 1.4)
+        pen.text((x, y), words, font=font, fill="black")
+    legend = torch.frombuffer(bytearray(strip.tobytes()), dtype=torch.uint8).view(strip.height, width, 3)
+    return torch.cat([image, legend.to(image.dtype) / 255])
+
+
+def draw(image: Tensor, shares: Tensor, names: tuple[str, ...], opacity: float, note: str) -> list[Tensor]:
+    """All objects on one picture, then each alone: [H', W, 3] each, of the same height. shares [M, H, W]."""
+    strengths = dominance(shares)
+    everyone = list(range(len(names)))
+    legend = [(name, i) for i, name in enumerate(names)]
+    pictures = [captioned(overlay(image, strengths, everyone, opacity), [*legend, (note, None)])]
+    for i, name in enumerate(names):
+        pictures.append(captioned(overlay(image, strengths[i : i + 1], [i], opacity), [(name, i)]))
+    height = max(picture.shape[0] for picture in pictures)
+    return [F.pad(p, (0, 0, 0, 0, 0, height - p.shape[0]), value=1.0) for p in pictures]
+
+
+def heat(gate: Tensor) -> Tensor:
+    """The fusion head's map g̃ [B, H, W] as grey pictures [B, H, W, 3]: mid-grey is 1, white is twice that or more."""
+    return (gate / 2).clamp(0, 1).unsqueeze(-1).expand(-1, -1, -1, 3)

@@ -1,0 +1,95 @@
+import torch
+from comfy_api.latest import io
+
+from ..attention.maps import MASKS, draw, heat, masks, upscale
+from ..attention.record import PHASES
+from .types import CATEGORY, MIPRelevance
+
+ALL = "all"
+RESOLUTIONS = (ALL, "coarsest", "finest")
+
+
+class MIPRelevanceMaps(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MIPRelevanceMaps",
+            display_name="MIP Relevance Maps",
+            category=CATEGORY,
+            description="Shows which parts of the picture listened to which reference while it was sampled, and gives "
+            "the maps on as masks, one an object. Two objects that claim the same place are why looks mix.",
+            inputs=[
+                MIPRelevance.Input("relevance", tooltip="From the MIP Apply whose model was sampled."),
+                io.Image.Input("images", tooltip="The decoded result of that sampling; the maps are drawn on it."),
+                io.Float.Input(
+                    "opacity", default=0.6, min=0.0, max=1.0, step=0.05, tooltip="How strongly the colours cover."
+                ),
+                io.Combo.Input(
+                    "resolution",
+                    options=list(RESOLUTIONS),
+                    default=ALL,
+                    optional=True,
+                    tooltip="Which cross-attentions: coarse ones place objects, fine ones draw them; all: the mean.",
+                ),
+                io.Combo.Input(
+                    "steps",
+                    options=[ALL, *PHASES],
+                    default=ALL,
+                    optional=True,
+                    tooltip="Which part of the sampling: early settles the layout, late the details.",
+                ),
+                io.Combo.Input(
+                    "mask",
+                    options=list(MASKS),
+                    default="owner",
+                    optional=True,
+                    tooltip="owner: white where the object has the largest share. soft: the share itself. threshold: "
+                    "white where the share exceeds the threshold.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="For the threshold masks: the least share.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="overlays", tooltip="Each picture with all objects, then with each alone."
+                ),
+                io.Mask.Output(
+                    display_name="masks", tooltip="One an object, in the references' order, for each picture."
+                ),
+                io.Image.Output(display_name="fusion_head", tooltip="The gate: mid-grey 1, white 2 or more."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, relevance, images, opacity, resolution=ALL, steps=ALL, mask="owner", threshold=0.5
+    ) -> io.NodeOutput:
+        chosen = {"coarsest": 0, "finest": -1}.get(resolution)
+        size = None if chosen is None or not relevance.resolutions else relevance.resolutions[chosen]
+        phase = None if steps == ALL else steps
+        height, width = images.shape[1:3]
+        shares = upscale(relevance.shares(size, phase), (height, width)).clamp(0, 1)  # [M, B, H, W]
+        if shares.shape[1] != images.shape[0]:
+            raise ValueError(
+                f"There are {images.shape[0]} images and maps of {shares.shape[1]}: connect the decoded images of the "
+                "last sampling with this MIP Apply's model."
+            )
+        gate = relevance.gate(size, phase)
+        gates = heat(upscale(gate, (height, width))) if gate is not None else torch.full_like(images, 0.5)
+        confusion = relevance.confusion()
+        measured = confusion[confusion.isfinite()]
+        note = f"confusion {float(measured.mean()):.0%}" if len(measured) else ""
+        pictures = [
+            picture
+            for i, image in enumerate(images.cpu())
+            for picture in draw(image[..., :3], shares[:, i], relevance.names, opacity, note)
+        ]
+        cut = masks(shares, mask, threshold)  # [M, B, H, W]
+        return io.NodeOutput(torch.stack(pictures), cut.transpose(0, 1).flatten(0, 1), gates)
