@@ -72,7 +72,7 @@ def copy(clean: Path, tmp_path: Path) -> Path:
 
 def run(*arguments: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, str(root / "mip.py"), *arguments]
-    return subprocess.run(line, capture_output=True, text=True, encoding="utf-8", timeout=240)
+    return subprocess.run(line, capture_output=True, text=True, encoding="utf-8", timeout=600)
 
 
 def fake_host(folder: Path, main: str) -> Path:
@@ -327,3 +327,12 @@ def test_convert(host, clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     missing = run("convert", str(tmp_path / "missing.bin"))
     assert missing.returncode == 1
     assert "missing.bin" in missing.stderr and "Traceback" not in missing.stderr
+
+
+def test_demo_writes_its_pictures(host, clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(host.folder))
+    monkeypatch.setenv("MIP_ADAPTER_PYTHON", sys.executable)
+    result = run("demo", "--output", str(tmp_path / "pictures"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    pictures = list((tmp_path / "pictures").glob("*.png"))
+    assert pictures and all(str(path) in result.stdout for path in pictures)
