@@ -73,4 +73,6 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
 
 
 def _tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
+    # In numpy: torch would start threads for it in every worker.
+    pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+    return torch.from_numpy(np.divide(pixels, 255, dtype=np.float32, order="C"))

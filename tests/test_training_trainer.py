@@ -1,0 +1,212 @@
+"""The loop over a small frozen model in plain torch: what is learnt, resuming, stopping, failing, several processes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from .training_world import PlainModel, small_adapter, small_recipe, write_folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors of a few hundred numbers: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("data"), 8)
+
+
+def run(data: Path, folder: Path | None = None, adapter=None, model=None, on_step=None, asked=None, **changes):
+    from mip_adapter.training.dataset import SubjectFolder
+    from mip_adapter.training.trainer import train
+
+    recipe = small_recipe(**changes)
+    more = {} if asked is None else {"asked_to_stop": asked}
+    samples = SubjectFolder(data, recipe)
+    return train(
+        model or PlainModel(), samples, adapter or small_adapter(), recipe, folder=folder, on_step=on_step, **more
+    )
+
+
+def flat(adapter) -> dict[str, torch.Tensor]:
+    from mip_adapter.training.student import flat_tensors
+
+    return flat_tensors(adapter)
+
+
+def equal(a, b) -> bool:
+    a, b = flat(a), flat(b)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize(
+    "train, gate, learnt",
+    [
+        ("adapter", "image", ("to_k_ip", "to_v_ip", "text_to_weight")),
+        ("adapter", "off", ("to_k_ip", "to_v_ip")),
+        ("head", "image", ("text_to_weight",)),
+        ("head", "text", ("text_to_weight",)),
+        ("all", "image", ("to_k_ip", "to_v_ip", "text_to_weight", "image_proj")),
+    ],
+)
+def test_only_what_should_differ_differs(data: Path, train: str, gate: str, learnt: tuple[str, ...]) -> None:
+    adapter, model = small_adapter(head=gate != "off"), PlainModel()
+    before, frozen = {k: v.clone() for k, v in flat(adapter).items()}, {k: v.clone() for k, v in model.weights.items()}
+    outcome = run(data, adapter=adapter, model=model, train=train, gate=gate)
+    after = flat(outcome.adapter)
+    assert after.keys() == before.keys() and len(outcome.losses) == 4
+    for key in before:
+        assert torch.equal(after[key], before[key]) != any(part in key for part in learnt), key
+    assert all(torch.equal(model.weights[key], frozen[key]) for key in frozen)
+    assert all(torch.equal(flat(adapter)[key], before[key]) for key in before)  # the start itself is untouched
+
+
+def test_a_head_grows_where_there_was_none_and_starts_neutral(data: Path) -> None:
+    from mip_adapter.training.student import Student
+
+    recipe = small_recipe()
+    assert not small_adapter().spec.has_head
+    assert all(not row.any() for row in Student(small_adapter(), recipe).adapter().head.values())
+    outcome = run(data)
+    assert outcome.adapter.spec.has_head and all(row.any() for row in outcome.adapter.head.values())
+
+
+def test_it_learns(data: Path) -> None:
+    losses = run(data, steps=40, train="all").losses
+    assert sum(losses[-16:]) < 0.9 * sum(losses[:16])
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.9, "accumulate": 2, "warmup": 3, "clip_norm": 0.1}])
+def test_resuming_equals_not_stopping_bit_by_bit(data: Path, tmp_path: Path, changes: dict) -> None:
+    """Stopped by an exception after step 3, killed (its last checkpoint lost) and resumed: the same in the end."""
+    whole = run(data, tmp_path / "whole", steps=7, save_every=2, workers=2, **changes)
+
+    def stop(progress) -> None:
+        if progress.step == 3:
+            raise RuntimeError("enough")
+
+    part = run(data, tmp_path / "part", on_step=stop, steps=7, save_every=2, **changes)
+    assert isinstance(part.stopped, RuntimeError) and len(part.losses) == 3
+    (tmp_path / "part" / "checkpoints" / "step-00000003.pt").unlink()
+    (tmp_path / "part" / "checkpoints" / ".step-00000004.pt.1.tmp").write_bytes(b"half")
+    model = PlainModel()
+    rest = run(data, tmp_path / "part", model=model, steps=7, save_every=2, **changes)
+    assert rest.losses == whole.losses and equal(rest.adapter, whole.adapter)
+    assert len(model.seen) == 5 * 2 * changes.get("accumulate", 1)  # steps 3 to 7 only
+    for name in ("loss.csv", "loss.png"):
+        assert (tmp_path / "part" / name).read_bytes()[:8] == (tmp_path / "whole" / name).read_bytes()[:8]
+    assert (tmp_path / "part" / "loss.csv").read_text().splitlines()[0::7] == ["step,loss", f"7,{whole.losses[-1]!r}"]
+    assert len(list((tmp_path / "part" / "checkpoints").glob("step-*.pt"))) == 2
+
+
+def test_another_recipe_does_not_resume(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path, steps=2)
+    assert len(run(data, tmp_path, steps=3).losses) == 3  # more steps are no other recipe
+    with pytest.raises(ValueError, match="another recipe .learning_rate 0.01 -> 0.001."):
+        run(data, tmp_path, learning_rate=1e-3)
+    with pytest.raises(ValueError, match="another adapter|another recipe"):
+        run(data, tmp_path, adapter=small_adapter(head=True), train="all")
+
+
+def test_asked_to_stop_saves_and_stops(data: Path, tmp_path: Path) -> None:
+    model = PlainModel()
+    outcome = run(data, tmp_path, model=model, asked=lambda: len(model.seen) >= 4)
+    assert len(outcome.losses) == 2 and "step 2" in str(outcome.stopped)
+    assert (tmp_path / "checkpoints" / "step-00000002.pt").is_file()
+
+
+def test_no_number_stops_and_keeps_the_last_good_checkpoint(data: Path, tmp_path: Path) -> None:
+    class Diverging(PlainModel):
+        def predict(self, noisy, steps, batch, merging):
+            return super().predict(noisy, steps, batch, merging) * (float("nan") if len(self.seen) > 6 else 1)
+
+    model = Diverging()
+    with pytest.raises(ValueError, match=r"loss is nan at step 4 \(samples ") as caught:
+        run(data, tmp_path, model=model, steps=9, save_every=1)
+    assert all(name in str(caught.value) for name in (*model.seen[-2:], "step-00000003.pt"))
+    assert all(torch.isfinite(t).all() for t in torch.load(tmp_path / "checkpoints" / "step-00000003.pt")["trained"])
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(data: Path, tmp_path: Path, monkeypatch) -> None:
+    from mip_adapter.training import state
+
+    real, calls = torch.save, []
+
+    def full(content, file) -> None:
+        calls.append(content["step"])
+        if content["step"] == 2:
+            file.write(b"some of it")
+            raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos: No space left on device")
+        real(content, file)
+
+    monkeypatch.setattr(state.torch, "save", full)
+    outcome = run(data, tmp_path, save_every=1, keep=9)
+    assert calls == [1, 2, 3, 4] and len(outcome.losses) == 4
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == ["step-00000001.pt", "step-00000003.pt", "step-00000004.pt"]
+
+    def always_full(*_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(state.torch, "save", always_full)
+    with pytest.raises(ValueError, match="last checkpoint cannot be written .*No space left"):
+        run(data, tmp_path, steps=5)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == left
+
+
+def test_the_wrong_adapter(data: Path) -> None:
+    with pytest.raises(ValueError, match="is an adapter for .* and this model is"):
+        run(data, adapter=small_adapter(sites=((1, 16), (3, 32))))
+
+
+def test_min_snr_weights() -> None:
+    from mip_adapter.training.objective import snr_weight
+
+    alpha = torch.tensor([0.5, 0.9, 0.99])  # SNR 1, 9, 99
+    torch.testing.assert_close(snr_weight(alpha, "eps", 5), torch.tensor([1, 5 / 9, 5 / 99]))
+    torch.testing.assert_close(snr_weight(alpha, "v", 5), torch.tensor([1 / 2, 5 / 10, 5 / 100]))
+    assert snr_weight(alpha, "v", 0).eq(1).all()
+
+
+def test_validation_sees_the_averaged_adapter(data: Path) -> None:
+    from mip_adapter.training.dataset import SubjectFolder
+    from mip_adapter.training.trainer import train
+
+    recipe, seen = small_recipe(validate_every=2, ema=0.5), []
+    outcome = train(
+        PlainModel(), SubjectFolder(data, recipe), small_adapter(), recipe, validate=lambda *each: seen.append(each)
+    )
+    assert [step for step, _ in seen] == [2, 4]
+    assert equal(seen[1][1], outcome.adapter) and not equal(seen[0][1], outcome.adapter)
+
+
+def test_two_processes_equal_one(data: Path, tmp_path: Path) -> None:
+    """`accelerate launch` with two processes on the CPU: the losses of one process with the same global batch."""
+    pytest.importorskip("accelerate")
+    script = Path(__file__).with_name("training_process.py")
+    # --multi_gpu is accelerate's word for several processes of its own; the script asks for the CPU.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    two, environment = tmp_path / "two", {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [*launch, str(script), str(data), str(two), "2", "3"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {"0 2 3", "1 2 3"} <= set(done.stdout.splitlines())
+    one = run(data, steps=3, batch_size=4, accumulate=2)
+    state = torch.load(two / "checkpoints" / "step-00000003.pt")
+    torch.testing.assert_close(state["losses"], torch.tensor(one.losses, dtype=torch.float64), rtol=1e-5, atol=0)
+    learnt = {key: flat(one.adapter)[key] for key in state["keys"]}
+    for key, tensor in zip(state["keys"], state["trained"], strict=True):
+        torch.testing.assert_close(tensor, learnt[key], rtol=1e-4, atol=1e-5)
