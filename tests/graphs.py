@@ -1,4 +1,4 @@
-"""Graphs in Python: the miniature and the nodes, the host's and ours, wired as a workflow wires them.
+"""Graphs in Python: nodes, the host's and ours, wired as a workflow wires them, around the small model of small.py.
 
 Call after the `host` fixture. Whatever samples here is the host's own code.
 """
@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import small
 from .direct import Direct, DirectPatch
+from .golden import FOLDER
 
 SIZE = (16, 16)  # latent pixels
 TOLERANCE = 1e-4  # of the adapter's effect; float32 leaves about 1e-5, a wrong share or branch 1e-1
@@ -24,20 +26,18 @@ OBJECTS = ("cat", "red coffee cup")
 class Bundle(NamedTuple):
     model: Any
     clip: Any
-    vae: Any
     vision: Any
     adapters: dict[str, Any]  # base, plus
 
 
 @cache
 def bundle() -> Bundle:
-    """The miniature, loaded once for all tests: nothing may change it, which is what some of them check."""
-    from mip_adapter.miniature import host_bundle, seeded
-    from mip_adapter.weights.adapter import build_adapter
+    """Loaded once for all tests: nothing may change it, which is what some of them check."""
+    from mip_adapter.weights.adapter import load_adapter
 
     torch.set_num_threads(1)  # tensors of a few KB: threads would only wait for each other
-    tensors = {"base": seeded.base_adapter(), "plus": seeded.plus_adapter()}
-    return Bundle(*host_bundle.load(), {family: build_adapter(each, family) for family, each in tensors.items()})
+    adapters = {family: load_adapter(FOLDER / f"{family}_ip_adapter.bin") for family in ("base", "plus")}
+    return Bundle(small.model(), small.clip(), small.vision(), adapters)
 
 
 @atexit.register

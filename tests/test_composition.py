@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("host")
 
 def test_the_comparison_tells_right_from_wrong() -> None:
     without, expected = graphs.sample(graphs.bundle().model), graphs.sample(graphs.apply_directly())
-    for wrong in ({"merge": {"strategy": "uniform"}}, {"head": {"gate": "off"}}, {"scale": 0.9}, {"end": 0.5}):
+    for wrong in ({"merge": {"strategy": "uniform"}}, {"head": {"gate": "off"}}, {"scale": 0.9}, {"start": 0.5}):
         assert graphs.deviation(graphs.sample(graphs.apply(**wrong)), expected, without) > 10 * graphs.TOLERANCE
     swapped = graphs.apply_directly(branch=lambda index, uuid: (index == 1, None))
     assert graphs.deviation(graphs.sample(swapped), expected, without) > 10 * graphs.TOLERANCE
