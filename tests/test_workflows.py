@@ -1,0 +1,254 @@
+"""The shipped workflows: sound files, and each one opened in the real frontend in a headless browser.
+
+With MIP_ARTIFACTS=FOLDER a screenshot of every workflow is left there.
+"""
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from mip_adapter.miniature import demo
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+MINIATURE = ROOT / "workflows" / "start here - miniature.json"
+NOTES = ("MarkdownNote", "Note")  # the frontend's own; the server does not know them
+TITLE = 30  # a node's title bar stands above its position
+
+each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+
+
+def load(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def converted(path: Path) -> Path:
+    """The API form that belongs to a workflow."""
+    return demo.WORKFLOW if path == MINIATURE else ROOT / "tests" / "api" / path.name
+
+
+# ---- the files alone ----
+
+
+def test_there_is_one_for_every_job():
+    assert {path.stem for path in WORKFLOWS} >= {
+        "two objects (base)",
+        "three objects (plus)",
+        "regions",
+        "merge strategies side by side",
+        "start here - miniature",
+    }
+
+
+@each_workflow
+def test_links_join_what_the_nodes_say(path):
+    workflow = load(path)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    assert len(nodes) == len(workflow["nodes"]) and max(nodes) == workflow["last_node_id"]
+    ends = set()
+    for number, source, out, target, into, kind in workflow["links"]:
+        output, entry = nodes[source]["outputs"][out], nodes[target]["inputs"][into]
+        assert number in output["links"] and entry["link"] == number
+        assert output["type"] == entry["type"] == kind
+        ends.add(number)
+    used = {entry["link"] for node in nodes.values() for entry in node.get("inputs", [])} - {None}
+    assert used == ends and max(ends) == workflow["last_link_id"]
+
+
+@each_workflow
+def test_every_node_says_which_pack_it_comes_from(path):
+    for node in load(path)["nodes"]:
+        if node["type"] not in NOTES:
+            pack = "mip-adapter" if node["type"].startswith("MIP") else "comfy-core"
+            assert node["properties"]["cnr_id"] == pack
+            assert re.fullmatch(r"\d+\.\d+\.\d+", node["properties"]["ver"])
+
+
+@each_workflow
+def test_model_files_say_where_they_are_found(path):
+    loaders = ("CheckpointLoaderSimple", "CLIPVisionLoader", "MIPAdapterLoader")
+    for node in load(path)["nodes"]:
+        if node["type"] in loaders and path != MINIATURE:
+            (model,) = node["properties"]["models"]
+            assert model["name"] == node["widgets_values"][0] and model["name"].endswith(".safetensors")
+            assert model["url"].startswith("https://huggingface.co/")
+            assert model["directory"] in ("checkpoints", "clip_vision", "ipadapter")
+
+
+@each_workflow
+def test_nothing_overlaps(path):
+    workflow = load(path)
+    nodes = [(n["pos"][0], n["pos"][1] - TITLE, n["size"][0], n["size"][1] + TITLE) for n in workflow["nodes"]]
+    assert not overlaps(nodes)
+    assert not overlaps([group["bounding"] for group in workflow["groups"]])
+
+
+def overlaps(boxes) -> list:
+    """Pairs of [x, y, w, h] that share more than an edge."""
+    return [
+        (a, b)
+        for i, a in enumerate(boxes)
+        for b in boxes[i + 1 :]
+        if a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]
+    ]
+
+
+@each_workflow
+def test_it_explains_itself_and_has_a_thumbnail(path):
+    from PIL import Image
+
+    workflow = load(path)
+    notes = [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] in NOTES]
+    assert any("What to change" in note for note in notes)
+    assert workflow["groups"]
+    with Image.open(path.with_suffix(".jpg")) as thumbnail:
+        assert thumbnail.format == "JPEG" and thumbnail.width >= 400
+    assert path.with_suffix(".jpg").stat().st_size < 200_000
+
+
+# ---- in the browser ----
+
+
+@pytest.fixture(scope="module")
+def stocked(server):
+    """The server with a file, be it empty, for every name in the workflows, so that its validation finds them."""
+    demo.prepare(server.base)
+    for path in WORKFLOWS:
+        for node in load(path)["nodes"]:
+            for model in node.get("properties", {}).get("models", ()):
+                file = server.base / "models" / model["directory"] / model["name"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
+    return server
+
+
+SETTINGS = {  # nothing over the graph
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasMenu": False,
+    "Comfy.Graph.CanvasInfo": False,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+}
+READY = "() => !!(window.app?.graph && window.LiteGraph?.registered_node_types?.MIPApply)"
+SET = """async settings => {
+    for (const [key, value] of Object.entries(settings)) await app.extensionManager.setting.set(key, value)
+}"""
+FOCUS = """() => app.extensionManager.command.execute("Workspace.ToggleFocusMode")"""
+OPEN = """async workflow => {
+    await app.loadGraphData(workflow)
+    const {output} = await app.graphToPrompt()
+    const nodes = app.graph._nodes
+    return {
+        output,
+        widgets: Object.fromEntries(nodes.map(node => [node.id, node.serialize().widgets_values ?? []])),
+        missing: nodes.filter(node => !LiteGraph.registered_node_types[node.type]).map(node => node.type),
+        boxes: nodes.map(node => { node.updateArea?.(); return [...node.getBounding()] }),
+    }
+}"""
+FIT = """async () => {
+    const boxes = [...app.graph._nodes.map(n => [...n.getBounding()]), ...app.graph._groups.map(g => [...g._bounding])]
+    const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1]))
+    const right = Math.max(...boxes.map(b => b[0] + b[2])), bottom = Math.max(...boxes.map(b => b[1] + b[3]))
+    const {ds, canvas} = app.canvas, edge = 40
+    const [width, height] = [canvas.clientWidth - 2 * edge, canvas.clientHeight - 2 * edge]
+    ds.scale = Math.min(width / (right - left), height / (bottom - top))
+    ds.offset = [edge / ds.scale - left, edge / ds.scale - top]
+    app.canvas.setDirty(true, true)
+}"""
+
+
+@pytest.fixture(scope="module")
+def page(stocked, browser):
+    page = browser.new_page(viewport={"width": 1900, "height": 1000})
+    page.goto(stocked.url)
+    page.wait_for_function(READY, timeout=120_000)
+    page.evaluate(SET, SETTINGS)
+    page.reload()  # a new user's first page welcomes with a dialog, the second does not
+    page.wait_for_function(READY, timeout=120_000)
+    page.evaluate(FOCUS)
+    yield page
+    page.close()
+
+
+def screenshot(page, name: str) -> None:
+    if folder := os.environ.get("MIP_ARTIFACTS"):
+        page.evaluate(FIT)
+        page.wait_for_timeout(2000)  # pictures load, the canvas draws
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+@each_workflow
+def test_the_frontend_opens_it(page, stocked, path):
+    workflow = load(path)
+    opened = page.evaluate(OPEN, workflow)
+    screenshot(page, path.stem)
+    assert not opened["missing"]
+    assert not page.locator(".p-dialog").all_inner_texts()  # missing nodes, missing models, no workflow at all
+    assert not overlaps(opened["boxes"]), "the frontend made a node larger than the file says"
+    for node in workflow["nodes"]:
+        assert opened["widgets"][str(node["id"])] == node.get("widgets_values", []), node["type"]
+    assert without_titles(opened["output"]) == without_titles(load(converted(path)))
+
+
+def without_titles(prompt: dict) -> dict:
+    """Class and inputs of every node; titles are translated."""
+    return {number: (node["class_type"], node["inputs"]) for number, node in prompt.items()}
+
+
+@each_workflow
+def test_sockets_are_the_servers(stocked, path):
+    known = httpx.get(f"{stocked.url}/object_info", timeout=60).json()
+    for node in load(path)["nodes"]:
+        if node["type"] in NOTES:
+            continue
+        about = known[node["type"]]
+        accepted = [name for part in ("required", "optional") for name in about["input_order"].get(part, [])]
+        assert {entry["name"] for entry in node["inputs"]} <= set(accepted)
+        assert [output["type"] for output in node["outputs"]] == about["output"]
+        assert [output["name"] for output in node["outputs"]] == about["output_name"]
+
+
+@each_workflow
+def test_the_server_accepts_it(stocked, path):
+    answer = httpx.post(f"{stocked.url}/prompt", json={"prompt": load(converted(path))}, timeout=60)
+    httpx.post(f"{stocked.url}/queue", json={"clear": True})
+    httpx.post(f"{stocked.url}/interrupt")
+    wait_until_idle(stocked)
+    assert answer.status_code == 200, answer.text
+    assert not answer.json()["node_errors"]
+
+
+def wait_until_idle(server, patience_s: float = 120) -> None:
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        queue = httpx.get(f"{server.url}/queue", timeout=60).json()
+        if not queue["queue_running"] and not queue["queue_pending"]:
+            return
+        time.sleep(0.2)
+    raise AssertionError("the server is still busy")
+
+
+def test_the_miniature_runs_in_the_browser(page, stocked):
+    wait_until_idle(stocked)
+    page.evaluate(OPEN, load(MINIATURE))
+    before = set(history(stocked))
+    page.evaluate("async () => { await app.queuePrompt(0, 1) }")
+    deadline = time.monotonic() + 180
+    while not (new := set(history(stocked)) - before) and time.monotonic() < deadline:
+        time.sleep(0.3)
+    run = history(stocked)[new.pop()]
+    assert run["status"]["status_str"] == "success", run["status"]["messages"]
+    pictures = [picture for node in run["outputs"].values() for picture in node.get("images", ())]
+    assert len(pictures) == 2
+    for picture in pictures:
+        assert httpx.get(f"{stocked.url}/view", params=picture).content.startswith(b"\x89PNG")
+    screenshot(page, f"{MINIATURE.stem} - after")
+
+
+def history(server) -> dict:
+    return httpx.get(f"{server.url}/history", timeout=60).json()
