@@ -2,6 +2,7 @@
 
 python miniature/train.py --stage vae --minutes 60        go on from the last checkpoint for an hour
 python miniature/train.py --stage all --quick             every stage for seconds, from nothing, to see it work
+python miniature/train.py --gate 128                      does the base draw what it is told, and where?
 
 Checkpoints and loss curves are kept in output/miniature (or --work); see TRAINING.md for the recipe.
 """
@@ -11,6 +12,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+STAGES = ("vae", "encoders", "base")
+LATER = ("decoder", "vision")  # go on with what the base does not rest on
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -26,14 +29,23 @@ def load_pack():
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stage", choices=("vae", "encoders", "base", "all"), default="all")
+    parser.add_argument("--stage", choices=(*STAGES, *LATER, "all"), default="all")
     parser.add_argument("--minutes", type=float, default=60, help="how long each stage trains at most")
     parser.add_argument("--work", type=Path, default=ROOT / "output" / "miniature", help="checkpoints, curves")
     parser.add_argument("--quick", action="store_true", help="seconds a stage, from nothing")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--gate", type=int, metavar="N", help="do not train: put the base to the gate, N scenes")
+    parser.add_argument("--pack", action="store_true", help="do not train: write checkpoints into the repository")
+    parser.add_argument("--threads", type=int, default=2, help="1 where other programs keep the machine busy")
     given = parser.parse_args(arguments)
-    recipe = load_pack().load_package("miniature.stages.host_recipe")
-    recipe.train(given.stage, given.work, given.minutes, given.quick, given.threads)
+    pack = load_pack().load_package
+    stages = STAGES if given.stage == "all" else (given.stage,)
+    if given.pack:
+        for stage in stages:
+            print(pack("miniature.stages.packing").pack(stage, given.work))
+    elif given.gate:
+        sys.exit(not pack("miniature.stages.host_recipe").check(given.work, given.gate, given.threads))
+    else:
+        pack("miniature.stages.host_recipe").train(stages, given.work, given.minutes, given.threads, given.quick)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,18 @@ class EncoderStage:
         return loss_g + loss_l, hits
 
 
+class VisionStage(EncoderStage):
+    """The image encoder alone, against texts that later stages already rely on."""
+
+    name = "vision"
+
+    def __init__(self, model: Encoders, words: Words, device: torch.device):
+        super().__init__(model, words, device)
+        model.requires_grad_(False)
+        for part in (model.vision, model.project_l):
+            part.requires_grad_(True)
+
+
 def contrast(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
     """CLIP's loss, both ways, over [B, D] pairs; pairs in `same` [B, B] are never held against each other."""
     logits = scale * F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T

@@ -1,46 +1,68 @@
 """Which stage needs what: opens checkpoints, builds models, runs a stretch."""
 
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
 
 from .. import host_models
-from . import stretch
+from . import packing, stretch
 from .base import Base, Conditioner
-from .encoders import Encoders, EncoderStage
+from .encoders import Encoders, EncoderStage, VisionStage
+from .gate import gate
 from .latents import Shards
-from .vae import Vae
+from .vae import Decoder, Vae
 from .words import Words
 
 
-def train(stage: str, work: Path, minutes: float, quick: bool, threads: int) -> None:
-    """Train one stage, or all in order, for so many minutes each."""
-    torch.set_num_threads(threads)
-    find_host()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for name in BUILD if stage == "all" else (stage,):
-        file = work / ("quick" if quick else "") / f"{name}.pt"
-        progress = open_stage(name, file.parent, device)
-        stretch.run(progress, file, 15 if quick else 60 * minutes, say)
+def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick: bool = False) -> None:
+    """Train these stages in their order, each for so many minutes from where its last checkpoint left it.
+
+    Quick: seconds each and from nothing, in a folder of its own.
+    """
+    device = prepare(threads)
+    for name in stages:
+        folder = work / "quick" if quick else work
+        if quick:
+            (folder / f"{name}.pt").unlink(missing_ok=True)
+        progress = open_stage(name, folder, device, packed=not quick)
+        stretch.run(progress, folder / f"{name}.pt", 15 if quick else 60 * minutes, say)
 
 
-def open_stage(name: str, folder: Path, device: torch.device) -> stretch.Progress:
-    """A stage where its last checkpoint left it, or at its beginning."""
+def check(work: Path, count: int, threads: int) -> bool:
+    """Put the base to the gate; writes gate.json and gate.png into `work`."""
+    progress = open_stage("base", work, prepare(threads))
+    with progress.averaged():
+        result = gate(progress.stage, count)
+    pictures = result.pop("pictures")
+    result |= {"step": progress.step, "count": count}
+    (work / "gate.json").write_text(json.dumps(result, indent=1))
+    save_grid(pictures[:64], work / "gate.png")
+    say(json.dumps(result))
+    return result["passes"]
+
+
+def open_stage(name: str, folder: Path, device: torch.device, packed: bool = True) -> stretch.Progress:
+    """A stage where its last checkpoint left it (the folder's, else the repository's), or at its beginning."""
     torch.manual_seed(0)  # the first weights
     progress = stretch.Progress(BUILD[name](folder, device))
     file = folder / f"{name}.pt"
     if file.exists():
         progress.restore(torch.load(file, weights_only=True, map_location=device))
+    elif packed and (state := packing.unpack(name)):
+        progress.restore(state)
     return progress
 
 
 def finished(name: str, folder: Path, device: torch.device) -> nn.Module:
-    """An earlier stage's model for a later one: its running mean, frozen."""
-    if not (folder / f"{name}.pt").exists():
+    """An earlier stage's model for a later one: its running mean, frozen. Raises ValueError if it never ran."""
+    progress = open_stage(name, folder, device, packed=folder.name != "quick")
+    if not progress.step:
         raise ValueError(f"No checkpoint of stage {name} in {folder}: run train.py --stage {name} first.")
-    progress = open_stage(name, folder, device)
     progress.use_mean()
     return progress.stage.model.eval().requires_grad_(False)
 
@@ -49,23 +71,43 @@ def _vae(folder: Path, device: torch.device) -> Vae:
     return Vae(host_models.vae(), device)
 
 
+def _decoder(folder: Path, device: torch.device) -> Decoder:
+    return Decoder(finished("vae", folder, device), device)
+
+
 def _encoders(folder: Path, device: torch.device) -> EncoderStage:
     return EncoderStage(Encoders(), Words(host_models.tokenize), device)
 
 
+def _vision(folder: Path, device: torch.device) -> VisionStage:
+    return VisionStage(finished("encoders", folder, device), Words(host_models.tokenize), device)
+
+
 def _base(folder: Path, device: torch.device) -> Base:
-    shards = Shards(finished("vae", folder, device), folder / "latents", device)
+    size = {"size": 64} if folder.name == "quick" else {}
+    shards = Shards(finished("vae", folder, device), folder / "latents", device, **size)
     condition = Conditioner(finished("encoders", folder, device), Words(host_models.tokenize), device)
     return Base(host_models.unet(), host_models.run_unet, shards, condition)
 
 
-BUILD = {"vae": _vae, "encoders": _encoders, "base": _base}
+BUILD = {"vae": _vae, "encoders": _encoders, "base": _base, "decoder": _decoder, "vision": _vision}
 
 
-def find_host() -> None:
-    """Make ComfyUI importable: COMFYUI_PATH, or the one that `mip.py` unpacked."""
+def prepare(threads: int) -> torch.device:
+    """Find ComfyUI (COMFYUI_PATH, or the one that `mip.py` unpacked) and the device."""
     mip = sys.modules["mip"]
-    host_models.use_host(mip.given_host() or mip.unpacked_host_folder())
+    folder = mip.given_host() or mip.unpacked_host_folder()
+    if not folder.is_dir():
+        raise ValueError("No ComfyUI here yet: run `python mip.py demo` once, or set COMFYUI_PATH to a checkout.")
+    host_models.use_host(folder)
+    torch.set_num_threads(threads)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def save_grid(images: torch.Tensor, file: Path, columns: int = 8) -> None:
+    """Pictures [B, 3, S, S] as one PNG, B a multiple of the columns."""
+    rows = images.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    Image.fromarray((rows * 255).byte().numpy()).save(file)
 
 
 def say(text: str) -> None:

@@ -91,15 +91,15 @@ class Progress:
 
     def restore(self, state: dict) -> None:
         """Take up a checkpoint. Raises ValueError if it is of another model."""
-        if wrong := sorted(self.weights.keys() ^ state["weights"].keys()):
+        if wrong := sorted(self.weights.keys() ^ state["ema"].keys()):
             raise ValueError(
                 f"The checkpoint of stage {self.stage.name} is of another model: {wrong[0]} and {len(wrong) - 1} "
                 "more differ. Move it away to start the stage afresh."
             )
-        self._fill(state["weights"])
+        self._fill(state.get("weights") or state["ema"])  # a packed checkpoint may hold the mean only
         for key, value in self.ema.items():
             value.copy_(state["ema"][key])
-        if state.get("optimiser"):  # a checkpoint packed for the repository may have left it out
+        if state.get("optimiser"):
             self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds = state["step"], state["seconds"]
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from .. import world
 
-SMALL, LARGE, SMALL_UNTIL = 32, 64, 4_000  # pixels a side; small ones first, for more steps an hour
-BATCH = 16
+SMALL_UNTIL = 1_900  # at first small pieces, for more steps an hour
+SIZES = ((64, 12), (128, 3))  # then in turn: pixels a side and how many, so that edges are not all it knows
 
 
 class Vae:
@@ -38,20 +38,31 @@ class Vae:
         return loss, {"mse": error.square().mean(), "edges": edges, "spread": spread.mean()}
 
 
+class Decoder(Vae):
+    """The decoder alone, over an encoder that later stages already rely on."""
+
+    name = "decoder"
+
+    def __init__(self, model: nn.Module, device: torch.device):
+        super().__init__(model, device)
+        model.requires_grad_(False)
+        model.taesd_decoder.requires_grad_(True)
+
+
 def crops(step: int) -> Tensor:
-    """[BATCH, 3, c, c] pieces of scenes and references: half of them about an object, half anywhere."""
-    size = SMALL if step < SMALL_UNTIL else LARGE
-    scenes = world.sample(BATCH // 2, step)
-    if step % 4 == 0:  # one batch in four is of references; the first object's is always there
+    """[B, 3, c, c] pieces of scenes and references, or whole ones: half of them about an object, half anywhere."""
+    size, count = SIZES[step % len(SIZES)] if step >= SMALL_UNTIL else (32, 16)
+    scenes = world.sample(count, step)
+    if step // 2 % 4 == 0:  # one batch in four is of references; the first object's is always there
         white = world.references(scenes, step)
         scenes = world.Scenes(**{name: value[:: world.OBJECTS] for name, value in vars(white).items()})
     images = world.render(scenes).images
     g = torch.Generator().manual_seed(step)
     free = world.SIZE - size
-    anywhere = (torch.rand(len(images), 2, generator=g) * (free + 1)).long()
+    anywhere = (torch.rand(count, 2, generator=g) * (free + 1)).long()
     centres = (scenes.centres[:, 0] + 1) * (world.SIZE / 2)
     jitter = (torch.rand(centres.shape, generator=g) - 0.5) * size
     about = (centres + jitter - size / 2).long().clamp(0, free)
-    corners = torch.cat([about, anywhere]).tolist()
-    pieces = zip(images.repeat(2, 1, 1, 1), corners, strict=True)
+    corners = torch.where(torch.arange(count)[:, None] % 2 == 0, about, anywhere).tolist()
+    pieces = zip(images, corners, strict=True)
     return torch.stack([image[:, y : y + size, x : x + size] for image, (x, y) in pieces])

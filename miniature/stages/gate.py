@@ -1,0 +1,122 @@
+"""The gate before any adapter: does the base draw all objects it is told to, and do its words know where?
+
+*Presence*: pictures for captions of two objects are drawn, decoded and judged from pixels. *Right word*: on
+drawn scenes made noisy, the relevance that the method reads (each object's own text against the queries of a
+cross-attention, softmax over positions) is compared between the objects of the scene; the share of an
+object's positions where its own text wins is counted, a site and a noise level at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import world, world_words
+from ..judge import judge
+from . import noise
+from .base import Base
+
+PRESENCE, RIGHT_WORD = 0.90, 0.85
+LEVELS = (200, 400, 600)  # of the 1000 steps
+SEED = 4_000_000_000  # of test scenes
+
+
+@torch.no_grad()
+def gate(stage: Base, count: int = 64) -> dict[str, Any]:
+    """Both numbers with their parts, and whether they pass."""
+    right = right_words(stage, count)
+    best = {site: min(values) for site, values in right.items()}
+    present, pictures = presence(stage, count)
+    return {
+        "presence": present,
+        "right_word": max(best.values()),
+        "right_word_by_site": {site: dict(zip(LEVELS, values, strict=True)) for site, values in right.items()},
+        "passes": present >= PRESENCE and max(best.values()) >= RIGHT_WORD,
+        "pictures": pictures,
+    }
+
+
+def presence(stage: Base, count: int, objects: int = 2) -> tuple[float, Tensor]:
+    """Share of pictures that hold every object of their caption, on pairs of kinds never seen; the pictures."""
+    scenes = world.sample(count, SEED, objects=(objects,), held_out=True)
+    wanted = [scenes.present(i) for i in range(count)]
+    captions = [" and ".join(f"a {world_words.object_text(k)}" for k in kinds) for kinds in wanted]
+    pictures = []
+    for part in range(0, count, 16):
+        latents = stage.draw(captions[part : part + 16], seed=SEED + part)
+        pictures.append(stage.shards.vae.taesd_decoder(latents).float().clamp(0, 1).cpu())
+    images = torch.cat(pictures)
+    found = [{each.kind for each in objects} for objects in judge(images)]
+    hits = sum(set(kinds) <= seen for kinds, seen in zip(wanted, found, strict=True))
+    return hits / count, images
+
+
+def right_words(stage: Base, count: int) -> dict[str, list[float]]:
+    """For each site and level: the share of the objects' positions where the right object's text wins."""
+    scenes = world.sample(count, SEED + 1, objects=(2, 3), held_out=True)
+    masks = world.render(scenes).masks.to(stage.device)  # [B, M, S, S]
+    latents = stage.shards.encode(scenes)
+    g = torch.Generator().manual_seed(1)
+    eps = torch.randn(latents.shape, generator=g).to(stage.device)
+    kinds = [scenes.present(i) for i in range(count)]
+    captions = [" and ".join(f"a {world_words.object_text(k)}" for k in row) for row in kinds]
+    texts = _object_texts(stage, scenes.kinds)
+    results: dict[str, list[float]] = {}
+    for level in LEVELS:
+        steps = torch.full((count,), level, device=stage.device)
+        with _queries(stage.model) as seen:
+            stage.predict(noise.noisy(latents, eps, steps)[0], steps, captions)
+        for site, (module, hidden) in seen.items():
+            relevance = _relevance(module, hidden, texts)  # [B, M, N]
+            results.setdefault(site, []).append(_wins(relevance, masks, scenes.kinds.to(stage.device)))
+    return results
+
+
+def _object_texts(stage: Base, kinds: Tensor) -> Tensor:
+    """[B, M, C] the hidden state of each object's one content token, its text encoded on its own."""
+    names = [world_words.object_text(max(kind, 0)) for kind in kinds.flatten().tolist()]
+    context, _ = stage.condition(names)
+    return context[:, 1].unflatten(0, tuple(kinds.shape))
+
+
+def _relevance(module: nn.Module, hidden: Tensor, texts: Tensor) -> Tensor:
+    """[B, M, N] mean over heads of the softmax over positions of text keys against queries."""
+    q = module.to_q(hidden.float()).unflatten(-1, (module.heads, -1))  # [B, N, h, d]
+    k = module.to_k(texts.float()).unflatten(-1, (module.heads, -1))  # [B, M, h, d]
+    scores = torch.einsum("bnhd,bmhd->bmhn", q, k) * q.shape[-1] ** -0.5
+    return scores.softmax(-1).mean(2)
+
+
+def _wins(relevance: Tensor, masks: Tensor, kinds: Tensor) -> float:
+    side = int(relevance.shape[-1] ** 0.5)
+    where = F.adaptive_avg_pool2d(masks, side).flatten(2)  # [B, M, N] share of the position that is the object's
+    owner, share = where.argmax(1), where.amax(1)
+    winner = relevance.masked_fill((kinds < 0)[..., None], -1).argmax(1)
+    inside = share > 0.5
+    return float((winner == owner)[inside].float().mean())
+
+
+@contextmanager
+def _queries(unet: nn.Module) -> Iterator[dict[str, tuple[nn.Module, Tensor]]]:
+    """Collects what enters each cross-attention of the UNet while the context is open."""
+    seen: dict[str, tuple[nn.Module, Tensor]] = {}
+    handles = [
+        module.register_forward_pre_hook(_keeper(seen, name))
+        for name, module in unet.named_modules()
+        if name.endswith(".attn2")
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _keeper(seen: dict[str, tuple[nn.Module, Tensor]], name: str):
+    def keep(module: nn.Module, inputs: Sequence[Tensor]) -> None:
+        seen[name.removesuffix(".attn2")] = (module, inputs[0].detach())
+
+    return keep

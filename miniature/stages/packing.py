@@ -1,0 +1,38 @@
+"""Checkpoints small enough for the repository: the running mean in half precision, without the optimiser.
+
+A stretch that goes on from one warms its optimiser up again, which costs a few hundred steps.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+FOLDER = Path(__file__).resolve().parents[1] / "checkpoints"
+
+
+def pack(name: str, work: Path) -> Path:
+    """Write the last checkpoint of a stage into the repository; returns its path."""
+    state = torch.load(work / f"{name}.pt", weights_only=True, map_location="cpu")
+    tensors = {key: value.half().contiguous() for key, value in state["ema"].items()}
+    FOLDER.mkdir(exist_ok=True)
+    file = FOLDER / f"{name}.safetensors"
+    facts = {"stage": name, "step": state["step"], "seconds": round(state["seconds"])}
+    save_file(tensors, file.with_suffix(".part"), metadata={"format": "pt", "training": json.dumps(facts)})
+    file.with_suffix(".part").replace(file)
+    if (curve := work / f"{name}.csv").exists():
+        (FOLDER / curve.name).write_bytes(curve.read_bytes())
+    return file
+
+
+def unpack(name: str) -> dict | None:
+    """The repository's checkpoint of a stage as `Progress.restore` takes it, or None where there is none."""
+    file = FOLDER / f"{name}.safetensors"
+    if not file.exists():
+        return None
+    with safe_open(file, "pt") as tensors:
+        facts = json.loads(tensors.metadata()["training"])
+        ema = {key: tensors.get_tensor(key).float() for key in tensors.keys()}  # noqa: SIM118
+    return {"step": facts["step"], "seconds": facts["seconds"], "ema": ema}
