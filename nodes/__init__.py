@@ -12,6 +12,8 @@ from .apply import MIPApply  # noqa: E402
 from .merge import MIPFusionHead, MIPMerge  # noqa: E402
 from .miniature import MIPMiniatureLoader  # noqa: E402
 from .reference import MIPReference  # noqa: E402
+from .relevance import MIPRelevanceMaps  # noqa: E402
+from .train import MIPSaveAdapter, MIPTrainAdapter  # noqa: E402
 
 NODES: list[type[io.ComfyNode]] = [
     MIPAdapterLoader,
@@ -19,15 +21,16 @@ NODES: list[type[io.ComfyNode]] = [
     MIPMerge,
     MIPFusionHead,
     MIPApply,
+    MIPRelevanceMaps,
     MIPMiniatureLoader,
+    MIPTrainAdapter,
+    MIPSaveAdapter,
 ]
 
 
 class MIPAdapterExtension(ComfyExtension):
-    async def on_load(self) -> None:
-        register_folders()
-
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        register_folders()  # here, because hosts up to 0.8.0 at least never call on_load
         return NODES
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management as management
 import torch
 
 from ..weights.adapter import Adapter
@@ -33,9 +34,10 @@ def train_in_graph(
     """Train `adapter` for `model` on a folder in the training-data layout; `model` samples as before afterwards.
 
     on_step is called after every step with (step, steps, loss, smooth, seconds_per_step, eta, ids). An Exception that
-    it raises (such as the host's interrupt) ends training: what was learnt is in Outcome.adapter, the exception in
-    Outcome.stopped. Outcome.losses has one number a step (`curve.draw_curve` makes a PNG of them), Outcome.adapter its
-    own metadata (`save.save_adapter`, `save.save_head`). folder: where checkpoints go, None for none.
+    it raises ends training, and so does the host's interrupt, which any layer of a model may raise: what was learnt is
+    in Outcome.adapter, the exception in Outcome.stopped. Outcome.losses has one number a step (`curve.draw_curve` makes
+    a PNG of them), Outcome.adapter its own metadata (`save.save_adapter`, `save.save_head`). folder: where checkpoints
+    go, None for none.
     Raises ValueError with a sentence for the artist.
     """
     with torch.inference_mode(False), torch.enable_grad():
@@ -43,4 +45,14 @@ def train_in_graph(
         samples = SubjectFolder(dataset_folder, recipe)
         frozen = HostModel(model, clip, vae, clip_vision, recipe)
         about = {"start": adapter.name, "base_weights_sha256": weights_sha256(frozen.unet)}
-        return train(frozen, samples, adapter, recipe, folder=folder, on_step=on_step, validate=validate, about=about)
+        return train(
+            frozen,
+            samples,
+            adapter,
+            recipe,
+            folder=folder,
+            on_step=on_step,
+            validate=validate,
+            interrupts=management.InterruptProcessingException,
+            about=about,
+        )

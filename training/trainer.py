@@ -64,18 +64,20 @@ def train(
     on_step: Callable[[Progress], None] | None = None,
     validate: Callable[[int, TrainedAdapter], None] | None = None,
     asked_to_stop: Callable[[], bool] = lambda: False,
+    interrupts: type[Exception] | tuple[type[Exception], ...] = (),
     about: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Train `adapter` on samples (`samples[position]` is a Sample, `len(samples)` an epoch).
 
     folder: where checkpoints and the loss curve go; a run that left checkpoints there is continued as if it had never
     ended. on_step and validate run in the first process; an Exception from on_step ends training after the step.
-    asked_to_stop is looked at after every step. about: metadata of the result.
+    asked_to_stop is looked at after every step. interrupts: what the model may raise in the middle of a step to end
+    training; that step is then not made. about: metadata of the result.
     Raises ValueError if the adapter does not fit, the loss is no number, or too many samples are broken.
     """
     check_sites(adapter.spec, adapter.name, model.sites)
     trainer = Trainer(model, samples, adapter, recipe, processes or Alone(), folder, about or {})
-    stopped = trainer.run(on_step, validate, asked_to_stop)
+    stopped = trainer.run(on_step, validate, asked_to_stop, interrupts)
     return Outcome(trainer.result(), tuple(trainer.losses), stopped)
 
 
@@ -111,6 +113,7 @@ class Trainer:
         on_step: Callable[[Progress], None] | None,
         validate: Callable[[int, TrainedAdapter], None] | None,
         asked_to_stop: Callable[[], bool],
+        interrupts: type[Exception] | tuple[type[Exception], ...] = (),
     ) -> Exception | None:
         """Train to the end; returns what stopped it early."""
         recipe, started, first_step = self.recipe, time.monotonic(), self.step
@@ -118,7 +121,13 @@ class Trainer:
         stopped: Exception | None = None
         smooth = self.losses[-1] if self.losses else None
         while self.step < recipe.steps and stopped is None:
-            loss, stop, ids = self._one_step(stream, asked_to_stop)
+            try:
+                loss, stop, ids = self._one_step(stream, asked_to_stop)
+            except interrupts as error:
+                self.optimizer.zero_grad(set_to_none=True)
+                if self.step > first_step:
+                    self._save(must=True)
+                return error
             smooth = loss if smooth is None else smooth + 0.05 * (loss - smooth)
             pace = (time.monotonic() - started) / (self.step - first_step)
             if stop:

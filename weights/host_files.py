@@ -16,12 +16,18 @@ def register_folders() -> None:
     for key in FOLDERS:
         paths, extensions = folder_paths.folder_names_and_paths.get(key, ([], set()))
         default = os.path.join(folder_paths.models_dir, key)
+        ours = [default, str(output_folder())] if key == "mip_adapter" else [default]
         # A new set: registered ones are often the host's own shared set of model extensions.
         folder_paths.folder_names_and_paths[key] = (
-            [*paths, *([] if default in paths else [default])],
+            [*paths, *(folder for folder in ours if folder not in paths)],
             set(extensions) | EXTENSIONS,
         )
         os.makedirs(default, exist_ok=True)
+
+
+def output_folder() -> Path:
+    """Where nodes save adapters: below output, as the host's own nodes save LoRAs, and listed by the loaders."""
+    return Path(folder_paths.get_output_directory(), "mip_adapter")
 
 
 def adapter_names() -> list[str]:

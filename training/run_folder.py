@@ -1,0 +1,75 @@
+"""Which folder a training in the graph keeps its checkpoints in: the same settings find the same folder again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .config import RESUMABLE, Recipe
+
+SAMPLED = 16  # numbers of every tensor that tell one model from another
+
+
+def run_folder(base: Path, recipe: Recipe, *parts: Any) -> Path:
+    """base / name-digest, for a recipe and whatever else decides about the result.
+
+    The number of steps is no part of it, so that a finished training can go on for more of them. Where it went beyond
+    `recipe.steps` already, the folder is one for just this number of steps.
+    """
+    shaping = {key: value for key, value in recipe.as_dict().items() if key not in RESUMABLE}
+    digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode())
+    for part in parts:
+        for piece in _pieces(part):
+            digest.update(piece)
+    folder = base / f"{recipe.train}-{digest.hexdigest()[:12]}"
+    return folder if reached(folder) <= recipe.steps else base / f"{folder.name}-{recipe.steps}"
+
+
+def reached(folder: Path) -> int:
+    """The step of the newest checkpoint, 0 without any."""
+    names = (re.fullmatch(r"step-(\d+)\.pt", path.name) for path in (folder / "checkpoints").glob("step-*.pt"))
+    return max((int(name[1]) for name in names if name), default=0)
+
+
+def earlier_losses(folder: Path, steps: int) -> list[float]:
+    """The losses of the first `steps` steps of a run that left its checkpoint there."""
+    try:
+        lines = (folder / "loss.csv").read_text("utf-8").splitlines()[1 : steps + 1]
+        return [float(line.split(",")[1]) for line in lines]
+    except (OSError, ValueError, IndexError):
+        return []  # for the picture only
+
+
+def model_parts(patcher: Any) -> Iterator[Any]:
+    """What tells one MODEL from another: a few numbers of every weight, and its LoRAs.
+
+    A loaded model has its LoRAs inside its weights; the host keeps the weights as they were in `backup`.
+    """
+    backup = getattr(patcher, "backup", {})
+    for key, tensor in sorted(patcher.model.state_dict().items()):
+        yield key, getattr(backup.get(key), "weight", tensor)
+    for key, patches in sorted(getattr(patcher, "patches", {}).items(), key=lambda item: str(item[0])):
+        yield str(key), patches
+
+
+def _pieces(part: Any) -> Iterator[bytes]:
+    if isinstance(part, Tensor):
+        flat = part.detach().flatten()[:: max(1, part.numel() // SAMPLED)][:SAMPLED]
+        yield f"{list(part.shape)} {flat.cpu().float().tolist()}".encode()
+    elif isinstance(part, Mapping):
+        for key in sorted(part, key=str):
+            yield str(key).encode()
+            yield from _pieces(part[key])
+    elif part is None or isinstance(part, str | int | float):
+        yield repr(part).encode()
+    elif isinstance(part, Iterable):
+        for each in part:
+            yield from _pieces(each)
+    elif hasattr(part, "weights"):  # the host's form of a LoRA
+        yield from _pieces(part.weights)
