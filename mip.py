@@ -430,14 +430,17 @@ def command(purpose: str):
     return register
 
 
-def forward(name: str, purpose: str, *start: str) -> None:
-    """Register a subcommand that hands all its arguments to a script or module of the repository."""
+def forward(name: str, purpose: str, *start: str, become: bool = False) -> None:
+    """Register a subcommand that hands all its arguments to a script or module of the repository. become: our process
+    turns into it where the system can do that, so that signals reach it and not us."""
 
     def run(arguments: list[str]) -> int:
         if {"-h", "--help"} & set(arguments) and not is_complete(environment_folder(given_host())):
             say(f"mip.py {name}: {purpose}. Its options can be shown once the environment exists.")
             return 0
         python, host = prepare()
+        if become and sys.platform != "win32":
+            os.execve(python, [python, *start, *arguments], environ(COMFYUI_PATH=str(host)))
         return call([python, *start, *arguments], host)
 
     COMMANDS[name] = (purpose, run)
@@ -522,6 +525,7 @@ def main_of(module: str) -> tuple[str, str]:
 forward("bench", "time our attention against the others'", str(ROOT / "benchmarks" / "bench.py"))
 forward("convert", "turn an adapter's .bin into .safetensors", *main_of("weights.convert"))
 forward("curate", "score training pictures by their objects, keep the best", *main_of("training.curate"))
+forward("train", "train an adapter or its fusion head", *main_of("training.host_cli"), become=True)
 
 
 def usage() -> str:

@@ -29,7 +29,8 @@ class Processes(Protocol):
 class Alone:
     """A single process."""
 
-    rank, count = 0, 1
+    rank: int = 0
+    count: int = 1
 
     def wrap(self, module: nn.Module) -> nn.Module:
         return module
@@ -56,7 +57,8 @@ class Accelerated:
                 "start one process without `accelerate launch`."
             ) from error
         self.accelerator = Accelerator(mixed_precision="no", cpu=cpu)
-        self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
+        self.rank: int = int(self.accelerator.process_index)
+        self.count: int = int(self.accelerator.num_processes)
 
     @property
     def device(self) -> torch.device:
