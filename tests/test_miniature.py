@@ -1,6 +1,7 @@
 """The miniature: seeded weights in the official layouts, the host's objects around them, and the demo."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -125,7 +126,13 @@ def run_demo(server, folder, workflow=None) -> int:
         path = folder / "workflow.json"
         path.write_text(json.dumps(workflow))
         more = ["--workflow", str(path)]
-    return demo.main(["run", "--server", server.url, "--output", str(folder / "output"), *more])
+    return main(["run", "--server", server.url, "--output", str(folder / "output"), *more])
+
+
+def main(arguments: list[str]) -> int:
+    """In a thread: where the browser's fixture is alive, this one has an event loop already."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(demo.main, arguments).result()
 
 
 def test_demo_writes_two_different_pictures(prepared, tmp_path, capsys):
@@ -166,5 +173,5 @@ def test_demo_gives_the_servers_reason(prepared, tmp_path, capsys, workflow, rea
 
 
 def test_demo_without_a_server(tmp_path, capsys):
-    assert demo.main(["run", "--server", "http://127.0.0.1:9", "--output", str(tmp_path)]) == 1
+    assert main(["run", "--server", "http://127.0.0.1:9", "--output", str(tmp_path)]) == 1
     assert "http://127.0.0.1:9" in capsys.readouterr().err
