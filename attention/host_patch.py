@@ -132,7 +132,11 @@ def install(
     occupied = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
     for key in plan.sites:
         occupant = occupied.get(key, occupied.get(key[:2]))
-        patched.set_model_attn2_replace(SitePatch(plan, key, unet, window, occupant, record), *key)
+        patch = SitePatch(plan, key, unet, window, occupant, record)
+        patched.set_model_attn2_replace(patch, *key)
+        if (*key[:2], 1) not in plan.sites:
+            # A block of one transformer, such as SD1.5's: IPAdapter_plus looks for us under the block's own name.
+            patched.set_model_attn2_replace(patch, *key[:2])
     install_wrappers(patched.model_options)
     return patched
 
