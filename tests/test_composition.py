@@ -172,11 +172,17 @@ def test_beside_other_patches(name: str, before: bool) -> None:
 
 def test_context_windows() -> None:
     """The host slices a batch into windows of its own. (0.3.75 can do so when there are as many steps as pictures.)"""
-    windows = 4, 1, "standard_static", 1, False, "pyramid", 0
-    compare(
-        lambda model: guide(_run("context_windows", "ContextWindowsManualNode", model, *windows)),
-        sampling={"batch": 6, "steps": 5, "size": (8, 8)},
-    )
+    import comfy.context_windows as windows
+
+    def windowed(model):
+        model = model.clone()
+        model.model_options["context_handler"] = windows.IndexListContextHandler(
+            windows.get_matching_context_schedule("standard_static"), windows.get_matching_fuse_method("pyramid"),
+            context_length=4, context_overlap=1,
+        )  # fmt: skip
+        return guide(model)
+
+    compare(windowed, sampling={"batch": 6, "steps": 5, "size": (8, 8)})
 
 
 @pytest.mark.parametrize("kind", ["predict_noise", "calc_cond_batch", "apply_model", "diffusion_model"])

@@ -33,6 +33,7 @@ def lora(host) -> dict[str, torch.Tensor]:
 
 def load_lora(model, clip=None):
     import folder_paths
+
     import nodes
 
     folder_paths.filename_list_cache.clear()
@@ -85,6 +86,7 @@ def test_controlnet(host, on_both: bool) -> None:
     import comfy.cldm.cldm
     import comfy.controlnet
     import comfy.ops
+
     import nodes
 
     unet = copy.deepcopy(bundle().model.model.model_config.unet_config)
