@@ -96,6 +96,15 @@ def test_keeps_the_best(alone: Path, data: Path):
     assert folder == data and ids == [row["id"] for row in order[:5]]
 
 
+def test_training_reads_what_is_kept(alone: Path):
+    from mip_adapter.training.config import Recipe
+    from mip_adapter.training.dataset import SubjectFolder
+
+    kept = alone.with_suffix(".kept.txt")
+    samples = SubjectFolder(kept, Recipe(resolution=64))
+    assert len(samples) == 5 and {samples[position].id for position in range(5)} == set(read_kept(kept)[1])
+
+
 def test_the_contact_sheet_is_a_picture_of_all_it_shows(alone: Path):
     with Image.open(alone.with_suffix(".png")) as sheet:
         assert sheet.mode == "RGB" and sheet.width > 1000 and sheet.height > 6 * 200
@@ -188,7 +197,8 @@ def test_bad_input_gets_a_sentence(data: Path, encoder: Path, tmp_path: Path, ca
         (data, tmp_path / "nowhere", [], "no text-image encoder in"),
         (data, pickled, [], "no .safetensors weights"),
         (data, bert, [], "cannot be loaded"),
-        (tmp_path / "empty", encoder, [], "no training data in"),
+        (tmp_path / "empty", encoder, [], "No training data in"),
+        (data / "jsons" / "000.json", encoder, [], "is a file"),
         (data, encoder, ["--output", str(tmp_path / "table.csv")], ".jsonl or .parquet"),
         (data, encoder, ["--min-objects", "3", "--max-objects", "3"], "nothing to score"),
     ):

@@ -48,6 +48,8 @@ def curate(options: argparse.Namespace) -> None:
     check_table(output)
     if options.fresh and world > 1:
         raise ValueError("--fresh works with one process only; remove the folder of parts yourself.")
+    if options.folder.is_file():
+        raise ValueError(f"{options.folder} is a file: name the folder that holds images/, masks/ and jsons/.")
     folder = Folder(options.folder, options.min_objects, options.max_objects)
     settings = {
         "dataset": str(folder.path.resolve()),

@@ -13,6 +13,7 @@ from PIL import Image
 from .curate_score import Objects
 from .dataset import PICTURES
 from .filters import Filters, Found, candidates, mask_is_sound, refuse_names
+from .kept import picture_ids
 from .pictures import reference
 
 
@@ -26,12 +27,7 @@ class Folder:
     filters: Filters = field(default_factory=Filters)
 
     def ids(self) -> list[str]:
-        found = sorted(file.stem for file in (self.path / "jsons").glob("*.json") if not file.name.startswith("."))
-        if not found:
-            raise ValueError(
-                f"There is no training data in {self.path}: expected jsons/ID.json with images/ID.png and masks/ID.png."
-            )
-        return found
+        return picture_ids(self.path)[1]
 
     def objects(self, name: str) -> Objects | str:
         """The labels and crops, or why training would leave the picture out. ValueError where a file is broken."""

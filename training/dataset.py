@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .config import Recipe
 from .filters import Found, candidates, mask_is_sound, refuse_names, shape_is_usable
+from .kept import picture_ids
 from .pictures import choose_crop, cropped, reference, training_picture
 from .seeds import generator, seed_of
 
@@ -69,16 +70,13 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
     """`folder[position]` for any position from 0 on: every epoch is a new permutation of the usable pictures.
 
     A picture that cannot be read is passed over for the next of its epoch and reported in `Sample.broken`.
-    Raises ValueError for a folder that is empty, unusable as a whole, or more than 5 % broken.
+    folder may also be a list of kept pictures (kept.py). Raises ValueError for a folder that is empty, unusable as a
+    whole, or more than 5 % broken.
     """
 
     def __init__(self, folder: str | Path, recipe: Recipe) -> None:
-        self.folder, self.recipe = Path(folder), recipe
-        names = sorted(path.stem for path in (self.folder / "jsons").glob("*.json") if not path.name.startswith("."))
-        if not names:
-            raise ValueError(
-                f"No training data in {self.folder}: expected jsons/ID.json, with images/ID.png and masks/ID.png."
-            )
+        self.recipe = recipe
+        self.folder, names = picture_ids(Path(folder))
         with ThreadPoolExecutor(8) as pool:
             read = list(pool.map(self._read, names))
         self.total = len(names)

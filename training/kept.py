@@ -21,6 +21,16 @@ def write_kept(path: Path, folder: Path, ids: Iterable[str]) -> None:
     write_whole(path, "".join(f"{line}\n" for line in (_FOLDER + named, *ids)))
 
 
+def picture_ids(path: Path) -> tuple[Path, list[str]]:
+    """The folder and the ids of a folder of training data, or of a list of kept pictures."""
+    if path.is_file():
+        return read_kept(path)
+    ids = sorted(file.stem for file in (path / "jsons").glob("*.json") if not file.name.startswith("."))
+    if not ids:
+        raise ValueError(f"No training data in {path}: expected jsons/ID.json, with images/ID.png and masks/ID.png.")
+    return path, ids
+
+
 def read_kept(path: Path) -> tuple[Path, list[str]]:
     """The folder and the ids. Raises ValueError for a file that is no such list."""
     try:
