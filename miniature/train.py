@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--quick", action="store_true", help="seconds a stage, from nothing")
     parser.add_argument("--gate", type=int, metavar="N", help="do not train: put the base to the gate, N scenes")
     parser.add_argument("--pack", action="store_true", help="do not train: write checkpoints into the repository")
+    parser.add_argument("--export", type=Path, metavar="DIR", help="do not train: write the loader's files there")
     parser.add_argument("--threads", type=int, default=2, help="1 where other programs keep the machine busy")
     given = parser.parse_args(arguments)
     pack = load_pack().load_package
@@ -42,6 +43,8 @@ def main(arguments: list[str]) -> None:
     if given.pack:
         for stage in stages:
             print(pack("miniature.stages.packing").pack(stage, given.work))
+    elif given.export:
+        pack("miniature.stages.host_recipe").export_files(given.work, given.export)
     elif given.gate:
         sys.exit(not pack("miniature.stages.host_recipe").check(given.work, given.gate, given.threads))
     else:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from .. import host_models
-from . import packing, stretch
+from . import export, packing, stretch
 from .base import Base, Conditioner
 from .encoders import Encoders, EncoderStage, VisionStage
 from .gate import gate
@@ -44,6 +44,20 @@ def check(work: Path, count: int, threads: int) -> bool:
     save_grid(pictures[:64], work / "gate.png")
     say(json.dumps(result))
     return result["passes"]
+
+
+def export_files(work: Path, folder: Path) -> None:
+    """Write the miniature's four files from the last checkpoints; polished decoder and image encoder if there are."""
+    device = prepare(2)
+    later = {"vae": "decoder", "encoders": "vision"}
+    vae, vision = (finished(new if has(new, work) else old, work, device) for old, new in later.items())
+    unet, encoders = finished("base", work, device), finished("encoders", work, device)
+    for name, digest in export.write(folder, unet, encoders, vision, vae).items():
+        say(f"{digest}  {name}.safetensors")
+
+
+def has(name: str, folder: Path) -> bool:
+    return (folder / f"{name}.pt").exists() or packing.unpack(name) is not None
 
 
 def open_stage(name: str, folder: Path, device: torch.device, packed: bool = True) -> stretch.Progress:

@@ -7,6 +7,7 @@ any generator, and a stretch that was cut goes on with exactly the pictures that
 import csv
 import math
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -119,11 +120,13 @@ def save(state: dict, file: Path) -> None:
 
 
 def run(progress: Progress, file: Path, seconds: float, say: Callable[[str], None] = print) -> None:
-    """Train for so long or to the recipe's end; checkpoints to `file`, losses to the CSV of the same stem."""
+    """Train for so long, to the recipe's end or to a SIGTERM; checkpoints to `file`, losses to its .csv."""
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     start = saved = time.monotonic()
     before, first = progress.seconds, progress.step
     sums: dict[str, Tensor] = {}
-    while (now := time.monotonic()) - start < seconds and progress.step < progress.stage.total:
+    while not stopped and (now := time.monotonic()) - start < seconds and progress.step < progress.stage.total:
         for key, value in progress.advance().items():
             sums[key] = sums.get(key, 0) + value.detach()
         progress.seconds = before + time.monotonic() - start

@@ -15,7 +15,7 @@ SIZES = ((64, 12), (128, 3))  # then in turn: pixels a side and how many, so tha
 
 
 class Vae:
-    name, rate, total, ema_decay = "vae", 1e-3, 12_000, 0.998
+    name, rate, total, ema_decay = "vae", 6e-4, 16_000, 0.998
 
     def __init__(self, model: nn.Module, device: torch.device):
         self.model, self.device = model.to(device, memory_format=torch.channels_last), device
