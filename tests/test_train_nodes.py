@@ -158,7 +158,7 @@ def test_names_that_leave_the_folder_are_refused(trained: tuple[Any, torch.Tenso
 def test_an_interrupt_keeps_what_was_learnt(
     data: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """Interrupted after two steps and queued again: the same weights as without the interrupt, and no step twice."""
+    """Interrupted after a step and queued again: the same weights as without the interrupt, and no step twice."""
     import comfy.model_management as management
     import comfy.utils
 
@@ -166,27 +166,39 @@ def test_an_interrupt_keeps_what_was_learnt(
 
     def hook(value: int, total: int, preview: Any, node_id: Any = None) -> None:
         seen.append(value)
-        if seen == [1, 2]:
+        if seen == [1]:
             management.interrupt_current_processing()
         management.throw_exception_if_processing_interrupted()  # as the server's own hook does
 
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
-    settings = {"steps": 4, "seed": 21, "ema": 0.5, "batch_size": 1, "gradient_accumulation": 2}
+    settings = {"steps": 2, "seed": 21, "ema": 0.5, "batch_size": 1, "gradient_accumulation": 2}
     with caplog.at_level(logging.INFO), pytest.raises(management.InterruptProcessingException):
         train(data, **settings)
-    assert "interrupted after step 2 of 4" in caplog.text and "set steps to 2" in caplog.text
-    now, _ = train(data, **(settings | {"steps": 2}))  # what is learnt so far, without a step more
-    assert seen == [1, 2]
+    assert "interrupted after step 1 of 2" in caplog.text and "set steps to 1" in caplog.text
+    now, _ = train(data, **(settings | {"steps": 1}))  # what is learnt so far, without a step more
+    assert seen == [1]
     resumed, _ = train(data, **settings)
-    assert seen == [1, 2, 3, 4]
-    graphs_folder = sorted(run_folders(), key=lambda path: path.stat().st_mtime)[-1]
-    graphs_folder.rename(graphs_folder.with_name("elsewhere"))
+    assert seen == [1, 2]
+    folder = max(run_folders(), key=lambda path: path.stat().st_mtime)
+    folder.rename(folder.with_name("elsewhere"))
     whole, _ = train(data, **settings)
     assert not changed(resumed, whole) and changed(now, whole)
-    longer, _ = train(data, **(settings | {"steps": 5}))
-    assert seen[-1] == 5 and seen.count(1) == 2 and changed(longer, whole)
-    again, _ = train(data, **settings)  # fewer steps than are kept: a training of its own
-    assert not changed(again, whole)
+    longer, _ = train(data, **(settings | {"steps": 3}))
+    assert seen == [1, 2, 1, 2, 3] and changed(longer, whole)
+
+
+def test_fewer_steps_than_are_kept_are_a_training_of_their_own(tmp_path: Path):
+    from mip_adapter.training.config import Recipe
+    from mip_adapter.training.run_folder import earlier_losses, reached, run_folder
+
+    folder = run_folder(tmp_path, Recipe(steps=10), "adapter")
+    (folder / "checkpoints").mkdir(parents=True)
+    for name in ("step-00000004.pt", "step-00000012.pt", ".step-00000099.pt.77.tmp"):
+        (folder / "checkpoints" / name).touch()
+    (folder / "loss.csv").write_text("step,loss\n1,0.5\n2,0.25\n3,0.125\n")
+    assert reached(folder) == 12 and earlier_losses(folder, 2) == [0.5, 0.25] and earlier_losses(tmp_path, 2) == []
+    assert run_folder(tmp_path, Recipe(steps=12), "adapter") == folder
+    assert run_folder(tmp_path, Recipe(steps=11), "adapter") == tmp_path / f"{folder.name}-11"
 
 
 def run_folders() -> list[Path]:
