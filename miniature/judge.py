@@ -60,12 +60,17 @@ def _connected(mask: Tensor) -> Tensor:
 def _name(masks: Tensor) -> list[Found]:
     if not len(masks):
         return []
+    fit, kind = overlaps(masks).amax(1).max(-1)
+    return [Found(k, f, mask) for k, f, mask in zip(kind.tolist(), fit.tolist(), masks, strict=True)]
+
+
+def overlaps(masks: Tensor) -> Tensor:
+    """[N, T, K] how well each patch [N, S, S] fits each kind's outline at each turn: intersection over union."""
     seen = _centred(masks.float()).flatten(1)  # [N, SIDE²]
     outlines = _outlines().flatten(2)  # [T, K, SIDE²]
     both = torch.einsum("np,tkp->ntk", seen, outlines)
     either = seen.sum(-1)[:, None, None] + outlines.sum(-1) - both
-    fit, kind = (both / either).amax(1).max(-1)
-    return [Found(k, f, mask) for k, f, mask in zip(kind.tolist(), fit.tolist(), masks, strict=True)]
+    return both / either
 
 
 def _centred(masks: Tensor, turn: float = 0.0) -> Tensor:

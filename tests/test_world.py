@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from mip_adapter.miniature import clip, config, judge, world, world_files, world_split, world_words
+from mip_adapter.miniature import clip, config, judge, judge_looks, world, world_files, world_split, world_words
 from mip_adapter.miniature.stages import encoders, noise, words
 from mip_adapter.miniature.world_looks import COLOURS, PATTERNS, PLAIN
 from mip_adapter.miniature.world_shapes import EXTENT, KINDS, distances, polygon
@@ -210,3 +210,15 @@ def test_the_plain_encoders_equal_the_hosts(host):
         _, penultimate, embeds, _ = eye(pixels, intermediate_output=-2)
         again, ours_embeds = ours.vision(pixels)
         assert torch.allclose(again, penultimate, atol=1e-4) and torch.allclose(ours_embeds, embeds, atol=1e-4)
+
+
+def test_the_judge_reads_looks():
+    scenes = world.sample(30, seed=16)
+    images = world.render(scenes).images
+    read, drawn = [], []
+    for i, row in enumerate(judge.judge(images)):
+        kinds = scenes.present(i)
+        for found in (each for each in row if each.kind in kinds):
+            read.append(judge_looks.look(images[i], found))
+            drawn.append(tuple(scenes.looks[i, kinds.index(found.kind)].tolist()))
+    assert len(read) > 60 and sum(a == b for a, b in zip(read, drawn, strict=True)) >= 0.97 * len(read)
