@@ -8,7 +8,7 @@ and each cond carries a uuid that leads back to them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -147,7 +147,7 @@ def _with(options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 # Parameters are called as the host calls them: other packs' wrappers may pass them on by name.
 
 
-def _name_conds(executor: Callable, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None):
+def _name_conds(executor: Any, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None):
     """PREDICT_NOISE: note which cond goes by which name in the guider. Lists are told apart by their first cond, since
     the host appends copies of other lists' conds to even out areas."""
     conds = getattr(executor.class_obj, "conds", {})
@@ -155,7 +155,7 @@ def _name_conds(executor: Callable, x: Tensor, timestep: Tensor, model_options: 
     return executor(x, timestep, _with(model_options, **{NAMES: names}), seed)
 
 
-def _frame_conds(executor: Callable, model: Any, conds: list, x_in: Tensor, timestep: Tensor, model_options: dict):
+def _frame_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timestep: Tensor, model_options: dict):
     """CALC_COND_BATCH: which indices of this evaluation are conditional, and which areas they cover."""
     names = model_options.get("transformer_options", {}).get(NAMES, {})
 
@@ -164,7 +164,9 @@ def _frame_conds(executor: Callable, model: Any, conds: list, x_in: Tensor, time
         return index == 0 if name is None else "negative" not in name
 
     areas = {cond.get("uuid"): _area(cond.get("area")) for group in conds if group for cond in group}
-    frame = Frame(tuple(conditional(i, group) for i, group in enumerate(conds)), areas, tuple(x_in.shape[-2:]))
+    frame = Frame(
+        tuple(conditional(i, group) for i, group in enumerate(conds)), areas, (x_in.shape[-2], x_in.shape[-1])
+    )
     return executor(model, conds, x_in, timestep, _with(model_options, **{FRAME: frame}))
 
 
@@ -173,7 +175,7 @@ def _area(area: Any) -> Area:
 
 
 def _describe_call(
-    executor: Callable,
+    executor: Any,
     x: Tensor,
     timesteps: Any,
     context: Any,

@@ -92,17 +92,11 @@ class SitePatch:
         """What the slot would give without us, and Z_text. `out` is ours to write into; it may be `text` itself."""
         if isinstance(self.occupant, SitePatch):
             return self.occupant._attend(q, k, v, options, keep_text=needs_text)
-        text = None
-        if self.occupant is None or needs_text:
-            text = optimized_attention(
-                q,
-                k,
-                v,
-                options["n_heads"],
-                attn_precision=options.get("attn_precision"),
-                transformer_options=options,
-            )
-        return (self.occupant(q, k, v, options).clone() if self.occupant is not None else text), text
+        if self.occupant is None:
+            text = _text_attention(q, k, v, options)
+            return text, text
+        text = _text_attention(q, k, v, options) if needs_text else None
+        return self.occupant(q, k, v, options).clone(), text
 
     def add(self, callback: Callable, **kwargs: Any) -> None:
         """Protocol of IPAdapter_plus: out += callback(out, q, k, v, extra_options, **kwargs) within its sigmas."""
@@ -110,16 +104,24 @@ class SitePatch:
 
     def to(self, device_or_dtype: Any) -> SitePatch:
         """The host moves patches with their model. The plan stays (a few MB, cast at use); an occupant may move."""
-        if hasattr(self.occupant, "to"):
-            self.occupant = self.occupant.to(device_or_dtype)
+        move = getattr(self.occupant, "to", None)
+        if move is not None:
+            self.occupant = move(device_or_dtype)
         return self
 
     def models(self) -> list:
         """Models the host must load with this patch: none of ours, perhaps the occupant's."""
-        return self.occupant.models() if hasattr(self.occupant, "models") else []
+        models = getattr(self.occupant, "models", None)
+        return models() if models is not None else []
 
     def __deepcopy__(self, memo: dict) -> SitePatch:
         return copy(self)  # a new shell: same plan, same occupant, its own (immutable) tuple of guests
+
+
+def _text_attention(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
+    """Z_text by the host's attention of choice: sage, flash and overrides keep working."""
+    precision = options.get("attn_precision")
+    return optimized_attention(q, k, v, options["n_heads"], attn_precision=precision, transformer_options=options)
 
 
 def install(

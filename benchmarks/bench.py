@@ -1,7 +1,8 @@
 """Added time of the merge at SDXL's cross-attention shapes: text only, official, plain IP-Adapter, ours.
 
 All four run in turn, round after round, so that a noisy machine disturbs them alike; of each the fastest round counts,
-since interference only ever adds time, and added times are compared as ratios. `--step` measures a whole UNet step instead, with random weights in the host's own SDXL.
+since interference only ever adds time, and added times are compared as ratios. `--step` measures a whole UNet step
+instead, with random weights in the host's own SDXL.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ def make_site(n: int, c: int, heads: int, objects: int, tokens: int, device: tor
         return (torch.randn(*shape, generator=generator) * std).to(device, dtype)
 
     rows = 2  # unconditional and conditional
-    projections = [draw(c, X, std=X**-0.5) for _ in range(4)]
+    to_k, to_v, to_k_ip, to_v_ip = (draw(c, X, std=X**-0.5) for _ in range(4))
     return Site(
-        heads, 0.75, draw(rows, n, c), draw(rows, 77, c), draw(rows, 77, c), *projections, draw(c, std=c**-0.5),
-        draw(rows, objects, tokens, X), draw(rows, objects, 77, X), COUNTS[:objects],
+        heads, 0.75, draw(rows, n, c), draw(rows, 77, c), draw(rows, 77, c), to_k, to_v, to_k_ip, to_v_ip,
+        draw(c, std=c**-0.5), draw(rows, objects, tokens, X), draw(rows, objects, 77, X), COUNTS[:objects],
     )  # fmt: skip
 
 

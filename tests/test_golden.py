@@ -46,8 +46,8 @@ def test_site(number: int) -> None:
     plan_of_row, key, heads = compiled_site(data, metadata)
     q = data["hidden"] @ data["to_q"].T
     k, v = data["text"] @ data["to_k"].T, data["text"] @ data["to_v"].T
-    split = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
-    text = F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+    q_heads, k_heads, v_heads = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    text = F.scaled_dot_product_attention(q_heads, k_heads, v_heads).transpose(1, 2).flatten(2)
     rows = []
     for row in range(q.shape[0]):  # each row of the golden data has objects of its own
         plan = plan_of_row(row)
