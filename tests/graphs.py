@@ -71,7 +71,7 @@ def references(texts: Sequence[str] = OBJECTS, **each: Sequence) -> tuple:
     return chain
 
 
-def apply(chain: tuple | None = None, *, model: Any = None, clip: Any = None, family: str = "base",
+def apply(chain: tuple | None = None, *, model: Any = None, clip: Any = None, family: str = "base", adapter: Any = None,
           scale: float = 1.0, start: float = 0.0, end: float = 1.0, merge: dict | None = None,
           head: dict | None = None) -> Any:  # fmt: skip
     """MIPApply behind MIPMerge and MIPFusionHead. Returns the new MODEL."""
@@ -79,7 +79,7 @@ def apply(chain: tuple | None = None, *, model: Any = None, clip: Any = None, fa
     from mip_adapter.nodes.apply import MIPApply
 
     parts = bundle()
-    adapter = parts.adapters[family]
+    adapter = adapter or parts.adapters[family]
     with torch.inference_mode():
         return MIPApply.execute(
             model or parts.model, clip or parts.clip, parts.vision, adapter, references() if chain is None else chain,

@@ -55,6 +55,42 @@ def stored_as(dtype: torch.dtype, compute: torch.dtype | None) -> Any:
     return patcher(same)
 
 
+def sd15() -> Any:
+    """SD1.5's blocks: 16 sites, one transformer a block, convolutions around them, no pooled text."""
+    import comfy.model_base
+    import comfy.supported_models
+
+    config = {
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": (1, 1, 2, 2),
+        "num_res_blocks": [2, 2, 2, 2], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "num_heads": 4,
+        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "transformer_depth_middle": 1,
+        "context_dim": 48, "adm_in_channels": None, "num_head_channels": -1, "use_linear_in_transformer": False,
+        "use_spatial_transformer": True, "legacy": False, "use_temporal_attention": False,
+    }  # fmt: skip
+    settings = comfy.supported_models.SD15(copy.deepcopy(config))
+    settings.unet_config = copy.deepcopy(config)
+    settings.set_inference_dtype(torch.float32, None)
+    made = comfy.model_base.BaseModel(settings, device=torch.device("cpu")).eval()
+    fill(made.diffusion_model)
+    return patcher(made)
+
+
+def base_adapter(model: Any, name: str, tokens: int = 4) -> Any:
+    """An IP-Adapter of the base family, without a head, for the sites of a MODEL and the encoder of `vision`."""
+    from mip_adapter.weights.adapter import build_adapter
+    from mip_adapter.weights.sites import unet_sites
+
+    sites = unet_sites(model.model.diffusion_model)
+    width, seeded = sites[0].context_dim, torch.Generator().manual_seed(len(name))
+    shapes = {"proj.weight": (tokens * width, VISION["projection_dim"]), "proj.bias": (tokens * width,)}
+    shapes = {f"image_proj.{key}": shape for key, shape in shapes.items()}
+    for site in sites:
+        shapes |= {f"ip_adapter.{site.number}.to_{x}_ip.weight": (site.width, width) for x in "kv"}
+    tensors = {key: torch.randn(shape, generator=seeded) / math.sqrt(shape[-1]) for key, shape in shapes.items()}
+    norm = {"image_proj.norm.weight": torch.ones(width), "image_proj.norm.bias": torch.zeros(width)}
+    return build_adapter(tensors | norm, name)
+
+
 def clip() -> Any:
     import comfy.sd
     import comfy.sdxl_clip
@@ -88,7 +124,7 @@ def fill(module: torch.nn.Module) -> None:
     seeded = torch.Generator().manual_seed(0)
     for key, weight in module.state_dict().items():
         if weight.ndim < 2:
-            weight.copy_(torch.full_like(weight, float(key.endswith(("norm.weight", "norm1.weight", "norm2.weight")))))
+            weight.copy_(torch.full_like(weight, float(key.endswith("weight"))))
         elif "embedding" in key:
             weight.copy_(torch.randn(weight.shape, generator=seeded))
         else:
