@@ -52,7 +52,7 @@ def test_a_step_through_every_site(host, kind, family, strategy, regional):
     unet, plan, options = patched(kind, family, strategy, regional)
     sites = unet_sites(unet)
     assert set(plan.sites) == {site.key for site in sites}
-    assert set(options["patches_replace"]["attn2"]) == set(plan.sites)
+    assert set(plan.sites) <= set(options["patches_replace"]["attn2"])
     latent = torch.empty(2, 4, 104, 152, device=META)  # 1216 × 832
     y = torch.empty(2, 2816, device=META) if unet.num_classes is not None else None
     context = torch.empty(2, 77, sites[0].context_dim, device=META)
