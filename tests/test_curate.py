@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 import time
@@ -13,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import tiny_clip
-import tiny_subjects
 from mip_adapter.evaluation.text_image import load_text_image
 from mip_adapter.training.curate import main
 from mip_adapter.training.curate_parts import open_parts
 from mip_adapter.training.curate_table import best
 from mip_adapter.training.kept import read_kept, write_kept
 from PIL import Image
+
+from . import tiny_clip
+from .training_world import edit_json, write_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,14 +33,11 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 usable pictures, two that no one can read, one that the filters leave out."""
-    folder = tiny_subjects.write(tmp_path_factory.mktemp("data"), 40)
-    for name in ("broken_picture", "broken_json", "one_object"):
-        tiny_subjects.picture(folder, name, (96, 64), random.Random(name))
-    (folder / "images" / "broken_picture.png").write_bytes(b"\x89PNG but no more")
-    (folder / "jsons" / "broken_json.json").write_text("{")
-    path = folder / "jsons" / "one_object.json"
-    alone = json.loads(path.read_text())
-    path.write_text(json.dumps(alone | {"final_masks": alone["final_masks"][:2]}))
+    folder = write_folder(tmp_path_factory.mktemp("data"), 43)
+    (folder / "images" / "040.png").write_bytes(b"\x89PNG but no more")
+    (folder / "jsons" / "041.json").write_text("{")
+    entries = json.loads((folder / "jsons" / "042.json").read_text())["final_masks"]
+    edit_json(folder, 42, final_masks=entries[:2])
     return folder
 
 
@@ -67,7 +64,9 @@ def test_scores_are_those_of_the_definition(alone: Path, data: Path, encoder: Pa
             x0, y0, x1, y1 = (int(edge) for edge in entry["box"])
             inside = mask[y0:y1, x0:x1] == entry["value"]
             cut = np.where(inside[..., None], pixels[y0:y1, x0:x1], 255).astype(np.uint8)
-            crops.append(np.asarray(Image.fromarray(cut).resize((224, 224), Image.Resampling.BILINEAR)))
+            square = Image.new("RGB", (max(cut.shape[:2]),) * 2, "white")
+            square.paste(Image.fromarray(cut), ((square.width - (x1 - x0)) // 2, (square.width - (y1 - y0)) // 2))
+            crops.append(np.asarray(square.resize((224, 224), Image.Resampling.BILINEAR)))
         features = model.texts([entry["label"] for entry in entries]), model.images(crops)
         text, image = (x.numpy().astype(np.float64) for x in features)
         text, image = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (text, image))
@@ -80,7 +79,7 @@ def test_scores_are_those_of_the_definition(alone: Path, data: Path, encoder: Pa
 def test_every_picture_is_accounted_for(alone: Path, data: Path, capsys: pytest.CaptureFixture[str], encoder: Path):
     assert sorted(table(alone)) == [f"{n:03d}" for n in range(40)]
     broken = alone.with_suffix(".broken.txt").read_text()
-    assert "broken_picture: UnidentifiedImageError" in broken and "broken_json: JSONDecodeError" in broken
+    assert "040: UnidentifiedImageError" in broken and "041: JSONDecodeError" in broken
     assert (
         main([str(data), "--encoder", str(encoder), "--output", str(alone), "--part", "8"]) == 0
     )  # nothing left to do

@@ -32,7 +32,7 @@ def loss_picture(losses: Sequence[float], steps: int, title: str = "") -> Image.
         (_, y), (x, floor) = at(0, value), at(step, low)
         draw.line((LEFT, y, SIZE[0] - RIGHT, y), fill="#e9ecef")
         draw.text((LEFT - 8, y), f"{value:.4g}", fill="#495057", font=font, anchor="rm")
-        draw.text((x, floor + 8), f"{step:.0f}", fill="#495057", font=font, anchor="mt" if 0 < i < TICKS - 1 else "rt")
+        draw.text((x, floor + 8), f"{step:g}", fill="#495057", font=font, anchor="mt" if 0 < i < TICKS - 1 else "rt")
     for values, color, width in ((losses, "#ced4da", 1), (smooth, "#1c7ed6", 3)):
         points = [at(step, value) for step, value in _thinned(values)]
         if len(points) == 1:
@@ -48,7 +48,9 @@ def _range(losses: Sequence[float]) -> tuple[float, float]:
     """Up to the 99th percentile: one bad step must not flatten the curve."""
     order = sorted(losses) or [0.0]
     low, high = order[0], order[math.ceil(0.99 * (len(order) - 1))]
-    return low, high if high > low else low + (abs(low) or 1.0) * 0.1
+    if high == low:
+        low, high = low - 0.1 * (abs(low) or 1.0), high + 0.1 * (abs(high) or 1.0)
+    return low, high
 
 
 def _thinned(values: Sequence[float]) -> list[tuple[int, float]]:
