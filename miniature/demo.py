@@ -173,7 +173,9 @@ class ProgressLine:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m miniature.demo", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m miniature.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     steps = parser.add_subparsers(dest="step", required=True)
     step = steps.add_parser("prepare", help="photographs and adapters into a server's folders")
     step.add_argument("--base-directory", type=Path, required=True)
