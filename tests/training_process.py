@@ -1,22 +1,32 @@
-"""One process of `accelerate launch`: trains the plain model of the tests. Arguments: data, output, batch, steps."""
+"""A process that trains the plain model of the tests, alone or as one of `accelerate launch`.
 
+Arguments: data, output, batch size, steps.
+"""
+
+import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 import mip
 
 mip.load_package()
-sys.path.append(str(Path(__file__).resolve().parent))
 from mip_adapter.training.dataset import SubjectFolder  # noqa: E402
-from mip_adapter.training.processes import Accelerated  # noqa: E402
+from mip_adapter.training.host_cli import stop_signal  # noqa: E402
+from mip_adapter.training.processes import Accelerated, Alone  # noqa: E402
 from mip_adapter.training.trainer import train  # noqa: E402
 from training_world import PlainModel, small_adapter, small_recipe  # noqa: E402
 
 data, output, batch, steps = sys.argv[1:]
-recipe = small_recipe(batch_size=int(batch), steps=int(steps), accumulate=2)
-processes = Accelerated(cpu=True)
+recipe = small_recipe(batch_size=int(batch), steps=int(steps), accumulate=2, save_every=1)
+processes = Accelerated(cpu=True) if "WORLD_SIZE" in os.environ else Alone()
 outcome = train(
-    PlainModel(), SubjectFolder(data, recipe), small_adapter(), recipe, folder=Path(output), processes=processes
+    PlainModel(),
+    SubjectFolder(data, recipe),
+    small_adapter(),
+    recipe,
+    folder=Path(output),
+    processes=processes,
+    asked_to_stop=stop_signal(),
 )
 print(processes.rank, processes.count, len(outcome.losses))

@@ -67,9 +67,9 @@ class Student(nn.Module):
             for number, site in adapter.sites.items():
                 flat.setdefault(f"ip_adapter.{number}.{PARTS[2]}", torch.zeros(1, site.to_k.shape[0]))
         self.keys = tuple(key for key in flat if is_trained(key, recipe))
-        own = (torch.empty(flat[key].shape).copy_(flat[key]) for key in self.keys)
-        self.trained = nn.ParameterList(nn.Parameter(tensor) for tensor in own)
-        self.frozen = {key: t.detach().float().clone() for key, t in flat.items() if key not in set(self.keys)}
+        own = {key: tensor.detach().float().clone() for key, tensor in flat.items()}
+        self.trained = nn.ParameterList(nn.Parameter(own.pop(key)) for key in self.keys)
+        self.frozen = own
 
     def _apply(self, fn, recurse: bool = True):  # the frozen tensors are no buffers: checkpoints need not hold them
         self.frozen = {key: fn(tensor) for key, tensor in self.frozen.items()}

@@ -1,0 +1,117 @@
+"""`mip.py train`: the file that describes a run, a run over the miniature, and processes that are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from .test_training_trainer import equal, one_thread, run  # noqa: F401  (one_thread: a fixture)
+from .training_world import write_folder
+
+JOB = """
+data = "data"
+[base]
+checkpoint = "miniature"
+[start]
+init = "unet"
+[output]
+folder = "out"
+name = "result"
+[recipe]
+steps = 2
+batch_size = 2
+resolution = 64
+train = "all"
+workers = 0
+save_every = 1
+validate_every = 2
+[[validation]]
+prompt = "a cube and a ball"
+images = ["data/images/000.png", "data/images/001.png"]
+texts = ["cube", "ball"]
+side = 64
+steps = 1
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    write_folder(tmp_path / "data", 3)
+    (tmp_path / "train.toml").write_text(JOB)
+    return tmp_path / "train.toml"
+
+
+def test_a_run_over_the_miniature(host, job: Path, capsys) -> None:
+    """From nothing to a file that loads, then the same command again: nothing is left to do, nothing is overwritten."""
+    from mip_adapter.training.host_cli import main
+    from mip_adapter.weights.adapter import load_adapter
+
+    assert main(["--config", str(job), "--cpu"]) == 0
+    out = job.parent / "out"
+    assert load_adapter(out / "result.safetensors").spec.has_head
+    assert (out / "validation" / "step-000002-1.png").is_file() and (out / "loss.png").is_file()
+    assert main(["--config", str(job), "--cpu"]) == 0
+    assert equal(*(load_adapter(out / f"{name}.safetensors") for name in ("result", "result_2")))
+    printed = capsys.readouterr().out
+    assert "3 of 3 pictures are usable" in printed and "step 2/2  loss" in printed
+
+
+def test_the_example_is_the_defaults(tmp_path: Path) -> None:
+    import tomllib
+    from mip_adapter.training.config import Recipe, read_table
+    from mip_adapter.training.job import Job
+
+    text = (Path(__file__).parents[1] / "training" / "example.toml").read_text("utf-8")
+    assert read_table(Job, tomllib.loads(text), "example").recipe == Recipe()
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ('data = "data"', "", "does not say data"),
+        ('init = "unet"', "", "must say either start.file"),
+        ('init = "unet"', 'file = "none.safetensors"', "files that do not exist: .*none.safetensors"),
+        ('init = "unet"', 'init = "zeros"', "the only choice is “unet”"),
+        ('train = "all"', "", "image projection must be trained too"),
+        ('"miniature"', '"sdxl.safetensors"', "does not say base.clip_vision"),
+        ("batch_size = 2", "batch = 2", "has no setting batch"),
+        ("steps = 2", "steps = 0", "steps is 0"),
+        ('texts = ["cube", "ball"]', 'texts = ["cube"]', "as many texts as images"),
+        ("[recipe]", "[recipe", "cannot be read as TOML"),
+    ],
+)
+def test_files_that_do_not_describe_a_run(job: Path, capsys, old: str, new: str, message: str) -> None:
+    import re
+
+    from mip_adapter.training.host_cli import main
+
+    job.write_text(JOB.replace(old, new, 1))
+    assert main(["--config", str(job)]) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_process_goes_on_as_if_nothing_had_happened(tmp_path: Path, number: signal.Signals) -> None:
+    data, out = write_folder(tmp_path / "data"), tmp_path / "out"
+    script = Path(__file__).with_name("training_process.py")
+    line = [sys.executable, str(script), str(data), str(out), "2", "100000"]
+    with subprocess.Popen(line, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("checkpoints/step-0*3.pt")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        process.wait(60)
+    made = int(sorted(out.glob("checkpoints/step-*.pt"))[-1].stem.split("-")[1])
+    assert made >= 3 and process.returncode == (-number if number == signal.SIGKILL else 0)
+    settings = {"steps": made + 3, "accumulate": 2, "save_every": 1}
+    resumed, whole = run(data, out, **settings), run(data, **{**settings, "save_every": 0})
+    assert resumed.losses == whole.losses and equal(resumed.adapter, whole.adapter)
+    assert all(torch.isfinite(torch.tensor(whole.losses)))
