@@ -111,7 +111,7 @@ def test_a_killed_process_goes_on_as_if_nothing_had_happened(tmp_path: Path, num
         process.wait(60)
     made = int(sorted(out.glob("checkpoints/step-*.pt"))[-1].stem.split("-")[1])
     assert made >= 3 and process.returncode == (-number if number == signal.SIGKILL else 0)
-    settings = {"steps": made + 3, "accumulate": 2, "save_every": 1}
-    resumed, whole = run(data, out, **settings), run(data, **{**settings, "save_every": 0})
+    resumed = run(data, out, steps=made + 3, accumulate=2, save_every=1)
+    whole = run(data, steps=made + 3, accumulate=2)
     assert resumed.losses == whole.losses and equal(resumed.adapter, whole.adapter)
     assert all(torch.isfinite(torch.tensor(whole.losses)))

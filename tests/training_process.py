@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
-import mip
+import mip  # noqa: E402
 
 mip.load_package()
 from mip_adapter.training.dataset import SubjectFolder  # noqa: E402
