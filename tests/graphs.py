@@ -9,6 +9,7 @@ import atexit
 import gc
 from collections.abc import Callable, Sequence
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -173,12 +174,21 @@ def watch_calls(model: Any, calls: list[list[int]]) -> Any:
     return model
 
 
-def compare(make_guider: Callable, *, order: Sequence[str] = (), sampling: dict | None = None,
-            **options: Any) -> None:  # fmt: skip
+def little_memory(monkeypatch: Any) -> None:
+    """The sampler believes that nothing is free: it evaluates every cond in a call of its own."""
+    import comfy.samplers
+
+    full = SimpleNamespace(**{**vars(comfy.model_management), "get_free_memory": lambda *_: 0})
+    monkeypatch.setattr(comfy.samplers, "model_management", full)
+
+
+def compare(make_guider: Callable, *, order: Sequence[str] = (), areas: Sequence | None = None,
+            sampling: dict | None = None, **options: Any) -> None:  # fmt: skip
     """Sampling with MIPApply must equal sampling with the definition.
 
-    make_guider(model) wires everything behind MIPApply. Each chunk of a batch is known by its uuid; order: where the
+    make_guider(model) wires everything behind MIPApply. Each chunk of a batch is known by its uuid. order: where the
     host reuses a cond's uuid for the opposite branch, the names of the guider's conds in the order of evaluation.
+    areas: of the positives, in latent pixels, where the graph says it in other ways.
     """
     table: dict[Any, tuple[str, Any]] = {}
 
@@ -189,7 +199,8 @@ def compare(make_guider: Callable, *, order: Sequence[str] = (), sampling: dict 
     sampling = sampling or {}
     direct = make_guider(apply_directly(branch=branch, size=sampling.get("size", SIZE), **options))
     for name, conds in direct.original_conds.items():
-        table.update({cond["uuid"]: (name, cond.get("area")) for cond in conds})
+        said = areas if areas and name == "positive" else [cond.get("area") for cond in conds]
+        table.update({cond["uuid"]: (name, area) for cond, area in zip(conds, said, strict=True)})
     expected = sample(direct, **sampling)
     got = sample(make_guider(apply(**options)), **sampling)
     without = sample(make_guider(bundle().model), **sampling)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import random
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,8 +72,6 @@ def test_samplers(sampler: str) -> None:
 
 def test_separate_calls(monkeypatch) -> None:
     """Under low memory the host evaluates every cond in a call of its own."""
-    import comfy.samplers
-
     calls: list[list[int]] = []
 
     def watched(model):
@@ -83,8 +80,7 @@ def test_separate_calls(monkeypatch) -> None:
     together = graphs.sample(watched(graphs.apply()))
     assert {tuple(sorted(call)) for call in calls} == {(0, 1)}
     calls.clear()
-    full = SimpleNamespace(**{**vars(comfy.model_management), "get_free_memory": lambda *_: 0})
-    monkeypatch.setattr(comfy.samplers, "model_management", full)
+    graphs.little_memory(monkeypatch)
     compare(watched)
     assert {tuple(call) for call in calls} == {(0,), (1,)}
     apart = graphs.sample(watched(graphs.apply()))

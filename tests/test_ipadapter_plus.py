@@ -1,6 +1,6 @@
 """Beside the real IPAdapter_plus, where IPADAPTER_PLUS_PATH names a checkout of it; skipped elsewhere.
 
-On a model of SD1.5's blocks: IPAdapter_plus knows SDXL's by their full size only. It files its middle block under a name
+On a model of SD1.5's blocks: IPAdapter_plus knows SDXL's by their full size only. Its middle block has a name
 that the host never looks up, so nobody's middle counts here.
 """
 
