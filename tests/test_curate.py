@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from mip_adapter.evaluation.text_image import load_text_image
 from mip_adapter.training.curate import main
 from mip_adapter.training.curate_parts import open_parts
-from mip_adapter.training.curate_table import best
+from mip_adapter.training.curate_table import best, check_table, write_table
 from mip_adapter.training.kept import read_kept, write_kept
 from PIL import Image
 
@@ -107,6 +108,19 @@ def test_the_contact_sheet_is_a_picture_of_all_it_shows(alone: Path):
     with Image.open(alone.with_suffix(".png")) as sheet:
         assert sheet.mode == "RGB" and sheet.width > 1000 and sheet.height > 6 * 200
         assert len(set(sheet.getdata())) > 1000  # pyright: ignore[reportArgumentType]
+
+
+def test_parquet_where_pyarrow_is(tmp_path: Path):
+    path = tmp_path / "quality.parquet"
+    rows = [{"id": name, "objects": 2, "labels": ["a", "b"], "single": 0.5, "pair": 0.0, "total": 0.5} for name in "ba"]
+    if importlib.util.find_spec("pyarrow") is None:
+        with pytest.raises(ValueError, match="needs pyarrow.*jsonl"):
+            check_table(path)
+        return
+    write_table(path, rows)
+    from pyarrow import parquet
+
+    assert parquet.read_table(path).to_pylist() == rows[::-1]
 
 
 def test_quantiles():

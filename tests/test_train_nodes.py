@@ -119,7 +119,10 @@ def test_the_result_is_saved_loaded_and_used(host: SimpleNamespace, trained: tup
         assert all(torch.equal(a, b.half()) for a, b in zip(site, adapter.sites[number], strict=True))
     options = MIPFusionHead.execute(loaded, "image", 1.0, str(Path("heads/mine.safetensors"))).args[0]
     assert {n: tuple(row.shape) for n, row in options.weights.items()} == {n: (w,) for n, w in loaded.spec.sites}
-    assert not torch.equal(graphs.sample(graphs.apply()), _sampled_with(loaded))
+    as_saved = _sampled_with(loaded)
+    assert not torch.equal(graphs.sample(graphs.apply()), as_saved)
+    without = graphs.sample(graphs.bundle().model)  # straight from training, float32; the file is float16
+    assert graphs.deviation(_sampled_with(adapter), as_saved, without) < 0.02
     with safe_open(folder / "trained.safetensors", "pt") as file:
         about = file.metadata()
     assert json.loads(about["recipe"])["seed"] == 3 and len(json.loads(about["losses"])) == 4
