@@ -504,6 +504,8 @@ def serve(arguments: list[str]) -> int:
     chosen, more = parser.parse_known_args(arguments)
     python, host = prepare()
     base = cache_home() / "serve"
+    # So that "start here - miniature" finds its photographs and adapters; without them the rest still works.
+    call([python, "-m", "miniature.demo", "prepare", "--base-directory", base], host, ROOT)
     say("Starting ComfyUI …")
     with Server(python, host, base, device_arguments(python) + more, port=chosen.port) as server:
         say(f"ComfyUI with {PACK}: {server.url} (Ctrl-C stops it)")
