@@ -1,0 +1,100 @@
+"""Random sites: the pack's equations and the definition's on the same numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from mip_adapter.attention.options import FusionHead, Merge
+from mip_adapter.attention.plan import Plan, References, SitePlan, compile_plan
+from mip_adapter.attention.site import Run, fuse
+from mip_adapter.weights.adapter import Adapter, SiteWeights
+from mip_adapter.weights.sites import Site
+from torch import Tensor
+
+from .direct import Direct
+
+KEY = ("input", 4, 0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A random site with M objects of T tokens, N positions, h heads of width d, context width X."""
+
+    seed: int = 0
+    objects: int = 2
+    tokens: int = 4
+    positions: int = 12
+    heads: int = 2
+    width: int = 8
+    context: int = 6
+    sharp: float = 1.0  # size of the queries
+    merge: Merge = field(default_factory=Merge)
+    gate: str = "image"
+    strength: float = 1.0
+    scale: float = 0.75
+    regional: bool = False
+    weights: tuple[float, ...] | None = None
+    order: tuple[int, ...] | None = None
+    dtype: torch.dtype = torch.float32
+
+    def numbers(self) -> dict[str, Any]:
+        """All tensors; `order` permutes the objects."""
+        g = torch.Generator().manual_seed(self.seed)
+        make = lambda *shape: torch.randn(shape, generator=g)  # noqa: E731
+        channels, x, m = self.heads * self.width, self.context, self.objects
+        data = {
+            "q": make(2, self.positions, channels) * self.sharp, "text": make(2, self.positions, channels),
+            "to_k": make(channels, x), "to_k_ip": make(channels, x), "to_v_ip": make(channels, x),
+            "head": make(channels), "null": make(self.tokens, x), "tokens": [make(self.tokens, x) for _ in range(m)],
+            "texts": [make(1 + i % 3, x) for i in range(m)],
+            "weights": self.weights or tuple((torch.rand(m, generator=g) * 3).tolist()),
+            "regions": torch.rand(m, self.positions, generator=g) * (torch.rand(m, self.positions, generator=g) > 0.3),
+        }  # fmt: skip
+        for name in ("tokens", "texts", "weights", "regions") if self.order else ():
+            data[name] = [data[name][i] for i in self.order]
+        return data
+
+    def plan(self) -> tuple[Plan, SitePlan]:
+        data = self.numbers()
+        head = data["head"] / data["head"].norm()
+        adapter = Adapter("random", None, {}, {1: SiteWeights(data["to_k_ip"], data["to_v_ip"], head)})  # type: ignore
+        references = References(
+            tuple(map(str, range(self.objects))), torch.stack(data["tokens"]), data["null"], tuple(data["texts"]),
+            tuple(data["weights"]), torch.ones(self.objects, 1, 1) if self.regional else None,
+        )  # fmt: skip
+        site = Site(KEY, 1, self.heads * self.width, self.heads, self.context)
+        plan = compile_plan(
+            adapter, (site,), references, scale=self.scale, merge=self.merge,
+            head=FusionHead({1: head}, self.gate, self.strength), device=torch.device("cpu"), dtype=self.dtype,
+        )  # fmt: skip
+        return plan, plan.sites[KEY]
+
+    def fused(self, conditional: tuple[bool, ...] = (True, True)) -> Tensor:
+        """Z of both rows, as the pack computes it."""
+        data, (plan, site) = self.numbers(), self.plan()
+        region = torch.stack(list(data["regions"])).unsqueeze(1) if self.regional else None
+        q, text, to_k = (data[name].to(self.dtype) for name in ("q", "text", "to_k"))
+        runs = [Run(i, i + 1, c, region) for i, c in enumerate(conditional)]
+        if len(set(conditional)) == 1:
+            runs = [Run(0, len(conditional), conditional[0], region)]
+        rows = slice(0, len(conditional))
+        return fuse(text[rows].clone(), text[rows], q[rows], plan, site, runs, lambda: site.object_text @ to_k.T)
+
+    def defined(self, conditional: tuple[bool, ...] = (True, True)) -> Tensor:
+        """The same from the definition."""
+        data = self.numbers()
+        direct = Direct(
+            data["tokens"], data["null"], data["texts"], data["weights"], {1: data["to_k_ip"]}, {1: data["to_v_ip"]},
+            {1: data["head"] / data["head"].norm()}, scale=self.scale, gate=self.gate, strength=self.strength,
+            strategy=self.merge.strategy, normalization=self.merge.normalization, background=self.merge.background,
+            sharpness=self.merge.sharpness,
+        )  # fmt: skip
+        regions = torch.stack(list(data["regions"])).double().numpy() if self.regional else None
+        rows = zip(data["q"], data["text"], conditional, strict=False)
+        return torch.stack([direct.row(q, z, data["to_k"], 1, self.heads, c, regions) for q, z, c in rows])
+
+
+def close(got: Tensor, expected: Tensor, tolerance: float = 2e-4) -> None:
+    torch.testing.assert_close(got.double(), expected.double(), rtol=tolerance, atol=tolerance)
