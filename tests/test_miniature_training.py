@@ -1,0 +1,112 @@
+"""The miniature's trainer: a stretch that was cut goes on as if it had not been."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mip_adapter.miniature import world
+from mip_adapter.miniature.stages import latents, noise, packing, stretch, vae
+from safetensors import safe_open
+from torch import nn
+
+
+class Toy:
+    """A stage that is quick: a linear map learns a fixed one."""
+
+    name, rate, total, ema_decay = "toy", 1e-2, 1000, 0.9
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.model = nn.Linear(4, 4)
+
+    def loss(self, step):
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        loss = (self.model(x) - 2 * x).square().mean()
+        return loss, {"again": loss.detach()}
+
+
+def steps(progress, count):
+    for _ in range(count):
+        progress.advance()
+    return progress
+
+
+def test_resumed_equals_uninterrupted(tmp_path):
+    whole = steps(stretch.Progress(Toy()), 60)
+    stretch.save(steps(stretch.Progress(Toy()), 25).state(), tmp_path / "toy.pt")
+    again = stretch.Progress(Toy())
+    again.restore(torch.load(tmp_path / "toy.pt", weights_only=True))
+    steps(again, 35)
+    assert again.step == whole.step == 60
+    for kept, other in ((whole.weights, again.weights), (whole.ema, again.ema)):
+        assert all(torch.equal(value, other[key]) for key, value in kept.items())
+
+
+def test_a_stretch_ends_in_time_and_leaves_a_checkpoint_and_a_curve(tmp_path):
+    progress, file = stretch.Progress(Toy()), tmp_path / "toy.pt"
+    stretch.run(progress, file, seconds=1.0, say=lambda _: None)
+    assert torch.load(file, weights_only=True)["step"] == progress.step > stretch.LOG_EVERY
+    rows = (tmp_path / "toy.csv").read_text().splitlines()
+    assert rows[0] == "step,seconds,loss,norm,again" and len(rows) == 1 + progress.step // stretch.LOG_EVERY
+    assert float(rows[-1].split(",")[2]) < float(rows[1].split(",")[2])
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    state = stretch.Progress(Toy()).state()
+    state["ema"] = {"other": torch.zeros(1)}
+    with pytest.raises(ValueError, match="of another model"):
+        stretch.Progress(Toy()).restore(state)
+
+
+def test_packed_checkpoints_keep_the_mean(tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "FOLDER", tmp_path / "packed")
+    progress = steps(stretch.Progress(Toy()), 20)
+    stretch.save(progress.state(), tmp_path / "toy.pt")
+    file = packing.pack("toy", tmp_path)
+    with safe_open(file, "pt") as tensors:
+        assert sorted(tensors.keys()) == ["bias", "weight"]
+    again = stretch.Progress(Toy())
+    again.restore(packing.unpack("toy"))
+    assert again.step == 20
+    assert torch.allclose(again.weights["weight"], progress.ema["weight"], atol=1e-3)
+    assert packing.unpack("another") is None
+
+
+def test_noise_and_target_give_the_picture_back():
+    x0, eps = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
+    at = torch.tensor([0, 400, 999])
+    x, v = noise.noisy(x0, eps, at)
+    a, b = noise.weights(at)
+    assert torch.allclose(a * x - b * v, x0, atol=1e-5) and torch.allclose(a * v + b * x, eps, atol=1e-5)
+
+
+def test_sampling_with_the_true_answer_arrives():
+    x0 = torch.randn(2, 4, 3, 3)
+
+    def predict(x, at):
+        a, b = noise.weights(at)
+        return (a * x - x0) / b
+
+    assert torch.allclose(noise.sample(predict, torch.randn(2, 4, 3, 3), 20), x0, atol=1e-4)
+
+
+def test_shards_show_every_scene_once_a_pass(tmp_path):
+    tiny = nn.Module()
+    tiny.taesd_encoder = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8))
+    shards = latents.Shards(tiny, tmp_path, torch.device("cpu"), size=16)
+    seen = torch.cat([shards.batch(step, 4).latents for step in range(4)]).flatten(1)
+    assert len(seen.unique(dim=0)) == 16
+    again = latents.Shards(tiny, tmp_path, torch.device("cpu"), size=16).batch(0, 4)
+    assert torch.equal(again.latents.flatten(1), seen[:4])
+    assert all(1 <= len(kinds) <= world.OBJECTS for kinds in again.scenes)
+    before = latents.fingerprint(tiny.taesd_encoder)
+    tiny.taesd_encoder[0].bias.data[0] += 1e-4
+    assert latents.fingerprint(tiny.taesd_encoder) != before
+
+
+def test_pieces_for_the_autoencoder_have_the_sizes_of_the_recipe():
+    for step in (0, 1, vae.SMALL_UNTIL, vae.SMALL_UNTIL + 1):
+        pieces = vae.crops(step)
+        assert pieces.isfinite().all() and pieces.shape[-1] == pieces.shape[-2]
+        assert torch.equal(pieces, vae.crops(step))
