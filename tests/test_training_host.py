@@ -186,7 +186,9 @@ def bundle(host):
     from mip_adapter.miniature import host_bundle
 
     with torch.inference_mode():
-        return host_bundle.load()
+        parts = host_bundle.load()
+    assert all(each.is_inference() for each in parts[0].model.diffusion_model.parameters())
+    return parts
 
 
 @pytest.fixture(scope="module")

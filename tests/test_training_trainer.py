@@ -171,6 +171,29 @@ def test_the_wrong_adapter(data: Path) -> None:
         run(data, adapter=small_adapter(sites=((1, 16), (3, 32))))
 
 
+def test_fp16_scales_the_loss_and_skips_a_step_that_overflows(data: Path, tmp_path: Path) -> None:
+    """The scale is a power of two: without an overflow the result is the same to the last bit."""
+
+    class Half(PlainModel):
+        dtype = torch.float16
+        overflow = False
+
+        def predict(self, noisy, steps, batch, merging):
+            out = super().predict(noisy, steps, batch, merging)
+            if self.overflow and len(self.seen) == 2:
+                out.register_hook(lambda gradient: gradient * float("inf"))
+            return out
+
+    assert equal(run(data, model=Half()).adapter, run(data).adapter)
+    model = Half()
+    model.overflow = True
+    outcome = run(data, tmp_path, model=model)
+    state = torch.load(tmp_path / "checkpoints" / "step-00000004.pt")
+    assert state["scaler"]["scale"] == 2.0**15  # halved once
+    assert all(step["step"] == 3 for step in state["optimizer"]["state"].values())
+    assert all(torch.isfinite(tensor).all() for tensor in flat(outcome.adapter).values())
+
+
 def test_min_snr_weights() -> None:
     from mip_adapter.training.objective import snr_weight
 

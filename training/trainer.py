@@ -6,24 +6,25 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..weights.adapter import Adapter
 from ..weights.sites import check_sites
 from .config import Recipe
 from .curve import write_curve
 from .dataset import Sample, check_broken
+from .learner import Learner
 from .loader import batches
 from .objective import FrozenModel, Objective
 from .processes import Alone, Processes
 from .save import record
 from .state import load_latest, write_state
-from .student import Student, TrainedAdapter
+from .student import TrainedAdapter
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +83,8 @@ def train(
 
 
 class Trainer:
-    """The state of one run: parameters, optimiser, step. All randomness follows from the seed and the step, so the step
-    is also the state of the random numbers and the position in the data."""
+    """The state of one run: what is learnt, and the step. All randomness follows from the seed and the step, so that
+    the step is also the state of the random numbers and the position in the data."""
 
     def __init__(
         self,
@@ -97,12 +98,8 @@ class Trainer:
     ) -> None:
         self.model, self.samples, self.recipe, self.processes = model, samples, recipe, processes
         self.folder, self.about, self.first = folder, about, processes.rank == 0
-        self.student = Student(adapter, recipe).to(model.device)
-        self.objective = processes.wrap(Objective(self.student, model, recipe))
-        parameters = list(self.student.parameters())
-        self.optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
-        self.scaler = torch.amp.grad_scaler.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
-        self.ema = [each.detach().clone() for each in parameters] if recipe.ema else None
+        self.learner = Learner(adapter, recipe, model.device, half=model.dtype == torch.float16)
+        self.objective = processes.wrap(Objective(self.learner.student, model, recipe))
         self.step, self.losses = 0, []
         self.broken: dict[str, str] = {}
         if folder is not None and (state := load_latest(folder, recipe, processes.count)) is not None:
@@ -124,7 +121,7 @@ class Trainer:
             try:
                 loss, stop, ids = self._one_step(stream, asked_to_stop)
             except interrupts as error:
-                self.optimizer.zero_grad(set_to_none=True)
+                self.learner.forget()
                 if self.step > first_step:
                     self._save(must=True)
                 return error
@@ -148,54 +145,30 @@ class Trainer:
         return stopped
 
     def result(self) -> TrainedAdapter:
-        return self.student.finished(self.averaged(), record(self.recipe, self.losses, self.about))
-
-    def averaged(self) -> dict[str, Tensor] | None:
-        return None if self.ema is None else dict(zip(self.student.keys, self.ema, strict=True))
+        return self.learner.finished(record(self.recipe, self.losses, self.about))
 
     def _one_step(
         self, stream: Iterator[list[Sample]], asked_to_stop: Callable[[], bool]
     ) -> tuple[float, bool, tuple[str, ...]]:
         """One optimiser step: its loss, whether any process was asked to stop, and the samples it saw here."""
-        recipe, total = self.recipe, torch.zeros((), device=self.model.device)
+        parts, total = self.recipe.accumulate, torch.zeros((), device=self.model.device)
         ids: list[str] = []
-        for part in range(recipe.accumulate):
+        for part in range(parts):
             samples = next(stream)
             self._note_broken(samples)
             ids += [sample.id for sample in samples]
-            batch = self.model.encode(samples, self.student.start)
-            with torch.enable_grad():
-                if part + 1 < recipe.accumulate:
-                    with self.processes.apart(self.objective):
-                        loss = self.objective(batch) / recipe.accumulate
-                        self.scaler.scale(loss).backward()
-                else:
-                    loss = self.objective(batch) / recipe.accumulate
-                    self.scaler.scale(loss).backward()
+            batch = self.model.encode(samples, self.learner.student.start)
+            more = self.processes.apart(self.objective) if part + 1 < parts else nullcontext()
+            with torch.enable_grad(), more:
+                loss = self.objective(batch) / parts
+                self.learner.backward(loss)
             total += loss.detach()
-        numbers = self.processes.mean(torch.stack([total, total.new_tensor(float(asked_to_stop()))]))
-        loss, stop = numbers.tolist()
+        loss, stop = self.processes.mean(torch.stack([total, total.new_tensor(float(asked_to_stop()))])).tolist()
         self._check_number(loss, "loss", ids)
-        self._update(ids)
+        self._check_number(self.learner.update(self.step), "gradient", ids)
         self.losses.append(loss)
         self.step += 1
         return loss, stop > 0, tuple(ids)
-
-    def _update(self, ids: list[str]) -> None:
-        recipe = self.recipe
-        rate = recipe.learning_rate * min(1.0, (self.step + 1) / max(1, recipe.warmup))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), recipe.clip_norm or math.inf)
-        if not self.scaler.is_enabled():  # with it, an overflow is ordinary: the step is left out and the scale lowered
-            self._check_number(float(norm), "gradient", ids)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            for average, own in zip(self.ema, self.student.parameters(), strict=True):
-                average.lerp_(own.detach(), 1 - recipe.ema)
 
     def _check_number(self, number: float, what: str, ids: list[str]) -> None:
         if math.isfinite(number):
@@ -228,28 +201,10 @@ class Trainer:
         self.processes.wait()
 
     def _state(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "losses": torch.tensor(self.losses, dtype=torch.float64),
-            "keys": list(self.student.keys),
-            "trained": [each.detach() for each in self.student.parameters()],
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "ema": self.ema,
-            "broken": self.broken,
-            "recipe": self.recipe.as_dict(),
-            "processes": self.processes.count,
-        }
+        run = {"step": self.step, "losses": torch.tensor(self.losses, dtype=torch.float64), "broken": self.broken}
+        return {**self.learner.state(), **run, "recipe": self.recipe.as_dict(), "processes": self.processes.count}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if state["keys"] != list(self.student.keys):
-            raise ValueError(f"{self.folder} holds a run of another adapter; choose an empty output folder.")
-        with torch.no_grad():
-            for own, saved in zip(self.student.parameters(), state["trained"], strict=True):
-                own.copy_(saved)
-            for own, saved in zip(self.ema or (), state["ema"] or (), strict=True):
-                own.copy_(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.learner.restore(state)
         self.step, self.losses, self.broken = state["step"], state["losses"].tolist(), dict(state["broken"])
         log.info("Training goes on after step %d.", self.step)

@@ -1,0 +1,76 @@
+"""The student with its optimiser, loss scale and moving average: one update, and its state for a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..weights.adapter import Adapter
+from .config import Recipe
+from .student import Student, TrainedAdapter
+
+
+class Learner:
+    """half: activations are float16, so that the loss is scaled and an update that overflows is left out."""
+
+    def __init__(self, adapter: Adapter, recipe: Recipe, device: torch.device, half: bool) -> None:
+        self.recipe = recipe
+        self.student = Student(adapter, recipe).to(device)
+        self.parameters = list(self.student.parameters())
+        self.optimizer = torch.optim.AdamW(self.parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
+        self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=half)
+        self.ema = [each.detach().clone() for each in self.parameters] if recipe.ema else None
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def forget(self) -> None:
+        """Drop the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def update(self, step: int) -> float:
+        """Update number `step` from 0 on; returns the gradient's norm. If that is no number, nothing is changed."""
+        recipe = self.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * min(1.0, (step + 1) / max(1, recipe.warmup))
+        self.scaler.unscale_(self.optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm or math.inf))
+        if math.isfinite(norm) or self.scaler.is_enabled():  # the scaler leaves such a step out and lowers its scale
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            norm = norm if math.isfinite(norm) else 0.0
+            if self.ema is not None:
+                for average, own in zip(self.ema, self.parameters, strict=True):
+                    average.lerp_(own.detach(), 1 - recipe.ema)
+        self.forget()
+        return norm
+
+    def finished(self, about: Mapping[str, str]) -> TrainedAdapter:
+        """What was learnt so far: the moving average where there is one."""
+        averaged = None if self.ema is None else dict(zip(self.student.keys, self.ema, strict=True))
+        return self.student.finished(averaged, about)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "keys": list(self.student.keys),
+            "trained": [each.detach() for each in self.parameters],
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError if the state is of another adapter."""
+        if state["keys"] != list(self.student.keys):
+            raise ValueError("The output folder holds a run of another adapter; choose an empty one.")
+        with torch.no_grad():
+            for own, saved in zip(self.parameters, state["trained"], strict=True):
+                own.copy_(saved)
+            for own, saved in zip(self.ema or (), state["ema"] or (), strict=True):
+                own.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
