@@ -222,7 +222,7 @@ class MIPSaveAdapter(io.ComfyNode):
             description="Saves an adapter, or its fusion head alone, into output/mip_adapter, where Load MIP Adapter "
             "finds it (press R). The recipe and the losses stand in the file's metadata. Nothing is overwritten.",
             inputs=[
-                MIPAdapter.Input("adapter"),
+                MIPAdapter.Input("adapter", tooltip="The adapter to save: from MIP Train Adapter or a loader."),
                 io.String.Input(
                     "filename_prefix",
                     default="mip_adapter/trained",
