@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--gate", type=int, metavar="N", help="do not train: put the base to the gate, N scenes")
     parser.add_argument("--pack", action="store_true", help="do not train: write checkpoints into the repository")
     parser.add_argument("--export", type=Path, metavar="DIR", help="do not train: write the loader's files there")
+    parser.add_argument("--wide", type=int, default=1, choices=(1, 2, 4, 8, 16), help="batches in one: 8 on a GPU")
     parser.add_argument("--threads", type=int, default=2, help="1 where other programs keep the machine busy")
     given = parser.parse_args(arguments)
     pack = load_pack().load_package
@@ -48,7 +49,9 @@ def main(arguments: list[str]) -> None:
     elif given.gate:
         sys.exit(not pack("miniature.stages.host_recipe").check(given.work, given.gate, given.threads))
     else:
-        pack("miniature.stages.host_recipe").train(stages, given.work, given.minutes, given.threads, given.quick)
+        pack("miniature.stages.host_recipe").train(
+            stages, given.work, given.minutes, given.threads, given.quick, given.wide
+        )
 
 
 if __name__ == "__main__":

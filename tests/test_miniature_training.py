@@ -13,7 +13,7 @@ from torch import nn
 class Toy:
     """A stage that is quick: a linear map learns a fixed one."""
 
-    name, rate, total, ema_decay = "toy", 1e-2, 1000, 0.9
+    name, rate, total, ema_decay, wide = "toy", 1e-2, 1000, 0.9, 1
 
     def __init__(self):
         torch.manual_seed(0)
@@ -95,7 +95,7 @@ def test_shards_show_every_scene_once_a_pass(tmp_path):
     tiny = nn.Module()
     tiny.taesd_encoder = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8))
     shards = latents.Shards(tiny, tmp_path, torch.device("cpu"), size=16)
-    seen = torch.cat([shards.batch(step, 4).latents for step in range(4)]).flatten(1)
+    seen = torch.cat([shards.batch(start, 4).latents for start in range(0, 16, 4)]).flatten(1)
     assert len(seen.unique(dim=0)) == 16
     again = latents.Shards(tiny, tmp_path, torch.device("cpu"), size=16).batch(0, 4)
     assert torch.equal(again.latents.flatten(1), seen[:4])
@@ -103,6 +103,17 @@ def test_shards_show_every_scene_once_a_pass(tmp_path):
     before = latents.fingerprint(tiny.taesd_encoder)
     tiny.taesd_encoder[0].bias.data[0] += 1e-4
     assert latents.fingerprint(tiny.taesd_encoder) != before
+
+
+def test_a_wide_step_counts_for_several_and_covers_the_same_scenes(tmp_path):
+    toy = Toy()
+    toy.wide = 4
+    assert steps(stretch.Progress(toy), 5).step == 20
+    tiny = nn.Module()
+    tiny.taesd_encoder = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8))
+    shards = latents.Shards(tiny, tmp_path, torch.device("cpu"), size=16)
+    wide = shards.batch(0, 8).latents
+    assert torch.equal(wide, torch.cat([shards.batch(0, 4).latents, shards.batch(4, 4).latents]))
 
 
 def test_pieces_for_the_autoencoder_have_the_sizes_of_the_recipe():

@@ -43,16 +43,16 @@ def size_vector(size: int) -> Tensor:
 class Base:
     name, rate, total, ema_decay = "base", 6e-4, 30_000, 0.9995
 
-    def __init__(self, model: nn.Module, call: Callable, shards: Shards, condition: Conditioner):
+    def __init__(self, model: nn.Module, call: Callable, shards: Shards, condition: Conditioner, wide: int = 1):
         """`call(model, x, steps, context, vector)` is how the host's UNet is asked."""
         self.model, self.call = model.to(condition.device), call
-        self.shards, self.condition, self.device = shards, condition, condition.device
+        self.shards, self.condition, self.device, self.wide = shards, condition, condition.device, wide
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = self.shards.batch(step, BATCH)
+        batch = self.shards.batch(step * BATCH, BATCH * self.wide)
         rng, g = random.Random(step), torch.Generator().manual_seed(step)
         captions = ["" if rng.random() < DROPPED else world_words.caption(s, rng) for s in batch.scenes]
-        steps = torch.randint(noise.STEPS, (BATCH,), generator=g).to(self.device)
+        steps = torch.randint(noise.STEPS, (len(batch.scenes),), generator=g).to(self.device)
         eps = torch.randn(batch.latents.shape, generator=g).to(self.device)
         x, target = noise.noisy(batch.latents, eps, steps)
         error = F.mse_loss(self.predict(x, steps, captions), target, reduction="none").mean((1, 2, 3))

@@ -61,14 +61,14 @@ class Encoders(nn.Module):
 class EncoderStage:
     name, rate, total, ema_decay = "encoders", 1e-3, 8_000, 0.998
 
-    def __init__(self, model: Encoders, words: Words, device: torch.device):
-        self.model, self.words, self.device = model.to(device), words, device
+    def __init__(self, model: Encoders, words: Words, device: torch.device, wide: int = 1):
+        self.model, self.words, self.device, self.wide = model.to(device), words, device, wide
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        rng = random.Random(step)
-        singles = references(varied(world.sample(SINGLES, 3 * step, objects=(1,)), step), step)
-        scenes = varied(world.sample(SCENES, 3 * step + 1, objects=(2, 3)), step)
-        plain = world.sample(SCENES, 3 * step + 2, objects=(1, 2, 2, 3, 4))
+        rng, one, many = random.Random(step), SINGLES * self.wide, SCENES * self.wide
+        singles = references(varied(world.sample(one, 3 * step, objects=(1,)), step), step)
+        scenes = varied(world.sample(many, 3 * step + 1, objects=(2, 3)), step)
+        plain = world.sample(many, 3 * step + 2, objects=(1, 2, 2, 3, 4))
         single, single_hits = self._compare(singles, singles.captions(rng, with_looks=True), True)
         scene, scene_hits = self._compare(scenes, scenes.captions(rng, with_looks=True), True)
         kind, kind_hits = self._compare(plain, plain.captions(rng), False)
@@ -95,8 +95,8 @@ class VisionStage(EncoderStage):
 
     name = "vision"
 
-    def __init__(self, model: Encoders, words: Words, device: torch.device):
-        super().__init__(model, words, device)
+    def __init__(self, model: Encoders, words: Words, device: torch.device, wide: int = 1):
+        super().__init__(model, words, device, wide)
         model.requires_grad_(False)
         for part in (model.vision, model.project_l):
             part.requires_grad_(True)

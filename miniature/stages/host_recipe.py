@@ -19,17 +19,17 @@ from .vae import Decoder, Vae
 from .words import Words
 
 
-def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick: bool = False) -> None:
+def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick: bool = False, wide: int = 1) -> None:
     """Train these stages in their order, each for so many minutes from where its last checkpoint left it.
 
-    Quick: seconds each and from nothing, in a folder of its own.
+    Quick: seconds each and from nothing, in a folder of its own. Wide: so many batches of the recipe in one.
     """
     device = prepare(threads)
     for name in stages:
         folder = work / "quick" if quick else work
         if quick:
             (folder / f"{name}.pt").unlink(missing_ok=True)
-        progress = open_stage(name, folder, device, packed=not quick)
+        progress = open_stage(name, folder, device, packed=not quick, wide=wide)
         stretch.run(progress, folder / f"{name}.pt", 15 if quick else 60 * minutes, say)
 
 
@@ -60,10 +60,10 @@ def has(name: str, folder: Path) -> bool:
     return (folder / f"{name}.pt").exists() or packing.unpack(name) is not None
 
 
-def open_stage(name: str, folder: Path, device: torch.device, packed: bool = True) -> stretch.Progress:
+def open_stage(name: str, folder: Path, device: torch.device, packed: bool = True, wide: int = 1) -> stretch.Progress:
     """A stage where its last checkpoint left it (the folder's, else the repository's), or at its beginning."""
     torch.manual_seed(0)  # the first weights
-    progress = stretch.Progress(BUILD[name](folder, device))
+    progress = stretch.Progress(BUILD[name](folder, device, wide))
     file = folder / f"{name}.pt"
     if file.exists():
         progress.restore(torch.load(file, weights_only=True, map_location=device))
@@ -81,27 +81,27 @@ def finished(name: str, folder: Path, device: torch.device) -> nn.Module:
     return progress.stage.model.eval().requires_grad_(False)
 
 
-def _vae(folder: Path, device: torch.device) -> Vae:
-    return Vae(host_models.vae(), device)
+def _vae(folder: Path, device: torch.device, wide: int) -> Vae:
+    return Vae(host_models.vae(), device, wide)
 
 
-def _decoder(folder: Path, device: torch.device) -> Decoder:
-    return Decoder(finished("vae", folder, device), device)
+def _decoder(folder: Path, device: torch.device, wide: int) -> Decoder:
+    return Decoder(finished("vae", folder, device), device, wide)
 
 
-def _encoders(folder: Path, device: torch.device) -> EncoderStage:
-    return EncoderStage(Encoders(), Words(host_models.tokenize), device)
+def _encoders(folder: Path, device: torch.device, wide: int) -> EncoderStage:
+    return EncoderStage(Encoders(), Words(host_models.tokenize), device, wide)
 
 
-def _vision(folder: Path, device: torch.device) -> VisionStage:
-    return VisionStage(finished("encoders", folder, device), Words(host_models.tokenize), device)
+def _vision(folder: Path, device: torch.device, wide: int) -> VisionStage:
+    return VisionStage(finished("encoders", folder, device), Words(host_models.tokenize), device, wide)
 
 
-def _base(folder: Path, device: torch.device) -> Base:
+def _base(folder: Path, device: torch.device, wide: int) -> Base:
     size = {"size": 64} if folder.name == "quick" else {}
     shards = Shards(finished("vae", folder, device), folder / "latents", device, **size)
     condition = Conditioner(finished("encoders", folder, device), Words(host_models.tokenize), device)
-    return Base(host_models.unet(), host_models.run_unet, shards, condition)
+    return Base(host_models.unet(), host_models.run_unet, shards, condition, wide)
 
 
 BUILD = {"vae": _vae, "encoders": _encoders, "base": _base, "decoder": _decoder, "vision": _vision}

@@ -29,15 +29,16 @@ class Shards:
         self.folder = folder / f"{fingerprint(vae.taesd_encoder):016x}"
         self.read = lru_cache(WINDOW)(self._read)
 
-    def batch(self, step: int, count: int) -> Batch:
-        """The scenes of a step; every scene once in each pass."""
-        a_visit = self.size // count
-        visit, place = divmod(step, a_visit)
+    def batch(self, start: int, count: int) -> Batch:
+        """`count` scenes from place `start` of the endless row of passes; `count` divides a shard.
+
+        Each pass through a shard shows each of its scenes once, in another order.
+        """
+        visit, place = divmod(start, self.size)
         window, number = visit // (WINDOW * PASSES), visit % WINDOW
         order = torch.randperm(self.size, generator=torch.Generator().manual_seed(visit))
-        rows = order[place * count : (place + 1) * count]
-        shard = window * WINDOW + number
-        scenes, latents = self.read(shard)
+        rows = order[place : place + count]
+        scenes, latents = self.read(window * WINDOW + number)
         return Batch(latents[rows].to(self.device).float(), [scenes.present(i) for i in rows.tolist()])
 
     def _read(self, shard: int) -> tuple[world.Scenes, Tensor]:

@@ -27,6 +27,7 @@ class Stage(Protocol):
     rate: float  # learning rate at its highest
     total: int  # steps of the whole recipe, over which the rate falls
     ema_decay: float
+    wide: int  # batches of the recipe in one: more than 1 on a GPU, which then makes fewer, larger steps
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one step and what to log beside it."""
@@ -34,7 +35,7 @@ class Stage(Protocol):
 
 
 class Progress:
-    """Weights, their running mean, the optimiser and the number of steps done."""
+    """Weights, their running mean, the optimiser and the number of steps done, counted in the recipe's batches."""
 
     def __init__(self, stage: Stage):
         self.stage, self.step, self.seconds = stage, 0, 0.0
@@ -47,7 +48,8 @@ class Progress:
 
     def advance(self) -> dict[str, Tensor]:
         """One optimiser step; returns what to log."""
-        rate = self.stage.rate * schedule(self.step, self.stage.total)
+        wide = self.stage.wide
+        rate = self.stage.rate * wide**0.5 * schedule(self.step, self.stage.total)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         loss, log = self.stage.loss(self.step)
@@ -55,8 +57,8 @@ class Progress:
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
         self.optimiser.step()
-        self.step += 1
-        decay = min(self.stage.ema_decay, (1 + self.step) / (10 + self.step))
+        self.step += wide
+        decay = min(self.stage.ema_decay, (1 + self.step) / (10 + self.step)) ** wide
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.values()), list(self.weights.values()), 1 - decay)
         return {"loss": loss.detach(), "norm": norm, **log}
@@ -126,11 +128,13 @@ def run(progress: Progress, file: Path, seconds: float, say: Callable[[str], Non
     start = saved = time.monotonic()
     before, first = progress.seconds, progress.step
     sums: dict[str, Tensor] = {}
+    seen = 0
     while not stopped and (now := time.monotonic()) - start < seconds and progress.step < progress.stage.total:
         for key, value in progress.advance().items():
             sums[key] = sums.get(key, 0) + value.detach()
         progress.seconds = before + time.monotonic() - start
-        if progress.step % LOG_EVERY == 0:
+        seen += 1
+        if seen % LOG_EVERY == 0:
             means = {key: float(value) / LOG_EVERY for key, value in sums.items()}
             sums.clear()
             _log(file.with_suffix(".csv"), progress, means)

@@ -17,13 +17,13 @@ SIZES = ((64, 12), (128, 3))  # then in turn: pixels a side and how many, so tha
 class Vae:
     name, rate, total, ema_decay = "vae", 6e-4, 16_000, 0.998
 
-    def __init__(self, model: nn.Module, device: torch.device):
-        self.model, self.device = model.to(device, memory_format=torch.channels_last), device
+    def __init__(self, model: nn.Module, device: torch.device, wide: int = 1):
+        self.model, self.device, self.wide = model.to(device, memory_format=torch.channels_last), device, wide
         model.vae_scale.requires_grad_(False)
         model.vae_shift.requires_grad_(False)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        pixels = crops(step).to(self.device, memory_format=torch.channels_last)
+        pixels = crops(step, self.wide).to(self.device, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16):
             latents = self.model.taesd_encoder(pixels).float()
             g = torch.Generator().manual_seed(step)
@@ -43,17 +43,19 @@ class Decoder(Vae):
 
     name = "decoder"
 
-    def __init__(self, model: nn.Module, device: torch.device):
-        super().__init__(model, device)
+    def __init__(self, model: nn.Module, device: torch.device, wide: int = 1):
+        super().__init__(model, device, wide)
         model.requires_grad_(False)
         model.taesd_decoder.requires_grad_(True)
 
 
-def crops(step: int) -> Tensor:
+def crops(step: int, wide: int = 1) -> Tensor:
     """[B, 3, c, c] pieces of scenes and references, or whole ones: half of them about an object, half anywhere."""
-    size, count = SIZES[step % len(SIZES)] if step >= SMALL_UNTIL else (32, 16)
+    turn = step // wide
+    size, count = SIZES[turn % len(SIZES)] if step >= SMALL_UNTIL else (32, 16)
+    count *= wide
     scenes = world.sample(count, step)
-    if step // 2 % 4 == 0:  # one batch in four is of references; the first object's is always there
+    if turn // 2 % 4 == 0:  # one batch in four is of references; the first object's is always there
         white = world.references(scenes, step)
         scenes = world.Scenes(**{name: value[:: world.OBJECTS] for name, value in vars(white).items()})
     images = world.render(scenes).images
