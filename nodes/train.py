@@ -139,7 +139,7 @@ class MIPTrainAdapter(io.ComfyNode):
                     "gradient_checkpointing",
                     default=True,
                     optional=True,
-                    tooltip="Computes parts twice to save most of the memory. Off is about a third faster.",
+                    tooltip="Computes parts twice to save most of the memory. Off is faster.",
                 ),
                 io.Int.Input(
                     "checkpoint_every",
