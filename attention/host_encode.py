@@ -29,7 +29,7 @@ def encode_references(references: tuple[Reference, ...], adapter: Adapter, clip:
     for reference in references:
         tokens.append(project(adapter, encode_pictures(clip_vision, reference.images, adapter)))
         progress.update(1)  # also lets the artist interrupt
-    null = project(adapter, _null_features(clip_vision, adapter))
+    null = project(adapter, null_features(clip_vision, adapter))
     return References(
         names=tuple(reference.text for reference in references),
         # Several pictures of one object: the projected tokens are averaged (step 8).
@@ -69,7 +69,7 @@ def encode_pictures(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tenso
     return clip_vision.encode_image(images)[adapter.spec.encoder.output].float()
 
 
-def _null_features(clip_vision: Any, adapter: Adapter) -> Tensor:
+def null_features(clip_vision: Any, adapter: Adapter) -> Tensor:
     """What the unconditional branch sees: a zero embedding (base family), or an encoded all-zero pixel tensor, zero
     *after* normalisation (the families that read hidden states; that is what the official code feeds)."""
     need = adapter.spec.encoder

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..attention.host_encode import _null_features, encode_object_text, encode_pictures
+from ..attention.host_encode import encode_object_text, encode_pictures, null_features
 from ..weights.adapter import Adapter
 from ..weights.sites import Site, SiteKey, cross_attentions, unet_sites
 from .config import Recipe
@@ -126,7 +126,7 @@ class HostModel:
         features = encode_pictures(self.clip_vision, torch.cat([s.references for s in samples]).movedim(1, -1), adapter)
         if any(sample.drop_image for sample in samples):
             if self._empty is None:
-                self._empty = _null_features(self.clip_vision, adapter)
+                self._empty = null_features(self.clip_vision, adapter)
             left_out = torch.tensor([sample.drop_image for sample in samples for _ in sample.names])
             features[left_out] = self._empty.to(features)
         return features
