@@ -18,6 +18,8 @@ from .latents import Shards
 from .vae import Decoder, Vae
 from .words import Words
 
+QUICK_S = 20  # a stage
+
 
 def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick: bool = False, wide: int = 1) -> None:
     """Train these stages in their order, each for so many minutes from where its last checkpoint left it.
@@ -28,9 +30,11 @@ def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick
     for name in stages:
         folder = work / "quick" if quick else work
         if quick:
-            (folder / f"{name}.pt").unlink(missing_ok=True)
+            for ending in ("pt", "csv"):
+                (folder / f"{name}.{ending}").unlink(missing_ok=True)
         progress = open_stage(name, folder, device, packed=not quick, wide=wide)
-        stretch.run(progress, folder / f"{name}.pt", 15 if quick else 60 * minutes, say)
+        seconds, log_every = (QUICK_S, 5) if quick else (60 * minutes, stretch.LOG_EVERY)
+        stretch.run(progress, folder / f"{name}.pt", seconds, say, log_every)
 
 
 def check(work: Path, count: int, threads: int) -> bool:

@@ -121,7 +121,13 @@ def save(state: dict, file: Path) -> None:
     os.replace(part, file)
 
 
-def run(progress: Progress, file: Path, seconds: float, say: Callable[[str], None] = print) -> None:
+def run(
+    progress: Progress,
+    file: Path,
+    seconds: float,
+    say: Callable[[str], None] = print,
+    log_every: int = LOG_EVERY,
+) -> None:
     """Train for so long, to the recipe's end or to a SIGTERM; checkpoints to `file`, losses to its .csv."""
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
@@ -134,8 +140,8 @@ def run(progress: Progress, file: Path, seconds: float, say: Callable[[str], Non
             sums[key] = sums.get(key, 0) + value.detach()
         progress.seconds = before + time.monotonic() - start
         seen += 1
-        if seen % LOG_EVERY == 0:
-            means = {key: float(value) / LOG_EVERY for key, value in sums.items()}
+        if seen % log_every == 0:
+            means = {key: float(value) / log_every for key, value in sums.items()}
             sums.clear()
             _log(file.with_suffix(".csv"), progress, means)
             speed = (progress.step - first) / (time.monotonic() - start)
