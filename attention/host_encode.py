@@ -18,11 +18,17 @@ CLIP_WORDS = 75  # 77 positions without start and end
 
 
 def encode_references(references: tuple[Reference, ...], adapter: Adapter, clip: Any, clip_vision: Any) -> References:
-    """Encode all references for `adapter`. Raises ValueError for wrong encoders and unusable texts."""
+    """Encode all references for `adapter`. Raises ValueError for missing or wrong encoders and unusable texts."""
     if not references:
         raise ValueError("There are no references: connect at least one MIP Reference (a picture and its object text).")
     if len(references) > MAX_OBJECTS:
         raise ValueError(f"There are {len(references)} references; at most {MAX_OBJECTS} are supported.")
+    if clip is None:
+        raise ValueError("The CLIP is missing: this checkpoint holds none. Load the CLIP on its own and connect that.")
+    if clip_vision is None:
+        raise ValueError(
+            f"The image encoder is missing: load {adapter.spec.encoder.name} with Load CLIP Vision and connect it."
+        )
     texts = tuple(encode_object_text(clip, reference.text, adapter) for reference in references)
     progress = ProgressBar(len(references))
     tokens = []
@@ -45,8 +51,9 @@ def encode_object_text(clip: Any, text: str, adapter: Adapter) -> Tensor:
     """The content tokens [L, X] of an object text, encoded on its own: positions 1…L of the text encoder's output."""
     tokens = clip.tokenize(text)
     chunks = tokens.get("l", next(iter(tokens.values()))) if isinstance(tokens, dict) else tokens
-    ids = [entry[0] for entry in chunks[0]]
-    count = ids.index(END_OF_TEXT) - 1 if END_OF_TEXT in ids else CLIP_WORDS + 1
+    # Textual inversion puts vectors between the numbers; they count as content, too.
+    ends = (i for i, (token, *_) in enumerate(chunks[0]) if isinstance(token, int) and token == END_OF_TEXT)
+    count = next(ends, CLIP_WORDS + 2) - 1
     if len(chunks) > 1 or count > CLIP_WORDS:
         raise ValueError(
             f"The object text “{text[:40]}…” is longer than {CLIP_WORDS} tokens: name the object in a few words "
@@ -57,9 +64,8 @@ def encode_object_text(clip: Any, text: str, adapter: Adapter) -> Tensor:
     encoded = clip.encode_from_tokens(tokens)
     if encoded.shape[-1] != adapter.spec.context_dim:
         raise ValueError(
-            f"The text encoder gives {encoded.shape[-1]} values a token, but “{adapter.name}” is an adapter for "
-            f"{adapter.spec.architecture} with {adapter.spec.context_dim}: connect the CLIP of the checkpoint that is "
-            "being sampled."
+            f"The text encoder gives {encoded.shape[-1]} values a token, but “{adapter.name}” was trained with "
+            f"{adapter.spec.context_dim}: connect the CLIP of the checkpoint that is being sampled."
         )
     return encoded[0, 1 : 1 + count].float()
 
