@@ -1,5 +1,7 @@
 """The oldest host we run on, named in a sentence instead of a stack of import errors."""
 
+import re
+
 OLDEST = (0, 3, 75)
 
 
@@ -9,7 +11,7 @@ def require_host() -> None:
         from comfyui_version import __version__
     except ImportError:
         __version__ = "unknown"
-    numbers = tuple(int(part) for part in __version__.split(".")[:3] if part.isdigit())
+    numbers = tuple(int(part) for part in re.findall(r"\d+", __version__)[:3])
     if numbers and numbers < OLDEST:
         needed = ".".join(map(str, OLDEST))
         raise ImportError(
