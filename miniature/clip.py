@@ -66,6 +66,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The last and the penultimate hidden states."""
+        before = x
         for layer in self.layers:
             before, x = x, layer(x, self.causal)
         return x, before

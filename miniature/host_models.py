@@ -3,6 +3,7 @@
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,6 +32,7 @@ def unet() -> nn.Module:
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     model = initialise(UNetModel(**config.UNET, dtype=torch.float32, operations=comfy.ops.disable_weight_init))
+    module: Any  # of the three kinds that end so, each with weight and bias
     for name, module in model.named_modules():
         if name.endswith(("out_layers.3", "proj_out", "out.2")):
             nn.init.zeros_(module.weight)
@@ -52,8 +54,9 @@ def tokenize(text: str) -> list[int]:
 
 def initialise(model: nn.Module) -> nn.Module:
     """The host's layers skip their initialisation to load faster: make up for it, and allow gradients."""
+    kinds: tuple[Any, ...] = (nn.Conv2d, nn.Linear, nn.LayerNorm, nn.GroupNorm)
     for module in model.modules():
-        for kind in (nn.Conv2d, nn.Linear, nn.LayerNorm, nn.GroupNorm):
+        for kind in kinds:
             if isinstance(module, kind):
                 kind.reset_parameters(module)
     return model.requires_grad_(True)

@@ -28,7 +28,7 @@ def load_pack():
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--stage", choices=(*STAGES, *LATER, "all"), default="all")
     parser.add_argument("--minutes", type=float, default=60, help="how long each stage trains at most")
     parser.add_argument("--work", type=Path, default=ROOT / "output" / "miniature", help="checkpoints, curves")

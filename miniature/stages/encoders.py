@@ -8,6 +8,7 @@ red on blue from blue on red. The token tables stay as they are seeded: random v
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,8 +54,9 @@ class Encoders(nn.Module):
 
     def text(self, rows_l: Tensor, rows_g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Penultimate states side by side [B, L, 128] (SDXL's context), pooled of G (SDXL's) and of L."""
-        hidden_l, pooled_l = self.clip["clip_l"].transformer(rows_l)
-        hidden_g, pooled_g = self.clip["clip_g"].transformer(rows_g)
+        clip: Any = self.clip
+        hidden_l, pooled_l = clip["clip_l"].transformer(rows_l)
+        hidden_g, pooled_g = clip["clip_g"].transformer(rows_g)
         return torch.cat([hidden_l, hidden_g], -1), pooled_g, pooled_l
 
 

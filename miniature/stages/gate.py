@@ -88,7 +88,7 @@ def _object_texts(stage: Base, kinds: Tensor) -> Tensor:
     return context[:, 1].unflatten(0, tuple(kinds.shape))
 
 
-def _relevance(module: nn.Module, hidden: Tensor, texts: Tensor) -> Tensor:
+def _relevance(module: Any, hidden: Tensor, texts: Tensor) -> Tensor:
     """[B, M, N] mean over heads of the softmax over positions of text keys against queries."""
     q = module.to_q(hidden.float()).unflatten(-1, (module.heads, -1))  # [B, N, h, d]
     k = module.to_k(texts.float()).unflatten(-1, (module.heads, -1))  # [B, M, h, d]

@@ -4,10 +4,10 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from PIL import Image
-from torch import nn
 
 from .. import host_models
 from . import export, packing, stretch
@@ -41,7 +41,7 @@ def check(work: Path, count: int, threads: int) -> bool:
     """Put the base to the gate; writes gate.json and gate.png into `work`."""
     progress = open_stage("base", work, prepare(threads))
     with progress.averaged():
-        result = gate(progress.stage, count)
+        result = gate(cast(Base, progress.stage), count)
     pictures = result.pop("pictures")
     result |= {"step": progress.step, "count": count}
     (work / "gate.json").write_text(json.dumps(result, indent=1))
@@ -76,7 +76,7 @@ def open_stage(name: str, folder: Path, device: torch.device, packed: bool = Tru
     return progress
 
 
-def finished(name: str, folder: Path, device: torch.device) -> nn.Module:
+def finished(name: str, folder: Path, device: torch.device) -> Any:
     """An earlier stage's model for a later one: its running mean, frozen. Raises ValueError if it never ran."""
     progress = open_stage(name, folder, device, packed=folder.name != "quick")
     if not progress.step:

@@ -6,7 +6,7 @@ through a few times before the next window is made. Which scenes a step sees fol
 
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Batch(NamedTuple):
 
 
 class Shards:
-    def __init__(self, vae: nn.Module, folder: Path, device: torch.device, size: int = SHARD):
+    def __init__(self, vae: Any, folder: Path, device: torch.device, size: int = SHARD):
         self.vae, self.device, self.size = vae, device, size
         self.folder = folder / f"{fingerprint(vae.taesd_encoder):016x}"
         self.read = lru_cache(WINDOW)(self._read)

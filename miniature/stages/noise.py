@@ -30,7 +30,7 @@ def noisy(latents: Tensor, noise: Tensor, steps: Tensor) -> tuple[Tensor, Tensor
 def sample(predict, noise: Tensor, count: int = 20) -> Tensor:
     """Latents by `count` deterministic (DDIM) steps; `predict(x, steps)` answers v."""
     path = torch.linspace(STEPS - 1, 0, count + 1).round().long()
-    x = noise
+    x = latents = noise
     for now, after in zip(path[:-1], path[1:], strict=True):
         a, b = weights(now[None].to(x.device))
         v = predict(x, now.expand(len(x)).to(x.device))

@@ -60,7 +60,9 @@ class Progress:
         self.step += wide
         decay = min(self.stage.ema_decay, (1 + self.step) / (10 + self.step)) ** wide
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.values()), list(self.weights.values()), 1 - decay)
+            torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+                list(self.ema.values()), list(self.weights.values()), 1 - decay
+            )
         return {"loss": loss.detach(), "norm": norm, **log}
 
     @contextmanager

@@ -4,9 +4,11 @@ Latents are drawn towards mean 0 and deviation 1 a channel, which is what the UN
 decoder learns from slightly noisy latents, so that the UNet's small errors do not show.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import world
 
@@ -17,7 +19,7 @@ SIZES = ((64, 12), (128, 3))  # then in turn: pixels a side and how many, so tha
 class Vae:
     name, rate, total, ema_decay = "vae", 6e-4, 16_000, 0.998
 
-    def __init__(self, model: nn.Module, device: torch.device, wide: int = 1):
+    def __init__(self, model: Any, device: torch.device, wide: int = 1):
         self.model, self.device, self.wide = model.to(device, memory_format=torch.channels_last), device, wide
         model.vae_scale.requires_grad_(False)
         model.vae_shift.requires_grad_(False)
@@ -31,7 +33,7 @@ class Vae:
             noise = (torch.randn(latents.shape, generator=g) * spread).to(self.device)
             again = self.model.taesd_decoder(latents + noise).float()
         error = again - pixels
-        edges = sum(F.l1_loss(again.diff(dim=d), pixels.diff(dim=d)) for d in (2, 3))
+        edges = F.l1_loss(again.diff(dim=2), pixels.diff(dim=2)) + F.l1_loss(again.diff(dim=3), pixels.diff(dim=3))
         spread = latents.std((0, 2, 3))
         unit = latents.mean((0, 2, 3)).square().mean() + (spread - 1).square().mean()
         loss = error.abs().mean() + 2 * error.square().mean() + 0.5 * edges + 0.02 * unit
@@ -43,7 +45,7 @@ class Decoder(Vae):
 
     name = "decoder"
 
-    def __init__(self, model: nn.Module, device: torch.device, wide: int = 1):
+    def __init__(self, model: Any, device: torch.device, wide: int = 1):
         super().__init__(model, device, wide)
         model.requires_grad_(False)
         model.taesd_decoder.requires_grad_(True)
