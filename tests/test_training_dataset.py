@@ -174,13 +174,13 @@ def test_labels_that_are_not_in_the_captions(tmp_path: Path) -> None:
         open_folder(tmp_path)
 
 
-def test_few_broken_samples_are_reported_and_passed_over(tmp_path: Path) -> None:
+def test_few_broken_samples_are_reported_and_passed_over(tmp_path: Path, caplog) -> None:
     write_folder(tmp_path, 40)
     (tmp_path / "jsons" / "007.json").write_text("{")
     picture = tmp_path / "images" / "011.png"
     picture.write_bytes(picture.read_bytes()[:-60])  # its header can be read, its pixels cannot
     samples = open_folder(tmp_path)
-    assert set(samples.broken) == {"007"} and len(samples) == 39
+    assert set(samples.broken) == {"007"} and len(samples) == 39 and "sample 007 is broken" in caplog.text
     epoch = [samples[i] for i in range(39)]
     slot = next(i for i, sample in enumerate(epoch) if sample.broken)
     assert epoch[slot].broken[0][0] == "011" and epoch[slot].broken[0][1]

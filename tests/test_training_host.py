@@ -64,6 +64,7 @@ def test_prediction_equals_the_official_one(unet, family: str) -> None:
     objects = Objects.gather(project(adapter, batch.features), batch.texts)
     merging = Merging(adapter.sites, objects, Merge(), "image", scale)
     got = frozen.predict(batch.latents, torch.tensor([901, 40]), batch, merging)
+    got = got.detach()
     assert relative_error(got[:1], data["eps_901"]) < 1e-4
     assert relative_error(got[1:], data["eps_40"]) < 1e-4
 
@@ -137,7 +138,7 @@ def test_one_step_equals_the_recipe_written_down(unet) -> None:
         with torch.no_grad():  # AdamW's first step: decay, then m̂ / (√v̂ + ε) = g / (|g| + ε)
             gradient, old = own.grad, weights[key]
             new = old * (1 - 1e-4 * 0.01) - 1e-4 * gradient / (gradient.abs() + 1e-8)
-        assert relative_error(own.detach() - old, new - old) < 1e-3, key
+        assert relative_error(own.detach() - old.detach(), new - old.detach()) < 1e-3, key
     after = unet.state_dict()
     assert all(torch.equal(after[key], before[key]) for key in before)
     assert all(parameter.grad is None for parameter in unet.parameters())
@@ -162,9 +163,10 @@ def test_checkpointing_changes_no_gradient_and_leaves_no_trace(unet) -> None:
 
 
 @pytest.mark.parametrize("kind", ["eps", "v"])
-def test_targets(host, kind: str) -> None:
+def test_targets_are_what_the_host_denoises_with(host, kind: str) -> None:
     import comfy.model_sampling as kinds
     from mip_adapter.training.host_model import prediction_of
+    from mip_adapter.training.objective import diffuse
 
     class Sampling(kinds.ModelSamplingDiscrete, kinds.EPS if kind == "eps" else kinds.V_PREDICTION):
         pass
@@ -172,7 +174,14 @@ def test_targets(host, kind: str) -> None:
     class Flow(kinds.ModelSamplingDiscreteFlow, kinds.CONST):
         pass
 
-    assert prediction_of(Sampling()) == kind
+    sampling = Sampling()
+    assert prediction_of(sampling) == kind
+    latents, noise, sigma = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), sampling.sigmas[[10, 400, 900]]
+    alpha = (1 / (1 + sigma**2)).view(-1, 1, 1, 1)
+    noisy, target = diffuse(latents, noise, alpha, kind)
+    scaled = sampling.noise_scaling(sigma, noise.clone(), latents)
+    torch.testing.assert_close(sampling.calculate_input(sigma, scaled), noisy)
+    torch.testing.assert_close(sampling.calculate_denoised(sigma, target, scaled), latents, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="neither eps- nor v-prediction"):
         prediction_of(Flow())
 

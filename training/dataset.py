@@ -7,6 +7,7 @@ when they are asked for. What a position gives depends on (seed, position) alone
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections import Counter
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ from .filters import Found, candidates, mask_is_sound, refuse_names, shape_is_us
 from .kept import picture_ids
 from .pictures import choose_crop, cropped, reference, training_picture
 from .seeds import generator, seed_of
+
+log = logging.getLogger(__name__)
 
 BROKEN_SHARE = 0.05  # above this the folder is at fault, not a few files
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -84,6 +87,8 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         self.entries = [entry for entry in read if isinstance(entry, _Entry)]
         self.left_out = Counter(why[0] for why in read if type(why) is tuple)
         check_broken(self.broken, self.total)
+        for name, why in self.broken.items():
+            log.warning("Training sample %s is broken and left out: %s", name, why)
         if not self.entries:
             raise ValueError(self._nothing())
 

@@ -73,8 +73,7 @@ class Objective(nn.Module):
         noise, steps = draw(batch, recipe.seed, len(model.alphas))
         alpha = model.alphas[steps.to(model.alphas.device)].view(-1, 1, 1, 1)
         latents, noise = batch.latents, noise.to(batch.latents)
-        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-        target = noise if model.prediction == "eps" else alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+        noisy, target = diffuse(latents, noise, alpha, model.prediction)
         adapter = self.student.adapter()
         objects = Objects.gather(project(adapter, batch.features), batch.texts)
         merging = Merging(adapter.sites, objects, Merge(recipe.merge), recipe.gate)
@@ -89,6 +88,12 @@ def draw(batch: Batch, seed: int, levels: int) -> tuple[Tensor, Tensor]:
     steps = torch.cat([torch.randint(levels, (1,), generator=each) for each in generators])
     shape = batch.latents.shape[1:]
     return torch.stack([torch.randn(shape, generator=each) for each in generators]), steps
+
+
+def diffuse(latents: Tensor, noise: Tensor, alpha: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
+    """x_t = √ᾱ x + √(1−ᾱ) ε, and what the model should say of it: ε, or v = √ᾱ ε − √(1−ᾱ) x."""
+    signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
+    return signal * latents + spread * noise, noise if prediction == "eps" else signal * noise - spread * latents
 
 
 def snr_weight(alpha: Tensor, prediction: str, gamma: float) -> Tensor:
