@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 SAVE_EVERY_S = 180
 LOG_EVERY = 25
+WARM_UP = 200  # steps
 
 
 class Stage(Protocol):
@@ -39,6 +40,7 @@ class Progress:
 
     def __init__(self, stage: Stage):
         self.stage, self.step, self.seconds = stage, 0, 0.0
+        self.fresh = 0  # the step at which the optimiser knew nothing
         self.weights = {k: p for k, p in stage.model.named_parameters() if p.requires_grad}
         self.ema = {k: p.detach().clone() for k, p in self.weights.items()}
         decayed = [p for p in self.weights.values() if p.ndim > 1]
@@ -49,7 +51,7 @@ class Progress:
     def advance(self) -> dict[str, Tensor]:
         """One optimiser step; returns what to log."""
         wide = self.stage.wide
-        rate = self.stage.rate * wide**0.5 * schedule(self.step, self.stage.total)
+        rate = self.stage.rate * wide**0.5 * schedule(self.step, self.stage.total, self.fresh)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         loss, log = self.stage.loss(self.step)
@@ -89,6 +91,7 @@ class Progress:
         return {
             "step": self.step,
             "seconds": self.seconds,
+            "fresh": self.fresh,
             "weights": weights,
             "ema": self.ema,
             "optimiser": self.optimiser.state_dict(),
@@ -104,15 +107,18 @@ class Progress:
         self._fill(state.get("weights") or state["ema"])  # a packed checkpoint may hold the mean only
         for key, value in self.ema.items():
             value.copy_(state["ema"][key])
+        self.step, self.seconds = state["step"], state["seconds"]
         if state.get("optimiser"):
             self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.seconds = state["step"], state["seconds"]
+            self.fresh = state.get("fresh", 0)
+        else:
+            self.fresh = self.step
 
 
-def schedule(step: int, total: int, warm_up: int = 200) -> float:
-    """Share of the full learning rate: a linear rise, then half a cosine down to a twentieth."""
+def schedule(step: int, total: int, fresh: int = 0) -> float:
+    """Share of the full learning rate: half a cosine down to a twentieth, rising from a fresh optimiser's step."""
     fall = 0.5 + 0.5 * math.cos(math.pi * min(step / total, 1.0))
-    return min((step + 1) / warm_up, 1.0) * (0.05 + 0.95 * fall)
+    return min((step - fresh + 1) / WARM_UP, 1.0) * (0.05 + 0.95 * fall)
 
 
 def save(state: dict, file: Path) -> None:
