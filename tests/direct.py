@@ -67,13 +67,13 @@ class Direct:
         relevance = torch.stack([object_relevance(q, text.double() @ to_k.T, heads) for text in self.texts])
         share = self.shares(relevance, regions)
         each = (attention(q, k, v, heads) for k, v in zip(keys, values, strict=True))
-        return sum(w * s[:, None] * z for w, s, z in zip(self.weights, share, each, strict=True))
+        return torch.stack([w * s[:, None] * z for w, s, z in zip(self.weights, share, each, strict=True)]).sum(0)
 
     def nothing(self, q: Tensor, number: int, heads: int, regions: np.ndarray | None) -> Tensor:
         """The unconditional row: one set of image tokens for all objects, the empty text prefers no position."""
         flat = torch.full((len(self.tokens), len(q)), 1 / len(q), dtype=torch.float64)
         share = self.shares(flat, regions) if self.strategy != "concat" else self.shares(flat, regions, "uniform")
-        total = sum(w * s for w, s in zip(self.weights, share, strict=True))
+        total = torch.stack([w * s for w, s in zip(self.weights, share, strict=True)]).sum(0)
         keys, values = (self.null.double() @ w[number].double().T for w in (self.to_k, self.to_v))
         return total[:, None] * attention(q, keys, values, heads)
 
@@ -130,9 +130,9 @@ def region_at(region: Tensor | None, canvas: tuple[int, int], area: Sequence[int
     picture = Image.fromarray(region.numpy().astype(np.float32), "F")
     if area is not None:
         height, width, y, x = area
-        picture = picture.resize(canvas[::-1], Image.Resampling.BILINEAR)
+        picture = picture.resize((canvas[1], canvas[0]), Image.Resampling.BILINEAR)
         picture = picture.crop((x, y, min(x + width, canvas[1]), min(y + height, canvas[0])))
-    return np.asarray(picture.resize(site[::-1], Image.Resampling.BILINEAR)).reshape(-1)
+    return np.asarray(picture.resize((site[1], site[0]), Image.Resampling.BILINEAR)).reshape(-1)
 
 
 class DirectPatch:

@@ -53,7 +53,7 @@ class Case:
             "regions": torch.rand(m, self.positions, generator=g) * (torch.rand(m, self.positions, generator=g) > 0.3),
         }  # fmt: skip
         for name in ("tokens", "texts", "weights", "regions") if self.order else ():
-            data[name] = [data[name][i] for i in self.order]
+            data[name] = [data[name][i] for i in self.order or ()]
         return data
 
     def plan(self) -> tuple[Plan, SitePlan]:

@@ -44,7 +44,7 @@ def stored_as(dtype: torch.dtype, compute: torch.dtype | None) -> Any:
     import comfy.model_base
     import comfy.supported_models
 
-    original = host_unet()
+    original: Any = host_unet()
     config = original.model_config.unet_config
     settings = comfy.supported_models.SDXL(copy.deepcopy(config))
     settings.unet_config = copy.deepcopy(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def check(got, expected) -> None:
 @pytest.mark.parametrize("names", ["full", "block"])
 @pytest.mark.parametrize("head", ["image", "text", "off"])
 def test_another_pack_before_ours(names: str, head: str) -> None:
-    choice = {"head": {"gate": head}}
+    choice: dict[str, Any] = {"head": {"gate": head}}
     check(
         graphs.apply(model=joined(bundle().model, names), **choice),
         summed(graphs.apply_directly(**choice), names=names),
@@ -143,7 +144,9 @@ def test_twice(gates: str) -> None:
     """Each adds what it adds alone to the same text attention."""
     chains = references(), references(("rocket", "astronaut", "moon"), weight=[1.0, 0.5, 2.0])
     families, merges = ("base", "plus"), ({}, {"strategy": "concat"})
-    each = [dict(family=f, merge=m, head={"gate": g}) for f, m, g in zip(families, merges, gates.split(), strict=True)]
+    each: list[dict[str, Any]] = [
+        dict(family=f, merge=m, head={"gate": g}) for f, m, g in zip(families, merges, gates.split(), strict=True)
+    ]
     twice = graphs.apply(chains[1], model=graphs.apply(chains[0], **each[0]), **each[1])
     check(twice, summed(*(graphs.apply_directly(c, **options) for c, options in zip(chains, each, strict=True))))
 
@@ -165,7 +168,7 @@ def test_clones_share_the_plan() -> None:
 
 
 def test_the_host_moves_what_stood_there_before() -> None:
-    tenant = Tenant(term, sigma_start=1e9, sigma_end=0.0)
+    tenant: Any = Tenant(term, sigma_start=1e9, sigma_end=0.0)
     tenant.models = lambda: ["a model"]
     model = bundle().model.clone()
     model.set_model_attn2_replace(tenant, *sites("full")[0])

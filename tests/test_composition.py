@@ -22,7 +22,13 @@ pytestmark = pytest.mark.usefixtures("host")
 
 def test_the_comparison_tells_right_from_wrong() -> None:
     without, expected = graphs.sample(graphs.bundle().model), graphs.sample(graphs.apply_directly())
-    for wrong in ({"merge": {"strategy": "uniform"}}, {"head": {"gate": "off"}}, {"scale": 0.9}, {"start": 0.5}):
+    wrongs: list[dict[str, Any]] = [
+        {"merge": {"strategy": "uniform"}},
+        {"head": {"gate": "off"}},
+        {"scale": 0.9},
+        {"start": 0.5},
+    ]
+    for wrong in wrongs:
         assert graphs.deviation(graphs.sample(graphs.apply(**wrong)), expected, without) > 10 * graphs.TOLERANCE
     swapped = graphs.apply_directly(branch=lambda index, uuid: (index == 1, None))
     assert graphs.deviation(graphs.sample(swapped), expected, without) > 10 * graphs.TOLERANCE
@@ -136,8 +142,8 @@ def test_self_attention_guidance(cfg: float) -> None:
 
 def _run(module: str, node: str, *inputs) -> Any:
     """A node from the host's extras, of either API."""
-    node = getattr(importlib.import_module(f"comfy_extras.nodes_{module}"), node)
-    return output(node.execute(*inputs) if hasattr(node, "execute") else getattr(node(), node.FUNCTION)(*inputs))
+    kind = getattr(importlib.import_module(f"comfy_extras.nodes_{module}"), node)
+    return output(kind.execute(*inputs) if hasattr(kind, "execute") else getattr(kind(), kind.FUNCTION)(*inputs))
 
 
 OTHERS: dict[str, Callable] = {

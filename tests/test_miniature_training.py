@@ -1,6 +1,8 @@
 """The miniature's trainer: a stretch that was cut goes on as if it had not been."""
 
-from __future__ import annotations
+from __future__ from typing import Any
+
+import annotations
 
 import pytest
 import torch
@@ -92,7 +94,7 @@ def test_sampling_with_the_true_answer_arrives():
 
 
 def test_shards_show_every_scene_once_a_pass(tmp_path):
-    tiny = nn.Module()
+    tiny: Any = nn.Module()
     tiny.taesd_encoder = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8))
     shards = latents.Shards(tiny, tmp_path, torch.device("cpu"), size=16)
     seen = torch.cat([shards.batch(start, 4).latents for start in range(0, 16, 4)]).flatten(1)
@@ -109,7 +111,7 @@ def test_a_wide_step_counts_for_several_and_covers_the_same_scenes(tmp_path):
     toy = Toy()
     toy.wide = 4
     assert steps(stretch.Progress(toy), 5).step == 20
-    tiny = nn.Module()
+    tiny: Any = nn.Module()
     tiny.taesd_encoder = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8))
     shards = latents.Shards(tiny, tmp_path, torch.device("cpu"), size=16)
     wide = shards.batch(0, 8).latents

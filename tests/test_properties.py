@@ -123,7 +123,7 @@ def test_an_objects_weight_multiplies_its_term(case: Case, conditional: bool) ->
     alone = [replace(case, weights=unit(i, 1.0)).fused(branch) - text for i in range(case.objects)]
     weights = tuple(0.5 * i for i in range(case.objects))
     together = replace(case, weights=weights).fused(branch) - text
-    close(together, sum(w * z for w, z in zip(weights, alone, strict=True)))
+    close(together, torch.stack([w * z for w, z in zip(weights, alone, strict=True)]).sum(0))
 
 
 def test_weight_zero_is_not_absence() -> None:
