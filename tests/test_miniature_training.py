@@ -1,8 +1,8 @@
 """The miniature's trainer: a stretch that was cut goes on as if it had not been."""
 
-from __future__ from typing import Any
+from __future__ import annotations
 
-import annotations
+from typing import Any
 
 import pytest
 import torch
