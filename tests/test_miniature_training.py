@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from mip_adapter.miniature import world
@@ -94,8 +92,8 @@ def test_sampling_with_the_true_answer_arrives():
 
 
 def test_shards_show_every_scene_once_a_pass(tmp_path):
-    tiny: Any = nn.Module()
-    tiny.taesd_encoder = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8))
+    tiny, convolution = nn.Module(), nn.Conv2d(3, 4, 8, stride=8)
+    tiny.taesd_encoder = nn.Sequential(convolution)
     shards = latents.Shards(tiny, tmp_path, torch.device("cpu"), size=16)
     seen = torch.cat([shards.batch(start, 4).latents for start in range(0, 16, 4)]).flatten(1)
     assert len(seen.unique(dim=0)) == 16
@@ -103,7 +101,7 @@ def test_shards_show_every_scene_once_a_pass(tmp_path):
     assert torch.equal(again.latents.flatten(1), seen[:4])
     assert all(1 <= len(kinds) <= world.OBJECTS for kinds in again.scenes)
     before = latents.fingerprint(tiny.taesd_encoder)
-    tiny.taesd_encoder[0].bias.data[0] += 1e-4
+    convolution.weight.data[0] += 1e-4
     assert latents.fingerprint(tiny.taesd_encoder) != before
 
 
@@ -111,8 +109,8 @@ def test_a_wide_step_counts_for_several_and_covers_the_same_scenes(tmp_path):
     toy = Toy()
     toy.wide = 4
     assert steps(stretch.Progress(toy), 5).step == 20
-    tiny: Any = nn.Module()
-    tiny.taesd_encoder = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8))
+    tiny, convolution = nn.Module(), nn.Conv2d(3, 4, 8, stride=8)
+    tiny.taesd_encoder = nn.Sequential(convolution)
     shards = latents.Shards(tiny, tmp_path, torch.device("cpu"), size=16)
     wide = shards.batch(0, 8).latents
     assert torch.equal(wide, torch.cat([shards.batch(0, 4).latents, shards.batch(4, 4).latents]))
