@@ -45,5 +45,9 @@ def accumulate(out: Tensor, probabilities: Tensor, values: Tensor) -> None:
     out [B, N, h·d] contiguous; probabilities [h, blocks, T, P = B·N]; values [h, blocks·T, d].
     """
     heads, _, width = values.shape
-    per_head = out.view(-1, heads, width).transpose(0, 1)  # [h, P, d], strided view of `out`
-    per_head.baddbmm_(probabilities.flatten(1, 2).transpose(1, 2), values)
+    rows = probabilities.flatten(1, 2).transpose(1, 2)  # [h, P, blocks·T]
+    if torch.compiler.is_compiling():  # inductor cannot follow a product into a strided view, and fuses the sum itself
+        out += torch.bmm(rows, values).transpose(0, 1).reshape(out.shape)
+    else:
+        per_head = out.view(-1, heads, width).transpose(0, 1)  # [h, P, d], strided view of `out`
+        per_head.baddbmm_(rows, values)
