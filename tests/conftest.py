@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import hypothesis
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROME_FLAGS = [
@@ -45,6 +47,16 @@ def _load_mip():
 
 mip = _load_mip()
 mip.load_package()
+
+
+hypothesis.settings.register_profile("ci", derandomize=True)  # a red run must be red again tomorrow
+if os.environ.get("CI") == "true":
+    hypothesis.settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time() -> None:
+    torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -48,7 +48,7 @@ def test_pictures_do_not_see_each_other():
     for family, embeds in (("base", torch.randn(3, 10)), ("plus", torch.randn(3, 9, 10))):
         adapter = build_adapter(samples.flat(SMALL[family]), "a")
         apart = torch.cat([project(adapter, one[None]) for one in embeds])
-        assert relative(project(adapter, embeds), apart) < 1e-6
+        assert relative(project(adapter, embeds), apart) < 1e-5  # other batches, other order of sums
 
 
 @pytest.mark.parametrize("name", FAMILIES)
