@@ -158,7 +158,9 @@ def test_torch_compile(host, monkeypatch) -> None:
     from comfy_api.torch_helpers import set_torch_compile_wrapper
 
     monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # pytest would keep every line of it
-    for options in ({}, {"chain": references(region=[MASK, None])}, {"merge": {"strategy": "concat"}}):
+    regional = references(region=[MASK, None])
+    choices: tuple[dict, ...] = ({}, {"chain": regional}, {"merge": {"strategy": "concat"}})
+    for options in choices:
         compiled = graphs.apply(**options).clone()
         set_torch_compile_wrapper(
             model=compiled, backend="aot_eager", keys=["diffusion_model.input_blocks.4.1.transformer_blocks.0"]
