@@ -74,8 +74,8 @@ def references(texts: Sequence[str] = OBJECTS, **each: Sequence) -> tuple:
 
 def apply(chain: tuple | None = None, *, model: Any = None, clip: Any = None, family: str = "base", adapter: Any = None,
           scale: float = 1.0, start: float = 0.0, end: float = 1.0, merge: dict | None = None,
-          head: dict | None = None) -> Any:  # fmt: skip
-    """MIPApply behind MIPMerge and MIPFusionHead. Returns the new MODEL."""
+          head: dict | None = None, fusion_head: Any = None) -> Any:  # fmt: skip
+    """MIPApply behind MIPMerge and MIPFusionHead (head: its choices; fusion_head: what it gives). Returns the new MODEL."""
     from mip_adapter.attention.options import FusionHead, Merge
     from mip_adapter.nodes.apply import MIPApply
 
@@ -84,7 +84,8 @@ def apply(chain: tuple | None = None, *, model: Any = None, clip: Any = None, fa
     with torch.inference_mode():
         return MIPApply.execute(
             model or parts.model, clip or parts.clip, parts.vision, adapter, references() if chain is None else chain,
-            scale, start, end, Merge(**merge) if merge else None, FusionHead(adapter.head, **head) if head else None,
+            scale, start, end, Merge(**merge) if merge else None,
+            FusionHead(adapter.head, **head) if head else fusion_head,
         ).args[0]  # fmt: skip
 
 

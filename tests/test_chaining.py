@@ -192,8 +192,13 @@ def test_applied_again_it_is_the_same() -> None:
     assert torch.equal(sample(graphs.apply()), sample(graphs.apply()))
 
 
-def test_scale_zero_is_the_identity() -> None:
-    assert torch.equal(sample(graphs.apply(scale=0.0)), sample(bundle().model))
+@pytest.mark.parametrize("choice", [{}, {"merge": {"strategy": "sum"}}, {"head": {"gate": "text"}}], ids=str)
+def test_scale_zero_is_the_identity(choice: dict) -> None:
+    assert torch.equal(sample(graphs.apply(scale=0.0, **choice)), sample(bundle().model))
+
+
+def test_outside_its_steps_it_is_the_identity() -> None:
+    assert torch.equal(sample(graphs.apply(start=0.4, end=0.6), 1), sample(bundle().model, 1))
 
 
 def test_interrupted_sampling_leaves_the_model_usable() -> None:

@@ -93,6 +93,25 @@ def test_separate_calls(monkeypatch) -> None:
     assert graphs.deviation(apart, together, graphs.sample(graphs.bundle().model)) < graphs.TOLERANCE
 
 
+@pytest.mark.parametrize("node", ["KSampler", "KSamplerAdvanced"])
+def test_the_samplers_that_everybody_uses(node: str) -> None:
+    """The nodes themselves; KSamplerAdvanced for the middle steps only, as in two-stage workflows."""
+    import nodes
+
+    conds = prompt("a cat beside a red coffee cup"), prompt("blurry")
+    latent = {"samples": torch.zeros(2, 4, *graphs.SIZE)}
+
+    def sampled(model) -> torch.Tensor:
+        with torch.inference_mode():
+            if node == "KSampler":
+                return nodes.KSampler().sample(model, 5, 3, 4.0, "dpmpp_2m", "karras", *conds, latent)[0]["samples"]
+            steps = "enable", 5, 6, 4.0, "euler", "normal", *conds, latent, 1, 4, "enable"
+            return nodes.KSamplerAdvanced().sample(model, *steps)[0]["samples"]
+
+    results = [sampled(model) for model in (graphs.apply(), graphs.apply_directly(), graphs.bundle().model)]
+    assert graphs.deviation(*results) < graphs.TOLERANCE
+
+
 def test_prompts_of_different_lengths() -> None:
     """The host repeats the shorter one up to the common multiple."""
     long = prompt("a cat beside a red coffee cup, " * 20)

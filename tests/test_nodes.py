@@ -11,6 +11,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+
+from . import graphs
 
 FILE = Path(__file__).parent / "data" / "object_info.json"
 LISTS_FILES = {("MIPAdapterLoader", "adapter_name"), ("MIPFusionHead", "head_name")}
@@ -67,6 +71,25 @@ def test_everything_is_explained(nodes) -> None:
         assert schema.category.split("/")[0] == "MIP-Adapter", node
         unexplained = [each.id for each in schema.inputs if not each.tooltip]
         assert not unexplained, f"{schema.node_id}: {unexplained} without a tooltip"
+
+
+def test_a_head_from_another_file(host) -> None:
+    """MIPFusionHead with head_name: the same as the adapter that the head was taken from."""
+    from mip_adapter.nodes.merge import MIPFusionHead
+    from mip_adapter.weights.host_files import register_folders
+
+    register_folders()
+    adapter = graphs.bundle().adapters["base"]
+    rows = {f"{number}.text_to_weight.weight": row.unsqueeze(0).clone() for number, row in adapter.head.items()}
+    file = host.base / "models" / "mip_adapter" / "head.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(rows, file)
+    before = MIPFusionHead.fingerprint_inputs("image", 1.0, "head.safetensors")
+    heads = [MIPFusionHead.execute(adapter, "image", 1.0, *name).args[0] for name in ((), ("head.safetensors",))]
+    own, other = (graphs.sample(graphs.apply(fusion_head=head), 1) for head in heads)
+    assert torch.equal(own, other)
+    os.utime(file, (1, 1))
+    assert MIPFusionHead.fingerprint_inputs("image", 1.0, "head.safetensors") != before
 
 
 def test_sockets_are_called_after_the_design(nodes) -> None:

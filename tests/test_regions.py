@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from . import graphs
 from .graphs import SIZE, bundle, compare, deviation, guide, prompt, references, sample
@@ -95,6 +97,16 @@ def test_several_positives_with_masks() -> None:
         compare(lambda model: guide(model, cat + cup + prompt("a table")), chain=chain)
 
 
+def test_default_cond_for_the_rest_of_the_canvas() -> None:
+    """ConditioningSetDefaultAndCombine: the host evaluates the default for what no mask covers."""
+    import comfy.hooks
+
+    cat, table = masked(prompt("a cat"), box(64, 64, 0, 0, 64, 30)), prompt("a table")
+    both = comfy.hooks.set_default_conds_and_combine([cat], [table])[0]
+    assert any("default" in options for _, options in both)
+    compare(lambda model: guide(model, both), chain=regional(LEFT, RIGHT))
+
+
 AREAS = {
     "halves": lambda: area(prompt("a cat"), 16, 8, 0, 0) + area(prompt("a cup"), 16, 8, 0, 8),
     "sizes": lambda: area(prompt("a cat"), 8, 8, 0, 0) + area(prompt("a cup"), 12, 6, 3, 9) + prompt("a table"),
@@ -139,6 +151,14 @@ def test_area_beyond_perturbed_attention() -> None:
         lambda model: guide(PerturbedAttentionGuidance.execute(model, 2.0).args[0], conds, cfg=1.0),
         chain=regional(LEFT, RIGHT),
     )
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 3), st.sampled_from(["relevance", "concat"]))
+def test_any_canvas_keeps_its_shape(height: int, width: int, batch: int, strategy: str) -> None:
+    model = graphs.apply(regional(slope(), None), merge={"strategy": strategy})
+    latent = sample(model, 1, size=(height, width), batch=batch)
+    assert latent.shape == (batch, 4, height, width) and latent.isfinite().all()
 
 
 def test_one_region_everywhere_is_none() -> None:
