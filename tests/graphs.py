@@ -75,7 +75,7 @@ def references(texts: Sequence[str] = OBJECTS, **each: Sequence) -> tuple:
 def apply(chain: tuple | None = None, *, model: Any = None, clip: Any = None, family: str = "base", adapter: Any = None,
           scale: float = 1.0, start: float = 0.0, end: float = 1.0, merge: dict | None = None,
           head: dict | None = None, fusion_head: Any = None) -> Any:  # fmt: skip
-    """MIPApply behind MIPMerge and MIPFusionHead (head: its choices; fusion_head: what it gives). Returns the new MODEL."""
+    """MIPApply behind MIPMerge and MIPFusionHead (head: choices; fusion_head: an output). Returns the new MODEL."""
     from mip_adapter.attention.options import FusionHead, Merge
     from mip_adapter.nodes.apply import MIPApply
 
