@@ -18,9 +18,6 @@ from torch import Tensor
 
 from .random_sites import Case, close
 
-settings.register_profile("pack", max_examples=25, deadline=None, derandomize=True)
-settings.load_profile("pack")
-
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
