@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from comfy.utils import ProgressBar
 from torch import Tensor
 
@@ -93,13 +94,10 @@ def _regions(references: tuple[Reference, ...]) -> Tensor | None:
     if not given:
         return None
     size = max((region.shape[-2:] for region in given), key=lambda shape: shape[0] * shape[1])
-    full = torch.ones(1, *size)
-    maps = [
-        full
-        if r.region is None
-        else torch.nn.functional.interpolate(
-            r.region.unsqueeze(0), size=tuple(size), mode="bilinear", align_corners=False
-        ).squeeze(0)
-        for r in references
-    ]
-    return torch.cat(maps)
+
+    def stretched(region: Tensor | None) -> Tensor:
+        if region is None:
+            return torch.ones(1, *size)
+        return F.interpolate(region.unsqueeze(0), size=tuple(size), mode="bilinear", align_corners=False).squeeze(0)
+
+    return torch.cat([stretched(reference.region) for reference in references])

@@ -47,6 +47,10 @@ class Merge:
         if not self.sharpness > 0:
             raise ValueError(f"sharpness is {self.sharpness}; it must be above 0 (1 is the paper's merge).")
 
+    def needs_relevance(self, objects: int) -> bool:
+        """A lone object without competitor has the share 1 everywhere: nothing to measure."""
+        return self.strategy == "relevance" and (objects > 1 or self.background > 0)
+
 
 @dataclass(frozen=True, eq=False)
 class FusionHead:

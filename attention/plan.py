@@ -80,8 +80,7 @@ class Plan:
 
     @property
     def needs_relevance(self) -> bool:
-        """A lone object without competitor has the share 1 everywhere: nothing to measure."""
-        return self.merge.strategy == "relevance" and (self.objects > 1 or self.merge.background > 0)
+        return self.merge.needs_relevance(self.objects)
 
     @property
     def joint(self) -> bool:
@@ -147,7 +146,7 @@ def _constant_factors(weights: Tensor, scale: float, merge: Merge, regional: boo
     share = flat_shares(objects, merge).to(weights)
     null_scale = scale * (weights * share).sum()
     # "concat" is one softmax over all tokens: its probabilities are the shares already.
-    measured = merge.strategy == "concat" or (merge.strategy == "relevance" and (objects > 1 or merge.background > 0))
+    measured = merge.strategy == "concat" or merge.needs_relevance(objects)
     return (weights * scale if measured else weights * share * scale), null_scale
 
 

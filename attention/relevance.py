@@ -41,7 +41,7 @@ def shares(relevance: Tensor, merge: Merge, region: Tensor | None = None) -> Ten
     """
     if merge.strategy == "sum":
         return torch.ones_like(relevance) if region is None else relevance.new_ones(()) * region
-    background = 0.0
+    background = None
     if merge.strategy == "relevance":
         if merge.sharpness != 1.0:
             # a^p relative to the largest a, so that high powers neither overflow nor vanish.
@@ -53,7 +53,9 @@ def shares(relevance: Tensor, merge: Merge, region: Tensor | None = None) -> Ten
             background = merge.background / relevance.shape[-1]
     if region is not None:
         relevance = relevance * region
-    total = relevance.sum(0, keepdim=True) + background if merge.background else relevance.sum(0, keepdim=True)
+    total = relevance.sum(0, keepdim=True)
+    if background is not None:
+        total = total + background
     if region is not None:
         share = relevance / total.clamp_min(LEAST) * region.amax(0, keepdim=True)
     else:
