@@ -1,0 +1,56 @@
+"""What was found in pictures: boxes and masks of objects, whoever found them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels, ends excluded
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """One object that was found. score in 0..1; mask [H, W] in 0..1 over the whole picture, or None: all of the box."""
+
+    box: Box
+    score: float = 1.0
+    mask: Tensor | None = None
+
+    def region(self, height: int, width: int) -> Tensor:
+        """[H, W] in 0..1: the mask, or the box filled."""
+        if self.mask is not None:
+            return self.mask.float()
+        region = torch.zeros(height, width)
+        x0, y0, x1, y1 = (round(v) for v in self.box)
+        region[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = 1
+        return region
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What was found in a batch of B pictures for M object texts.
+
+    found[b][m]: everything found in picture b for text m, best score first; empty where nothing was.
+    """
+
+    texts: tuple[str, ...]
+    height: int
+    width: int
+    found: tuple[tuple[tuple[Detection, ...], ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def best(self, picture: int, text: int) -> Detection | None:
+        """The one with the highest score, None where nothing was found."""
+        each = self.found[picture][text]
+        return each[0] if each else None
+
+    def every(self, picture: int) -> Iterator[tuple[int, Detection]]:
+        """(text, detection) of all that was found in one picture."""
+        for text, each in enumerate(self.found[picture]):
+            for detection in each:
+                yield text, detection
