@@ -15,7 +15,8 @@ class Toy:
 
     name, rate, total, ema_decay, wide = "toy", 1e-2, 1000, 0.9, 1
 
-    def __init__(self):
+    def __init__(self, matrix_rate=None):
+        self.matrix_rate = matrix_rate
         torch.manual_seed(0)
         self.model = nn.Linear(4, 4)
 
@@ -31,10 +32,11 @@ def steps(progress, count):
     return progress
 
 
-def test_resumed_equals_uninterrupted(tmp_path):
-    whole = steps(stretch.Progress(Toy()), 60)
-    stretch.save(steps(stretch.Progress(Toy()), 25).state(), tmp_path / "toy.pt")
-    again = stretch.Progress(Toy())
+@pytest.mark.parametrize("matrix_rate", [None, 2e-2])
+def test_resumed_equals_uninterrupted(tmp_path, matrix_rate):
+    whole = steps(stretch.Progress(Toy(matrix_rate)), 60)
+    stretch.save(steps(stretch.Progress(Toy(matrix_rate)), 25).state(), tmp_path / "toy.pt")
+    again = stretch.Progress(Toy(matrix_rate))
     again.restore(torch.load(tmp_path / "toy.pt", weights_only=True))
     steps(again, 35)
     assert again.step == whole.step == 60

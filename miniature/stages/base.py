@@ -41,7 +41,8 @@ def size_vector(size: int) -> Tensor:
 
 
 class Base:
-    name, rate, total, ema_decay = "base", 6e-4, 30_000, 0.9995
+    name, rate, total, ema_decay = "base", 6e-4, 16_000, 0.9995
+    matrix_rate = 2e-3
 
     def __init__(self, model: nn.Module, call: Callable, shards: Shards, condition: Conditioner, wide: int = 1):
         """`call(model, x, steps, context, vector)` is how the host's UNet is asked."""

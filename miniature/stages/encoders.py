@@ -62,6 +62,7 @@ class Encoders(nn.Module):
 
 class EncoderStage:
     name, rate, total, ema_decay = "encoders", 1e-3, 8_000, 0.998
+    matrix_rate: float | None = None
 
     def __init__(self, model: Encoders, words: Words, device: torch.device, wide: int = 1):
         self.model, self.words, self.device, self.wide = model.to(device), words, device, wide

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import world
 
 SHARD = 2048  # scenes
-WINDOW, PASSES = 4, 6  # shards a window, times through it
+WINDOW, PASSES = 4, 12  # shards a window, times through it
 OBJECTS = (1, 2, 2, 2, 2, 3, 3, 3, 4, 4)  # mostly several, so that words must mean places
 
 

@@ -17,6 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from .optimiser import Optimiser
+
 SAVE_EVERY_S = 180
 LOG_EVERY = 25
 WARM_UP = 200  # steps
@@ -26,6 +28,7 @@ class Stage(Protocol):
     name: str
     model: nn.Module  # only its parameters that want gradients are trained and kept
     rate: float  # learning rate at its highest
+    matrix_rate: float | None  # Muon's, for matrices; None: AdamW for all
     total: int  # steps of the whole recipe, over which the rate falls
     ema_decay: float
     wide: int  # batches of the recipe in one: more than 1 on a GPU, which then makes fewer, larger steps
@@ -43,22 +46,17 @@ class Progress:
         self.fresh = 0  # the step at which the optimiser knew nothing
         self.weights = {k: p for k, p in stage.model.named_parameters() if p.requires_grad}
         self.ema = {k: p.detach().clone() for k, p in self.weights.items()}
-        decayed = [p for p in self.weights.values() if p.ndim > 1]
-        plain = [p for p in self.weights.values() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.99), fused=True)
+        self.optimiser = Optimiser(self.weights.values(), stage.rate, stage.matrix_rate)
 
     def advance(self) -> dict[str, Tensor]:
         """One optimiser step; returns what to log."""
         wide = self.stage.wide
-        rate = self.stage.rate * wide**0.5 * schedule(self.step, self.stage.total, self.fresh)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
         loss, log = self.stage.loss(self.step)
-        self.optimiser.zero_grad(set_to_none=True)
+        for parameter in self.weights.values():
+            parameter.grad = None
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
-        self.optimiser.step()
+        self.optimiser.step(wide**0.5 * schedule(self.step, self.stage.total, self.fresh))
         self.step += wide
         decay = min(self.stage.ema_decay, (1 + self.step) / (10 + self.step)) ** wide
         with torch.no_grad():

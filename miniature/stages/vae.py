@@ -18,6 +18,7 @@ SIZES = ((64, 12), (128, 3))  # then in turn: pixels a side and how many, so tha
 
 class Vae:
     name, rate, total, ema_decay = "vae", 6e-4, 16_000, 0.998
+    matrix_rate: float | None = None
 
     def __init__(self, model: Any, device: torch.device, wide: int = 1):
         self.model, self.device, self.wide = model.to(device, memory_format=torch.channels_last), device, wide
