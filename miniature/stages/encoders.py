@@ -96,7 +96,7 @@ class EncoderStage:
 class VisionStage(EncoderStage):
     """The image encoder alone, against texts that later stages already rely on."""
 
-    name = "vision"
+    name, rate, total = "vision", 5e-4, 4_000
 
     def __init__(self, model: Encoders, words: Words, device: torch.device, wide: int = 1):
         super().__init__(model, words, device, wide)

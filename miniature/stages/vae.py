@@ -44,7 +44,7 @@ class Vae:
 class Decoder(Vae):
     """The decoder alone, over an encoder that later stages already rely on."""
 
-    name = "decoder"
+    name, total = "decoder", 8_000
 
     def __init__(self, model: Any, device: torch.device, wide: int = 1):
         super().__init__(model, device, wide)
