@@ -1,4 +1,6 @@
 """Scores: pure maths in a file each; encoders and detectors behind small loaders.
 
-quality.py     how well a picture's objects can be told apart and named     text_image.py  CLIP-like encoders
+detections.py  what was found in pictures       crops.py      objects cut out of pictures, as in training
+encoders.py    words and pictures to vectors    folders.py    models from local Hugging Face folders
+host_encoder.py  the host's own encoders        quality.py    can a picture's objects be told apart and named?
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from mip_adapter.evaluation.text_image import load_text_image
+from mip_adapter.evaluation.encoders import load_encoder, need_words
 from mip_adapter.training.curate import main
 from mip_adapter.training.curate_parts import open_parts
 from mip_adapter.training.curate_table import best, check_table, write_table
@@ -56,7 +56,7 @@ def alone(data: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_scores_are_those_of_the_definition(alone: Path, data: Path, encoder: Path):
     """Crops cut and cosines taken here, in numpy, for two pictures."""
-    model, rows = load_text_image(encoder), table(alone)
+    model, rows = need_words(load_encoder(encoder), "The test"), table(alone)
     for name in ("000", "017"):
         entries = json.loads((data / "jsons" / f"{name}.json").read_text())["final_masks"][1:]
         pixels, mask = (np.asarray(Image.open(data / kind / f"{name}.png")) for kind in ("images", "masks"))
@@ -213,7 +213,7 @@ def test_bad_input_gets_a_sentence(data: Path, encoder: Path, tmp_path: Path, ca
     (bert / "model.safetensors").write_bytes((encoder / "model.safetensors").read_bytes())
     (tmp_path / "empty").mkdir()
     for folder, chosen, more, says in (
-        (data, tmp_path / "nowhere", [], "no text-image encoder in"),
+        (data, tmp_path / "nowhere", [], "no encoder in"),
         (data, pickled, [], "no .safetensors weights"),
         (data, bert, [], "cannot be loaded"),
         (tmp_path / "empty", encoder, [], "No training data in"),

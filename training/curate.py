@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..evaluation.text_image import load_text_image
+from ..evaluation.encoders import load_encoder, need_words
+from ..evaluation.folders import on
 from .curate_parts import Parts, Row, open_parts, process, write_whole
 from .curate_read import Folder
 from .curate_score import score
@@ -59,7 +60,7 @@ def curate(options: argparse.Namespace) -> None:
     }
     parts = open_parts(output.with_name(f"{output.name}.parts"), folder.ids(), settings, options.part, options.fresh)
     if any(parts.todo(rank, world)):
-        encoder = load_text_image(options.encoder, _device(options.device))
+        encoder = need_words(load_encoder(options.encoder, on(_device(options.device))), "The object quality score")
         if rank == 0 and parts.finished():
             _say(f"Going on: {parts.finished()} of {len(parts)} parts are there.")
         score(parts, folder.objects, encoder, rank, world, options.workers, _say)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
+from ..evaluation.crops import window
+from ..evaluation.detections import Box
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,6 @@ def object_value(inside: np.ndarray) -> int | None:
     """The mask value that fills most of a box; None where all is background."""
     found, counts = np.unique(inside[inside > 0], return_counts=True)
     return int(found[counts.argmax()]) if len(found) else None
-
-
-def window(box: Box) -> tuple[slice, slice]:
-    """A box as rows and columns of an array."""
-    x0, y0, x1, y1 = (max(0, int(round(edge))) for edge in box)
-    return slice(y0, max(y1, y0 + 1)), slice(x0, max(x1, x0 + 1))
 
 
 def _area(box: Box) -> float:

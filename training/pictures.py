@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .filters import Box, object_value, window
-
-REFERENCE_SIDE = 224  # what CLIP sees
+from ..evaluation.crops import SIDE, cut_out, window
+from .filters import Box, object_value
 
 
 def choose_crop(size: tuple[int, int], boxes: list[Box], rng: random.Random) -> tuple[int, int, int]:
@@ -55,21 +54,9 @@ def reference(picture: np.ndarray, values: np.ndarray, box: Box, mirrored: bool)
     value = object_value(inside)
     if value is None:
         return None
-    mask = fill_holes(inside == value)
-    cut = np.where(mask[..., None], picture[rows, columns], np.uint8(255))
-    height, width = mask.shape
-    side = max(height, width)
-    square = np.full((side, side, 3), 255, np.uint8)
-    top, left = (side - height) // 2, (side - width) // 2
-    square[top : top + height, left : left + width] = cut[:, ::-1] if mirrored else cut
-    return _tensor(Image.fromarray(square).resize((REFERENCE_SIDE, REFERENCE_SIDE), Image.Resampling.BILINEAR))
-
-
-def fill_holes(mask: np.ndarray) -> np.ndarray:
-    """Adds what has the object on all four sides, in its row and in its column."""
-    across, down = mask.cumsum(1), mask.cumsum(0)
-    between = (across > 0) & (across < across[:, -1:]) & (down > 0) & (down < down[-1:])
-    return mask | between
+    pixels, mask = picture[rows, columns], inside == value
+    square = cut_out(pixels[:, ::-1], mask[:, ::-1]) if mirrored else cut_out(pixels, mask)
+    return _tensor(square.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 def _tensor(picture: Image.Image) -> Tensor:
