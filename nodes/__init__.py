@@ -9,6 +9,7 @@ from comfy_api.latest import ComfyExtension, io  # noqa: E402
 from ..weights.host_files import register_folders  # noqa: E402
 from .adapter import MIPAdapterLoader  # noqa: E402
 from .apply import MIPApply  # noqa: E402
+from .encoders import MIPEncoderFromModels, MIPEncoderLoader  # noqa: E402
 from .merge import MIPFusionHead, MIPMerge  # noqa: E402
 from .miniature import MIPMiniatureLoader  # noqa: E402
 from .reference import MIPReference  # noqa: E402
@@ -25,6 +26,8 @@ NODES: list[type[io.ComfyNode]] = [
     MIPMiniatureLoader,
     MIPTrainAdapter,
     MIPSaveAdapter,
+    MIPEncoderLoader,
+    MIPEncoderFromModels,
 ]
 
 

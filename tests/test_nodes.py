@@ -17,7 +17,11 @@ from safetensors.torch import save_file
 from . import graphs
 
 FILE = Path(__file__).parent / "data" / "object_info.json"
-LISTS_FILES = {("MIPAdapterLoader", "adapter_name"), ("MIPFusionHead", "head_name")}
+LISTS_FILES = {
+    ("MIPAdapterLoader", "adapter_name"),
+    ("MIPFusionHead", "head_name"),
+    ("MIPEncoderLoader", "encoder_name"),
+}
 KEPT = ("default", "min", "max", "step", "options", "multiline", "control_after_generate")
 
 

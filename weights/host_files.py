@@ -1,4 +1,5 @@
-"""Where adapters lie: the host's model folders `ipadapter` and `mip_adapter`."""
+"""Where models lie: adapters, files in the host's model folders `ipadapter` and `mip_adapter`; encoders and detectors,
+Hugging Face folders in `mip_encoders` and `grounding-dino`."""
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ import folder_paths
 
 FOLDERS = ("mip_adapter", "ipadapter")
 EXTENSIONS = {".safetensors", ".bin", ".pt", ".pth"}
+ENCODERS, DETECTORS = "mip_encoders", "grounding-dino"
 
 
 def register_folders() -> None:
     """Make the folders known without taking away what other packs or the user's config registered."""
-    for key in FOLDERS:
+    for key in (*FOLDERS, ENCODERS, DETECTORS):
         paths, extensions = folder_paths.folder_names_and_paths.get(key, ([], set()))
         default = os.path.join(folder_paths.models_dir, key)
         ours = [default, str(output_folder())] if key == "mip_adapter" else [default]
@@ -45,12 +47,47 @@ def adapter_path(name: str) -> Path:
     for key in FOLDERS:
         for folder in folder_paths.get_folder_paths(key):
             path = Path(folder, name)
-            # Links inside the folder may lead elsewhere, names may not: compare before links are followed.
-            if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder)):
+            if not _below(path, folder):
                 raise ValueError(f"“{name}” leads out of the models folder; choose a file from the list.")
             if path.is_file():
                 return path
     raise ValueError(f"Adapter “{name}” was not found in {_places()}. Put it there and press R to refresh the lists.")
+
+
+def model_folders(key: str) -> list[str]:
+    """Folders an artist can choose below models/KEY: those with a config or weights, such as “facebook/dino-vits16”."""
+    names = set()
+    for base in folder_paths.get_folder_paths(key):
+        for folder, below, files in os.walk(base, followlinks=True):
+            name = Path(folder).relative_to(base)
+            below[:] = [each for each in below if each[0] != "."] if len(name.parts) < 3 else []
+            if name.parts and any(file == "config.json" or Path(file).suffix in EXTENSIONS for file in files):
+                names.add(name.as_posix())
+    return sorted(names)
+
+
+def model_folder(key: str, name: str) -> Path:
+    """The folder behind a name of `model_folders`. Raises ValueError for anything else."""
+    place = os.path.join(folder_paths.models_dir, key)
+    if not name:
+        raise ValueError(f"No model is chosen. Put its folder into {place} and press R to refresh the lists.")
+    for base in folder_paths.get_folder_paths(key):
+        path = Path(base, name)
+        if not _below(path, base):
+            raise ValueError(f"“{name}” leads out of the models folder; choose a folder from the list.")
+        if path.is_dir():
+            return path
+    raise ValueError(f"“{name}” was not found in {place}. Put the model's folder there and press R.")
+
+
+def _below(path: Path, folder: str) -> bool:
+    """Links inside the folder may lead elsewhere, names may not: compared before links are followed."""
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+
+
+def folder_fingerprint(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Changes whenever a file of the folder does."""
+    return tuple(fingerprint(file) for file in sorted(path.iterdir()) if file.is_file())
 
 
 def fingerprint(path: Path) -> tuple[str, int, int]:
