@@ -42,6 +42,7 @@ class Call:
         self.unet = unet
         self._options = options
         self._regions: dict[tuple[Plan, Area, tuple[int, int]], Tensor] = {}
+        self.pictures = batch // len(options.get("cond_or_uncond") or [0])  # rows of one cond
         self._runs = _runs(batch, options)
         self._seen: dict[RelevanceRecord, list[Observation]] = {}
 
@@ -61,9 +62,19 @@ class Call:
         """The running UNet's cross-attention modules."""
         return cross_attentions(self.unet)
 
-    def runs(self, plan: Plan, site_size: tuple[int, int]) -> list[Run]:
-        """Rows of the batch by treatment; site_size (h, w) is the resolution at the site."""
-        if plan.regions is None:
+    @cached_property
+    def step(self) -> tuple[Tensor, int] | None:
+        """Index of the step, an integer tensor [1] on the device, and the number of steps; None without a schedule."""
+        sigmas, schedule = self._options.get("sigmas"), self._options.get("sample_sigmas")
+        if sigmas is None or schedule is None:
+            return None
+        steps = max(1, len(schedule) - 1)
+        # How many noise levels of the schedule lie above this call's.
+        return (schedule[:steps] > sigmas.flatten()[:1] * 1.0001).sum().clamp_max(steps - 1).reshape(1), steps
+
+    def runs(self, plan: Plan | None = None, site_size: tuple[int, int] = (0, 0)) -> list[Run]:
+        """Rows of the batch by treatment, with the plan's regions at the site's resolution (h, w)."""
+        if plan is None or plan.regions is None:
             return [Run(start, stop, conditional, None, area) for start, stop, conditional, area in self._runs]
         return [
             Run(start, stop, conditional, self._region(plan, area, site_size), area)
@@ -94,14 +105,9 @@ class Call:
 
     def close(self) -> None:
         """The call is over: hand what was measured to the records."""
-        sigmas, schedule = self._options.get("sigmas"), self._options.get("sample_sigmas")
-        if not self._seen or sigmas is None or schedule is None:
-            return
-        steps = max(1, len(schedule) - 1)
-        # Index of the step: how many noise levels of the schedule lie above this call's.
-        step = (schedule[:steps] > sigmas.flatten()[:1] * 1.0001).sum().clamp_max(steps - 1).reshape(1)
-        for record, seen in self._seen.items():
-            record.add(schedule, step, steps, seen)
+        if self._seen and self.step is not None:
+            for record, seen in self._seen.items():
+                record.add(self._options["sample_sigmas"], *self.step, seen)
 
     def _region(self, plan: Plan, area: Area, site_size: tuple[int, int]) -> Tensor:
         key = (plan, area, site_size)

@@ -49,6 +49,17 @@ def encode_references(references: tuple[Reference, ...], adapter: Adapter, clip:
 
 
 def encode_object_text(clip: Any, text: str, adapter: Adapter) -> Tensor:
+    """The content tokens [L, X] of an object text, in the width that the adapter was trained with."""
+    encoded = content_tokens(clip, text)
+    if encoded.shape[-1] != adapter.spec.context_dim:
+        raise ValueError(
+            f"The text encoder gives {encoded.shape[-1]} values a token, but “{adapter.name}” was trained with "
+            f"{adapter.spec.context_dim}: connect the CLIP of the checkpoint that is being sampled."
+        )
+    return encoded
+
+
+def content_tokens(clip: Any, text: str) -> Tensor:
     """The content tokens [L, X] of an object text, encoded on its own: positions 1…L of the text encoder's output."""
     tokens = clip.tokenize(text)
     chunks = tokens.get("l", next(iter(tokens.values()))) if isinstance(tokens, dict) else tokens
@@ -62,13 +73,7 @@ def encode_object_text(clip: Any, text: str, adapter: Adapter) -> Tensor:
         )
     if count < 1:
         raise ValueError(f"The object text “{text}” contains no words for the text encoder; name the object.")
-    encoded = clip.encode_from_tokens(tokens)
-    if encoded.shape[-1] != adapter.spec.context_dim:
-        raise ValueError(
-            f"The text encoder gives {encoded.shape[-1]} values a token, but “{adapter.name}” was trained with "
-            f"{adapter.spec.context_dim}: connect the CLIP of the checkpoint that is being sampled."
-        )
-    return encoded[0, 1 : 1 + count].float()
+    return clip.encode_from_tokens(tokens)[0, 1 : 1 + count].float()
 
 
 def encode_pictures(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tensor:

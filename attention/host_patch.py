@@ -1,8 +1,9 @@
-"""The patch: a thin shell around the frozen plan, one at every cross-attention site of a ModelPatcher's clone."""
+"""Patches: thin shells around a frozen plan, one at every cross-attention site of a ModelPatcher's clone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from copy import copy
 from functools import partial
 from typing import Any, NamedTuple
@@ -35,26 +36,34 @@ class Window(NamedTuple):
         return self.end <= sigma <= self.start
 
 
-class SitePatch:
+class Place(NamedTuple):
+    """Where a patch stands and when it acts; unet: for hosts that do not say which one is running."""
+
+    key: SiteKey
+    unet: Any
+    window: Window | None
+    occupant: Callable | None
+
+
+class SitePatch(ABC):
     """Replacement for one cross-attention, chained to whatever stood there before.
 
-    The plan is shared by all copies (the host deep-copies model options on every clone). A shell may gain guests:
-    IPAdapter_plus, applied after us, hands its callback to the slot's occupant with `add`; the clone that it works on
-    then has its own list, and its parent keeps sampling as before.
+    All that stand in one slot add their terms to the attention and see the same q and the same clean Z_text, so that
+    their order makes no difference. What a patch knows is shared by all of its copies (the host deep-copies model
+    options on every clone). A shell may gain guests: IPAdapter_plus, applied after us, hands its callback to the
+    slot's occupant with `add`; the clone that it works on then has its own list, and its parent keeps sampling as
+    before.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        key: SiteKey,
-        unet: Any,
-        window: Window | None,
-        occupant: Callable | None,
-        record: RelevanceRecord | None,
-    ) -> None:
-        self.plan, self.key, self.unet, self.window = plan, key, unet, window
-        self.occupant, self.record = occupant, record
+    needs_text: bool  # whether `act` reads Z_text
+
+    def __init__(self, place: Place) -> None:
+        self.key, self.unet, self.window, self.occupant = place
         self.guests: tuple[tuple[Callable, dict], ...] = ()
+
+    @abstractmethod
+    def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: Call) -> Tensor:
+        """`out` [B, N, C] with this patch's term, written in place where that helps; text may be `out` itself."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
         return self._attend(q, k, v, extra_options, keep_text=False)[0].to(q.dtype)
@@ -63,26 +72,11 @@ class SitePatch:
         """The attention with our term and our guests', and Z_text where somebody needs it unchanged."""
         call = Call.of(options, q.shape[0], self.unet)
         acts = self.window is None or self.window.contains(call.sigma)
-        site = self.plan.sites[self.key].like(q)
-        needs_text = keep_text or (acts and site.head is not None)
-        out, text = self._before(q, k, v, options, needs_text)
+        out, text = self._before(q, k, v, options, keep_text or (acts and self.needs_text))
         if acts:
             if text is not None and out is text and (keep_text or text.requires_grad):
-                out = text.clone()  # fuse() writes into `out`
-            attention = call.attentions[self.key]
-            size = tuple(options["activations_shape"][-2:])
-            observe = partial(call.observe, self.record, size) if self.record is not None else None
-            out = fuse(
-                out.contiguous(),
-                text,
-                q,
-                self.plan,
-                site,
-                call.runs(self.plan, size),
-                # The module's forward, not its weight: LoRA, low-VRAM casting and fp8 happen there.
-                lambda: attention.to_k(site.object_text),
-                observe,
-            )
+                out = text.clone()  # act() writes into `out`
+            out = self.act(out.contiguous(), text, q, options, call)
         for callback, kwargs in self.guests:
             if Window(kwargs.get("sigma_start", float("inf")), kwargs.get("sigma_end", 0.0)).contains(call.sigma):
                 out = out + callback(out, q, k, v, options, **kwargs)
@@ -124,23 +118,57 @@ def _text_attention(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
     return optimized_attention(q, k, v, options["n_heads"], attn_precision=precision, transformer_options=options)
 
 
+class MergePatch(SitePatch):
+    """Adds the objects' image features: the method."""
+
+    def __init__(self, place: Place, plan: Plan, record: RelevanceRecord | None) -> None:
+        super().__init__(place)
+        self.plan, self.record = plan, record
+        self.needs_text = plan.sites[self.key].head is not None
+
+    def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: Call) -> Tensor:
+        site, attention = self.plan.sites[self.key].like(q), call.attentions[self.key]
+        size = tuple(options["activations_shape"][-2:])
+        return fuse(
+            out,
+            text,
+            q,
+            self.plan,
+            site,
+            call.runs(self.plan, size),
+            # The module's forward, not its weight: LoRA, low-VRAM casting and fp8 happen there.
+            lambda: attention.to_k(site.object_text),
+            partial(call.observe, self.record, size) if self.record is not None else None,
+        )
+
+
 def install(
     model: Any, plan: Plan, start_percent: float, end_percent: float, record: RelevanceRecord | None = None
 ) -> Any:
     """A clone of `model` (ModelPatcher) that samples with the plan and fills the record; `model` stays as it is."""
-    patched = model.clone()
+    return patched(model, plan.sites, start_percent, end_percent, lambda place: MergePatch(place, plan, record))
+
+
+def patched(
+    model: Any,
+    keys: Iterable[SiteKey],
+    start_percent: float,
+    end_percent: float,
+    make: Callable[[Place], SitePatch],
+) -> Any:
+    """A clone of `model` (ModelPatcher) with a patch in the slots of these sites; `model` stays as it is."""
+    clone = model.clone()
     window = Window.of(model, start_percent, end_percent)
-    unet = model.model.diffusion_model
-    occupied = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
-    for key in plan.sites:
-        occupant = occupied.get(key, occupied.get(key[:2]))
-        patch = SitePatch(plan, key, unet, window, occupant, record)
-        patched.set_model_attn2_replace(patch, *key)
-        if (*key[:2], 1) not in plan.sites:
+    unet, keys = model.model.diffusion_model, tuple(keys)
+    occupied = clone.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
+    for key in keys:
+        patch = make(Place(key, unet, window, occupied.get(key, occupied.get(key[:2]))))
+        clone.set_model_attn2_replace(patch, *key)
+        if (*key[:2], 1) not in keys:
             # A block of one transformer, such as SD1.5's: IPAdapter_plus looks for us under the block's own name.
-            patched.set_model_attn2_replace(patch, *key[:2])
-    install_wrappers(patched.model_options)
-    return patched
+            clone.set_model_attn2_replace(patch, *key[:2])
+    install_wrappers(clone.model_options)
+    return clone
 
 
 def compute_dtype(model: Any) -> torch.dtype:

@@ -102,7 +102,7 @@ def compile_plan(
 
     Only one site's weights are on `device` at a time.
     """
-    shared = _SharedText(references.texts, device, dtype)
+    shared = SharedText(references.texts, device, dtype)
     tokens = references.tokens.to(device, torch.float32).flatten(0, 1)  # [M·T, X]
     null = references.null_tokens.to(device, torch.float32)
     weights = torch.tensor(references.weights, device=device, dtype=torch.float32).view(-1, 1, 1)
@@ -150,7 +150,7 @@ def _constant_factors(weights: Tensor, scale: float, merge: Merge, regional: boo
     return (weights * scale if measured else weights * share * scale), null_scale
 
 
-class _SharedText:
+class SharedText:
     """Object texts scaled for a head width, and averaging matrices for a number of heads: a UNet has few distinct."""
 
     def __init__(self, texts: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> None:
