@@ -1,0 +1,122 @@
+/** On MIP Apply: a small picture of every object that reaches it, with its text, in the colours of the relevance maps. */
+
+import { api } from "../../../scripts/api.js"
+import { app } from "../../../scripts/app.js"
+import { objectsOf } from "./chain.js"
+import { learn, say } from "./words.js"
+
+const COLUMNS = 4
+const SIDE = 64
+const TEXT = 16
+const GAP = 6
+const ABOVE = 8
+const NODE_MARGIN = 15
+const MOST_KEPT = 64
+// Okabe and Ito's colours, as in attention/maps.py.
+const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442"]
+
+/** Pictures by query, the least recently drawn first. @type {Map<string, HTMLImageElement>} */
+const kept = new Map()
+
+/** @param {string} query of /view @returns {HTMLImageElement} perhaps still loading: the canvas is drawn again then */
+function image(query) {
+  const found = kept.get(query) ?? new Image()
+  kept.delete(query)
+  kept.set(query, found)
+  if (!found.src) {
+    found.onload = () => redraw()
+    found.src = api.apiURL(`/view?${query}`)
+  }
+  if (kept.size > MOST_KEPT) kept.delete(kept.keys().next().value)
+  return found
+}
+
+const WIDGET = "mip_objects"
+
+/** Draw every MIPApply that can be seen again; `triggerDraw` is what the Vue renderer of nodes listens to. */
+function redraw() {
+  for (const node of app.canvas?.graph?.nodes ?? []) {
+    if (node.comfyClass === "MIPApply") node.widgets?.find((each) => each.name === WIDGET)?.triggerDraw?.()
+  }
+  app.canvas?.setDirty(true, true)
+}
+
+/** The objects, or none while a workflow is being loaded or is in a state that cannot be read. */
+function objects(node) {
+  try {
+    return objectsOf(node)
+  } catch (error) {
+    console.debug("MIP-Adapter: the chain of references cannot be read", error)
+    return []
+  }
+}
+
+/** @returns {number} what the thumbnails of `count` objects need, in canvas units */
+const height = (count) => (count ? ABOVE + Math.ceil(count / COLUMNS) * (SIDE + TEXT + GAP) : 0)
+
+/** Draw the whole picture, as large as fits into the square. */
+function drawPicture(ctx, picture, x, y) {
+  const scale = SIDE / Math.max(picture.naturalWidth, picture.naturalHeight)
+  const [width, height] = [picture.naturalWidth * scale, picture.naturalHeight * scale]
+  ctx.drawImage(picture, x + (SIDE - width) / 2, y + (SIDE - height) / 2, width, height)
+}
+
+/** @returns {string} the text, cut so that it fits under a thumbnail */
+function fitted(ctx, text) {
+  if (ctx.measureText(text).width <= SIDE + GAP - 2) return text
+  let end = text.length
+  while (end > 1 && ctx.measureText(`${text.slice(0, end)}…`).width > SIDE + GAP - 2) end--
+  return `${text.slice(0, end)}…`
+}
+
+function draw(ctx, node, width, top, _height, lowQuality) {
+  const all = objects(node)
+  const needed = node.computeSize()[1]
+  if (node.size[1] < needed) node.setSize([node.size[0], needed])
+  const columns = Math.min(all.length, COLUMNS)
+  const left = Math.max(NODE_MARGIN, (width - columns * (SIDE + GAP) + GAP) / 2)
+  ctx.save()
+  ctx.textAlign = "center"
+  ctx.textBaseline = "middle"
+  ctx.font = `12px ${LiteGraph.NODE_FONT ?? "sans-serif"}`
+  all.forEach(({ picture, text }, i) => {
+    const x = left + (i % COLUMNS) * (SIDE + GAP)
+    const y = top + ABOVE + Math.floor(i / COLUMNS) * (SIDE + TEXT + GAP)
+    const middle = x + SIDE / 2
+    const loaded = picture && image(picture)
+    ctx.fillStyle = LiteGraph.WIDGET_BGCOLOR
+    ctx.fillRect(x, y, SIDE, SIDE)
+    if (loaded?.complete && loaded.naturalWidth) drawPicture(ctx, loaded, x, y)
+    ctx.fillStyle = LiteGraph.WIDGET_SECONDARY_TEXT_COLOR
+    if (!loaded && !lowQuality) ctx.fillText(say("no picture"), middle, y + SIDE / 2)
+    ctx.strokeStyle = COLOURS[i % COLOURS.length]
+    ctx.lineWidth = 2
+    ctx.strokeRect(x, y, SIDE, SIDE)
+    if (lowQuality) return
+    if (text) ctx.fillStyle = LiteGraph.WIDGET_TEXT_COLOR
+    ctx.fillText(fitted(ctx, text || say("no text")), middle, y + SIDE + TEXT / 2 + 2)
+  })
+  ctx.restore()
+}
+
+app.registerExtension({
+  name: "MIP-Adapter.Objects",
+  init: learn,
+  nodeCreated(node) {
+    if (node.comfyClass !== "MIPApply") return
+    node.addCustomWidget({
+      name: WIDGET,
+      type: "custom",
+      value: null,
+      serialize: false, // nothing of it is saved: it shows what the links say
+      options: { serialize: false },
+      computeSize: () => [COLUMNS * (SIDE + GAP), height(objects(node).length)],
+      draw,
+    })
+  },
+  setup() {
+    api.addEventListener("graphChanged", redraw)
+    api.addEventListener("executed", redraw)
+  },
+  afterConfigureGraph: redraw,
+})
