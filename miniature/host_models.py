@@ -1,12 +1,13 @@
 """The host's own network classes, built small and ready to be trained from nothing."""
 
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import config
 
@@ -62,13 +63,17 @@ def initialise(model: nn.Module) -> nn.Module:
     return model.requires_grad_(True)
 
 
-def run_unet(unet: nn.Module, x, steps, context, vector):
-    """The UNet's answer, with attention as plain products, which a CPU trains faster than the fused kernel."""
-    options = {"optimized_attention_override": _plain_attention}
+def run_unet(unet: nn.Module, x, steps, context, vector, options: Mapping[str, Any] | None = None):
+    """The UNet's answer, with attention as plain products, which a CPU trains faster than the fused kernel.
+
+    options: more of the host's transformer_options.
+    """
+    options = {**(options or {}), "optimized_attention_override": lambda _, *given, **more: plain_attention(*given)}
     return unet(x, steps.float(), context=context, y=vector, transformer_options=options)
 
 
-def _plain_attention(_, q, k, v, heads, *args, **kwargs):
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *_: Any) -> Tensor:
+    """Attention of [B, N, h·d] to [B, L, h·d] as products."""
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
     return (weights.to(v) @ v).transpose(1, 2).flatten(2)

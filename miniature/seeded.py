@@ -80,7 +80,12 @@ def base_adapter() -> dict[str, Tensor]:
 
 
 def plus_adapter() -> dict[str, Tensor]:
-    """Official layout of the plus family with a fusion head: a Resampler to 16 tokens."""
+    """Official layout of the plus family with a fusion head."""
+    return plus_projection("plus") | _sites("plus")
+
+
+def plus_projection(part: str) -> dict[str, Tensor]:
+    """A Resampler to 16 tokens; other numbers for another `part`."""
     dim, inner = config.RESAMPLER["dim"], config.RESAMPLER["dim"] * config.RESAMPLER["ff_mult"]
     width = config.CONTEXT_DIM
     shapes: dict[str, tuple[int, ...]] = {
@@ -102,9 +107,9 @@ def plus_adapter() -> dict[str, Tensor]:
             f"layers.{i}.1.1.weight": (inner, dim),
             f"layers.{i}.1.3.weight": (dim, inner),
         }
-    weights = fill("plus", {f"image_proj.{key}": shape for key, shape in shapes.items()})
-    weights["image_proj.latents"] = normal("plus/latents", shapes["latents"])
-    return weights | _sites("plus")
+    weights = fill(part, {f"image_proj.{key}": shape for key, shape in shapes.items()})
+    weights["image_proj.latents"] = normal(f"{part}/latents", shapes["latents"])
+    return weights
 
 
 def _sites(part: str) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 python miniature/train.py --stage vae --minutes 60        go on from the last checkpoint for an hour
 python miniature/train.py --stage all --quick             every stage for seconds, from nothing, to see it work
+python miniature/train.py --stage adapters --minutes 300  all adapters and seeds that are not finished yet
+python miniature/train.py --stage mip --seed 1            one of them
 python miniature/train.py --gate 128                      does the base draw what it is told, and where?
 
 Checkpoints and loss curves are kept in output/miniature (or --work); see TRAINING.md for the recipe.
@@ -14,6 +16,7 @@ from pathlib import Path
 
 STAGES = ("vae", "encoders", "base")
 LATER = ("decoder", "vision")  # go on with what the base does not rest on
+ADAPTERS = ("stock", "mip", "uniform-trained", "head-only", "stock-plus", "mip-plus")  # on the finished base
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -29,7 +32,7 @@ def load_pack():
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--stage", choices=(*STAGES, *LATER, "all"), default="all")
+    parser.add_argument("--stage", choices=(*STAGES, *LATER, "adapters", *ADAPTERS, "all"), default="all")
     parser.add_argument("--minutes", type=float, default=60, help="how long each stage trains at most")
     parser.add_argument("--work", type=Path, default=ROOT / "output" / "miniature", help="checkpoints, curves")
     parser.add_argument("--quick", action="store_true", help="seconds a stage, from nothing")
@@ -38,20 +41,33 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--export", type=Path, metavar="DIR", help="do not train: write the loader's files there")
     parser.add_argument("--wide", type=int, default=1, choices=(1, 2, 4, 8, 16), help="batches in one: 8 on a GPU")
     parser.add_argument("--threads", type=int, default=2, help="1 where other programs keep the machine busy")
+    parser.add_argument("--seed", type=int, action="append", help="of an adapter; without it 0, 1 and 2")
+    parser.add_argument("--steps", type=int, help="of an adapter; without it the recipe's")
     given = parser.parse_args(arguments)
     pack = load_pack().load_package
-    stages = STAGES if given.stage == "all" else (given.stage,)
+    stages = {"all": (*STAGES, *ADAPTERS), "adapters": ADAPTERS}.get(given.stage, (given.stage,))
+    adapters = tuple(stage for stage in stages if stage in ADAPTERS)
+    stages = tuple(stage for stage in stages if stage not in ADAPTERS)
     if given.pack:
         for stage in stages:
             print(pack("miniature.stages.packing").pack(stage, given.work))
     elif given.export:
         pack("miniature.stages.host_recipe").export_files(given.work, given.export)
+        for file in pack("miniature.stages.host_adapters").export(given.work, given.export):
+            print(file)
     elif given.gate:
         sys.exit(not pack("miniature.stages.host_recipe").check(given.work, given.gate, given.threads))
     else:
-        pack("miniature.stages.host_recipe").train(
-            stages, given.work, given.minutes, given.threads, given.quick, given.wide
-        )
+        if stages:
+            pack("miniature.stages.host_recipe").train(
+                stages, given.work, given.minutes, given.threads, given.quick, given.wide
+            )
+        if adapters:
+            seeds = given.seed or ((0,) if given.quick else (0, 1, 2))
+            pack("miniature.stages.host_recipe").prepare(given.threads)
+            pack("miniature.stages.host_adapters").train_all(
+                adapters, seeds, given.work, given.minutes, given.threads, given.quick, given.steps
+            )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,180 @@
+"""Stage 4: the adapters, by the trainer of `training/` over drawn scenes. Each kind and seed is a run of its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...training.config import Recipe
+from ...training.fresh import fresh_adapter
+from ...training.host_model import weights_sha256
+from ...training.objective import Objective
+from ...training.save import save_adapter
+from ...training.student import Student, flat_tensors
+from ...training.trainer import Progress, Stopped, train
+from ...weights.adapter import Adapter, build_adapter, load_adapter
+from .. import config, host_models, seeded, trained
+from .base import Conditioner
+from .host_frozen import Frozen
+from .host_recipe import finished, has, prepare, say
+from .paired import Paired
+from .words import Words
+
+LOG_EVERY = 25  # steps
+HELD_OUT = 256  # scenes
+QUICK = {"steps": 12, "batch_size": 8, "warmup": 1, "ema": 0.5}
+
+
+def train_all(
+    kinds: Sequence[str], seeds: Sequence[int], work: Path, minutes: float, threads: int, quick: bool = False,
+    steps: int | None = None,
+) -> None:  # fmt: skip
+    """Train adapters of these kinds and seeds until all are finished or the minutes are over; finished ones are left
+    as they are. Checkpoints lie in work/adapters; a file kind-seed.safetensors says that a run is finished."""
+    device = prepare(threads)
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    end = time.monotonic() + 60 * minutes
+    work = work / "quick" if quick else work
+    if quick:
+        shutil.rmtree(work / "adapters", ignore_errors=True)
+    parts = _parts(work, device)
+    for seed in seeds:
+        for kind in kinds:
+            if not result(kind, seed, work).is_file() and not stopped and time.monotonic() < end:
+                recipe = replace(trained.KINDS[kind].recipe, seed=seed, **(QUICK if quick else {}))
+                recipe = replace(recipe, steps=steps) if steps else recipe
+                _Run(kind, recipe, work, parts, quick).go(lambda: bool(stopped) or time.monotonic() > end)
+
+
+def export(work: Path, folder: Path) -> list[Path]:
+    """Copy the finished adapters to where the miniature's are read, and their curves beside the other stages'."""
+    written = []
+    for kind in trained.KINDS:
+        for seed in trained.SEEDS:
+            if (source := result(kind, seed, work)).is_file():
+                target = trained.file(kind, seed, folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, part := target.with_suffix(".part"))
+                written.append(part.replace(target))
+                curves = folder / "checkpoints" / "adapters"
+                curves.mkdir(parents=True, exist_ok=True)
+                _thin(_folder(kind, seed, work) / "loss.csv", curves / f"{kind}-{seed}.csv")
+                shutil.copyfile(source.with_suffix(".json"), curves / f"{kind}-{seed}.json")
+    return written
+
+
+def result(kind: str, seed: int, work: Path) -> Path:
+    return work / "adapters" / f"{kind}-{seed}.safetensors"
+
+
+def _folder(kind: str, seed: int, work: Path) -> Path:
+    return work / "adapters" / f"{kind}-{seed}"
+
+
+def _thin(source: Path, target: Path) -> None:
+    """A curve of means over LOG_EVERY steps, as the other stages have."""
+    with source.open() as rows:
+        losses = [float(row["loss"]) for row in csv.DictReader(rows)]
+    with target.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["step", "loss"])
+        for end in range(LOG_EVERY, len(losses) + 1, LOG_EVERY):
+            writer.writerow([end, f"{sum(losses[end - LOG_EVERY : end]) / LOG_EVERY:.5g}"])
+
+
+def _parts(work: Path, device: torch.device) -> dict[str, Any]:
+    """The trained miniature as the stages before left it."""
+    encoders = finished("encoders", work, device)
+    polished = (work / "vision.pt").is_file() if work.name == "quick" else has("vision", work)
+    return {
+        "unet": finished("base", work, device),
+        "vae": finished("vae", work, device),
+        "vision": finished("vision", work, device).vision if polished else encoders.vision,
+        "condition": Conditioner(encoders, Words(host_models.tokenize), device),
+    }
+
+
+class _Run:
+    def __init__(self, kind: str, recipe: Recipe, work: Path, parts: Mapping[str, Any], quick: bool):
+        self.kind, self.recipe, self.work = kind, recipe, work
+        sizes = {"shards": 1, "size": 64} if quick else {}
+        self.model = self._model(parts, recipe, **sizes)
+        self.test = self._model(parts, recipe, shards=1, size=64 if quick else HELD_OUT, held_out=True)
+        self.sha256 = weights_sha256(parts["unet"])
+
+    def _model(self, parts: Mapping[str, Any], recipe: Recipe, **scenes: Any) -> Frozen:
+        drawn = Paired(parts["vae"], parts["vision"], self.work / "paired", recipe, **scenes)
+        return Frozen(parts["unet"], parts["vision"], parts["condition"], drawn)
+
+    def go(self, asked_to_stop) -> None:
+        """From the last checkpoint to the end, or until it is asked to stop."""
+        name, recipe, begun = f"{self.kind}-{self.recipe.seed}", self.recipe, time.monotonic()
+        target = result(self.kind, recipe.seed, self.work)
+        start = self._start()
+        outcome = train(
+            self.model, self.model.scenes, start, recipe,
+            folder=_folder(self.kind, recipe.seed, self.work), on_step=_Watch(name), asked_to_stop=asked_to_stop,
+            about={"base": "the miniature", "base_sha256": self.sha256, "trained_as": self.kind},
+        )  # fmt: skip
+        facts_file = target.with_suffix(".json")
+        facts = json.loads(facts_file.read_text()) if facts_file.is_file() else {"seconds": 0}
+        facts["seconds"] = round(facts["seconds"] + time.monotonic() - begun)
+        if outcome.stopped is not None and not isinstance(outcome.stopped, Stopped):
+            raise outcome.stopped
+        if outcome.stopped is None:
+            losses = {"before": self.held_out(start), "after": self.held_out(outcome.adapter)}
+            facts |= {"steps": recipe.steps, "held_out": losses, "base_sha256": self.sha256}
+            say(f"{name}: held-out loss {losses['before']:.5f} before, {losses['after']:.5f} after")
+            save_adapter(outcome.adapter, target.parent, target.stem)
+        facts_file.write_text(json.dumps(facts))
+
+    def _start(self) -> Adapter:
+        kind, seed = trained.KINDS[self.kind], self.recipe.seed
+        if kind.start is not None:
+            files = result(kind.start, seed, self.work), trained.file(kind.start, seed)
+            found = [file for file in files if file.is_file()]
+            if not found:
+                raise ValueError(f"{self.kind} goes on from {kind.start}: run train.py --stage {kind.start} first.")
+            return load_adapter(found[0])
+        adapter = fresh_adapter(
+            self.model.sites, self.model.attentions, config.CLIP_VISION["projection_dim"], config.BASE_TOKENS, seed
+        )
+        if not self.kind.endswith("plus"):
+            return adapter
+        sites = {key: each for key, each in flat_tensors(adapter).items() if key.startswith("ip_adapter.")}
+        return build_adapter(seeded.plus_projection(f"plus {seed}") | sites, "a fresh adapter")
+
+    @torch.no_grad()
+    def held_out(self, adapter: Adapter) -> float:
+        """Loss on scenes with looks, and pairs of kinds, that training never shows; the same noise for all."""
+        recipe = replace(self.recipe, seed=0)
+        objective = Objective(Student(adapter, recipe), self.test, recipe)
+        rows, total = range(len(self.test.scenes)), 0.0
+        for start in range(0, len(rows), recipe.batch_size):
+            some = [self.test.scenes.plain(row) for row in rows[start : start + recipe.batch_size]]
+            total += float(objective(self.test.encode(some, adapter))) * len(some)
+        return total / len(rows)
+
+
+class _Watch:
+    """A line every now and then."""
+
+    def __init__(self, name: str):
+        self.name, self.sum = name, 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        self.sum += progress.loss
+        if progress.step % LOG_EVERY == 0:
+            mean, pace = self.sum / LOG_EVERY, progress.seconds_per_step
+            say(f"{self.name} {progress.step} ({pace:.2f} s a step, {progress.eta / 60:.0f} min left) loss {mean:.4g}")
+            self.sum = 0.0

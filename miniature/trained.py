@@ -1,0 +1,53 @@
+"""The miniature's trained adapters: which there are, how each is trained, where their files lie."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from ..training.config import Recipe
+
+FOLDER = Path(__file__).parent
+LISTED, OTHERS = "adapters", "arms"  # below FOLDER: what Load MIP Adapter shows, and what only the arms read
+SEEDS = (0, 1, 2)
+
+
+class Kind(NamedTuple):
+    """start: the adapter that it goes on from, of the same seed; None for a fresh one. listed: whether the first seed's
+    file is shown to artists, by this name."""
+
+    start: str | None
+    recipe: Recipe
+    listed: str = ""
+
+
+# 32 drawn scenes a step, every object with a reference in another pose. Beside that the paper's recipe, at a higher
+# rate for so small a model, with a running mean.
+_ALL = Recipe(
+    steps=3000, batch_size=32, learning_rate=1e-3, warmup=200, clip_norm=1.0, ema=0.998, workers=0, flip=0.0,
+    checkpointing=False, resolution=128, save_every=250, keep=1,
+)  # fmt: skip
+_ONE = replace(_ALL, train="all", merge="uniform", gate="off", min_objects=1, max_objects=1)
+_TWO = replace(_ALL, train="adapter", merge="relevance", gate="image")
+
+KINDS = {
+    "stock": Kind(None, _ONE, "miniature_stock"),  # has never seen two references
+    "mip": Kind("stock", _TWO, "miniature_mip"),
+    "uniform-trained": Kind("stock", replace(_TWO, merge="uniform")),  # the control: all but the merge as with mip
+    "head-only": Kind("stock", replace(_TWO, train="head", steps=1000, learning_rate=1e-2)),
+    "stock-plus": Kind(None, _ONE, "miniature_stock_plus"),
+    "mip-plus": Kind("stock-plus", _TWO, "miniature_mip_plus"),
+}
+
+
+def file(kind: str, seed: int, folder: Path = FOLDER) -> Path:
+    """Where the adapter of a kind and training seed lies, or would lie, below a folder."""
+    if KINDS[kind].listed and seed == 0:
+        return folder / LISTED / f"{KINDS[kind].listed}.safetensors"
+    return folder / OTHERS / f"{kind}-{seed}.safetensors"
+
+
+def seeds(kind: str, folder: Path = FOLDER) -> tuple[int, ...]:
+    """The training seeds of which there are files."""
+    return tuple(seed for seed in SEEDS if file(kind, seed, folder).is_file())
