@@ -8,7 +8,7 @@ from typing import Any
 from ..weights.adapter import Adapter
 from ..weights.sites import check_head, check_sites, unet_sites
 from .host_encode import encode_references
-from .host_patch import compute_dtype, install
+from .host_patch import check_percents, compute_dtype, install
 from .options import FusionHead, Merge
 from .plan import compile_plan
 from .record import RelevanceRecord
@@ -36,11 +36,7 @@ def apply_references(
     """
     if not (math.isfinite(scale) and scale >= 0):
         raise ValueError(f"scale is {scale}; it must be 0 or more (0.75 suits base weights, 0.65 plus weights).")
-    if not 0 <= start_percent <= end_percent <= 1:
-        raise ValueError(
-            f"start_percent is {start_percent} and end_percent {end_percent}; both must lie in 0 to 1, start before "
-            "end."
-        )
+    check_percents(start_percent, end_percent)
     sites = unet_sites(model.model.diffusion_model)
     check_sites(adapter.spec, adapter.name, sites)
     head = fusion_head or FusionHead(adapter.head, "image" if adapter.head else "off", name=adapter.name)

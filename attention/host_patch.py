@@ -171,6 +171,15 @@ def patched(
     return clone
 
 
+def check_percents(start_percent: float, end_percent: float) -> None:
+    """Raises ValueError for a range of steps that is none."""
+    if not 0 <= start_percent <= end_percent <= 1:
+        raise ValueError(
+            f"start_percent is {start_percent} and end_percent {end_percent}; both must lie in 0 to 1, start before "
+            "end."
+        )
+
+
 def compute_dtype(model: Any) -> torch.dtype:
     """The dtype activations have while sampling: fp8 and other storage formats are cast to it."""
     return model.get_model_object("manual_cast_dtype") or model.model.get_dtype()

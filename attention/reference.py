@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,30 @@ def make_reference(
     if image_mask is not None:
         images = _cut_out(images, _as_masks(image_mask, f"image_mask of “{text}”"), text)
     return Reference(images, text, float(weight), None if region is None else _check_region(region, text))
+
+
+def object_texts(words: str) -> tuple[str, ...]:
+    """Texts of several objects, one a line or between commas: "cat, red cup" -> ("cat", "red cup")."""
+    return tuple(text for part in words.replace(",", "\n").splitlines() if (text := part.strip()))
+
+
+def object_number(wanted: str, texts: Sequence[str]) -> int:
+    """Which of several object texts is meant by its words (capitals and spaces do not matter) or its number from 1 on;
+    empty means the first. Raises ValueError for one that is not there, or there twice."""
+
+    def plain(words: str) -> str:
+        return " ".join(words.casefold().split())
+
+    if not plain(wanted):
+        return 0
+    same = [i for i, text in enumerate(texts) if plain(text) == plain(wanted)]
+    if not same and wanted.strip().isdecimal() and 1 <= int(wanted) <= len(texts):
+        return int(wanted) - 1
+    if len(same) != 1:
+        known = ", ".join(f"{i} “{text}”" for i, text in enumerate(texts, 1))
+        why = "names several of the objects" if same else "is none of the objects"
+        raise ValueError(f"“{wanted.strip()}” {why} ({known}): write the words or the number of one of them.")
+    return same[0]
 
 
 def _rgb_on_white(image: Tensor, text: str) -> Tensor:

@@ -1,0 +1,94 @@
+"""Noise on the text attention of a model, for the object relevance score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..weights.sites import unet_sites
+from .host_call import Call
+from .host_encode import content_tokens
+from .host_patch import Place, SitePatch, check_percents, compute_dtype, patched
+from .noise import MODES, NoisePlan, add_noise, compile_noise
+from .reference import MAX_OBJECTS, object_number
+
+
+class NoisePatch(SitePatch):
+    """Adds noise to Z_text, which everybody else in the slot reads without it."""
+
+    needs_text = True
+
+    def __init__(self, place: Place, plan: NoisePlan) -> None:
+        super().__init__(place)
+        self.plan = plan
+
+    def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: Call) -> Tensor:
+        assert text is not None
+        site, attention = self.plan.sites[self.key].like(q), call.attentions[self.key]
+        step = call.step[0] if call.step else 0
+        runs = call.runs()
+        return add_noise(
+            out, text, q, self.plan, site, runs, call.pictures, step, lambda: attention.to_k(site.object_text)
+        )
+
+
+def apply_text_noise(
+    model: Any,
+    clip: Any,
+    texts: Sequence[str] = (),
+    *,
+    mode: str = "relevance",
+    target: str = "",
+    strength: float = 1.0,
+    seed: int = 0,
+    start_percent: float = 0.0,
+    end_percent: float = 1.0,
+) -> Any:
+    """A clone of `model` (ModelPatcher) with noise on its text attention; `model` stays as it is.
+
+    texts: the words of all objects; target: the one whose relevance weighs the noise, by its words or number, empty for
+    the first. Neither matters to "uniform". Raises ValueError with a sentence for the artist.
+    """
+    if mode not in MODES:
+        raise ValueError(f"The mode of the noise is {mode!r}; choose one of {', '.join(MODES)}.")
+    if not (math.isfinite(strength) and strength >= 0):
+        raise ValueError(f"strength is {strength}; it must be 0 or more (1: as strong as what the text says).")
+    check_percents(start_percent, end_percent)
+    sites = unet_sites(model.model.diffusion_model)
+    number, tokens = 0, []
+    if mode == "relevance":
+        number = _checked_target(target, texts)
+        tokens = [content_tokens(clip, text) for text in texts]
+        width = sites[0].context_dim
+        if tokens[0].shape[-1] != width:
+            raise ValueError(
+                f"The text encoder gives {tokens[0].shape[-1]} values a token, but this model reads {width}: connect "
+                "the CLIP of the checkpoint that is being sampled."
+            )
+    if strength == 0:
+        return model.clone()  # adds nothing anywhere: the same bits as without us
+    plan = compile_noise(
+        sites,
+        strength=strength,
+        seed=seed,
+        texts=tokens,
+        target=number,
+        device=model.load_device,
+        dtype=compute_dtype(model),
+    )
+    return patched(model, plan.sites, start_percent, end_percent, lambda place: NoisePatch(place, plan))
+
+
+def _checked_target(target: str, texts: Sequence[str]) -> int:
+    if len(texts) < 2:
+        named = f"only “{texts[0]}” is named" if texts else "no object is named"
+        raise ValueError(
+            f"The mode “relevance” weighs objects against each other, but {named}: connect two or more references, "
+            "write two or more texts, or choose the mode “uniform”."
+        )
+    if len(texts) > MAX_OBJECTS:
+        raise ValueError(f"There are {len(texts)} object texts; at most {MAX_OBJECTS} are supported.")
+    return object_number(target, texts)
