@@ -69,8 +69,8 @@ def load_encoder(folder: str | os.PathLike[str], place: Place | None = None) -> 
     model, processor = read(folder, "encoder", "AutoModel", "AutoProcessor")
     if not all(hasattr(model, f"get_{what}_features") for what in ("text", "image")):
         raise ValueError(
-            f"{folder} holds a {kind} model, which has no embeddings of whole pictures that are known here: choose a "
-            "CLIP or SigLIP folder (words and pictures), or a DINO, DINOv2 or DINOv3 folder (pictures only)."
+            f"The folder {folder} holds a {kind} model, which has no embeddings of whole pictures that are known here: "
+            "choose a CLIP or SigLIP folder (words and pictures), or a DINO, DINOv2 or DINOv3 folder (pictures only)."
         )
     return PairEncoder(folder.name, model, processor, place(model))
 

@@ -38,11 +38,11 @@ def kind_of(folder: Path, what: str) -> str:
     try:
         kind = str(json.loads(config.read_text("utf-8")).get("model_type"))
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{config} is not readable JSON ({error}): download the folder again.") from error
+        raise ValueError(f"The file {config} is not readable JSON ({error}): download the folder again.") from error
     if not any(folder.glob("*.safetensors")):
         raise ValueError(
-            f"{folder} has no .safetensors weights; pickles (.bin) can run code and are not opened. Download the "
-            "model.safetensors of the same model."
+            f"The folder {folder} has no .safetensors weights; pickles (.bin) can run code and are not opened. "
+            "Download the model.safetensors of the same model."
         )
     return kind
 

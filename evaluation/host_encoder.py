@@ -24,7 +24,7 @@ def host_encoder(clip_vision: Any, clip: Any = None) -> ImageEncoder:
     if (words := both.texts(["picture"]).shape[-1]) != width:
         raise ValueError(
             f"This CLIP gives vectors of {words} numbers for words, this CLIP vision {width} for pictures: they have "
-            "no space in common. Take the two halves of one model, such as SDXL's CLIP (its larger half is ViT-bigG) and "
+            "no space in common. Take two halves of one model, such as SDXL's CLIP (its larger half is ViT-bigG) and "
             "CLIP-ViT-bigG's vision, or leave “clip” open where a score needs pictures only."
         )
     if _unprojected(clip, width):
