@@ -1,0 +1,166 @@
+"""Binding report: did every object take its look from its own reference?
+
+For one picture, with unit embeddings v_c of the cut-out objects c, and r_m, the mean of the unit embeddings of all
+pictures of reference m:
+
+    S[c, m] = v_c · r_m                                  the mean cosine to the pictures of reference m
+    margin of object m = S[c_m, m] − max_{j ≠ m} S[c_m, j]        own minus best other; below 0: confused
+    look of object m = argmin_{a ≥ 0} ‖v_{c_m} − Σ_j a_j r_j‖², then a / Σ a       which references explain the crop
+
+The mixture `look` is where the verdict's percentages come from ("31 % of its look from the cat"). What two references
+have in common counts for the nearer one, so that a dog that merely resembles cats, as all dogs do, does not leak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment, nnls
+from torch import Tensor
+
+from .detections import Box
+from .things import Things
+
+
+@dataclass(frozen=True, eq=False)
+class PictureBinding:
+    """One picture with C things found in it, M references.
+
+    crops: C cut-out pictures (PIL); boxes, found_as: where each was, and as which object it counts; the objects' own
+    come first, in the references' order, then what is there too often.
+    similarity [C, M]: S; look [C, M]: shares of the mixture, rows add up to 1 (or are 0: nothing in common).
+    own: for each object the number of its crop, None where it was not found.
+    matched: for each object the reference that its crop is matched with when every reference is given out at most once
+    (the assignment with the largest sum of S), None where it was not found.
+    """
+
+    crops: tuple[Any, ...]
+    boxes: tuple[Box, ...]
+    found_as: tuple[int, ...]
+    similarity: Tensor
+    look: Tensor
+    own: tuple[int | None, ...]
+    matched: tuple[int | None, ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many of each object were found; one is expected."""
+        return tuple(self.found_as.count(m) for m in range(len(self.own)))
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        """The objects that were found."""
+        return tuple(m for m, row in enumerate(self.own) if row is not None)
+
+    @property
+    def surplus(self) -> int:
+        """Things that are there more often than expected."""
+        return len(self.crops) - len(self.present)
+
+    def margins(self) -> dict[int, float]:
+        """Own minus best other of every object that was found; empty with a single reference, which has no other."""
+        if self.similarity.shape[1] < 2:
+            return {}
+        margins = {}
+        for m, row in enumerate(self.own):
+            if row is not None:
+                others = self.similarity[row].clone()
+                others[m] = -torch.inf
+                margins[m] = float(self.similarity[row, m] - others.max())
+        return margins
+
+    @property
+    def margin(self) -> float | None:
+        """Mean over the objects that were found; None where there is none to take."""
+        return _mean(list(self.margins().values()))
+
+
+@dataclass(frozen=True, eq=False)
+class Binding:
+    """What the binding report measured in a batch of pictures.
+
+    names, weights, placed: text and weight of the M references, and whether each has a region; thumbnails: one picture
+    of each, uint8 [H, W, 3]; images: the pictures, uint8 [B, H, W, 3].
+    """
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+    placed: tuple[bool, ...]
+    thumbnails: tuple[np.ndarray, ...]
+    images: np.ndarray
+    encoder: str
+    pictures: tuple[PictureBinding, ...]
+
+    @property
+    def margins(self) -> list[tuple[int, int, float]]:
+        """(picture, object, margin) of all objects that were found."""
+        return [(b, m, value) for b, each in enumerate(self.pictures) for m, value in each.margins().items()]
+
+    @property
+    def margin(self) -> float | None:
+        """Mean over all objects found in all pictures; None: nothing was found, or there is one reference only."""
+        return _mean([value for *_, value in self.margins])
+
+    @property
+    def confusion_rate(self) -> float | None:
+        """Share of the objects found that look more like another reference than like their own; None as for margin."""
+        return _mean([float(value < 0) for *_, value in self.margins])
+
+    @property
+    def presence(self) -> float:
+        """Share of the objects asked for, over all pictures, that were found."""
+        return sum(len(each.present) for each in self.pictures) / (len(self.pictures) * len(self.names))
+
+    def only(self, picture: int) -> Binding:
+        """One picture of the batch, as if there were no others."""
+        return replace(self, images=self.images[picture : picture + 1], pictures=(self.pictures[picture],))
+
+    def ranking(self) -> list[int]:
+        """Picture numbers, best first: most objects found, then largest margin, then fewest things too many.
+
+        What is not there has no margin; so objects count before margins, and equal pictures keep their order.
+        """
+
+        def key(number: int) -> tuple[float, float, float]:
+            each = self.pictures[number]
+            return -len(each.present), -(each.margin or 0.0), each.surplus
+
+        return sorted(range(len(self.pictures)), key=key)
+
+
+def bind(things: Things, crops: Sequence[Any], embeddings: Tensor, references: Tensor) -> PictureBinding:
+    """One picture: its C things, cut out, with unit embeddings [C, E], and every reference's mean embedding [M, E]."""
+    similarity = embeddings @ references.T  # [C, M]
+    look = [mixture(row, references) for row in embeddings]
+    matched: list[int | None] = [None] * len(things.own)
+    rows = [(m, row) for m, row in enumerate(things.own) if row is not None]
+    _, columns = linear_sum_assignment(similarity[[row for _, row in rows]].numpy(), maximize=True)
+    for (m, _), column in zip(rows, columns, strict=True):
+        matched[m] = int(column)
+    return PictureBinding(
+        crops=tuple(crops),
+        boxes=tuple(each.box for each in things.found),
+        found_as=things.found_as,
+        similarity=similarity,
+        look=torch.stack(look) if look else torch.zeros(0, len(references)),
+        own=things.own,
+        matched=tuple(matched),
+    )
+
+
+def mixture(embedding: Tensor, references: Tensor) -> Tensor:
+    """Shares [M] of the references [M, E] in one embedding [E]: non-negative least squares, then divided by the sum.
+
+    All 0 where no reference has anything in common with it.
+    """
+    weights, _ = nnls(references.double().numpy().T, embedding.double().numpy())
+    total = weights.sum()
+    return torch.from_numpy(weights / total if total > 0 else weights).float()
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,123 @@
+"""The binding report: measured from pictures, references and detections, and written down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..attention.reference import Reference
+from .binding import Binding, bind
+from .crops import as_bytes, crop
+from .detections import Detections
+from .embeddings import Tick, embed
+from .encoders import ImageEncoder
+from .personalization import check_parts
+from .tables import NOTHING, aligned, number, percent
+from .things import by_look, choose
+from .verdict import verdict
+
+
+def measure_binding(
+    images: Tensor,
+    references: Sequence[Reference],
+    detections: Detections,
+    encoder: ImageEncoder,
+    tick: Tick | None = None,
+) -> Binding:
+    """images [B, H, W, 3] in 0..1, those that were searched, for the references' texts. tick is told of every picture
+    encoded. Raises ValueError with a sentence for the artist."""
+    check_parts(images, references, detections)
+    texts = tuple(reference.text for reference in references)
+    shown = [as_bytes(reference.images) for reference in references]
+    means = torch.stack([embed(encoder, list(each), tick).mean(0) for each in shown])  # [M, E]
+    every = [choose(detections, b, texts) for b in range(len(images))]
+    crops = [[crop(image, found) for found in things.found] for image, things in zip(images, every, strict=True)]
+    flat = [each for row in crops for each in row]
+    seen = embed(encoder, flat, tick) if flat else means[:0]
+    pictures = []
+    for things, cut, look in zip(every, crops, seen.split([len(row) for row in crops]), strict=True):
+        pictures.append(bind(by_look(things, texts, look @ means.T), cut, look, means))
+    return Binding(
+        names=texts,
+        weights=tuple(reference.weight for reference in references),
+        placed=tuple(reference.region is not None for reference in references),
+        thumbnails=tuple(each[0] for each in shown),
+        images=as_bytes(images[..., :3]),
+        encoder=encoder.name,
+        pictures=tuple(pictures),
+    )
+
+
+def to_encode(references: Sequence[Reference], detections: Detections) -> int:
+    """How many pictures `measure_binding` encodes at most, for a progress bar."""
+    found = sum(1 for b in range(len(detections)) for _ in detections.every(b))
+    return sum(len(reference.images) for reference in references) + found
+
+
+def report(binding: Binding, relevance_confusion: float | None = None) -> str:
+    """The verdict, the numbers behind it, and a line for every object in every picture."""
+    rate = binding.confusion_rate
+    numbers = [
+        f"margin {number(binding.margin, sign=True)}",
+        f"confusion rate {NOTHING if rate is None else percent(rate)}",
+        f"presence {percent(binding.presence)}",
+        f"pictures compared by {binding.encoder}",
+    ]
+    if relevance_confusion is not None:
+        numbers.insert(3, f"confusion of the relevance while sampling {percent(relevance_confusion)}")
+    return "\n".join([*verdict(binding, relevance_confusion), "", ", ".join(numbers), "", table(binding)])
+
+
+def ranking(binding: Binding) -> str:
+    """The pictures, best first, a line each."""
+    rows = []
+    for place, b in enumerate(binding.ranking(), 1):
+        each = binding.pictures[b]
+        found = f"{len(each.present)} of {len(binding.names)}"
+        confused = sum(value < 0 for value in each.margins().values())
+        rows.append(
+            [f"{place}.", f"picture {b + 1}", found, number(each.margin, sign=True), f"{confused}", f"{each.surplus}"]
+        )
+    return aligned(["", "", "found", "margin", "confused", "too many"], rows, words=2)
+
+
+def table(binding: Binding) -> str:
+    """A line for every object in every picture."""
+    header = ["", "object", "found", "own", "best other", "", "margin", "matched with", "look"]
+    rows = []
+    for b, picture in enumerate(binding.pictures):
+        margins = picture.margins()
+        for m, name in enumerate(binding.names):
+            row, count = picture.own[m], picture.counts[m]
+            cells = [f"picture {b + 1}", name, f"{count} of 1"]
+            if row is None:
+                rows.append([*cells, *[NOTHING] * 6])
+                continue
+            similar, matched = picture.similarity[row], picture.matched[m]
+            other = best_other(similar, m)
+            rows.append(
+                [
+                    *cells,
+                    number(float(similar[m])),
+                    NOTHING if other is None else number(float(similar[other])),
+                    "" if other is None else binding.names[other],
+                    number(margins.get(m), sign=True),
+                    NOTHING if matched is None else binding.names[matched],
+                    mixture_words(picture.look[row], binding.names),
+                ]
+            )
+    return aligned(header, rows, words=2)
+
+
+def best_other(similar: Tensor, own: int) -> int | None:
+    """The other reference that is most like a crop; similar [M]."""
+    others = [j for j in range(len(similar)) if j != own]
+    return max(others, key=lambda j: float(similar[j])) if others else None
+
+
+def mixture_words(look: Tensor, names: Sequence[str]) -> str:
+    """“71 % dog, 29 % cat”, the largest first, from shares [M]."""
+    order = sorted(range(len(names)), key=lambda j: -float(look[j]))
+    return ", ".join(f"{percent(float(look[j]))} {names[j]}" for j in order if look[j] >= 0.005) or NOTHING

@@ -1,0 +1,170 @@
+"""The binding report in words: what went wrong with which object, and which control mends it.
+
+Percentages are shares of the mixture of references that comes closest to an object's crop (`PictureBinding.look`), the
+mean over the pictures in question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from ..attention.reference import MAX_WEIGHT
+from .binding import Binding, PictureBinding
+from .tables import number, percent
+
+LEAK = 0.25  # a share of another reference in an object's look that is worth a word
+MIXED = 0.8  # confusion of the relevance from which the objects claim the same places
+STEP = 1.3  # what a weight is multiplied or divided by at first
+
+
+def verdict(binding: Binding, relevance_confusion: float | None = None) -> list[str]:
+    """Sentences, the overall one first, then one a finding, each with what to change.
+
+    relevance_confusion: 0 to 1, from the record of the sampling (`attention/record.py`), where there is one.
+    """
+    findings = [*_missing(binding), *_exchanged(binding), *_leaks(binding, relevance_confusion), *_too_many(binding)]
+    return [_overall(binding, bool(findings)), *findings]
+
+
+def _overall(binding: Binding, findings: bool) -> str:
+    asked = len(binding.pictures) * len(binding.names)
+    found = sum(len(picture.present) for picture in binding.pictures)
+    objects = f"{found} of {asked} objects were found" if asked > 1 else f"{found} of 1 object was found"
+    if not found:
+        return "None of the objects was found, so there is no margin to measure."
+    if binding.margin is None or binding.confusion_rate is None:
+        return f"{objects}. With a single reference nothing can be confused: there is no margin to measure."
+    confused = round(binding.confusion_rate * found)
+    margin = f"margin {number(binding.margin, sign=True)}"
+    if not findings:
+        return f"All is well: {objects}, each looks most like its own reference ({margin})."
+    looks = "each of them looks most like its own reference"
+    if confused:
+        one = confused == 1
+        looks = (
+            f"{confused} of them look{'s' * one} more like another reference than like {'its' if one else 'their'} own"
+        )
+    return f"{objects}, {looks} ({margin})."
+
+
+def _missing(binding: Binding) -> Iterator[str]:
+    for m, name in enumerate(binding.names):
+        pictures = _where(binding, lambda each, m=m: each.own[m] is None)
+        if not pictures:
+            continue
+        said = f"No “{name}” was found{_in(binding, pictures, 'in any picture')}: "
+        if not binding.weights[m]:
+            yield said + "its weight is 0, raise it to 1."
+        elif len(pictures) < len(binding.pictures):
+            yield said + f"take another picture or seed, or {_raise(binding, m)}."
+        else:
+            yield said + (
+                f"name it in the prompt by the words of its object text, {_raise(binding, m)}, or lower the "
+                "detector's threshold if you can see it."
+            )
+
+
+def _exchanged(binding: Binding) -> Iterator[str]:
+    for m, j in _pairs(binding):
+        pictures = _where(binding, lambda each, m=m, j=j: _swapped(each, m, j))
+        if pictures:
+            said = f"“{binding.names[m]}” and “{binding.names[j]}” exchanged their looks{_in(binding, pictures)}: "
+            if binding.placed[m] and binding.placed[j]:
+                yield said + "make their regions smaller and further apart, or take another seed."
+            else:
+                yield said + "give each of them a region in MIP Reference, or take another seed."
+
+
+def _leaks(binding: Binding, confusion: float | None) -> Iterator[str]:
+    """Looks taken from another reference, in pictures where the two were not exchanged altogether."""
+    for m, name in enumerate(binding.names):
+        shares: list[list[float]] = [[] for _ in binding.names]
+        margins = []
+        for each in binding.pictures:
+            row = each.own[m]
+            if row is None or any(_swapped(each, m, j) for j in range(len(binding.names))):
+                continue
+            margins += [each.margins()[m]] if each.margins() else []
+            for j, mine in enumerate(shares):
+                mine.append(float(each.look[row, j]))
+        if not margins:
+            continue
+        others = [j for j in range(len(binding.names)) if j != m]
+        source = max(others, key=lambda j: sum(shares[j]))
+        share = sum(shares[source]) / len(margins)
+        if share >= LEAK or sum(margins) < 0:
+            yield (
+                f"“{name}” takes {percent(share)} of its look from “{binding.names[source]}”: "
+                f"{_against_leak(binding, m, source, confusion)}."
+            )
+
+
+def _against_leak(binding: Binding, m: int, source: int, confusion: float | None) -> str:
+    region = "shrink its region" if binding.placed[m] else "give it a region"
+    if confusion is None:
+        return f"{_raise(binding, m, source)}, or {region}"
+    if confusion >= MIXED:
+        return (
+            f"the objects claim the same places while sampling (confusion {percent(confusion)}), so set sharpness in "
+            f"MIP Merge to 2–4, or {region}"
+        )
+    return (
+        f"the relevance keeps the objects apart (confusion {percent(confusion)}), so cut them out of their pictures "
+        f"with image_mask, or {_raise(binding, m, source)}"
+    )
+
+
+def _too_many(binding: Binding) -> Iterator[str]:
+    for m, name in enumerate(binding.names):
+        pictures = _where(binding, lambda each, m=m: each.counts[m] > 1)
+        if pictures:
+            most = max(binding.pictures[b].counts[m] for b in pictures)
+            times = "twice" if most == 2 else f"{'up to ' if len(pictures) > 1 else ''}{most} times"
+            yield (
+                f"“{name}” is there {times} instead of once{_in(binding, pictures)}: set background in MIP Merge to "
+                "0.5–1, lower scale in MIP Apply, or take another seed."
+            )
+
+
+def _raise(binding: Binding, m: int, source: int | None = None) -> str:
+    """Raise an object's weight; at its end, lower the weight of the object that it takes its look from."""
+    weight = binding.weights[m]
+    if weight * STEP <= MAX_WEIGHT:
+        return f"raise {_whose(binding.names[m])} weight (now {weight:g}, try {weight * STEP:.2g})"
+    if source is None:
+        return "raise scale in MIP Apply"
+    other = binding.weights[source]
+    return f"lower {_whose(binding.names[source])} weight (now {other:g}, try {other / STEP:.2g})"
+
+
+def _whose(name: str) -> str:
+    return f"the {name}'s"
+
+
+def _swapped(each: PictureBinding, m: int, j: int) -> bool:
+    return m != j and each.matched[m] == j and each.matched[j] == m
+
+
+def _pairs(binding: Binding) -> Iterator[tuple[int, int]]:
+    for m in range(len(binding.names)):
+        for j in range(m + 1, len(binding.names)):
+            yield m, j
+
+
+def _where(binding: Binding, true: Callable[[PictureBinding], bool]) -> list[int]:
+    return [b for b, each in enumerate(binding.pictures) if true(each)]
+
+
+def _in(binding: Binding, pictures: Sequence[int], everywhere: str = "in every picture") -> str:
+    """“ in picture 2”, “ in pictures 1 and 3”, `everywhere`; nothing where there is only one."""
+    count = len(binding.pictures)
+    if count == 1:
+        return ""
+    if len(pictures) == count:
+        return f" {everywhere}"
+    numbers = [str(b + 1) for b in pictures]
+    if len(numbers) == 1:
+        return f" in picture {numbers[0]}"
+    if len(numbers) > 6:
+        return f" in {len(numbers)} of {count} pictures"
+    return f" in pictures {', '.join(numbers[:-1])} and {numbers[-1]}"
