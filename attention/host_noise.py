@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..weights.sites import unet_sites
@@ -28,7 +29,7 @@ class NoisePatch(SitePatch):
     def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: Call) -> Tensor:
         assert text is not None
         site, attention = self.plan.sites[self.key].like(q), call.attentions[self.key]
-        step = call.step[0] if call.step else 0
+        step = call.step[0] if call.step else torch.zeros(1, dtype=torch.long, device=q.device)
         runs = call.runs()
         return add_noise(
             out, text, q, self.plan, site, runs, call.pictures, step, lambda: attention.to_k(site.object_text)
@@ -55,7 +56,7 @@ def apply_text_noise(
     if mode not in MODES:
         raise ValueError(f"The mode of the noise is {mode!r}; choose one of {', '.join(MODES)}.")
     if not (math.isfinite(strength) and strength >= 0):
-        raise ValueError(f"strength is {strength}; it must be 0 or more (1: as strong as what the text says).")
+        raise ValueError(f"The strength of the noise is {strength}; it must be 0 or more (1: as strong as the text).")
     check_percents(start_percent, end_percent)
     sites = unet_sites(model.model.diffusion_model)
     number, tokens = 0, []

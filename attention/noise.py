@@ -73,11 +73,10 @@ def compile_noise(
 ) -> NoisePlan:
     """texts M × [L_i, X]: content tokens of all object texts for noise by relevance; none for uniform noise."""
     shared = SharedText(texts, torch.device(device), dtype) if texts else None
-    seeded = torch.tensor(_signed(seed))
     plans = {}
     for site in sites:
         text = shared.for_site(site.heads, site.width // site.heads) if shared else (None, None)
-        plans[site.key] = NoiseSite(int(random_bits(seeded, torch.tensor(site.number))), site.heads, *text)
+        plans[site.key] = NoiseSite(int(random_bits(_signed(seed), torch.tensor(site.number))), site.heads, *text)
     return NoisePlan(strength, target, plans)
 
 
@@ -89,13 +88,13 @@ def add_noise(
     site: NoiseSite,
     runs: Sequence[Run],
     pictures: int,
-    step: Tensor | int,
+    step: Tensor,
     object_keys: Callable[[], Tensor],
 ) -> Tensor:
     """Add the noise to the conditional rows of `out` [B, N, C], in place.
 
     text [B, N, C] is Z_text; it may be `out` itself. q [B, N, C]; pictures: rows of one cond, B is a multiple of it;
-    step: an integer or an integer tensor [1]. object_keys() gives the UNet's own to_k of `site.object_text`, [L, C].
+    step: its index, an integer tensor [1]. object_keys() gives the UNet's own to_k of `site.object_text`, [L, C].
     """
     runs = [run for run in runs if run.conditional]
     keys: Tensor | None = None
@@ -120,14 +119,13 @@ def relevance_weights(relevance: Tensor, target: int) -> Tensor:
     return share / share.square().mean(-1, keepdim=True).sqrt()
 
 
-def random_bits(key: Tensor | int, index: Tensor | int) -> Tensor:
+def random_bits(key: Tensor | int, index: Tensor) -> Tensor:
     """Output number `index` of the generator SplitMix64 (Steele, Lea and Flood 2014) seeded with `key`: 64 random bits.
 
     Broadcasts; int64, where the generator counts without signs: products wrap alike. A generator that is a function,
     unlike the host's own, gives the same numbers on every device, in any order, for a step that only the device knows.
     """
     bits = key + (index + 1) * _signed(0x9E3779B97F4A7C15)
-    assert isinstance(bits, Tensor)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         bits = (bits ^ _shifted(bits, shift)) * _signed(factor)
     return bits ^ _shifted(bits, 31)

@@ -12,6 +12,7 @@ from .apply import MIPApply  # noqa: E402
 from .encoders import MIPEncoderFromModels, MIPEncoderLoader  # noqa: E402
 from .merge import MIPFusionHead, MIPMerge  # noqa: E402
 from .miniature import MIPMiniatureLoader  # noqa: E402
+from .noise import MIPTextNoise  # noqa: E402
 from .reference import MIPReference  # noqa: E402
 from .relevance import MIPRelevanceMaps  # noqa: E402
 from .train import MIPSaveAdapter, MIPTrainAdapter  # noqa: E402
@@ -28,6 +29,7 @@ NODES: list[type[io.ComfyNode]] = [
     MIPSaveAdapter,
     MIPEncoderLoader,
     MIPEncoderFromModels,
+    MIPTextNoise,
 ]
 
 

@@ -1,0 +1,102 @@
+from comfy_api.latest import io
+
+from ..attention.host_noise import apply_text_noise
+from ..attention.noise import MODES
+from ..attention.reference import object_texts
+from .types import SCORES, MIPReferences
+
+
+class MIPTextNoise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MIPTextNoise",
+            display_name="MIP Text Noise",
+            category=SCORES,
+            description="Disturbs what the model takes from the prompt, either everywhere alike or where it says that "
+            "one object is. Sample with and without it from one seed: MIP Object Relevance Score says whether the "
+            "picture changed where the object is.",
+            inputs=[
+                io.Model.Input("model", tooltip="SDXL, SD1.5 or a derivative, with or without MIP Apply."),
+                io.Clip.Input("clip", tooltip="The checkpoint's CLIP: encodes the object texts."),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    default="relevance",
+                    tooltip="relevance: the more noise, the more relevant a place is to the target. uniform: the same "
+                    "everywhere. Both add the same energy, and the same numbers from the same seed.",
+                ),
+                io.String.Input(
+                    "target",
+                    default="",
+                    placeholder="cat",
+                    tooltip="The object whose relevance weighs the noise: its text, or its number among the objects. "
+                    "Empty: the first. Relevance only.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=0.5,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Standard deviation of the noise, in units of that of the text attention itself. The "
+                    "picture should change and yet show the same objects in the same places.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Of this noise; the sampler's seed is another matter.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Noise from here on. A little above 0 leaves the composition as it is.",
+                ),
+                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Noise up to here."),
+                MIPReferences.Input(
+                    "references",
+                    optional=True,
+                    tooltip="The objects, from the chain of MIP Reference; their pictures do not matter here.",
+                ),
+                io.String.Input(
+                    "texts",
+                    default="",
+                    multiline=True,
+                    placeholder="cat, cup",
+                    optional=True,
+                    tooltip="The objects without references: one a line or between commas, as the prompt names them.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, clip, mode, target, strength, seed, start_percent, end_percent, references=(), texts=""
+    ) -> io.NodeOutput:
+        names = tuple(reference.text for reference in references or ())
+        written = object_texts(texts or "")
+        if names and written:
+            raise ValueError(
+                "The objects are named twice, by references and by texts: clear the texts, or disconnect the "
+                "references."
+            )
+        return io.NodeOutput(
+            apply_text_noise(
+                model,
+                clip,
+                names or written,
+                mode=mode,
+                target=target,
+                strength=strength,
+                seed=seed,
+                start_percent=start_percent,
+                end_percent=end_percent,
+            )
+        )
