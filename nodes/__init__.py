@@ -9,10 +9,12 @@ from comfy_api.latest import ComfyExtension, io  # noqa: E402
 from ..weights.host_files import register_folders  # noqa: E402
 from .adapter import MIPAdapterLoader  # noqa: E402
 from .apply import MIPApply  # noqa: E402
+from .binding import MIPBindingReport, MIPSeedPicker  # noqa: E402
 from .encoders import MIPEncoderFromModels, MIPEncoderLoader  # noqa: E402
 from .merge import MIPFusionHead, MIPMerge  # noqa: E402
 from .miniature import MIPMiniatureLoader  # noqa: E402
 from .noise import MIPTextNoise  # noqa: E402
+from .personalization import MIPPersonalizationScore  # noqa: E402
 from .reference import MIPReference  # noqa: E402
 from .relevance import MIPRelevanceMaps  # noqa: E402
 from .train import MIPSaveAdapter, MIPTrainAdapter  # noqa: E402
@@ -30,6 +32,9 @@ NODES: list[type[io.ComfyNode]] = [
     MIPEncoderLoader,
     MIPEncoderFromModels,
     MIPTextNoise,
+    MIPPersonalizationScore,
+    MIPBindingReport,
+    MIPSeedPicker,
 ]
 
 

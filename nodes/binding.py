@@ -1,0 +1,113 @@
+"""Did every object take its look from its own reference, and which picture of a batch did it best?"""
+
+import torch
+from comfy_api.latest import io
+
+from ..evaluation.binding_report import measure_binding, ranking, report, to_encode
+from ..evaluation.draw_matrix import draw_matrices
+from ..evaluation.verdict import verdict
+from .progress import ticking
+from .types import SCORES, MIPBinding, MIPDetections, MIPEncoder, MIPReferences, MIPRelevance
+
+
+class MIPBindingReport(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MIPBindingReport",
+            display_name="MIP Binding Report",
+            category=SCORES,
+            description="Compares every object in the pictures with every reference: which one went wrong, whose look "
+            "it took, and what to change. Says it in words, numbers and a picture.",
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures to judge, one or a batch."),
+                MIPReferences.Input("references", tooltip="The references that the pictures were made with."),
+                MIPDetections.Input(
+                    "detections", tooltip="From MIP Detect Objects, for the same pictures and object texts."
+                ),
+                MIPEncoder.Input(
+                    "encoder",
+                    tooltip="Sees the pictures: CLIP or SigLIP; DINOv2 tells individuals of one kind apart better.",
+                ),
+                MIPRelevance.Input(
+                    "relevance",
+                    optional=True,
+                    tooltip="From the MIP Apply whose model was sampled: the advice then knows whether the objects "
+                    "claimed the same places.",
+                ),
+            ],
+            outputs=[
+                io.Float.Output(
+                    display_name="margin",
+                    tooltip="Similarity to the own reference minus the best other, the mean over the objects found; "
+                    "above 0 is right. −1: no object was found. 0: there is a single reference.",
+                ),
+                io.Float.Output(
+                    display_name="confusion_rate",
+                    tooltip="Share of the objects found that look more like another reference. 1: no object was found.",
+                ),
+                io.Float.Output(display_name="presence", tooltip="Share of the objects asked for that were found."),
+                io.String.Output(display_name="report", tooltip="The verdict with advice, then the numbers."),
+                io.Image.Output(display_name="matrix", tooltip="One for each picture: its objects against references."),
+                MIPBinding.Output(display_name="binding", tooltip="For MIP Seed Picker."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, images, references, detections, encoder, relevance=None) -> io.NodeOutput:
+        tick = ticking(to_encode(references, detections))
+        binding = measure_binding(images, references, detections, encoder, tick)
+        confusion = mean_confusion(relevance)
+        found = binding.presence > 0
+        # Numbers that a search over settings cannot take for success where there is nothing to measure.
+        margin = binding.margin if binding.margin is not None else 0.0 if found else -1.0
+        rate = binding.confusion_rate if binding.confusion_rate is not None else 0.0 if found else 1.0
+        sentences = [verdict(binding.only(b), confusion) for b in range(len(binding.pictures))]
+        matrix = torch.from_numpy(draw_matrices(binding, sentences)).float() / 255
+        return io.NodeOutput(margin, rate, binding.presence, report(binding, confusion), matrix, binding)
+
+
+class MIPSeedPicker(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MIPSeedPicker",
+            display_name="MIP Seed Picker",
+            category=SCORES,
+            description="Of a batch of pictures, the one whose objects follow their own references best: most objects "
+            "found, then the largest binding margin, then the fewest objects too many.",
+            inputs=[
+                io.Image.Input("images", tooltip="The batch that was judged."),
+                MIPBinding.Input("binding", tooltip="From the MIP Binding Report of the same pictures."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="best", tooltip="The best picture."),
+                io.Image.Output(display_name="sorted", tooltip="All pictures, the best first."),
+                io.Int.Output(
+                    display_name="best_index",
+                    tooltip="Its place in the batch, from 0: for Latent From Batch, to go on with its latent.",
+                ),
+                io.String.Output(display_name="ranking", tooltip="Every picture with its numbers, the best first."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, images, binding) -> io.NodeOutput:
+        if images.shape[:3] != binding.images.shape[:3]:
+            got, judged = (f"{b} of {w}×{h} pixels" for b, h, w in (images.shape[:3], binding.images.shape[:3]))
+            raise ValueError(
+                f"The pictures are {got}, but the binding report judged {judged}: connect the same pictures to MIP "
+                "Binding Report and to this node."
+            )
+        order = binding.ranking()
+        best = order[0]
+        return io.NodeOutput(images[best : best + 1], images[order], best, ranking(binding))
+
+
+def mean_confusion(relevance) -> float | None:
+    """Of all steps that measured it; None where there is no record, or a merge that measures none."""
+    if relevance is None:
+        return None
+    measured = relevance.confusion()
+    measured = measured[measured.isfinite()]
+    return float(measured.mean()) if len(measured) else None

@@ -1,0 +1,75 @@
+"""Do pictures follow their prompt, and their objects the references?"""
+
+from comfy_api.latest import io
+
+from ..evaluation.personalization import personalization, pictures_to_encode, report
+from .progress import ticking
+from .types import SCORES, MIPDetections, MIPEncoder, MIPReferences
+
+WHOLE, CROPS = "whole picture", "crops"
+SCOPES = (WHOLE, CROPS)
+
+
+class MIPPersonalizationScore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MIPPersonalizationScore",
+            display_name="MIP Personalisation Score",
+            category=SCORES,
+            description="CLIP-T, CLIP-I and DINO as in the papers: does the picture follow its prompt, do its objects "
+            "look like their references? On crops, too, which see what whole pictures hide: exchanged looks.",
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures to score, one or a batch; the scores are the means."),
+                MIPReferences.Input("references", tooltip="The references that the pictures were made with."),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    tooltip="The words that the pictures were made from, without quality words; CLIP-T scores them.",
+                ),
+                MIPEncoder.Input(
+                    "encoder",
+                    tooltip="Sees words and pictures, for CLIP-T and CLIP-I: CLIP ViT-B/32 in the papers.",
+                ),
+                MIPEncoder.Input(
+                    "image_encoder",
+                    optional=True,
+                    tooltip="Sees pictures, for the DINO score: DINO ViT-S/16 in the papers. Without it: not measured.",
+                ),
+                MIPDetections.Input(
+                    "detections",
+                    optional=True,
+                    tooltip="From MIP Detect Objects, for the same pictures and object texts: adds the crops' scores.",
+                ),
+                io.Combo.Input(
+                    "scope",
+                    options=list(SCOPES),
+                    default=WHOLE,
+                    optional=True,
+                    tooltip="What the numbers on the outputs are of: whole pictures, as in the papers' tables, or the "
+                    "detected crops. The report has both.",
+                ),
+            ],
+            outputs=[
+                io.Float.Output(display_name="clip_t", tooltip="2.5 · cosine of prompt and picture; 0: not measured."),
+                io.Float.Output(display_name="clip_i", tooltip="Mean cosine to the references; 0: not measured."),
+                io.Float.Output(display_name="dino", tooltip="The same by image_encoder; 0: not measured."),
+                io.String.Output(display_name="report", tooltip="The scores by picture and object."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, images, references, prompt, encoder, image_encoder=None, detections=None, scope=WHOLE
+    ) -> io.NodeOutput:
+        if scope not in SCOPES:
+            raise ValueError(f"The scope is “{scope}”; choose one of: {', '.join(SCOPES)}.")
+        if scope == CROPS and detections is None:
+            raise ValueError("The scope is “crops”, but no detections are connected: connect MIP Detect Objects.")
+        encoders = 1 if image_encoder is None else 2
+        tick = ticking(pictures_to_encode(images, references, detections, encoders))
+        scores = personalization(images, references, prompt, encoder, image_encoder, detections, tick)
+        view = scores.whole if scope == WHOLE or scores.crops is None else scores.crops
+        means = (view.mean(name) or 0.0 for name in ("clip_t", "clip_i", "dino"))
+        return io.NodeOutput(*means, report(scores))
