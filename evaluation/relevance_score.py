@@ -9,9 +9,10 @@ twice from one seed, once with noise on the text attention (attention/noise.py):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 import torch
@@ -95,8 +96,8 @@ def interval(ratios: Sequence[float], level: float = LEVEL) -> tuple[float, floa
         return None
     from scipy import stats
 
-    found = stats.ttest_1samp(ratios, 0).confidence_interval(level)
-    return float(found.low), float(found.high)
+    half = float(stats.t.ppf((1 + level) / 2, len(ratios) - 1)) * stdev(ratios) / math.sqrt(len(ratios))
+    return fmean(ratios) - half, fmean(ratios) + half
 
 
 def check_pictures(clean: Tensor, noised: Tensor, regions: Tensor) -> Tensor:
@@ -116,8 +117,8 @@ def check_pictures(clean: Tensor, noised: Tensor, regions: Tensor) -> Tensor:
     size = clean.shape[1:3]
     if regions.ndim != 3 or regions.shape[1:] != size or regions.shape[0] not in (1, clean.shape[0]):
         raise ValueError(
-            f"The pictures are {_said(clean)}, and the masks {_said(regions)}: give one mask for all or one a picture, "
-            "of the pictures' size."
+            f"The pictures are {_said(clean)}, and the object's masks or detections {_said(regions)}: detect in these "
+            "very pictures, or give one mask for all or one a picture, of the pictures' size."
         )
     return regions.float().cpu().nan_to_num(0).clamp(0, 1).expand(clean.shape[0], -1, -1)
 
