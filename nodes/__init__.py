@@ -17,6 +17,7 @@ from .noise import MIPTextNoise  # noqa: E402
 from .personalization import MIPPersonalizationScore  # noqa: E402
 from .reference import MIPReference  # noqa: E402
 from .relevance import MIPRelevanceMaps  # noqa: E402
+from .relevance_score import MIPObjectRelevanceScore  # noqa: E402
 from .train import MIPSaveAdapter, MIPTrainAdapter  # noqa: E402
 
 NODES: list[type[io.ComfyNode]] = [
@@ -32,6 +33,7 @@ NODES: list[type[io.ComfyNode]] = [
     MIPEncoderLoader,
     MIPEncoderFromModels,
     MIPTextNoise,
+    MIPObjectRelevanceScore,
     MIPPersonalizationScore,
     MIPBindingReport,
     MIPSeedPicker,
