@@ -80,7 +80,9 @@ function moveOutput(graph, from, to) {
     if (link.target_id === graph.outputNode?.id) {
       graph.outputNode.slots[link.target_slot].connect(to.outputs[0], to, link.parentId) // out of a subgraph
     } else {
-      to.connect(0, graph.getNodeById(link.target_id), link.target_slot, link.parentId)
+      const taker = graph.getNodeById(link.target_id)
+      const slot = taker.inputs.findIndex((each) => each.link === link.id) // link.target_slot can be out of date
+      to.connect(0, taker, slot, link.parentId)
     }
   }
 }

@@ -9,6 +9,9 @@ const LINKS = {
   MIP_MERGE: "#5bc0a4",
   MIP_FUSION_HEAD: "#d98fbf",
   MIP_RELEVANCE: "#6db3e8",
+  MIP_ENCODER: "#c9a66b",
+  MIP_DETECTOR: "#e08a6d",
+  MIP_DETECTIONS: "#9fc5a0",
 }
 // The widget that tells folded nodes of one kind apart.
 const TOLD_APART_BY = { MIPReference: "text", MIPMerge: "strategy", MIPAdapterLoader: "adapter_name" }
