@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ..weights.adapter import Adapter
 from ..weights.sites import check_head, check_sites, unet_sites
 from .host_encode import encode_references
 from .host_patch import check_percents, compute_dtype, install
 from .options import FusionHead, Merge
-from .plan import compile_plan
-from .record import RelevanceRecord
+from .plan import compile_plans
+from .record import RecordedMaps, RelevanceRecord
 from .reference import Reference
+from .schedule import Schedule, Times, Window, stretches
 
 
 def apply_references(
@@ -28,9 +33,10 @@ def apply_references(
     merge: Merge | None = None,
     fusion_head: FusionHead | None = None,
     record: RelevanceRecord | None = None,
+    frozen: RecordedMaps | None = None,
 ) -> Any:
     """A clone of `model` (ModelPatcher) whose cross-attention merges the references; `model` stays as it is. `record`
-    is filled while the clone samples.
+    is filled while the clone samples. With `frozen` the shares come from these maps instead of being measured.
 
     Raises ValueError with a sentence for the artist when the parts do not belong together.
     """
@@ -42,17 +48,47 @@ def apply_references(
     head = fusion_head or FusionHead(adapter.head, "image" if adapter.head else "off", name=adapter.name)
     if head.active:
         check_head(head.weights, head.name, sites)
+    merge = merge or Merge()
+    kept = None if frozen is None else _frozen_shares(frozen, tuple(each.text for each in references), merge)
     encoded = encode_references(references, adapter, clip, clip_vision)
     if scale == 0:
         return model.clone()  # adds nothing anywhere: the same bits as without us
-    plan = compile_plan(
+    encoded = replace(encoded, frozen=kept)
+    times = tuple(
+        Times(Window.of(model, each.start_percent, each.end_percent), Window.of(model, 0.0, each.region_until))
+        for each in references
+    )
+    different = stretches(times)
+    plans = compile_plans(
         adapter,
         sites,
-        encoded,
+        [encoded.only(*each) for each in different],
         scale=scale,
-        merge=merge or Merge(),
+        merge=merge,
         head=head,
         device=model.load_device,
         dtype=compute_dtype(model),
     )
-    return install(model, plan, start_percent, end_percent, record)
+    schedule = Schedule(times, dict(zip(different, plans, strict=True)))
+    return install(model, schedule, start_percent, end_percent, record)
+
+
+def _frozen_shares(maps: RecordedMaps, names: tuple[str, ...], merge: Merge) -> Tensor:
+    """[M + 1, pictures, H, W]: the recorded shares, and what nobody claimed."""
+    if isinstance(maps, RelevanceRecord):
+        raise ValueError(
+            "The input “frozen” got the maps of a sampling that may not have run yet: put MIP Freeze Relevance "
+            "between, behind the first pass's sampler."
+        )
+    if maps.names != names:
+        raise ValueError(
+            f"The frozen maps are of {', '.join(maps.names)}, and the references here are {', '.join(names)}: use the "
+            "same objects in the same order for both passes."
+        )
+    if merge.strategy != "relevance":
+        raise ValueError(
+            f"The merge strategy is {merge.strategy}, which has no use for frozen maps: choose relevance, or "
+            "disconnect “frozen”."
+        )
+    shares = maps.shares().clamp(0, 1)
+    return torch.cat([shares, (1 - shares.sum(0, keepdim=True)).clamp_min(0)])

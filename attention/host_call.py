@@ -1,5 +1,5 @@
 """What a patch must know about the UNet call it is part of: which rows are conditional, which part of the canvas they
-show, whose UNet is running. The host tells none of it to a patch directly; three wrappers carry it down the call stack.
+show, whose UNet is running. The host tells none of it to a patch directly; wrappers carry it down the call stack.
 
 The index in `cond_or_uncond` is a position in the guider's own list of conds: 0 is the positive for most guiders, the
 negative for DualCFG, and whatever a post-CFG function (PAG, SAG) happens to evaluate. The guider's names are the truth,
@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import comfy.patcher_extension
+import torch
 import torch.nn.functional as F
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
@@ -22,7 +23,7 @@ from .plan import Plan, SiteKey
 from .record import Observation, RelevanceRecord
 from .site import Run
 
-NAMES, FRAME, CALL = "mip_adapter_names", "mip_adapter_frame", "mip_adapter_call"
+NAMES, FRAME, CALL, SAMPLING = (f"mip_adapter_{name}" for name in ("names", "frame", "call", "sampling"))
 
 Area = tuple[int, ...] | None  # (height, width, y, x) in latent pixels, or the whole canvas
 
@@ -35,13 +36,22 @@ class Frame(NamedTuple):
     canvas: tuple[int, int]
 
 
+class Sampling:
+    """One sampling run, from the first noise level to the last; records: those that it has filled so far. The run
+    itself is known to them by its token."""
+
+    def __init__(self) -> None:
+        self.token = object()
+        self.records: list[RelevanceRecord] = []
+
+
 class Call:
     """One UNet call; made once, shared by all sites and all of our patches in it."""
 
     def __init__(self, unet: Any, batch: int, options: Mapping[str, Any]) -> None:
         self.unet = unet
         self._options = options
-        self._regions: dict[tuple[Plan, Area, tuple[int, int]], Tensor] = {}
+        self._maps: dict[tuple[Tensor, Area, tuple[int, int]], Tensor] = {}
         self.pictures = batch // len(options.get("cond_or_uncond") or [0])  # rows of one cond
         self._runs = _runs(batch, options)
         self._seen: dict[RelevanceRecord, list[Observation]] = {}
@@ -73,18 +83,30 @@ class Call:
         return (schedule[:steps] > sigmas.flatten()[:1] * 1.0001).sum().clamp_max(steps - 1).reshape(1), steps
 
     def runs(self, plan: Plan | None = None, site_size: tuple[int, int] = (0, 0)) -> list[Run]:
-        """Rows of the batch by treatment, with the plan's regions at the site's resolution (h, w)."""
-        if plan is None or plan.regions is None:
-            return [Run(start, stop, conditional, None, area) for start, stop, conditional, area in self._runs]
-        return [
-            Run(start, stop, conditional, self._region(plan, area, site_size), area)
-            for start, stop, conditional, area in self._runs
-        ]
+        """Rows of the batch by treatment, with the plan's maps at the site's resolution (h, w)."""
+
+        def run(start: int, stop: int, conditional: bool, area: Area) -> Run:
+            region = frozen = None
+            if plan is not None and plan.regions is not None:
+                region = self._at_site(plan.regions, area, site_size).unsqueeze(1)
+            if plan is not None and plan.frozen is not None and conditional:
+                frozen = self._by_row(self._at_site(plan.frozen, area, site_size), stop - start)
+            return Run(start, stop, conditional, region, area, frozen)
+
+        return [run(*each) for each in self._runs]
 
     def observe(
-        self, record: RelevanceRecord, size: tuple[int, int], run: Run, shares: Tensor | None, gate: Tensor | None
+        self,
+        record: RelevanceRecord,
+        plan: Plan,
+        objects: tuple[int, ...],
+        size: tuple[int, int],
+        run: Run,
+        shares: Tensor | None,
+        gate: Tensor | None,
     ) -> None:
-        """Keep what a site of resolution `size` measured until the call ends."""
+        """Keep what a site of resolution `size` measured until the call ends. objects: the record's that the plan's
+        are."""
         if shares is None and gate is None:
             return
         frame: Frame | None = self._options.get(FRAME)
@@ -94,38 +116,70 @@ class Call:
             scale = size[0] / height, size[1] / width
             canvas = round(frame.canvas[0] * scale[0]), round(frame.canvas[1] * scale[1])
             corner = min(round(y * scale[0]), canvas[0] - size[0]), min(round(x * scale[1]), canvas[1] - size[1])
-        batch = run.stop - run.start
+        if shares is not None:
+            shares = _for_all(shares.expand(-1, run.stop - run.start, -1), plan, objects, record).unflatten(-1, size)
         seen = Observation(
-            None if shares is None else shares.expand(-1, batch, -1).unflatten(-1, size),
+            shares,
             None if gate is None else gate.unflatten(-1, size),
             canvas,
             corner,
+            len(objects),
         )
         self._seen.setdefault(record, []).append(seen)
 
     def close(self) -> None:
         """The call is over: hand what was measured to the records."""
-        if self._seen and self.step is not None:
-            for record, seen in self._seen.items():
-                record.add(self._options["sample_sigmas"], *self.step, seen)
+        if not self._seen or self.step is None:
+            return
+        sampling: Sampling | None = self._options.get(SAMPLING)
+        run = self._options["sample_sigmas"] if sampling is None else sampling.token
+        for record, seen in self._seen.items():
+            record.add(run, *self.step, seen)
+            if sampling is not None and record not in sampling.records:
+                sampling.records.append(record)
 
-    def _region(self, plan: Plan, area: Area, site_size: tuple[int, int]) -> Tensor:
-        key = (plan, area, site_size)
-        if key not in self._regions:
+    def _at_site(self, maps: Tensor, area: Area, site_size: tuple[int, int]) -> Tensor:
+        """Maps [..., H, W] of the whole canvas as a site sees them that shows an area of it: [..., N]."""
+        key = (maps, area, site_size)
+        if key not in self._maps:
             frame: Frame | None = self._options.get(FRAME)
-            maps = plan.regions
-            assert maps is not None
+            shown = maps
             if area is not None and frame is not None:
                 height, width, y, x = area
-                maps = _resize(maps, frame.canvas)[:, y : y + height, x : x + width]
-            self._regions[key] = _resize(maps, site_size).flatten(1).unsqueeze(1)  # [M, 1, N]
-        return self._regions[key]
+                shown = _resize(maps, frame.canvas)[..., y : y + height, x : x + width]
+            self._maps[key] = _resize(shown, site_size).flatten(-2)
+        return self._maps[key]
+
+    def _by_row(self, maps: Tensor, rows: int) -> Tensor:
+        """[..., pictures, N], recorded from so many pictures, for the rows of a run: [..., 1 or rows, N]."""
+        pictures = maps.shape[-2]
+        if pictures == 1:
+            return maps
+        if pictures != self.pictures:
+            raise ValueError(
+                f"The frozen maps are of {pictures} pictures and this sampling makes {self.pictures}: use the same "
+                "batch size for both passes, or a first pass of one picture."
+            )
+        return maps.repeat(1, rows // pictures, 1)
+
+
+def _for_all(shares: Tensor, plan: Plan, objects: tuple[int, ...], record: RelevanceRecord) -> Tensor:
+    """Shares of the objects that act as shares of all: the others have none. They add up to 1."""
+    shares = shares if plan.whole == 1 else shares / plan.whole
+    if len(objects) == len(record.names):
+        return shares
+    rows: dict[int, Tensor] = dict(zip(objects, shares.unbind(0), strict=True))
+    nothing = torch.zeros_like(shares[0])
+    return torch.stack([rows.get(i, nothing) for i in range(len(record.names))])
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """[..., H, W] -> [..., h, w]"""
     if maps.shape[-2:] == size:
         return maps
-    return F.interpolate(maps.unsqueeze(0), size=size, mode="bilinear", align_corners=False, antialias=True).squeeze(0)
+    flat = maps.reshape(1, -1, *maps.shape[-2:])
+    resized = F.interpolate(flat, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return resized.reshape(*maps.shape[:-2], *size)
 
 
 def _runs(batch: int, options: Mapping[str, Any]) -> list[tuple[int, int, bool, Area]]:
@@ -151,6 +205,13 @@ def _with(options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 
 
 # Parameters are called as the host calls them: other packs' wrappers may pass them on by name.
+
+
+def _begin(executor: Any, *args: Any, **more: Any):
+    """OUTER_SAMPLE: a sampling run begins. The guider's options are its own for as long as it lasts."""
+    options = executor.class_obj.model_options.setdefault("transformer_options", {})
+    options[SAMPLING] = Sampling()
+    return executor(*args, **more)
 
 
 def _name_conds(executor: Any, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None):
@@ -198,6 +259,7 @@ def _describe_call(
 
 
 WRAPPERS = (
+    (WrappersMP.OUTER_SAMPLE, _begin),
     (WrappersMP.PREDICT_NOISE, _name_conds),
     (WrappersMP.CALC_COND_BATCH, _frame_conds),
     (WrappersMP.DIFFUSION_MODEL, _describe_call),

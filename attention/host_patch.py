@@ -13,27 +13,10 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from .host_call import Call, install_wrappers
-from .plan import Plan, SiteKey
+from .plan import SiteKey
 from .record import RelevanceRecord
+from .schedule import Schedule, Window
 from .site import fuse
-
-
-class Window(NamedTuple):
-    """Noise levels at which a patch acts: end <= sigma <= start."""
-
-    start: float
-    end: float
-
-    @classmethod
-    def of(cls, model: Any, start_percent: float, end_percent: float) -> Window | None:
-        """None for all steps, which needs no look at sigma."""
-        if start_percent <= 0 and end_percent >= 1:
-            return None
-        sampling = model.get_model_object("model_sampling")
-        return cls(sampling.percent_to_sigma(start_percent), sampling.percent_to_sigma(end_percent))
-
-    def contains(self, sigma: float) -> bool:
-        return self.end <= sigma <= self.start
 
 
 class Place(NamedTuple):
@@ -119,34 +102,39 @@ def _text_attention(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
 
 
 class MergePatch(SitePatch):
-    """Adds the objects' image features: the method."""
+    """Adds the image features of the objects that act: the method."""
 
-    def __init__(self, place: Place, plan: Plan, record: RelevanceRecord | None) -> None:
+    def __init__(self, place: Place, schedule: Schedule, record: RelevanceRecord | None) -> None:
         super().__init__(place)
-        self.plan, self.record = plan, record
-        self.needs_text = plan.sites[self.key].head is not None
+        self.schedule, self.record = schedule, record
+        self.needs_text = any(plan.sites[self.key].head is not None for plan in schedule.plans.values())
 
     def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: Call) -> Tensor:
-        site, attention = self.plan.sites[self.key].like(q), call.attentions[self.key]
+        now = self.schedule.at(lambda: call.sigma)
+        if now is None:
+            return out
+        objects, plan = now
+        site, attention = plan.sites[self.key].like(q), call.attentions[self.key]
         size = tuple(options["activations_shape"][-2:])
         return fuse(
             out,
             text,
             q,
-            self.plan,
+            plan,
             site,
-            call.runs(self.plan, size),
+            call.runs(plan, size),
             # The module's forward, not its weight: LoRA, low-VRAM casting and fp8 happen there.
             lambda: attention.to_k(site.object_text),
-            partial(call.observe, self.record, size) if self.record is not None else None,
+            partial(call.observe, self.record, plan, objects, size) if self.record is not None else None,
         )
 
 
 def install(
-    model: Any, plan: Plan, start_percent: float, end_percent: float, record: RelevanceRecord | None = None
+    model: Any, schedule: Schedule, start_percent: float, end_percent: float, record: RelevanceRecord | None = None
 ) -> Any:
-    """A clone of `model` (ModelPatcher) that samples with the plan and fills the record; `model` stays as it is."""
-    return patched(model, plan.sites, start_percent, end_percent, lambda place: MergePatch(place, plan, record))
+    """A clone of `model` (ModelPatcher) that samples with the plans and fills the record; `model` stays as it is."""
+    keys = next(iter(schedule.plans.values())).sites
+    return patched(model, keys, start_percent, end_percent, lambda place: MergePatch(place, schedule, record))
 
 
 def patched(

@@ -26,7 +26,8 @@ class References:
     """References as the method sees them: M objects, T image tokens each, X the width of the text context.
 
     tokens [M, T, X]; null_tokens [T, X], the unconditional branch's; texts M × [L_i, X], the content tokens of each
-    object's text encoded on its own; weights [M]; regions [M, H, W] in 0..1 on the whole canvas, or None.
+    object's text encoded on its own; weights [M]; regions [M, H, W] in 0..1 on the whole canvas, or None; frozen
+    [M + 1, pictures, H, W], shares recorded by an earlier sampling, the last one nobody's, or None: measured.
     """
 
     names: tuple[str, ...]
@@ -35,6 +36,23 @@ class References:
     texts: tuple[Tensor, ...]
     weights: tuple[float, ...]
     regions: Tensor | None = None
+    frozen: Tensor | None = None
+
+    def only(self, objects: Sequence[int], confined: Sequence[int]) -> References:
+        """Some of the objects; regions hold only for the confined among them."""
+        regions = None if self.regions is None else self.regions.clone()
+        if regions is not None:
+            regions[[i for i in range(len(regions)) if i not in confined]] = 1
+            regions = regions[list(objects)]
+        return replace(
+            self,
+            names=tuple(self.names[i] for i in objects),
+            tokens=self.tokens[list(objects)],
+            texts=tuple(self.texts[i] for i in objects),
+            weights=tuple(self.weights[i] for i in objects),
+            regions=None if regions is None or bool((regions == 1).all()) else regions,
+            frozen=None if self.frozen is None else self.frozen[[*objects, len(self.names)]],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +91,7 @@ class Plan:
     weights: Tensor  # [M, 1, 1] float32: the unconditional branch needs them beside its one set of values
     regions: Tensor | None
     sites: Mapping[SiteKey, SitePlan]
+    frozen: Tensor | None = None  # [M + 1, pictures, H, W], see References
 
     @property
     def objects(self) -> int:
@@ -80,7 +99,13 @@ class Plan:
 
     @property
     def needs_relevance(self) -> bool:
-        return self.merge.needs_relevance(self.objects)
+        """Whether the sites measure it: not where the shares are constants or come from frozen maps."""
+        return self.frozen is None and self.merge.needs_relevance(self.objects)
+
+    @property
+    def whole(self) -> float:
+        """What the shares of a position add up to where objects claim all of it."""
+        return self.objects if (self.merge.strategy, self.merge.normalization) == ("relevance", "mean") else 1.0
 
     @property
     def joint(self) -> bool:
@@ -98,56 +123,106 @@ def compile_plan(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Plan:
-    """Project the references through every site's to_k_ip and to_v_ip, in float32 on `device`; keep them as `dtype`.
+    """Project the references through every site's to_k_ip and to_v_ip, in float32 on `device`; keep them as `dtype`."""
+    several = compile_plans(
+        adapter, sites, [references], scale=scale, merge=merge, head=head, device=device, dtype=dtype
+    )
+    return several[0]
 
-    Only one site's weights are on `device` at a time.
-    """
-    shared = SharedText(references.texts, device, dtype)
-    tokens = references.tokens.to(device, torch.float32).flatten(0, 1)  # [M·T, X]
-    null = references.null_tokens.to(device, torch.float32)
-    weights = torch.tensor(references.weights, device=device, dtype=torch.float32).view(-1, 1, 1)
-    value_scale, null_scale = _constant_factors(weights, scale, merge, references.regions is not None)
-    per_token = value_scale.expand(-1, references.tokens.shape[1], -1).reshape(-1, 1)  # [M·T, 1]
 
-    plans: dict[SiteKey, SitePlan] = {}
+def compile_plans(
+    adapter: Adapter,
+    sites: Sequence[Site],
+    several: Sequence[References],
+    *,
+    scale: float,
+    merge: Merge,
+    head: FusionHead,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[Plan]:
+    """`compile_plan` for several sets of references. Every site's weights travel to `device` once, and only one site's
+    are there at a time."""
+    drafts = [_Draft(references, scale, merge, head, device, dtype) for references in several]
     for site in sites:
         weight = adapter.sites[site.number]
         to_k = weight.to_k.to(device, torch.float32)
         to_v = weight.to_v.to(device, torch.float32)
+        row = head.weights[site.number].to(device, dtype) if head.active else None
+        for draft in drafts:
+            draft.add(site, to_k, to_v, row)
+    return [draft.plan() for draft in drafts]
+
+
+class _Draft:
+    """A plan in the making, site by site."""
+
+    def __init__(
+        self,
+        references: References,
+        scale: float,
+        merge: Merge,
+        head: FusionHead,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.references, self.merge, self.head, self.device, self.dtype = references, merge, head, device, dtype
+        self.shared = SharedText(references.texts, device, dtype)
+        self.tokens = references.tokens.to(device, torch.float32).flatten(0, 1)  # [M·T, X]
+        self.null = references.null_tokens.to(device, torch.float32)
+        self.weights = torch.tensor(references.weights, device=device, dtype=torch.float32).view(-1, 1, 1)
+        value_scale, self.null_scale = _constant_factors(self.weights, scale, merge, references)
+        self.per_token = value_scale.expand(-1, references.tokens.shape[1], -1).reshape(-1, 1)  # [M·T, 1]
+        self.sites: dict[SiteKey, SitePlan] = {}
+
+    def add(self, site: Site, to_k: Tensor, to_v: Tensor, row: Tensor | None) -> None:
         width = site.width // site.heads
 
-        def heads_first(flat: Tensor, heads: int = site.heads) -> Tensor:  # [tokens, C] -> [h, tokens, d]
-            return flat.unflatten(-1, (heads, -1)).transpose(0, 1).to(dtype).contiguous()
+        def heads_first(flat: Tensor) -> Tensor:  # [tokens, C] -> [h, tokens, d]
+            return flat.unflatten(-1, (site.heads, -1)).transpose(0, 1).to(self.dtype).contiguous()
 
-        object_text, average = shared.for_site(site.heads, width)
-        plans[site.key] = SitePlan(
+        object_text, average = self.shared.for_site(site.heads, width)
+        self.sites[site.key] = SitePlan(
             heads=site.heads,
-            keys=heads_first(tokens @ to_k.T * width**-0.5),
-            values=heads_first(tokens @ to_v.T * per_token),
-            null_keys=heads_first(null @ to_k.T * width**-0.5),
-            null_values=heads_first(null @ to_v.T * null_scale),
-            head=head.weights[site.number].to(device, dtype) if head.active else None,
+            keys=heads_first(self.tokens @ to_k.T * width**-0.5),
+            values=heads_first(self.tokens @ to_v.T * self.per_token),
+            null_keys=heads_first(self.null @ to_k.T * width**-0.5),
+            null_values=heads_first(self.null @ to_v.T * self.null_scale),
+            head=row,
             object_text=object_text,
             average=average,
         )
-    regions = None if references.regions is None else references.regions.to(device, torch.float32)
-    return Plan(references.names, merge, head.gate, head.strength, weights, regions, plans)
+
+    def plan(self) -> Plan:
+        def kept(maps: Tensor | None) -> Tensor | None:
+            return None if maps is None else maps.to(self.device, torch.float32)
+
+        return Plan(
+            self.references.names,
+            self.merge,
+            self.head.gate,
+            self.head.strength,
+            self.weights,
+            kept(self.references.regions),
+            self.sites,
+            kept(self.references.frozen),
+        )
 
 
-def _constant_factors(weights: Tensor, scale: float, merge: Merge, regional: bool) -> tuple[Tensor, Tensor]:
+def _constant_factors(weights: Tensor, scale: float, merge: Merge, references: References) -> tuple[Tensor, Tensor]:
     """What can be folded into the values [M, 1, 1] and into the null values (one number).
 
     Shares that do not vary over positions are constants: all but relevance for the objects, and every strategy for the
     unconditional branch, where the empty text prefers no position. With regions all of them vary, and nothing folds.
     """
     objects = weights.shape[0]
-    if regional:
+    if references.regions is not None:
         return weights * scale, weights.new_tensor(scale)
     share = flat_shares(objects, merge).to(weights)
     null_scale = scale * (weights * share).sum()
     # "concat" is one softmax over all tokens: its probabilities are the shares already.
-    measured = merge.strategy == "concat" or merge.needs_relevance(objects)
-    return (weights * scale if measured else weights * share * scale), null_scale
+    varies = merge.strategy == "concat" or merge.needs_relevance(objects) or references.frozen is not None
+    return (weights * scale if varies else weights * share * scale), null_scale
 
 
 class SharedText:

@@ -20,12 +20,16 @@ MASK_THRESHOLD = 0.05
 @dataclass(frozen=True, eq=False)
 class Reference:
     """images [B, H, W, 3] in 0..1, one or more pictures of the object, ready for the image encoder; text names the
-    object; weight multiplies its image features; region [1, H', W'] in 0..1 limits where it may act, on any canvas."""
+    object; weight multiplies its image features; region [1, H', W'] in 0..1 limits where it may act, on any canvas. It
+    acts from start_percent to end_percent of the sampling, within its region up to region_until."""
 
     images: Tensor
     text: str
     weight: float = 1.0
     region: Tensor | None = None
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    region_until: float = 1.0
 
 
 def make_reference(
@@ -34,6 +38,9 @@ def make_reference(
     weight: float = 1.0,
     image_mask: Tensor | None = None,
     region: Tensor | None = None,
+    start_percent: float = 0.0,
+    end_percent: float = 1.0,
+    region_until: float = 1.0,
 ) -> Reference:
     """Check and prepare one reference.
 
@@ -47,10 +54,18 @@ def make_reference(
         raise ValueError("The object text is empty: name the object of this picture in a word or two, such as “cat”.")
     if not 0 <= weight <= MAX_WEIGHT:
         raise ValueError(f"The weight of “{text}” is {weight}; it must lie between 0 and {MAX_WEIGHT:g}.")
+    if not 0 <= start_percent <= end_percent <= 1:
+        raise ValueError(
+            f"“{text}” acts from {start_percent} to {end_percent} of the sampling; both must lie in 0 to 1, start "
+            "before end."
+        )
+    if not 0 <= region_until <= 1:
+        raise ValueError(f"The region of “{text}” holds until {region_until}; it must lie in 0 to 1 (1: to the end).")
     images = _rgb_on_white(image, text)
     if image_mask is not None:
         images = _cut_out(images, _as_masks(image_mask, f"image_mask of “{text}”"), text)
-    return Reference(images, text, float(weight), None if region is None else _check_region(region, text))
+    united = None if region is None else _check_region(region, text)
+    return Reference(images, text, float(weight), united, start_percent, end_percent, region_until)
 
 
 def object_texts(words: str) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ def raw_relevance(queries: Tensor, object_keys: Tensor, average: Tensor, rows: i
     return torch.addmm(floor, average, attention.view(average.shape[1], -1)).unflatten(-1, (rows, -1))
 
 
-def shares(relevance: Tensor, merge: Merge, region: Tensor | None = None) -> Tensor:
+def shares(relevance: Tensor, merge: Merge, region: Tensor | None = None, nobody: Tensor | None = None) -> Tensor:
     """Share of every object at every position: A_i / Σ_j A_j, the Ã_i of the merge.
 
     relevance [M, B, N] (or any [M, ...] with positions last) summing to 1 over N; region [M, 1, N] in 0..1 or None.
@@ -38,6 +38,7 @@ def shares(relevance: Tensor, merge: Merge, region: Tensor | None = None) -> Ten
         Ã_i = c · r_i a_i^p / (Σ_j r_j a_j^p + β)     c = M for the paper's normalisation A_i / mean_j A_j, else 1
 
     and regions scale the result by max_j r_j, so that soft edges fade and a position outside all regions gets nothing.
+    nobody [1, B, N] is one more competitor, in the units of the relevance, that gets no share.
     """
     if merge.strategy == "sum":
         return torch.ones_like(relevance) if region is None else relevance.new_ones(()) * region
@@ -47,6 +48,7 @@ def shares(relevance: Tensor, merge: Merge, region: Tensor | None = None) -> Ten
             # a^p relative to the largest a, so that high powers neither overflow nor vanish.
             peak = relevance.amax(0, keepdim=True)
             relevance = (relevance / peak) ** merge.sharpness
+            nobody = None if nobody is None else (nobody / peak) ** merge.sharpness
             if merge.background:
                 background = merge.background * (peak * relevance.shape[-1]) ** -merge.sharpness
         elif merge.background:
@@ -56,6 +58,8 @@ def shares(relevance: Tensor, merge: Merge, region: Tensor | None = None) -> Ten
     total = relevance.sum(0, keepdim=True)
     if background is not None:
         total = total + background
+    if nobody is not None:
+        total = total + nobody
     if region is not None:
         share = relevance / total.clamp_min(LEAST) * region.amax(0, keepdim=True)
     else:
@@ -72,3 +76,14 @@ def flat_shares(objects: int, merge: Merge, region: Tensor | None = None) -> Ten
     # One position with A = 1 is flat in the units of `shares`; expand so that N of the region does not rescale it.
     ones = like.new_full((objects, 1, like.shape[-1]), 1.0 / like.shape[-1])
     return shares(ones, merge, region)
+
+
+def frozen_shares(recorded: Tensor, merge: Merge, region: Tensor | None = None) -> Tensor:
+    """Shares from maps of an earlier sampling instead of a measurement.
+
+    recorded [M + 1, B, N] in 0..1: its shares, the last one what nobody claimed. With the plain merge the recorded
+    shares come back as they are; its background, sharpness and regions act on them as on a relevance that is A_i = M/N
+    where an object has everything. Returns [M, B, N].
+    """
+    relevance = recorded * ((len(recorded) - 1) / recorded.shape[-1]) + FLOOR
+    return shares(relevance[:-1], merge, region, relevance[-1:])

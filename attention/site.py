@@ -13,20 +13,22 @@ from torch import Tensor
 from .fusion_head import fusion_gate
 from .merge import accumulate, block_attention, restrict_joint, split_queries
 from .plan import Plan, SitePlan
-from .relevance import flat_shares, raw_relevance, shares
+from .relevance import flat_shares, frozen_shares, raw_relevance, shares
 
 
 class Run(NamedTuple):
     """Consecutive rows of the batch that are treated alike: one branch of guidance, one area of the canvas.
 
-    area (height, width, y, x) of the canvas in latent pixels, or None for all of it.
+    area (height, width, y, x) of the canvas in latent pixels, or None for all of it; region [M, 1, N] and frozen
+    [M + 1, 1 or rows, N] are the plan's maps at this site's resolution.
     """
 
     start: int
     stop: int
     conditional: bool
-    region: Tensor | None = None  # [M, 1, N] at this site's resolution
+    region: Tensor | None = None
     area: tuple[int, ...] | None = None
+    frozen: Tensor | None = None
 
 
 def fuse(
@@ -83,6 +85,8 @@ def fuse(
 
 def _object_shares(queries: Tensor, keys: Tensor | None, plan: Plan, site: SitePlan, run: Run) -> Tensor | None:
     """[M, B or 1, N], or None where the shares are constants that the plan has folded into the values."""
+    if run.frozen is not None:
+        return frozen_shares(run.frozen, plan.merge, run.region)
     if plan.needs_relevance and keys is not None:
         relevance = raw_relevance(queries, keys, site.average, run.stop - run.start)
         return shares(relevance, plan.merge, run.region)

@@ -84,6 +84,7 @@ def _patched(model, objects: int, tokens: int, device: torch.device, dtype: torc
     from mip_adapter.attention.host_patch import install
     from mip_adapter.attention.options import FusionHead, Merge
     from mip_adapter.attention.plan import References, compile_plan
+    from mip_adapter.attention.schedule import Schedule
     from mip_adapter.weights.adapter import Adapter, SiteWeights
     from mip_adapter.weights.sites import unet_sites
 
@@ -100,7 +101,7 @@ def _patched(model, objects: int, tokens: int, device: torch.device, dtype: torc
     plan = compile_plan(
         adapter, sites, references, scale=0.75, merge=Merge(), head=FusionHead(adapter.head), device=device, dtype=dtype
     )
-    patcher = install(ModelPatcher(model, device, device), plan, 0.0, 1.0)
+    patcher = install(ModelPatcher(model, device, device), Schedule.always(plan), 0.0, 1.0)
     return patcher.model_options["transformer_options"]
 
 

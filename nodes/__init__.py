@@ -11,6 +11,7 @@ from .adapter import MIPAdapterLoader  # noqa: E402
 from .apply import MIPApply  # noqa: E402
 from .binding import MIPBindingReport, MIPSeedPicker  # noqa: E402
 from .encoders import MIPEncoderFromModels, MIPEncoderLoader  # noqa: E402
+from .freeze import MIPFreezeRelevance  # noqa: E402
 from .merge import MIPFusionHead, MIPMerge  # noqa: E402
 from .miniature import MIPMiniatureLoader  # noqa: E402
 from .noise import MIPTextNoise  # noqa: E402
@@ -37,6 +38,7 @@ NODES: list[type[io.ComfyNode]] = [
     MIPPersonalizationScore,
     MIPBindingReport,
     MIPSeedPicker,
+    MIPFreezeRelevance,
 ]
 
 

@@ -63,6 +63,12 @@ class MIPApply(io.ComfyNode):
                     optional=True,
                     tooltip="From MIP Fusion Head. Without it: the adapter's own head.",
                 ),
+                MIPRelevance.Input(
+                    "frozen",
+                    optional=True,
+                    tooltip="From MIP Freeze Relevance: the maps of a first pass decide who gets which part of the "
+                    "picture. Without it the relevance is measured at every step.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
@@ -85,8 +91,9 @@ class MIPApply(io.ComfyNode):
         end_percent,
         merge=None,
         fusion_head=None,
+        frozen=None,
     ) -> io.NodeOutput:
-        record = RelevanceRecord(tuple(reference.text for reference in references))
+        record = RelevanceRecord(tuple(reference.text for reference in references), frozen=frozen is not None)
         patched = apply_references(
             model,
             clip,
@@ -99,5 +106,6 @@ class MIPApply(io.ComfyNode):
             merge=merge,
             fusion_head=fusion_head,
             record=record,
+            frozen=frozen,
         )
         return io.NodeOutput(patched, record)

@@ -48,13 +48,53 @@ class MIPReference(io.ComfyNode):
                 MIPReferences.Input(
                     "references", optional=True, tooltip="The references so far; this one is appended."
                 ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="This object acts from here on. Before it, the others share the picture.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="This object acts up to here; the others take over its shares.",
+                ),
+                io.Float.Input(
+                    "region_until",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="The region holds up to here, then the object text finds the place: 0.2–0.4 makes the "
+                    "region a hint. 1: to the end.",
+                ),
             ],
             outputs=[MIPReferences.Output(display_name="references")],
         )
 
     @classmethod
-    def execute(cls, image, text, weight, image_mask=None, region=None, references=()) -> io.NodeOutput:
-        chain = (*(references or ()), make_reference(image, text, weight, image_mask, region))
+    def execute(
+        cls,
+        image,
+        text,
+        weight,
+        image_mask=None,
+        region=None,
+        references=(),
+        start_percent=0.0,
+        end_percent=1.0,
+        region_until=1.0,
+    ) -> io.NodeOutput:
+        new = make_reference(image, text, weight, image_mask, region, start_percent, end_percent, region_until)
+        chain = (*(references or ()), new)
         if len(chain) > MAX_OBJECTS:
             raise ValueError(f"This chain has {len(chain)} references; at most {MAX_OBJECTS} objects are supported.")
         return io.NodeOutput(chain)

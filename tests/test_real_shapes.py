@@ -19,6 +19,7 @@ def patched(kind: str, family: str, strategy: str = "relevance", regional: bool 
     """(UNet, transformer_options) as MIPApply leaves them."""
     from comfy.model_patcher import ModelPatcher
     from mip_adapter.attention.host_patch import install
+    from mip_adapter.attention.schedule import Schedule
 
     _, unet = build(kind)
     sites = unet_sites(unet)
@@ -39,7 +40,7 @@ def patched(kind: str, family: str, strategy: str = "relevance", regional: bool 
     )
     model = torch.nn.Module()
     model.diffusion_model = unet
-    patcher = install(ModelPatcher(model, META, META), plan, 0.0, 1.0)
+    patcher = install(ModelPatcher(model, META, META), Schedule.always(plan), 0.0, 1.0)
     return unet, plan, patcher.model_options["transformer_options"]
 
 

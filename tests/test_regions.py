@@ -5,6 +5,8 @@ The region at a site is computed by Pillow here and by the pack's own resizing t
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -181,7 +183,9 @@ def test_an_object_does_not_act_outside_its_region() -> None:
         to_k = bundle().model.model.diffusion_model.input_blocks[site.key[1]][1].transformer_blocks[0].attn2.to_k
         for conditional in (True, False):
             run = Run(0, 1, conditional, region.expand(2, 1, 64))
-            plan = patch.plan.sites[site.key]
+            (plan,) = patch.schedule.plans.values()
+            compiled = plan.sites[site.key]
             with torch.inference_mode():
-                out = fuse(text.clone(), text, q, patch.plan, plan, (run,), lambda: to_k(plan.object_text))  # noqa: B023
+                keys = partial(to_k, compiled.object_text)
+                out = fuse(text.clone(), text, q, plan, compiled, (run,), keys)
             assert torch.equal(out[:, 32:], text[:, 32:]) and not torch.allclose(out[:, :32], text[:, :32])
