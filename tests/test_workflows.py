@@ -1,10 +1,9 @@
 """The shipped workflows: sound files, and each one opened in the real frontend in a headless browser.
 
-With MIP_ARTIFACTS=FOLDER a screenshot of every workflow is left there.
+With MIP_ARTIFACTS=FOLDER a screenshot of every workflow is left there (frontend.py).
 """
 
 import json
-import os
 import re
 import time
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 from mip_adapter.miniature import demo
+
+from . import frontend
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
@@ -126,18 +127,6 @@ def stocked(server):
     return server
 
 
-SETTINGS = {  # nothing over the graph
-    "Comfy.TutorialCompleted": True,
-    "Comfy.Minimap.Visible": False,
-    "Comfy.Graph.CanvasMenu": False,
-    "Comfy.Graph.CanvasInfo": False,
-    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
-}
-READY = "() => !!(window.app?.graph && window.LiteGraph?.registered_node_types?.MIPApply)"
-SET = """async settings => {
-    for (const [key, value] of Object.entries(settings)) await app.extensionManager.setting.set(key, value)
-}"""
-FOCUS = """() => app.extensionManager.command.execute("Workspace.ToggleFocusMode")"""
 OPEN = """async workflow => {
     await app.loadGraphData(workflow)
     const {output} = await app.graphToPrompt()
@@ -149,44 +138,21 @@ OPEN = """async workflow => {
         boxes: nodes.map(node => { node.updateArea?.(); return [...node.getBounding()] }),
     }
 }"""
-FIT = """async () => {
-    const boxes = [...app.graph._nodes.map(n => [...n.getBounding()]), ...app.graph._groups.map(g => [...g._bounding])]
-    const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1]))
-    const right = Math.max(...boxes.map(b => b[0] + b[2])), bottom = Math.max(...boxes.map(b => b[1] + b[3]))
-    const {ds, canvas} = app.canvas, edge = 40
-    const [width, height] = [canvas.clientWidth - 2 * edge, canvas.clientHeight - 2 * edge]
-    ds.scale = Math.min(width / (right - left), height / (bottom - top))
-    ds.offset = [edge / ds.scale - left, edge / ds.scale - top]
-    app.canvas.setDirty(true, true)
-}"""
 
 
 @pytest.fixture(scope="module")
 def page(stocked, browser):
-    page = browser.new_page(viewport={"width": 1900, "height": 1000})
-    page.goto(stocked.url)
-    page.wait_for_function(READY, timeout=120_000)
-    page.evaluate(SET, SETTINGS)
-    page.reload()  # a new user's first page welcomes with a dialog, the second does not
-    page.wait_for_function(READY, timeout=120_000)
-    page.evaluate(FOCUS)
+    page = frontend.open_frontend(browser, stocked.url)
+    page.evaluate(frontend.FOCUS)
     yield page
     page.close()
-
-
-def screenshot(page, name: str) -> None:
-    if folder := os.environ.get("MIP_ARTIFACTS"):
-        page.evaluate(FIT)
-        page.wait_for_timeout(2000)  # pictures load, the canvas draws
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=str(Path(folder) / f"{name}.png"))
 
 
 @each_workflow
 def test_the_frontend_opens_it(page, stocked, path):
     workflow = load(path)
     opened = page.evaluate(OPEN, workflow)
-    screenshot(page, path.stem)
+    frontend.screenshot(page, path.stem)
     assert not opened["missing"]
     assert not page.locator(".p-dialog").all_inner_texts()  # missing nodes, missing models, no workflow at all
     assert not overlaps(opened["boxes"]), "the frontend made a node larger than the file says"
@@ -247,7 +213,7 @@ def test_the_miniature_runs_in_the_browser(page, stocked):
     assert len(pictures) == 2
     for picture in pictures:
         assert httpx.get(f"{stocked.url}/view", params=picture).content.startswith(b"\x89PNG")
-    screenshot(page, f"{MINIATURE.stem} - after")
+    frontend.screenshot(page, f"{MINIATURE.stem} - after")
 
 
 def history(server) -> dict:
