@@ -34,12 +34,16 @@ class Detections:
     """What was found in a batch of B pictures for M object texts.
 
     found[b][m]: everything found in picture b for text m, best score first; empty where nothing was.
+    threshold: the least score that counted, None where no detector was asked. near[b][m]: where nothing was found, the
+    best score that did not count.
     """
 
     texts: tuple[str, ...]
     height: int
     width: int
     found: tuple[tuple[tuple[Detection, ...], ...], ...]
+    threshold: float | None = None
+    near: tuple[tuple[float, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.found)
@@ -49,8 +53,28 @@ class Detections:
         each = self.found[picture][text]
         return each[0] if each else None
 
+    def need(self, picture: int, text: int) -> Detection:
+        """As `best`; raises ValueError where nothing was found, saying what was found instead."""
+        if (found := self.best(picture, text)) is not None:
+            return found
+        others = {self.texts[other]: f"{each.score:.2f}" for other, each in reversed([*self.every(picture)])}
+        instead = ", ".join(f"{name} {score}" for name, score in reversed(others.items())) or "nothing"
+        near = self.near[picture][text] if self.near else 0.0
+        close = f" (the best candidate has {near:.2f})" if near else ""
+        where = "is marked" if self.threshold is None else f"was found at threshold {self.threshold:g}{close}"
+        raise ValueError(
+            f"No “{self.texts[text]}” {where} in picture {picture + 1}; found there: {instead}. Lower the threshold, "
+            "name the object in other words, leave it out of the object texts, or leave out the picture."
+        )
+
     def every(self, picture: int) -> Iterator[tuple[int, Detection]]:
         """(text, detection) of all that was found in one picture."""
         for text, each in enumerate(self.found[picture]):
             for detection in each:
                 yield text, detection
+
+
+def bounds(mask: Tensor) -> Box:
+    """The box around what is set in a mask [H, W] bool, of which at least one pixel is."""
+    rows, columns = (torch.nonzero(mask.any(axis)).flatten() for axis in (1, 0))
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

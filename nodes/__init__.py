@@ -10,12 +10,14 @@ from ..weights.host_files import register_folders  # noqa: E402
 from .adapter import MIPAdapterLoader  # noqa: E402
 from .apply import MIPApply  # noqa: E402
 from .binding import MIPBindingReport, MIPSeedPicker  # noqa: E402
+from .detect import MIPBoxes, MIPDetectObjects, MIPDetectorLoader  # noqa: E402
 from .encoders import MIPEncoderFromModels, MIPEncoderLoader  # noqa: E402
 from .freeze import MIPFreezeRelevance  # noqa: E402
 from .merge import MIPFusionHead, MIPMerge  # noqa: E402
 from .miniature import MIPMiniatureLoader  # noqa: E402
 from .noise import MIPTextNoise  # noqa: E402
 from .personalization import MIPPersonalizationScore  # noqa: E402
+from .quality import MIPObjectQualityScore  # noqa: E402
 from .reference import MIPReference  # noqa: E402
 from .relevance import MIPRelevanceMaps  # noqa: E402
 from .relevance_score import MIPObjectRelevanceScore  # noqa: E402
@@ -33,6 +35,10 @@ NODES: list[type[io.ComfyNode]] = [
     MIPSaveAdapter,
     MIPEncoderLoader,
     MIPEncoderFromModels,
+    MIPDetectorLoader,
+    MIPDetectObjects,
+    MIPBoxes,
+    MIPObjectQualityScore,
     MIPTextNoise,
     MIPObjectRelevanceScore,
     MIPPersonalizationScore,

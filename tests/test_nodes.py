@@ -21,6 +21,7 @@ LISTS_FILES = {
     ("MIPAdapterLoader", "adapter_name"),
     ("MIPFusionHead", "head_name"),
     ("MIPEncoderLoader", "encoder_name"),
+    ("MIPDetectorLoader", "detector_name"),
 }
 KEPT = ("default", "min", "max", "step", "options", "multiline", "control_after_generate")
 

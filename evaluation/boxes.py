@@ -1,0 +1,107 @@
+"""Boxes and masks of other nodes as detections, and detections as boxes and masks for other nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .box_formats import SIDES, Marked, Reader
+from .detections import Box, Detection, Detections
+
+
+def read_boxes(
+    boxes: Any, texts: Sequence[str], pictures: int, height: int, width: int, form: str = SIDES
+) -> Detections:
+    """Detections of M texts in B pictures of height × width pixels.
+
+    form: what four bare numbers mean. One text: every box is of it. Several: where labels are texts, they decide, and
+    boxes with other labels are left out; else there must be one box a text, in the texts' order, for each picture or,
+    in a flat list, for all pictures alike. Raises ValueError, one sentence, for everything else.
+    """
+    if not texts:
+        raise ValueError("There are no object texts: name what the boxes hold, one object a line, such as “cat”.")
+    names = [text.casefold() for text in texts]
+    per_picture = _share_out(Reader(height, width, form).read(boxes), names, pictures)
+    found = tuple(_assign(each, names, number) for number, each in enumerate(per_picture))
+    if not any(each for picture in found for each in picture):
+        raise ValueError(
+            "There is no box at all, every list or mask is empty: connect a node that marks the objects, or paint "
+            "masks."
+        )
+    return Detections(tuple(texts), height, width, found)
+
+
+def to_bounding_boxes(detections: Detections) -> list[list[dict[str, Any]]]:
+    """The host's BOUNDING_BOX: for each picture a list; label and score beside x, y, width, height in whole pixels."""
+    return [
+        [_bounding_box(each.box, detections.texts[text], each.score) for text, each in detections.every(picture)]
+        for picture in range(len(detections))
+    ]
+
+
+def to_masks(detections: Detections) -> Tensor:
+    """[B · M, H, W]: for each picture one mask a text, of all that was found; empty where nothing was."""
+    height, width = detections.height, detections.width
+    empty = torch.zeros(height, width)
+    return torch.stack(
+        [
+            torch.stack([empty, *(each.region(height, width) for each in found)]).amax(0)
+            for picture in detections.found
+            for found in picture
+        ]
+    )
+
+
+def _bounding_box(box: Box, label: str, score: float) -> dict[str, Any]:
+    x0, y0, x1, y1 = (round(edge) for edge in box)
+    return {"x": x0, "y": y0, "width": max(x1 - x0, 1), "height": max(y1 - y0, 1), "label": label, "score": score}
+
+
+# ---- whose box is it? ----
+
+
+def _share_out(marked: list[Marked] | list[list[Marked]], names: Sequence[str], pictures: int) -> list[list[Marked]]:
+    """A list for each picture."""
+    if any(isinstance(each, list) for each in marked):
+        frames = [each for each in marked if isinstance(each, list)]
+        if len(frames) not in (1, pictures):
+            raise ValueError(
+                f"There are boxes of {len(frames)} pictures for {pictures} pictures; give a list for each picture, or "
+                "one for all."
+            )
+        return frames * (pictures if len(frames) == 1 else 1)
+    flat, texts = [each for each in marked if isinstance(each, Marked)], len(names)
+    if pictures == 1 or not flat or _labelled(flat, names) or len(flat) == texts > 1:
+        return [flat] * pictures
+    if len(flat) == pictures * texts:  # picture by picture, as the masks of our own nodes are
+        return [flat[start : start + texts] for start in range(0, len(flat), texts)]
+    if len(flat) == texts:
+        return [flat] * pictures
+    raise ValueError(
+        f"There are {len(flat)} boxes for {texts} object texts and {pictures} pictures; expected {texts} (the same in "
+        f"every picture), {texts * pictures} (picture by picture), or a list for each picture."
+    )
+
+
+def _assign(marked: list[Marked], names: Sequence[str], picture: int) -> tuple[tuple[Detection, ...], ...]:
+    """For each text its detections, best first."""
+    if len(names) == 1:
+        owned = [(0, each) for each in marked]
+    elif _labelled(marked, names):
+        owned = [(names.index(each.label), each) for each in marked if each.label in names]
+    elif len(marked) == len(names) or not marked:
+        owned = list(enumerate(marked))
+    else:
+        raise ValueError(
+            f"Picture {picture + 1} has {len(marked)} boxes for {len(names)} object texts ({', '.join(names)}): give "
+            "one box a text, in the texts' order, or boxes whose labels are the texts."
+        )
+    found = [[each.detection for owner, each in owned if owner == text] for text in range(len(names))]
+    return tuple(tuple(sorted((d for d in each if d is not None), key=lambda d: -d.score)) for each in found)
+
+
+def _labelled(marked: Sequence[Marked], names: Sequence[str]) -> bool:
+    return any(each.label in names for each in marked)

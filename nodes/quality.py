@@ -1,0 +1,37 @@
+"""How well a picture's objects can be told apart and named."""
+
+from comfy.utils import ProgressBar
+from comfy_api.latest import io
+
+from ..evaluation.quality_report import draw_quality, measure_quality, report
+from .types import SCORES, MIPDetections, MIPEncoder
+
+
+class MIPObjectQualityScore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MIPObjectQualityScore",
+            display_name="MIP Object Quality Score",
+            category=SCORES,
+            description="Do a picture's objects look like their words, and unlike each other? The score by which the "
+            "paper chose its training pictures. Higher is better; compare only scores of one encoder.",
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures, the same that the detections belong to."),
+                MIPDetections.Input("detections", tooltip="From MIP Detect Objects or MIP Objects from Boxes."),
+                MIPEncoder.Input("encoder", tooltip="One of words and pictures: CLIP or SigLIP, no DINO."),
+            ],
+            outputs=[
+                io.Float.Output(display_name="single", tooltip="Mean cosine of each object and its text."),
+                io.Float.Output(display_name="pair", tooltip="Minus the mean cosine between different objects."),
+                io.Float.Output(display_name="total", tooltip="The score: single + pair, the mean over the pictures."),
+                io.String.Output(display_name="report", tooltip="The values of every picture and object."),
+                io.Image.Output(display_name="picture", tooltip="Every picture with its objects and their numbers."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, images, detections, encoder) -> io.NodeOutput:
+        progress = ProgressBar(len(images) * len(detections.texts))
+        measured = measure_quality(images, detections, encoder, progress.update)
+        return io.NodeOutput(*measured.means, report(measured), draw_quality(images, detections, measured))
