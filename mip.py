@@ -524,14 +524,18 @@ def main_of(module: str) -> tuple[str, str]:
     return "-c", f"import runpy, sys; sys.exit({load}.main(sys.argv[1:]))"
 
 
+forward(
+    "arms", "merging or training? every arm over the same prompts, judged", *main_of("miniature.host_arms"), become=True
+)
 forward("bench", "time our attention against the others'", str(ROOT / "benchmarks" / "bench.py"))
 forward("convert", "turn an adapter's .bin into .safetensors", *main_of("weights.convert"))
 forward("curate", "score training pictures by their objects, keep the best", *main_of("training.curate"))
+forward("concept101", "make and score the paper's benchmark, table included", *main_of("evaluation.host_concept101"))
 forward("train", "train an adapter or its fusion head", *main_of("training.host_cli"), become=True)
 
 
 def usage() -> str:
-    lines = [f"  {name:<10}{purpose}" for name, (purpose, _) in COMMANDS.items()]
+    lines = [f"  {name:<11}{purpose}" for name, (purpose, _) in COMMANDS.items()]
     return "usage: python mip.py COMMAND …\n\n" + "\n".join(lines) + "\n\n`mip.py COMMAND --help` says more."
 
 

@@ -55,7 +55,9 @@ class Clip:
 
     @torch.no_grad()
     def words(self, words: str) -> np.ndarray:
-        return self.model.get_text_features(**self.processor(text=[words], return_tensors="pt")).numpy()
+        return self.model.get_text_features(
+            **self.processor(text=[words], truncation=True, return_tensors="pt")
+        ).numpy()
 
 
 class Dino:
