@@ -68,11 +68,6 @@ def make_reference(
     return Reference(images, text, float(weight), united, start_percent, end_percent, region_until)
 
 
-def object_texts(words: str) -> tuple[str, ...]:
-    """Texts of several objects, one a line or between commas: "cat, red cup" -> ("cat", "red cup")."""
-    return tuple(text for part in words.replace(",", "\n").splitlines() if (text := part.strip()))
-
-
 def object_number(wanted: str, texts: Sequence[str]) -> int:
     """Which of several object texts is meant by its words (capitals and spaces do not matter) or its number from 1 on;
     empty means the first. Raises ValueError for one that is not there, or there twice."""

@@ -2,7 +2,7 @@ from comfy_api.latest import io
 
 from ..attention.host_noise import apply_text_noise
 from ..attention.noise import MODES
-from ..attention.reference import object_texts
+from ..evaluation.detect import object_texts
 from .types import SCORES, MIPReferences
 
 
