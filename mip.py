@@ -524,9 +524,7 @@ def main_of(module: str) -> tuple[str, str]:
     return "-c", f"import runpy, sys; sys.exit({load}.main(sys.argv[1:]))"
 
 
-forward(
-    "arms", "merging or training? every arm over the same prompts, judged", *main_of("miniature.host_arms"), become=True
-)
+forward("arms", "merging or training? all arms, judged", *main_of("miniature.host_arms"), become=True)
 forward("bench", "time our attention against the others'", str(ROOT / "benchmarks" / "bench.py"))
 forward("convert", "turn an adapter's .bin into .safetensors", *main_of("weights.convert"))
 forward("curate", "score training pictures by their objects, keep the best", *main_of("training.curate"))

@@ -18,16 +18,32 @@ def look(image: Tensor, found: Found) -> tuple[int, int, int]:
     """Pattern, first and second colour of an object found in a picture [3, S, S]."""
     inner = _core(found.mask)
     pixels = image[:, inner].T  # [N, 3]
-    fits = overlaps(found.mask[None])[0, :, found.kind]
     best = (math.inf, PLAIN, pixels.median(0).values, pixels.median(0).values)
-    for turn in (fits > fits.max() - NEAR).nonzero().flatten().tolist():
-        places = _places(found, inner, TURNS[turn])
+    for turn in _turns(found):
+        places = _places(found, inner, turn)
         for pattern in range(len(PATTERNS)):
             if pattern != PLAIN:
                 best = min(best, _explain(pixels, places, pattern), key=lambda each: each[0])
     _, pattern, first, second = best
     a, b = colour(first), colour(second)
     return (PLAIN, a, a) if a == b else (pattern, a, b)
+
+
+def colour_error(image: Tensor, found: Found, colours: Tensor) -> float:
+    """How far an object's pixels are from the nearer of two colours [2, 3], wherever each lies: mean |difference|."""
+    pixels = image[:, _core(found.mask)].T
+    return float((pixels[:, None] - colours).abs().mean(-1).amin(1).mean())
+
+
+def layout_error(image: Tensor, found: Found, pattern: int, colours: Tensor) -> float:
+    """The same with the two colours laid out in a pattern, at the turn where that explains the object best."""
+    inner = _core(found.mask)
+    pixels = image[:, inner].T
+    errors = []
+    for turn in _turns(found):
+        second = _second(_places(found, inner, turn), pattern)
+        errors.append((pixels - torch.where(second[:, None], colours[1], colours[0])).abs().mean())
+    return float(min(errors))
 
 
 def colour(rgb: Tensor) -> int:
@@ -37,13 +53,24 @@ def colour(rgb: Tensor) -> int:
 
 def _explain(pixels: Tensor, places: Tensor, pattern: int) -> tuple[float, int, Tensor, Tensor]:
     """How far the pixels are from two colours in this pattern, and the colours."""
-    value = F.grid_sample(fields()[None, pattern, None], places[None, None] / EXTENT, align_corners=False).flatten()
-    second = value < 0
+    second = _second(places, pattern)
     if not second.any() or second.all():
         return math.inf, pattern, pixels[0], pixels[0]
     a, b = pixels[~second].median(0).values, pixels[second].median(0).values
     error = (pixels - torch.where(second[:, None], b, a)).abs().mean()
     return float(error), pattern, a, b
+
+
+def _turns(found: Found) -> list[float]:
+    """Turns at which its kind's outline fits the object about as well as it can."""
+    fits = overlaps(found.mask[None])[0, :, found.kind]
+    return [TURNS[turn] for turn in (fits > fits.max() - NEAR).nonzero().flatten().tolist()]
+
+
+def _second(places: Tensor, pattern: int) -> Tensor:
+    """[N] whether a pattern has its second colour at places [N, 2] of an object's own coordinates."""
+    field = fields()[None, pattern, None]
+    return F.grid_sample(field, places[None, None] / EXTENT, align_corners=False).flatten() < 0
 
 
 def _core(mask: Tensor) -> Tensor:

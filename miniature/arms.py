@@ -1,0 +1,123 @@
+"""What is compared: arms (an adapter, a merge, a gate), and trials (a prompt, its references, a seed of the noise).
+
+The paper's reader asks whether its gain comes from the merging or from the training. So the arms cross the two.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..attention.options import Gate, Merge
+from . import world, world_words
+
+SEED_TEST, SEED_TUNE = 5_000_000_000, 6_000_000_000  # of trials: the ones that count, and those that choose scales
+REFERENCE_SIDE = 224  # pixels
+
+
+class Arm(NamedTuple):
+    """adapter: a kind of `trained.KINDS`; gate: where the fusion head acts, "off" for an adapter without one."""
+
+    name: str
+    adapter: str
+    merge: Merge
+    gate: Gate = "off"
+
+
+RELEVANCE, UNIFORM = Merge("relevance"), Merge("uniform")
+ARMS = (
+    Arm("stock + concat", "stock", Merge("concat")),  # plain IP-Adapter with several references
+    Arm("stock + sum", "stock", Merge("sum")),
+    Arm("stock + uniform", "stock", UNIFORM),
+    Arm("stock + relevance", "stock", RELEVANCE),
+    Arm("stock + relevance + background", "stock", Merge("relevance", background=1.0)),
+    Arm("head-only + relevance", "head-only", RELEVANCE, "image"),
+    Arm("uniform-trained + uniform", "uniform-trained", UNIFORM, "image"),
+    Arm("uniform-trained + relevance", "uniform-trained", RELEVANCE, "image"),
+    Arm("mip + uniform", "mip", UNIFORM, "image"),
+    Arm("mip + relevance, no head", "mip", RELEVANCE),
+    Arm("mip + relevance, head on text", "mip", RELEVANCE, "text"),
+    Arm("mip + relevance", "mip", RELEVANCE, "image"),  # the paper's method
+    Arm("stock-plus + uniform", "stock-plus", UNIFORM),
+    Arm("stock-plus + relevance", "stock-plus", RELEVANCE),
+    Arm("mip-plus + relevance", "mip-plus", RELEVANCE, "image"),
+)
+METHOD = "mip + relevance"
+
+# The open question as differences: what changes from the second arm to the first, and nothing else.
+EFFECTS = (
+    ("merging alone, on stock weights", "stock + relevance", "stock + uniform"),
+    ("merging, on weights trained without it", "uniform-trained + relevance", "uniform-trained + uniform"),
+    ("merging, on weights trained with it", "mip + relevance", "mip + uniform"),
+    ("training alone, uniform merge", "uniform-trained + uniform", "stock + uniform"),
+    ("training with relevance, seen under relevance", "mip + relevance", "stock + relevance"),
+    ("training with relevance, seen under uniform", "mip + uniform", "stock + uniform"),
+    ("relevance instead of uniform in training", "mip + relevance", "uniform-trained + relevance"),
+    ("the fusion head", "mip + relevance", "mip + relevance, no head"),
+    ("both: the paper's method against plain IP-Adapter", "mip + relevance", "stock + concat"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """Prompts with their references. No two references of a prompt share a colour, so that it can be told whose colours
+    an object wears; every prompt holds a pair of kinds never seen together in training, and every two-coloured look is
+    one that training never showed.
+
+    scenes: drawn scenes of just these objects; references [N, M, 3, S, S]; prompts, seeds: one each.
+    """
+
+    objects: int
+    scenes: world.Scenes
+    references: Tensor
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def texts(self, trial: int) -> tuple[str, ...]:
+        return tuple(world_words.object_text(kind) for kind in self.scenes.present(trial))
+
+
+def make_trials(count: int, objects: int, seed: int) -> Trials:
+    """The first `count` trials of an endless row that depends on objects and seed alone."""
+    parts: list[world.Scenes] = []
+    while sum(map(len, parts)) < count:
+        drawn = world.sample(1024, seed + 1000 * objects + len(parts), (objects,), held_out=True)
+        parts.append(_rows(drawn, _distinct(drawn.looks[:, :objects])))
+    scenes = world.Scenes(**{name: torch.cat([getattr(p, name) for p in parts])[:count] for name in vars(parts[0])})
+    pictures = world.render(world.references(scenes, seed), REFERENCE_SIDE).images
+    rng = random.Random(seed + objects)
+    return Trials(
+        objects,
+        scenes,
+        pictures.unflatten(0, (count, -1))[:, :objects],
+        tuple(scenes.captions(rng)),
+        tuple(seed % 2**31 + 100_000 * objects + i for i in range(count)),
+    )
+
+
+def _distinct(looks: Tensor) -> Tensor:
+    """[K] numbers of the scenes of looks [B, M, 3] of which no two objects share a colour."""
+    _, objects, _ = looks.shape
+    colours = looks[..., 1:]
+    same = (colours[:, :, None, :, None] == colours[:, None, :, None, :]).flatten(3).any(-1)  # [B, M, M]
+    return (~(same & ~torch.eye(objects, dtype=torch.bool)).flatten(1).any(1)).nonzero().flatten()
+
+
+def _rows(scenes: world.Scenes, rows: Tensor) -> world.Scenes:
+    return world.Scenes(**{name: value[rows] for name, value in vars(scenes).items()})
+
+
+def chosen(names: Sequence[str] | None, kinds: Sequence[str]) -> list[Arm]:
+    """The arms of these names (all without any) whose adapters are there. ValueError for a name that there is not."""
+    known = {arm.name: arm for arm in ARMS}
+    if wrong := [name for name in names or () if name not in known]:
+        raise ValueError(f"There is no arm “{wrong[0]}”; choose from: {'; '.join(known)}.")
+    return [arm for arm in ARMS if arm.adapter in kinds and (not names or arm.name in names)]

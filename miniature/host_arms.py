@@ -1,0 +1,387 @@
+"""`python mip.py arms`: every arm over the same prompts, measured by the judge; see arms.py for what they are.
+
+Pictures come from the nodes (MIP Reference, MIP Apply) and the host's sampler. Each measured picture is a line of JSON
+in the output folder, so that a run that was stopped goes on where it was, and several may work side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..attention.options import FusionHead
+from ..attention.record import RelevanceRecord
+from ..attention.reference import make_reference
+from ..training.host_cli import prepare_host
+from ..weights.adapter import load_adapter
+from . import arms, arms_grid, arms_score, arms_table, trained
+from .arms import Arm, Trials
+
+BATCH = 32
+SCALES = (0.5, 0.75, 1.0, 1.4)  # from which each arm's own best is chosen
+TUNED_ON = 48  # prompts
+LEVELS = (200, 400, 600)  # noise levels of the real scenes, of 1000
+GRID = 8  # prompts whose pictures are kept
+
+
+class Part(NamedTuple):
+    """A batch of one arm: what a line is about, and the trials it covers."""
+
+    measure: str  # "picture", "tune" or "real"
+    arm: Arm
+    seed: int  # of the adapter's training
+    objects: int
+    scale: float
+    trials: tuple[int, ...]
+
+    def key(self, trial: int) -> tuple:
+        return self.measure, self.arm.name, self.seed, self.objects, self.scale, trial
+
+
+def main(argv: list[str]) -> int:
+    given = _parser().parse_args(argv)
+    torch.set_num_threads(given.threads)
+    try:
+        prepare_host(not torch.cuda.is_available())
+        kinds = [kind for kind in trained.KINDS if trained.seeds(kind, given.adapters)]
+        chosen = arms.chosen(given.arm, kinds)
+        if not chosen:
+            raise ValueError(
+                f"No trained adapters lie in {given.adapters}: python miniature/train.py --stage adapters trains them, "
+                "and --export miniature puts them there."
+            )
+        run = Run(given, chosen)
+        if not given.report:
+            run.work()
+        run.report()
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mip.py arms", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("output/arms"), help="lines, tables, pictures")
+    parser.add_argument("--prompts", type=int, default=300)
+    parser.add_argument("--objects", type=int, nargs="+", default=[2, 3, 4], choices=(2, 3, 4))
+    parser.add_argument("--seed", type=int, action="append", help="of the adapters' training; without it all there are")
+    parser.add_argument("--arm", action="append", help="one of the arms by its name; without it all")
+    parser.add_argument("--scale", type=float, default=0.75, help="the scale at which all arms are compared")
+    parser.add_argument("--no-tuning", action="store_true", help="not at each arm's own best scale")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the UNet's activations")
+    parser.add_argument("--shard", default="0/1", metavar="I/N", help="do every N-th batch from the I-th on")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long; the same command goes on")
+    parser.add_argument("--quick", action="store_true", help="8 prompts of two objects, 8 steps, no tuning")
+    parser.add_argument("--report", action="store_true", help="tables and pictures of the lines that are there")
+    parser.add_argument("--miniature", type=Path, default=trained.FOLDER, help="folder of the model's four files")
+    parser.add_argument("--adapters", type=Path, default=trained.FOLDER, help="folder that holds adapters/ and arms/")
+    return parser
+
+
+class Run:
+    def __init__(self, given: argparse.Namespace, chosen: Sequence[Arm]):
+        if given.quick:
+            given.prompts, given.objects, given.steps, given.no_tuning = 8, [2], 8, True
+        self.given, self.arms = given, chosen
+        self.folder: Path = given.output
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shard, shards = map(int, given.shard.split("/"))
+        self.mine: Callable[[int], bool] = lambda number: number % shards == shard
+        self.lines = self.folder / f"rows-{shard}-of-{shards}.jsonl"
+        self.end = time.monotonic() + 60 * given.minutes
+
+    # ---- what is to be done ----
+
+    def work(self) -> None:
+        """Real scenes first (seconds an arm), then scales, then pictures, a training seed after the other."""
+        done = {tuple(row["key"]) for row in self.rows()}
+        maker = Maker(self.given)
+        for stage in (self._real, *(() if self.given.no_tuning else (self._tuning,)), self._pictures):
+            parts = list(stage())
+            left = sum(len(part.trials) for part in parts)
+            begun, made = time.monotonic(), 0
+            for number, part in enumerate(parts):
+                if not self.mine(number) or all(part.key(trial) in done for trial in part.trials):
+                    left -= len(part.trials)
+                    continue
+                if time.monotonic() > self.end:
+                    return
+                rows = maker.real(part) if part.measure == "real" else maker.pictures(part, self._keep(part))
+                with self.lines.open("a") as out:
+                    out.writelines(json.dumps(row) + "\n" for row in rows)
+                made += len(rows)
+                left -= len(rows)
+                pace = (time.monotonic() - begun) / made
+                print(
+                    f"{part.measure}: {part.arm.name}, seed {part.seed}, {part.objects} objects, scale {part.scale:g}: "
+                    f"{pace:.2f} s each, at most {pace * left / 60:.0f} min left",
+                    flush=True,
+                )
+
+    def _seeds(self, arm: Arm) -> tuple[int, ...]:
+        there = trained.seeds(arm.adapter, self.given.adapters)
+        return tuple(seed for seed in there if not self.given.seed or seed in self.given.seed)
+
+    def _each(
+        self, measure: str, count: int, scales: Callable[[Arm, int], Sequence[float]], seeds: Sequence[int]
+    ) -> Iterator[Part]:
+        for seed in seeds:
+            for objects in self.given.objects:
+                for arm in self.arms:
+                    if seed in self._seeds(arm):
+                        for scale in scales(arm, objects):
+                            for start in range(0, count, BATCH):
+                                trials = tuple(range(start, min(start + BATCH, count)))
+                                yield Part(measure, arm, seed, objects, scale, trials)
+
+    def _real(self) -> Iterator[Part]:
+        return self._each("real", self.given.prompts, lambda *_: (self.given.scale,), trained.SEEDS)
+
+    def _tuning(self) -> Iterator[Part]:
+        return self._each("tune", TUNED_ON, lambda *_: SCALES, trained.SEEDS[:1])
+
+    def _pictures(self) -> Iterator[Part]:
+        rows = self.rows()
+
+        def scales(arm: Arm, objects: int) -> list[float]:
+            best = arms_table.best_scale(rows, arm.name, objects, len(SCALES) * TUNED_ON)
+            return sorted({self.given.scale, self.given.scale if self.given.no_tuning or best is None else best})
+
+        return self._each("picture", self.given.prompts, scales, trained.SEEDS)
+
+    def _keep(self, part: Part) -> Callable[[int, Tensor], None]:
+        """Keeps the pictures that the grid shows."""
+
+        def keep(trial: int, image: Tensor) -> None:
+            if part.measure == "picture" and part.seed == 0 and part.scale == self.given.scale and trial < GRID:
+                arms_grid.save(image, self._picture(part.arm.name, part.objects, trial))
+
+        return keep
+
+    def _picture(self, arm: str, objects: int, trial: int) -> Path:
+        return self.folder / "pictures" / f"{objects} objects" / arm / f"{trial}.png"
+
+    # ---- what came out ----
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All lines of all shards; one cut off by a full disk or a kill is left out, and so made again."""
+        rows = []
+        for file in sorted(self.folder.glob("rows-*.jsonl")):
+            for line in file.read_text().splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except ValueError:
+                    continue
+        return list({tuple(row["key"]): row for row in rows}.values())
+
+    def report(self) -> None:
+        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.given).items()}
+        results = arms_table.summarise(self.rows(), self.given.scale)
+        _write(self.folder / "arms.json", json.dumps({"settings": settings, **results}, indent=1))
+        _write(self.folder / "arms.md", arms_table.markdown(results, settings))
+        for objects in self.given.objects:
+            trials = arms.make_trials(GRID, objects, arms.SEED_TEST)
+            columns = {
+                arm.name: [self._picture(arm.name, objects, trial) for trial in range(GRID)] for arm in self.arms
+            }
+            if (grid := arms_grid.draw(trials, columns)) is not None:
+                grid.save(self.folder / f"arms, {objects} objects.png")
+        print(f"{self.folder.resolve()}: arms.json, arms.md, and a picture for each number of objects")
+
+
+def _write(file: Path, text: str) -> None:
+    part = file.with_suffix(".part")
+    part.write_text(text, "utf-8")
+    part.replace(file)
+
+
+class Maker:
+    """Pictures and errors of a batch of trials, by the nodes' own code and the host's sampler."""
+
+    def __init__(self, given: argparse.Namespace):
+        from . import host_bundle
+
+        self.given = given
+        with torch.inference_mode():
+            model, clip, self.vae, vision = host_bundle.load(given.miniature)
+            if given.precision == "bf16":
+                model = model.clone()
+                model.set_model_compute_dtype(torch.bfloat16)
+        self.model, self.clip, self.vision = model, _Remembering(clip), _Seen(vision)
+        self.trials: Callable[[int, str], Trials] = lru_cache(16)(self._trials)
+        self.adapter = lru_cache(64)(lambda kind, seed: load_adapter(trained.file(kind, seed, given.adapters)))
+
+    def _trials(self, objects: int, measure: str) -> Trials:
+        tune = measure == "tune"
+        seed, count = (arms.SEED_TUNE, TUNED_ON) if tune else (arms.SEED_TEST, self.given.prompts)
+        return arms.make_trials(count, objects, seed)
+
+    @torch.inference_mode()
+    def pictures(self, part: Part, keep: Callable[[int, Tensor], None]) -> list[dict[str, Any]]:
+        """A line for each trial: the judge's measures, CLIP-T and CLIP-I by the miniature's encoders."""
+        from . import host_rows
+
+        trials = self.trials(part.objects, part.measure)
+        models = [self._apply(part, trials, trial)[0] for trial in part.trials]
+        positive = host_rows.conditioning([self.clip.conditioning(trials.prompts[trial]) for trial in part.trials])
+        negative = host_rows.conditioning([self.clip.conditioning("")])
+        noise = host_rows.noise_of([trials.seeds[trial] for trial in part.trials], 16)
+        latents = host_rows.sample(
+            host_rows.combine(models), positive, negative, noise, self.given.steps, self.given.guidance
+        )
+        images = self.vae.decode(latents).float().clamp(0, 1)  # [B, H, W, 3]
+        seen = torch.nn.functional.normalize(self.vision.encode(images), dim=-1)
+        rows = []
+        for trial, image, embed in zip(part.trials, images.movedim(-1, 1), seen, strict=True):
+            keep(trial, image)
+            n = part.objects
+            looks, colours = trials.scenes.looks[trial, :n], trials.scenes.colours[trial, :n]
+            measures = arms_score.score(image, trials.scenes.present(trial), looks, colours)
+            text = torch.nn.functional.normalize(self.clip.conditioning(trials.prompts[trial])[1], dim=-1)[0]
+            references = torch.nn.functional.normalize(
+                self.vision.encode(trials.references[trial].movedim(1, -1)), dim=-1
+            )
+            measures["clip_t"] = round(2.5 * max(float(embed @ text), 0.0), 4)
+            measures["clip_i"] = round(float((references @ embed).mean()), 4)
+            rows.append({"key": part.key(trial), **measures})
+        return rows
+
+    @torch.inference_mode()
+    def real(self, part: Part) -> list[dict[str, Any]]:
+        """A line for each trial: the drawn scene itself, made noisy; how well does the model see through the noise with
+        the right references, with each object's reference given to the next, and whose text wins on its places?
+
+        right, swapped: mean squared error of the denoised latent on the objects; map: share of the objects' positions
+        where the own share is the largest; share: its mean there. None for merges without relevance.
+        """
+        from . import host_rows
+
+        trials = self.trials(part.objects, part.measure)
+        rows = list(part.trials)
+        some = {name: value[rows] for name, value in vars(trials.scenes).items()}
+        latents, masks = self._drawn(type(trials.scenes)(**some))
+        share, owner = torch.nn.functional.adaptive_avg_pool2d(masks, latents.shape[-1]).max(1)  # [B, h, w]
+        inside = (share > 0.5).float()
+        noise = host_rows.noise_of([trials.seeds[trial] for trial in rows], latents.shape[-1])
+        sums = {name: torch.zeros(len(rows)) for name in ("right", "swapped", "map", "share")}
+        for swapped in (False, True):
+            made = [self._apply(part, trials, trial, swapped) for trial in rows]
+            combined = host_rows.combine([model for model, _ in made], record=not swapped)
+            positive = [self.clip.conditioning(trials.prompts[trial]) for trial in rows]
+            for level in LEVELS:
+                denoised = self._denoise(combined, latents, noise, level, positive)
+                error = (denoised - latents).square().mean(1)
+                name = "swapped" if swapped else "right"
+                sums[name] += (error * inside).sum((1, 2)) / inside.sum((1, 2))
+                if not swapped and part.arm.merge.strategy == "relevance":
+                    shares = torch.cat([record.shares() for _, record in made], 1)  # [M, B, h, w]
+                    own = shares.gather(0, owner[None])[0]
+                    wins = (shares.argmax(0) == owner).float()
+                    sums["map"] += (wins * inside).sum((1, 2)) / inside.sum((1, 2))
+                    sums["share"] += (own * inside).sum((1, 2)) / inside.sum((1, 2))
+        measured = {name: value / len(LEVELS) for name, value in sums.items()}
+        if part.arm.merge.strategy != "relevance":
+            measured |= dict.fromkeys(("map", "share"))
+        return [
+            {"key": part.key(trial), **{k: None if v is None else round(float(v[i]), 5) for k, v in measured.items()}}
+            for i, trial in enumerate(rows)
+        ]
+
+    def _apply(self, part: Part, trials: Trials, trial: int, swapped: bool = False) -> tuple[Any, RelevanceRecord]:
+        """What MIP Reference and MIP Apply make of a trial."""
+        from ..attention.host_apply import apply_references
+
+        adapter = self.adapter(part.arm.adapter, part.seed)
+        pictures = trials.references[trial].movedim(1, -1)
+        if swapped:
+            pictures = pictures.roll(1, 0)
+        texts = trials.texts(trial)
+        references = tuple(make_reference(picture[None], text) for picture, text in zip(pictures, texts, strict=True))
+        record = RelevanceRecord(texts)
+        head = FusionHead(adapter.head, part.arm.gate, name=adapter.name)
+        model = apply_references(
+            self.model, self.clip, self.vision, adapter, references,
+            scale=part.scale, merge=part.arm.merge, fusion_head=head, record=record,
+        )  # fmt: skip
+        return model, record
+
+    def _drawn(self, scenes: Any) -> tuple[Tensor, Tensor]:
+        """Latents as the UNet knows them and masks of drawn scenes."""
+        from . import world
+
+        picture = world.render(scenes)
+        latents = self.model.model.process_latent_in(self.vae.encode(picture.images.movedim(1, -1)))
+        return latents.float(), picture.masks
+
+    def _denoise(self, model: Any, latents: Tensor, noise: Tensor, level: int, positive: list) -> Tensor:
+        """What the model takes the latents for, after one look at them at a noise level, without guidance."""
+        sigma = model.get_model_object("model_sampling").sigmas[level]
+        context, pooled = (torch.cat(each) for each in zip(*positive, strict=True))
+        options = model.model_options["transformer_options"] | {
+            "cond_or_uncond": [0], "sigmas": sigma[None], "sample_sigmas": torch.stack([sigma, sigma * 0])
+        }  # fmt: skip
+        vector = model.model.encode_adm(pooled_output=pooled, noise=latents, device=latents.device)
+        noisy, sigmas = latents + sigma * noise, sigma.expand(len(latents))
+        return model.model.apply_model(noisy, sigmas, c_crossattn=context, y=vector, transformer_options=options)
+
+
+class _Remembering:
+    """A CLIP that encodes each text once: the same few dozen of object texts come again with every prompt."""
+
+    def __init__(self, clip: Any):
+        self.clip = clip
+        self._encode = lru_cache(8192)(lambda text: clip.encode_from_tokens(clip.tokenize(text), return_pooled=True))
+
+    def tokenize(self, text: str) -> Any:
+        return _Tokens(self.clip.tokenize(text), text=text)
+
+    def encode_from_tokens(self, tokens: Any) -> Tensor:
+        return self._encode(tokens.text)[0]
+
+    def conditioning(self, text: str) -> tuple[Tensor, Tensor]:
+        """Context [1, 77, X] and pooled [1, Y]."""
+        context, pooled = self._encode(text)
+        return context, pooled
+
+
+class _Tokens(dict):
+    def __init__(self, tokens: dict, text: str):
+        super().__init__(tokens)
+        self.text = text
+
+
+class _Seen:
+    """An image encoder that remembers the pictures it saw last: all arms show it the same references."""
+
+    def __init__(self, vision: Any):
+        self.vision = vision
+        self._known: dict[bytes, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.vision, name)
+
+    def encode_image(self, image: Tensor) -> Any:
+        key = hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
+        if key not in self._known:
+            if len(self._known) > 8192:
+                self._known.clear()
+            self._known[key] = self.vision.encode_image(image)
+        return self._known[key]
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[B, D] embeddings of pictures [B, H, W, 3]."""
+        return self.vision.encode_image(images)["image_embeds"].float()
