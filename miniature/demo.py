@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from . import seeded
+from . import seeded, world_files
 
 WORKFLOW = Path(__file__).with_name("demo_api.json")
 PHOTOGRAPHS = {
@@ -38,7 +38,7 @@ class DemoError(Exception):
 
 
 def prepare(base: Path) -> None:
-    """Put photographs (from scikit-image's wheel) and seeded adapters where the server looks for them."""
+    """Put photographs (from scikit-image's wheel), drawn references and seeded adapters where the server looks."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
         raise DemoError("The demo's photographs come with scikit-image: pip install scikit-image.")
@@ -46,6 +46,7 @@ def prepare(base: Path) -> None:
     inputs.mkdir(parents=True, exist_ok=True)
     for name, source in PHOTOGRAPHS.items():
         shutil.copyfile(Path(spec.origin).parent / "data" / source, inputs / name)
+    world_files.write_references(inputs)
     seeded.write_adapters(base / "models" / "ipadapter")
 
 
