@@ -1,0 +1,63 @@
+"""docs/ and the READMEs say what is: links lead somewhere, functions exist, quoted messages are in the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "web").rglob("*.md"))]
+CODE = [path for path in ROOT.rglob("*.py") if not {"tests", "benchmarks"} & set(path.relative_to(ROOT).parts)]
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def anchors(page: Path) -> set[str]:
+    """GitHub's anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|/)([^()\s]+(?:\([^()]*\)[^()\s]*)*)\)", page.read_text("utf-8")):
+        path, _, anchor = target.replace("%20", " ").partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(file), f"{page.name} links to {target}"
+
+
+def test_the_functions_of_the_architecture_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    rows = re.findall(r"^\|[^|]+\|([^|]+)\|$", page, re.MULTILINE)
+    named = 0
+    for row in rows:
+        for file, functions in re.findall(r"`(\w+/\w+\.py)`(?:: ((?:`\w+`(?:, )?)+))?", row):
+            tree = ast.parse((ROOT / file).read_text("utf-8"))
+            known = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+            wanted = set(re.findall(r"`(\w+)`", functions))
+            assert wanted <= known, f"{file}: {wanted - known}"
+            named += len(wanted)
+    assert named > 10
+
+
+def test_quoted_messages_are_in_the_code() -> None:
+    """Every **“message”** of troubleshooting.md, piece by piece between its “…”."""
+    texts = [
+        node.value
+        for path in CODE
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    said = "\n".join(texts)
+    page = re.sub(r"\s+", " ", (ROOT / "docs" / "troubleshooting.md").read_text("utf-8"))
+    messages = re.findall(r"\*\*“(.+?)”\*\*", page)
+    assert len(messages) > 40
+    for message in messages:
+        pieces = [piece.strip(" .") for piece in message.split("…")]
+        unknown = [piece for piece in pieces if len(piece) > 3 and piece not in said]
+        assert not unknown, f"“{message}”: {unknown}"
