@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..attention.reference import object_number
 from .detections import Detections
-from .tables import aligned, number
+from .tables import number
 
 LEAST = 0.5  # pixels; a region of less is none
 UNCHANGED = 1e-5  # of full brightness; a mean difference up to this is rounding
@@ -46,27 +46,31 @@ class ObjectRelevance:
     score: float
     interval: tuple[float, float] | None
 
-    def report(self, name: str) -> str:
-        """What was measured for the object `name`, for people."""
-        scored = [change for change in self.pictures if change.ratio is not None]
-        said = f"Object relevance score of {name}: {number(self.score)}"
-        if self.interval is not None:
-            low, high = self.interval
-            said += f" ({LEVEL:.0%} interval {number(low)} to {number(high)}, {len(scored)} pictures)"
-        elif len(scored) > 1:
-            said += f" (mean of {len(scored)} pictures)"
-        rows = [
-            [str(i), number(change.inside, 4), number(change.outside, 4), number(change.ratio)]
-            for i, change in enumerate(self.pictures, 1)
-        ]
-        left_out = [f"Picture {i} does not count: {c.why}." for i, c in enumerate(self.pictures, 1) if c.why]
-        table = aligned(["picture", "Δ inside", "Δ outside", "ratio"], rows)
-        return "\n".join([said, "", table, *([""] if left_out else []), *left_out, "", MEANING])
+    def report(self, name: str, baseline: ObjectRelevance | None = None) -> str:
+        """What was measured for the object `name`, for people, and by how much it exceeds a baseline of the same
+        pictures. Reads well as plain text and as Markdown."""
+        ratios = [change.ratio for change in self.pictures if change.ratio is not None]
+        said = [f"Object relevance score of {name}: {number(self.score)}{_uncertain(ratios)}"]
+        if baseline is not None:
+            said.append(self._compared(baseline))
+        said.append("\n".join(f"- picture {i}: {_row(change)}" for i, change in enumerate(self.pictures, 1)))
+        said.append(MEANING)
+        return "\n\n".join(said)
+
+    def _compared(self, baseline: ObjectRelevance) -> str:
+        """Picture by picture, so that what one object's place does to all ratios cancels."""
+        both = zip(self.pictures, baseline.pictures, strict=True)
+        more = [a.ratio - b.ratio for a, b in both if a.ratio is not None and b.ratio is not None]
+        if not more:
+            return f"Baseline: {number(baseline.score)}, of other pictures than those that count here."
+        return (
+            f"Baseline: {number(baseline.score)}; the difference is {number(fmean(more), sign=True)}{_uncertain(more)}"
+        )
 
 
 MEANING = (
-    "Ratio above 1: the noise changed the object more than the rest. Compare the score of noise by relevance with that "
-    "of uniform noise: the first is higher where the relevance knows the object."
+    "A ratio above 1 says that the noise changed the object more than the rest. Compare noise by relevance with uniform "
+    "noise: the first scores higher where the relevance knows the object."
 )
 
 
@@ -154,6 +158,20 @@ def masked(masks: Tensor, wanted: str, pictures: int) -> tuple[str, Tensor]:
             f"instead of “{wanted}”, or connect detections."
         )
     return f"object {number}", masks.unflatten(0, (pictures, objects))[:, int(number) - 1]
+
+
+def _uncertain(values: Sequence[float]) -> str:
+    """The interval of the values' mean, or why there is none, in brackets."""
+    found, pictures = interval(values), f"{len(values)} picture{'s' * (len(values) > 1)}"
+    if found is None:
+        return f" ({pictures}; {ENOUGH} or more give an interval)"
+    return f" ({LEVEL * 100:.0f} % interval {number(found[0])} to {number(found[1])}, {pictures})"
+
+
+def _row(change: Change) -> str:
+    if change.ratio is None:
+        return f"does not count, {change.why}"
+    return f"{number(change.inside, 4)} inside, {number(change.outside, 4)} outside, ratio {number(change.ratio)}"
 
 
 def _change(difference: Tensor, region: Tensor) -> Change:

@@ -40,6 +40,12 @@ class MIPObjectRelevanceScore(io.ComfyNode):
                     tooltip="Instead of detections: white on the object, grey counts in part. One for all pictures, "
                     "one a picture, or one an object for each picture.",
                 ),
+                io.Image.Input(
+                    "baseline",
+                    optional=True,
+                    tooltip="The same pictures with uniform noise: the report says by how much the score is higher "
+                    "than theirs.",
+                ),
             ],
             outputs=[
                 io.Float.Output(
@@ -56,7 +62,7 @@ class MIPObjectRelevanceScore(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, noised, object, detections=None, masks=None) -> io.NodeOutput:
+    def execute(cls, images, noised, object, detections=None, masks=None, baseline=None) -> io.NodeOutput:
         if detections is not None and masks is None:
             name, regions = detected(detections, object)
         elif masks is not None and detections is None:
@@ -68,4 +74,5 @@ class MIPObjectRelevanceScore(io.ComfyNode):
                 "noise), or masks that are white on the object, one of the two."
             )
         scored = object_relevance(images, noised, regions)
-        return io.NodeOutput(scored.score, scored.report(name), draw(images, noised, regions, scored, name))
+        against = None if baseline is None else object_relevance(images, baseline, regions)
+        return io.NodeOutput(scored.score, scored.report(name, against), draw(images, noised, regions, scored, name))

@@ -94,12 +94,28 @@ def test_what_is_not_defined_is_named_and_left_out() -> None:
     assert "nan" not in report.lower() and "inf" not in report.lower()
     for sentence in (
         "Object relevance score of “cat”: ",
-        "Picture 2 does not count: the object is not in it",
-        "Picture 3 does not count: the object's box or mask covers all of it",
-        "Picture 4 does not count: nothing changed at all",
-        "Picture 5 does not count: nothing changed outside the object",
+        "picture 2: does not count, the object is not in it",
+        "picture 3: does not count, the object's box or mask covers all of it",
+        "picture 4: does not count, nothing changed at all",
+        "picture 5: does not count, nothing changed outside the object",
     ):
         assert sentence in report
+
+
+def test_the_difference_to_a_baseline_is_paired() -> None:
+    clean, noised = pictures()
+    other = pictures(seed=1)[1]
+    regions = torch.cat([BOXES[:3], torch.zeros(1, HEIGHT, WIDTH)])
+    scored, baseline = (object_relevance(clean, each, regions) for each in (noised, other))
+    more = [a.ratio - b.ratio for a, b in zip(scored.pictures[:3], baseline.pictures[:3], strict=True)]  # pyright: ignore
+    low, high = interval(more) or (0, 0)
+    said = f"the difference is {np.mean(more):+.3f} (95 % interval {low:.3f} to {high:.3f}, 3 pictures)"
+    assert said.replace("-", "−") in scored.report("“cat”", baseline)
+    one = object_relevance(clean[:1], noised[:1], regions[:1])
+    assert "(1 picture; 3 or more give an interval)" in one.report("“cat”", one)
+    nowhere = object_relevance(clean[2:], noised[2:], regions[2:])
+    elsewhere = object_relevance(clean[2:], noised[2:], regions[2:].flip(0))
+    assert "of other pictures" in nowhere.report("“cat”", elsewhere)
 
 
 def test_nothing_defined_is_one_sentence() -> None:
@@ -211,7 +227,12 @@ def test_the_node() -> None:
     value, report, sheet = score(clean, noised, "red cat", detections=found())
     expected = object_relevance(clean, noised, detected(found(), "1")[1])
     assert value == expected.score and report == expected.report("“red cat”") and len(sheet) == 3
-    assert "Picture 1 does not count" in report
+    assert "picture 1: does not count" in report
+    uniform = pictures(seed=3, count=3)[1]
+    against = object_relevance(clean, uniform, detected(found(), "1")[1])
+    told_more = score(clean, noised, "red cat", detections=found(), baseline=uniform)
+    assert told_more[0] == value and told_more[1] == expected.report("“red cat”", against)
+    told(lambda: score(clean, noised, "", detections=found(), baseline=uniform[:2]), "3 of 36×24", "2 of 36×24")
     assert score(clean, noised, "", masks=BOXES[:3])[0] == object_relevance(clean, noised, BOXES[:3]).score
     told(lambda: score(clean, noised, ""), "neither", "MIP Detect Objects")
     told(lambda: score(clean, noised, "", detections=found(), masks=BOXES[:3]), "both")
