@@ -69,8 +69,8 @@ class ObjectRelevance:
 
 
 MEANING = (
-    "A ratio above 1 says that the noise changed the object more than the rest. Compare noise by relevance with uniform "
-    "noise: the first scores higher where the relevance knows the object."
+    "A ratio above 1 says that the noise changed the object more than the rest. Compare noise by relevance with "
+    "uniform noise: the first scores higher where the relevance knows the object."
 )
 
 
