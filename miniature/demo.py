@@ -16,10 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from PIL import Image
+from safetensors.torch import save_file
 
-from . import seeded, world_files
+from . import demo_sheet, seeded, world_files
 
 WORKFLOW = Path(__file__).with_name("demo_api.json")
+UNET = Path(__file__).with_name("unet.safetensors")
+ADAPTER = Path(__file__).parent / "adapters" / "miniature_mip.safetensors"
+SHEET = "demo.png"
+ROWS = (
+    ("uniform", "every place listens to both references alike"),
+    ("relevance", "every place listens to the object that its word points at: the method"),
+)
 PHOTOGRAPHS = {
     "cat.png": "chelsea.png",
     "coffee.png": "coffee.png",
@@ -47,7 +56,10 @@ def prepare(base: Path) -> None:
     for name, source in PHOTOGRAPHS.items():
         shutil.copyfile(Path(spec.origin).parent / "data" / source, inputs / name)
     world_files.write_references(inputs)
-    seeded.write_adapters(base / "models" / "ipadapter")
+    adapters = base / "models" / "ipadapter"
+    seeded.write_adapters(adapters)
+    if not ADAPTER.is_file():
+        save_file(seeded.base_adapter(), adapters / ADAPTER.name, {"format": "pt", "origin": "seeded, untrained"})
 
 
 async def run(server: str, output: Path, workflow: dict[str, Any]) -> list[Path]:
@@ -196,9 +208,34 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     for path in paths:
         print(path.resolve())
-    if options.workflow == WORKFLOW:
+    if options.workflow != WORKFLOW:
+        return 0
+    if not (UNET.is_file() and ADAPTER.is_file()):
         print(UNTRAINED)
+        return 0
+    counts = explain(workflow, paths, options.output / SHEET)
+    for name, (own, of) in counts.items():
+        print(f"{name}: {own} of {of} objects wear their own reference's colours")
+    print(f"The picture to look at: {(options.output / SHEET).resolve()}")
     return 0
+
+
+def explain(workflow: dict[str, Any], paths: list[Path], file: Path) -> dict[str, tuple[int, int]]:
+    """Put the demo's pictures into one that explains itself; returns each row's own looks, of how many."""
+    pictures = {name: _pictures(paths, f"miniature {name}") for name in ("uniform", "relevance", "maps")}
+    objects = demo_sheet.objects_of(workflow)
+    # Of every picture there is a map of all objects, then one of each.
+    maps = pictures["maps"][:: len(objects) + 1]
+    prompt = next(node["inputs"]["text"] for node in workflow.values() if node["_meta"]["title"] == "Prompt")
+    sheet, counts = demo_sheet.draw(prompt, objects, [(name, what, pictures[name]) for name, what in ROWS], maps)
+    part = file.with_suffix(".part.png")
+    sheet.save(part)
+    part.replace(file)
+    return counts
+
+
+def _pictures(paths: list[Path], prefix: str) -> list[Image.Image]:
+    return [Image.open(path).convert("RGB") for path in paths if path.name.startswith(prefix)]
 
 
 if __name__ == "__main__":

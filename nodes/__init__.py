@@ -14,7 +14,7 @@ from .detect import MIPBoxes, MIPDetectObjects, MIPDetectorLoader  # noqa: E402
 from .encoders import MIPEncoderFromModels, MIPEncoderLoader  # noqa: E402
 from .freeze import MIPFreezeRelevance  # noqa: E402
 from .merge import MIPFusionHead, MIPMerge  # noqa: E402
-from .miniature import MIPMiniatureLoader  # noqa: E402
+from .miniature import MIPMiniatureLoader, MIPMiniatureObject  # noqa: E402
 from .noise import MIPTextNoise  # noqa: E402
 from .personalization import MIPPersonalizationScore  # noqa: E402
 from .quality import MIPObjectQualityScore  # noqa: E402
@@ -45,6 +45,7 @@ NODES: list[type[io.ComfyNode]] = [
     MIPBindingReport,
     MIPSeedPicker,
     MIPFreezeRelevance,
+    MIPMiniatureObject,
 ]
 
 

@@ -1,8 +1,11 @@
-"""The miniature: a model for trying the wiring without downloading anything."""
+"""The miniature: a model for trying things without downloading anything, and pictures of its world."""
 
 from comfy_api.latest import io
 
 from ..miniature import host_bundle
+from ..miniature.drawing import draw_object
+from ..miniature.world_looks import COLOURS, PATTERNS
+from ..miniature.world_shapes import KINDS
 from .types import CATEGORY
 
 
@@ -13,11 +16,10 @@ class MIPMiniatureLoader(io.ComfyNode):
             node_id="MIPMiniatureLoader",
             display_name="Load Miniature (MIP)",
             category=CATEGORY,
-            description=(
-                "A tiny stand-in for SDXL with text encoders, VAE and image encoder: nothing to download, a "
-                "128×128 picture in a second on a CPU. Its weights are seeded, not trained yet, so pictures "
-                "look like coloured noise: use it to try the wiring and for tests, not to make art."
-            ),
+            description="A tiny stand-in for SDXL, for a world of drawn shapes: nothing to download, a 128×128 picture "
+            "in a second on a CPU. To see the method work and to try workflows, not to make art. Its prompts name "
+            "shapes only, such as “a star and a fish”; colours and patterns come from the references. (Without its "
+            "trained files the weights are seeded and pictures are coloured noise.)",
             inputs=[],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output(), io.ClipVision.Output()],
         )
@@ -25,3 +27,48 @@ class MIPMiniatureLoader(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         return io.NodeOutput(*host_bundle.load())
+
+
+class MIPMiniatureObject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        colours = list(COLOURS)
+        return io.Schema(
+            node_id="MIPMiniatureObject",
+            display_name="Draw Miniature Object (MIP)",
+            category=CATEGORY,
+            description="Draws one object of the miniature's world on white: a reference picture for MIP Reference, "
+            "without a file. The prompt and the object text name its kind only; the look comes from this picture.",
+            inputs=[
+                io.Combo.Input("kind", options=list(KINDS), tooltip="What it is: the word for prompt and object text."),
+                io.Combo.Input("pattern", options=list(PATTERNS), default="striped", tooltip="How its colours lie."),
+                io.Combo.Input("colour", options=colours, default="yellow", tooltip="Its first colour."),
+                io.Combo.Input(
+                    "second_colour", options=colours, default="green", tooltip="Its second colour; none if plain."
+                ),
+                io.Int.Input(
+                    "pose",
+                    default=0,
+                    min=0,
+                    max=2**31 - 1,
+                    tooltip="Another number is another place, size and turn of the same object.",
+                ),
+            ],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, kind, pattern, colour, second_colour) -> bool | str:
+        for name, value, known in (
+            ("kind", kind, KINDS),
+            ("pattern", pattern, PATTERNS),
+            ("colour", colour, COLOURS),
+            ("second_colour", second_colour, COLOURS),
+        ):
+            if value not in known:
+                return f"{name} is “{value}”; choose one of {', '.join(known)}."
+        return True
+
+    @classmethod
+    def execute(cls, kind, pattern, colour, second_colour, pose) -> io.NodeOutput:
+        return io.NodeOutput(draw_object(kind, pattern, colour, second_colour, pose))

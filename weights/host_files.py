@@ -9,6 +9,7 @@ from pathlib import Path
 import folder_paths
 
 FOLDERS = ("mip_adapter", "ipadapter")
+MINIATURE = str(Path(__file__).resolve().parents[1] / "miniature" / "adapters")  # the ones that come with the pack
 EXTENSIONS = {".safetensors", ".bin", ".pt", ".pth"}
 ENCODERS, DETECTORS = "mip_encoders", "grounding-dino"
 
@@ -18,7 +19,7 @@ def register_folders() -> None:
     for key in (*FOLDERS, ENCODERS, DETECTORS):
         paths, extensions = folder_paths.folder_names_and_paths.get(key, ([], set()))
         default = os.path.join(folder_paths.models_dir, key)
-        ours = [default, str(output_folder())] if key == "mip_adapter" else [default]
+        ours = [default, str(output_folder()), MINIATURE] if key == "mip_adapter" else [default]
         # A new set: registered ones are often the host's own shared set of model extensions.
         folder_paths.folder_names_and_paths[key] = (
             [*paths, *(folder for folder in ours if folder not in paths)],
@@ -33,11 +34,10 @@ def output_folder() -> Path:
 
 
 def adapter_names() -> list[str]:
-    """Files an artist can choose, without the `._*` shadows that macOS leaves on foreign drives."""
-    names = {name: None for key in FOLDERS for name in folder_paths.get_filename_list(key)}
-    return sorted(
-        name for name in names if Path(name).suffix.lower() in EXTENSIONS and not Path(name).name.startswith("._")
-    )
+    """Files an artist can choose, ours last, without the `._*` shadows that macOS leaves on foreign drives."""
+    names = {name for key in FOLDERS for name in folder_paths.get_filename_list(key)}
+    files = (n for n in names if Path(n).suffix.lower() in EXTENSIONS and not Path(n).name.startswith("._"))
+    return sorted(files, key=lambda name: (Path(MINIATURE, name).is_file(), name))
 
 
 def adapter_path(name: str) -> Path:
