@@ -8,7 +8,7 @@ and each cond carries a uuid that leads back to them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..weights.sites import cross_attentions
+from . import host_preview
 from .plan import Plan, SiteKey
 from .record import Observation, RelevanceRecord
 from .site import Run
@@ -207,11 +208,24 @@ def _with(options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 # Parameters are called as the host calls them: other packs' wrappers may pass them on by name.
 
 
-def _begin(executor: Any, *args: Any, **more: Any):
+def _begin(
+    executor: Any,
+    noise: Tensor,
+    latent_image: Tensor,
+    sampler: Any,
+    sigmas: Tensor,
+    denoise_mask: Tensor | None = None,
+    callback: Callable | None = None,
+    *rest: Any,
+    **more: Any,
+):
     """OUTER_SAMPLE: a sampling run begins. The guider's options are its own for as long as it lasts."""
-    options = executor.class_obj.model_options.setdefault("transformer_options", {})
-    options[SAMPLING] = Sampling()
-    return executor(*args, **more)
+    guider, sampling = executor.class_obj, Sampling()
+    guider.model_options.setdefault("transformer_options", {})[SAMPLING] = sampling
+    if callback is not None and host_preview.wanted():
+        latent_format = guider.model_patcher.model.latent_format
+        callback = host_preview.with_relevance(callback, sampling.records, latent_format)
+    return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *rest, **more)
 
 
 def _name_conds(executor: Any, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None):

@@ -48,9 +48,8 @@ def overlay(image: Tensor, strengths: Tensor, colours: list[int], opacity: float
     return out.clamp(0, 1)
 
 
-def captioned(image: Tensor, entries: list[tuple[str, int | None]]) -> Tensor:
-    """The picture [H, W, 3] with a legend below it: words, each with its colour's swatch or none. [H + strip, W, 3]."""
-    width = image.shape[1]
+def legend(entries: list[tuple[str, int | None]], width: int) -> Image.Image:
+    """A strip of words, each with its colour's swatch or none."""
     size = max(10, min(22, width // 24))
     font = ImageFont.load_default(size)
     x, y, line = size // 2, size // 2, round(size * 1.5)
@@ -68,20 +67,53 @@ def captioned(image: Tensor, entries: list[tuple[str, int | None]]) -> Tensor:
             pen.rectangle((x, y + size // 8, x + size, y + size // 8 + size), fill=COLOURS[colour % len(COLOURS)])
             x += round(size * 1.4)
         pen.text((x, y), words, font=font, fill="black")
-    legend = torch.frombuffer(bytearray(strip.tobytes()), dtype=torch.uint8).view(strip.height, width, 3)
-    return torch.cat([image, legend.to(image.dtype) / 255])
+    return strip
+
+
+def captioned(image: Tensor, entries: list[tuple[str, int | None]]) -> Tensor:
+    """The picture [H, W, 3] with a legend below it: [H + strip, W, 3]."""
+    strip = legend(entries, image.shape[1])
+    below = torch.frombuffer(bytearray(strip.tobytes()), dtype=torch.uint8).view(strip.height, strip.width, 3)
+    return torch.cat([image, below.to(image.dtype) / 255])
 
 
 def draw(image: Tensor, shares: Tensor, names: tuple[str, ...], opacity: float, note: str) -> list[Tensor]:
     """All objects on one picture, then each alone: [H', W, 3] each, of the same height. shares [M, H, W]."""
     strengths = dominance(shares)
     everyone = list(range(len(names)))
-    legend = [(name, i) for i, name in enumerate(names)]
-    pictures = [captioned(overlay(image, strengths, everyone, opacity), [*legend, (note, None)])]
+    entries = [(name, i) for i, name in enumerate(names)]
+    pictures = [captioned(overlay(image, strengths, everyone, opacity), [*entries, (note, None)])]
     for i, name in enumerate(names):
         pictures.append(captioned(overlay(image, strengths[i : i + 1], [i], opacity), [(name, i)]))
     height = max(picture.shape[0] for picture in pictures)
     return [F.pad(p, (0, 0, 0, 0, 0, height - p.shape[0]), value=1.0) for p in pictures]
+
+
+def preview(picture: Image.Image, shares: Tensor, names: tuple[str, ...], confusion: Tensor, side: int) -> Image.Image:
+    """A picture with all objects' colours, its longer side so many pixels, and their legend below it.
+
+    shares [M, h, w]; confusion [steps], NaN for those without a measurement.
+    """
+    scale = side / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    if scale < 1:
+        picture = picture.resize(size, Image.Resampling.BILINEAR)
+    # The colours are soft: they are laid on before the picture grows, which costs a fraction.
+    image = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3)
+    strengths = dominance(upscale(shares, (picture.height, picture.width)).clamp(0, 1))
+    covered = overlay(image / 255, strengths, list(range(len(names))), 0.6)
+    grown = Image.fromarray((covered * 255).round().byte().numpy()).resize(size, Image.Resampling.BILINEAR)
+    under = legend([*((name, i) for i, name in enumerate(names)), (confused(confusion), None)], grown.width)
+    whole = Image.new("RGB", (grown.width, grown.height + under.height))
+    whole.paste(grown, (0, 0))
+    whole.paste(under, (0, grown.height))
+    return whole
+
+
+def confused(confusion: Tensor) -> str:
+    """A note for the legend: the mean over the steps that measured it."""
+    measured = confusion[confusion.isfinite()]
+    return f"confusion {float(measured.mean()):.0%}" if len(measured) else ""
 
 
 def heat(gate: Tensor) -> Tensor:
