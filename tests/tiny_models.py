@@ -77,7 +77,7 @@ def grounding_dino(folder: Path) -> Path:
     )  # fmt: skip
     text = BertConfig(**SMALL, vocab_size=len(vocabulary), max_position_embeddings=64)
     config = GroundingDinoConfig(
-        backbone_config=swin, text_config=text, d_model=32, encoder_layers=1, decoder_layers=2, num_queries=12,
+        backbone_config=swin, text_config=text, d_model=32, encoder_layers=1, decoder_layers=2, num_queries=60,
         encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_text_len=64,
     )  # fmt: skip
     pictures = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
