@@ -14,7 +14,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-STAGES = ("vae", "encoders", "base")
+STAGES = ("vae", "encoders", "base", "places")
 LATER = ("decoder", "vision")  # go on with what the base does not rest on
 ADAPTERS = ("stock", "mip", "uniform-trained", "head-only", "stock-plus", "mip-plus")  # on the finished base
 ROOT = Path(__file__).resolve().parents[1]

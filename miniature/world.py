@@ -46,6 +46,10 @@ class Scenes:
     def counts(self) -> Tensor:
         return (self.kinds >= 0).sum(1)
 
+    def rows(self, which: Tensor | slice) -> "Scenes":
+        """Some of the scenes."""
+        return Scenes(**{name: value[which] for name, value in vars(self).items()})
+
     def present(self, scene: int) -> list[int]:
         """The kinds of one scene."""
         return [kind for kind in self.kinds[scene].tolist() if kind >= 0]

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,14 @@ def size_vector(size: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], -1).reshape(1, -1)
 
 
+class Example(NamedTuple):
+    x: Tensor  # [B, 4, h, w] noisy latents
+    target: Tensor  # [B, 4, h, w] v
+    steps: Tensor  # [B]
+    captions: list[str]
+    scenes: world.Scenes
+
+
 class Base:
     name, rate, total, ema_decay = "base", 6e-4, 16_000, 0.9995
     matrix_rate = 2e-3
@@ -50,13 +59,23 @@ class Base:
         self.shards, self.condition, self.device, self.wide = shards, condition, condition.device, wide
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = self.shards.batch(step * BATCH, BATCH * self.wide)
+        return self.error(self.example(step))
+
+    def example(self, step: int) -> Example:
+        """What step number `step` learns from."""
+        latents, scenes = self.shards.batch(step * BATCH, BATCH * self.wide)
         rng, g = random.Random(step), torch.Generator().manual_seed(step)
-        captions = ["" if rng.random() < DROPPED else world_words.caption(s, rng) for s in batch.scenes]
-        steps = torch.randint(noise.STEPS, (len(batch.scenes),), generator=g).to(self.device)
-        eps = torch.randn(batch.latents.shape, generator=g).to(self.device)
-        x, target = noise.noisy(batch.latents, eps, steps)
-        error = F.mse_loss(self.predict(x, steps, captions), target, reduction="none").mean((1, 2, 3))
+        captions = [
+            "" if rng.random() < DROPPED else world_words.caption(scenes.present(i), rng) for i in range(len(scenes))
+        ]
+        steps = torch.randint(noise.STEPS, (len(scenes),), generator=g).to(self.device)
+        eps = torch.randn(latents.shape, generator=g).to(self.device)
+        return Example(*noise.noisy(latents, eps, steps), steps, captions, scenes)
+
+    def error(self, given: Example) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error of v, and the same by noise."""
+        answer, steps = self.predict(given.x, given.steps, given.captions), given.steps
+        error = F.mse_loss(answer, given.target, reduction="none").mean((1, 2, 3))
         parts = {"low": steps < 300, "middle": (steps >= 300) & (steps < 700), "high": steps >= 700}
         log = {part: (error * at).sum() / at.sum().clamp(min=1) for part, at in parts.items()}
         return error.mean(), log

@@ -69,11 +69,11 @@ def right_words(stage: Base, count: int) -> dict[int, dict[int, float]]:
     results: dict[int, dict[int, float]] = {}
     for level in LEVELS:
         steps = torch.full((count,), level, device=stage.device)
-        with _queries(stage.model) as seen:
+        with queries(stage.model) as seen:
             stage.predict(noise.noisy(latents, eps, steps)[0], steps, captions)
         sums: dict[int, Tensor] = {}
         for module, hidden in seen.values():
-            relevance = _relevance(module, hidden, texts)  # [B, M, N]
+            relevance = relevance_maps(module, hidden, texts)  # [B, M, N]
             side = int(relevance.shape[-1] ** 0.5)
             sums[side] = sums.get(side, 0) + relevance
         for side, relevance in sums.items():
@@ -88,8 +88,8 @@ def _object_texts(stage: Base, kinds: Tensor) -> Tensor:
     return context[:, 1].unflatten(0, tuple(kinds.shape))
 
 
-def _relevance(module: Any, hidden: Tensor, texts: Tensor) -> Tensor:
-    """[B, M, N] mean over heads of the softmax over positions of text keys against queries."""
+def relevance_maps(module: Any, hidden: Tensor, texts: Tensor) -> Tensor:
+    """[B, M, N] mean over heads of the softmax over positions of the keys of texts [B, M, C] against queries."""
     q = module.to_q(hidden.float()).unflatten(-1, (module.heads, -1))  # [B, N, h, d]
     k = module.to_k(texts.float()).unflatten(-1, (module.heads, -1))  # [B, M, h, d]
     scores = torch.einsum("bnhd,bmhd->bmhn", q, k) * q.shape[-1] ** -0.5
@@ -105,7 +105,7 @@ def _wins(relevance: Tensor, masks: Tensor, there: Tensor) -> float:
 
 
 @contextmanager
-def _queries(unet: nn.Module) -> Iterator[dict[str, tuple[nn.Module, Tensor]]]:
+def queries(unet: nn.Module) -> Iterator[dict[str, tuple[nn.Module, Tensor]]]:
     """Collects what enters each cross-attention of the UNet while the context is open."""
     seen: dict[str, tuple[nn.Module, Tensor]] = {}
     handles = [
@@ -122,6 +122,6 @@ def _queries(unet: nn.Module) -> Iterator[dict[str, tuple[nn.Module, Tensor]]]:
 
 def _keeper(seen: dict[str, tuple[nn.Module, Tensor]], name: str):
     def keep(module: nn.Module, inputs: Sequence[Tensor]) -> None:
-        seen[name.removesuffix(".attn2")] = (module, inputs[0].detach())
+        seen[name.removesuffix(".attn2")] = (module, inputs[0])
 
     return keep

@@ -25,7 +25,7 @@ from ...weights.adapter import Adapter, build_adapter, load_adapter
 from .. import config, host_models, seeded, trained
 from .base import Conditioner
 from .host_frozen import Frozen
-from .host_recipe import finished, has, prepare, say
+from .host_recipe import finished, last_of, prepare, say
 from .paired import Paired
 from .words import Words
 
@@ -95,11 +95,10 @@ def _thin(source: Path, target: Path) -> None:
 def _parts(work: Path, device: torch.device) -> dict[str, Any]:
     """The trained miniature as the stages before left it."""
     encoders = finished("encoders", work, device)
-    polished = (work / "vision.pt").is_file() if work.name == "quick" else has("vision", work)
     return {
-        "unet": finished("base", work, device),
+        "unet": finished(last_of("base", work), work, device),
         "vae": finished("vae", work, device),
-        "vision": finished("vision", work, device).vision if polished else encoders.vision,
+        "vision": finished(last_of("encoders", work), work, device).vision,
         "condition": Conditioner(encoders, Words(host_models.tokenize), device),
     }
 

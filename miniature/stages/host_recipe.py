@@ -15,6 +15,7 @@ from .base import Base, Conditioner
 from .encoders import Encoders, EncoderStage, VisionStage
 from .gate import gate
 from .latents import Shards
+from .places import Places
 from .vae import Decoder, Vae
 from .words import Words
 
@@ -39,11 +40,11 @@ def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick
 
 def check(work: Path, count: int, threads: int) -> bool:
     """Put the base to the gate; writes gate.json and gate.png into `work`."""
-    progress = open_stage("base", work, prepare(threads))
+    progress = open_stage(last_of("base", work), work, prepare(threads))
     with progress.averaged():
         result = gate(cast(Base, progress.stage), count)
     pictures = result.pop("pictures")
-    result |= {"step": progress.step, "count": count}
+    result |= {"stage": progress.stage.name, "step": progress.step, "count": count}
     (work / "gate.json").write_text(json.dumps(result, indent=1))
     save_grid(pictures[:64], work / "gate.png")
     say(json.dumps(result))
@@ -51,17 +52,19 @@ def check(work: Path, count: int, threads: int) -> bool:
 
 
 def export_files(work: Path, folder: Path) -> None:
-    """Write the miniature's four files from the last checkpoints; polished decoder and image encoder if there are."""
+    """Write the miniature's four files from the last checkpoints."""
     device = prepare(2)
-    later = {"vae": "decoder", "encoders": "vision"}
-    vae, vision = (finished(new if has(new, work) else old, work, device) for old, new in later.items())
-    unet, encoders = finished("base", work, device), finished("encoders", work, device)
+    unet, vae, vision = (finished(last_of(name, work), work, device) for name in ("base", "vae", "encoders"))
+    encoders = finished("encoders", work, device)
     for name, digest in export.write(folder, unet, encoders, vision, vae).items():
         say(f"{digest}  {name}.safetensors")
 
 
-def has(name: str, folder: Path) -> bool:
-    return (folder / f"{name}.pt").exists() or packing.unpack(name) is not None
+def last_of(name: str, folder: Path) -> str:
+    """The stage that last worked on what `name` began: the one after it if that was run, else itself."""
+    after = AFTER[name]
+    packed = folder.name != "quick" and packing.unpack(after)
+    return after if packed or (folder / f"{after}.pt").exists() else name
 
 
 def open_stage(name: str, folder: Path, device: torch.device, packed: bool = True, wide: int = 1) -> stretch.Progress:
@@ -102,13 +105,30 @@ def _vision(folder: Path, device: torch.device, wide: int) -> VisionStage:
 
 
 def _base(folder: Path, device: torch.device, wide: int) -> Base:
+    return Base(host_models.unet(), host_models.run_unet, *_lessons(folder, device), wide)
+
+
+def _places(folder: Path, device: torch.device, wide: int) -> Places:
+    unet = finished("base", folder, device).requires_grad_(True)
+    return Places(unet, host_models.run_unet, *_lessons(folder, device), wide)
+
+
+def _lessons(folder: Path, device: torch.device) -> tuple[Shards, Conditioner]:
+    """What the UNet learns from."""
     size = {"size": 64} if folder.name == "quick" else {}
     shards = Shards(finished("vae", folder, device), folder / "latents", device, **size)
-    condition = Conditioner(finished("encoders", folder, device), Words(host_models.tokenize), device)
-    return Base(host_models.unet(), host_models.run_unet, shards, condition, wide)
+    return shards, Conditioner(finished("encoders", folder, device), Words(host_models.tokenize), device)
 
 
-BUILD = {"vae": _vae, "encoders": _encoders, "base": _base, "decoder": _decoder, "vision": _vision}
+BUILD = {
+    "vae": _vae,
+    "encoders": _encoders,
+    "base": _base,
+    "places": _places,
+    "decoder": _decoder,
+    "vision": _vision,
+}
+AFTER = {"base": "places", "vae": "decoder", "encoders": "vision"}
 
 
 def prepare(threads: int) -> torch.device:

@@ -20,7 +20,7 @@ OBJECTS = (1, 2, 2, 2, 2, 3, 3, 3, 4, 4)  # mostly several, so that words must m
 
 class Batch(NamedTuple):
     latents: Tensor  # [B, 4, 16, 16], about unit deviation
-    scenes: list[list[int]]  # the kinds of each
+    scenes: world.Scenes
 
 
 class Shards:
@@ -39,7 +39,7 @@ class Shards:
         order = torch.randperm(self.size, generator=torch.Generator().manual_seed(visit))
         rows = order[place : place + count]
         scenes, latents = self.read(window * WINDOW + number)
-        return Batch(latents[rows].to(self.device).float(), [scenes.present(i) for i in rows.tolist()])
+        return Batch(latents[rows].to(self.device).float(), scenes.rows(rows))
 
     def _read(self, shard: int) -> tuple[world.Scenes, Tensor]:
         scenes = world.sample(self.size, seed=1_000_000 + shard, objects=OBJECTS)
@@ -56,8 +56,9 @@ class Shards:
         """Model-space latents [B, 4, 16, 16] of scenes."""
         parts = []
         for rows in torch.arange(len(scenes)).split(at_once):
-            some = world.Scenes(**{name: value[rows] for name, value in vars(scenes).items()})
-            pixels = world.render(some, device=self.device).images.contiguous(memory_format=torch.channels_last)
+            pixels = world.render(scenes.rows(rows), device=self.device).images.contiguous(
+                memory_format=torch.channels_last
+            )
             with torch.autocast(self.device.type, torch.bfloat16):
                 parts.append(self.vae.taesd_encoder(pixels).float())
         return torch.cat(parts)

@@ -59,8 +59,7 @@ def crops(step: int, wide: int = 1) -> Tensor:
     count *= wide
     scenes = world.sample(count, step)
     if turn // 2 % 4 == 0:  # one batch in four is of references; the first object's is always there
-        white = world.references(scenes, step)
-        scenes = world.Scenes(**{name: value[:: world.OBJECTS] for name, value in vars(white).items()})
+        scenes = world.references(scenes, step).rows(slice(None, None, world.OBJECTS))
     images = world.render(scenes).images
     g = torch.Generator().manual_seed(step)
     free = world.SIZE - size
