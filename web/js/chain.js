@@ -5,7 +5,8 @@
  * One subgraph can stand in a workflow several times, so the node alone does not say what flows into it.
  *
  * @typedef {{ node: object, path: object[] }} Place
- * @typedef {{ picture: string | null, text: string }} PictureOfObject  picture: a /view query, or null
+ * @typedef {{ picture: string | null, connected: boolean, text: string }} ObjectOfChain
+ *   picture: a /view query, null where there is none or it is not known; connected: something gives one
  */
 
 const MUTED = 2
@@ -17,13 +18,14 @@ const MOST_STEPS = 200 // a loop in the graph ends here
  * The objects that reach a node's `references`, first one first.
  *
  * @param {object} node a MIPApply
- * @returns {PictureOfObject[]}
+ * @returns {ObjectOfChain[]}
  */
 export function objectsOf(node) {
   const found = []
   let at = source({ node, path: pathTo(node.graph) }, "references")
   while (at?.node?.comfyClass === "MIPReference" && found.length < MOST_OBJECTS) {
-    found.unshift({ picture: pictureFor(at), text: String(value(at, "text") ?? "").trim() })
+    const connected = source(at, "image") !== null
+    found.unshift({ picture: pictureFor(at), connected, text: String(value(at, "text") ?? "").trim() })
     at = source(at, "references")
   }
   return found

@@ -79,7 +79,7 @@ function draw(ctx, node, width, top, _height, lowQuality) {
   ctx.textAlign = "center"
   ctx.textBaseline = "middle"
   ctx.font = `12px ${LiteGraph.NODE_FONT ?? "sans-serif"}`
-  all.forEach(({ picture, text }, i) => {
+  all.forEach(({ picture, connected, text }, i) => {
     const x = left + (i % COLUMNS) * (SIDE + GAP)
     const y = top + ABOVE + Math.floor(i / COLUMNS) * (SIDE + TEXT + GAP)
     const middle = x + SIDE / 2
@@ -88,7 +88,7 @@ function draw(ctx, node, width, top, _height, lowQuality) {
     ctx.fillRect(x, y, SIDE, SIDE)
     if (loaded?.complete && loaded.naturalWidth) drawPicture(ctx, loaded, x, y)
     ctx.fillStyle = LiteGraph.WIDGET_SECONDARY_TEXT_COLOR
-    if (!loaded && !lowQuality) ctx.fillText(say("no picture"), middle, y + SIDE / 2)
+    if (!loaded && !lowQuality) ctx.fillText(connected ? say("no preview") : say("no picture"), middle, y + SIDE / 2)
     ctx.strokeStyle = COLOURS[i % COLOURS.length]
     ctx.lineWidth = 2
     ctx.strokeRect(x, y, SIDE, SIDE)
