@@ -14,7 +14,7 @@ from .detections import Detections
 from .embeddings import Tick, embed
 from .encoders import ImageEncoder
 from .personalization import check_parts
-from .tables import NOTHING, aligned, number, percent
+from .tables import NOTHING, number, percent, table
 from .things import by_look, choose
 from .verdict import verdict
 
@@ -67,7 +67,8 @@ def report(binding: Binding, relevance_confusion: float | None = None) -> str:
     ]
     if relevance_confusion is not None:
         numbers.insert(3, f"confusion of the relevance while sampling {percent(relevance_confusion)}")
-    return "\n".join([*verdict(binding, relevance_confusion), "", ", ".join(numbers), "", table(binding)])
+    sentences = [f"- {sentence}" for sentence in verdict(binding, relevance_confusion)]
+    return "\n".join([*sentences, "", ", ".join(numbers), "", lines(binding)])
 
 
 def ranking(binding: Binding) -> str:
@@ -77,15 +78,13 @@ def ranking(binding: Binding) -> str:
         each = binding.pictures[b]
         found = f"{len(each.present)} of {len(binding.names)}"
         confused = sum(value < 0 for value in each.margins().values())
-        rows.append(
-            [f"{place}.", f"picture {b + 1}", found, number(each.margin, sign=True), f"{confused}", f"{each.surplus}"]
-        )
-    return aligned(["", "", "found", "margin", "confused", "too many"], rows, words=2)
+        rows.append([f"{place}.", f"{b + 1}", found, number(each.margin, sign=True), f"{confused}", f"{each.surplus}"])
+    return table(["place", "picture", "found", "margin", "confused", "too many"], rows, words=2)
 
 
-def table(binding: Binding) -> str:
+def lines(binding: Binding) -> str:
     """A line for every object in every picture."""
-    header = ["", "object", "found", "own", "best other", "", "margin", "matched with", "look"]
+    header = ["", "object", "found", "own", "best other", "which", "margin", "matched with", "look"]
     rows = []
     for b, picture in enumerate(binding.pictures):
         margins = picture.margins()
@@ -102,13 +101,13 @@ def table(binding: Binding) -> str:
                     *cells,
                     number(float(similar[m])),
                     NOTHING if other is None else number(float(similar[other])),
-                    "" if other is None else binding.names[other],
+                    NOTHING if other is None else binding.names[other],
                     number(margins.get(m), sign=True),
                     NOTHING if matched is None else binding.names[matched],
                     mixture_words(picture.look[row], binding.names),
                 ]
             )
-    return aligned(header, rows, words=2)
+    return table(header, rows, words=2)
 
 
 def best_other(similar: Tensor, own: int) -> int | None:

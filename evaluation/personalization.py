@@ -25,7 +25,7 @@ from .crops import as_bytes, check_pictures, crop
 from .detections import Detections
 from .embeddings import Tick, embed, embed_words
 from .encoders import ImageEncoder, need_words
-from .tables import NOTHING, aligned, number
+from .tables import NOTHING, number, table
 from .things import choose
 
 TEXT_WEIGHT = 2.5  # of CLIPScore
@@ -195,7 +195,7 @@ def report(scores: Personalization) -> str:
             f"CLIP-T and CLIP-I by {scores.encoder}. " + _about_dino(scores),
             _about_crops(scores),
             "",
-            aligned(["", "object", *(title for title, *_ in columns)], rows, words=2),
+            table(["", "object", *(title for title, *_ in columns)], rows, words=2),
         ]
     )
 

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 NOTHING = "–"  # where there is nothing to measure
 
 
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """Lines of columns; the first `words` columns to the left, the others, numbers, to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """A Markdown table whose columns stand straight as plain text too; the first `words` columns to the left, the
+    others, numbers, to the right."""
     lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < words else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(header))]
+    ruler = ["-" * width if i < words else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+
+    def cells(line: Sequence[str]) -> str:
+        padded = (c.ljust(w) if i < words else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        return f"| {' | '.join(padded)} |"
+
+    return "\n".join(map(cells, (header, ruler, *rows)))
 
 
 def number(value: float | None, digits: int = 3, sign: bool = False) -> str:

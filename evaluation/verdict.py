@@ -18,10 +18,16 @@ STEP = 1.3  # what a weight is multiplied or divided by at first
 
 
 def verdict(binding: Binding, relevance_confusion: float | None = None) -> list[str]:
-    """Sentences, the overall one first, then one a finding, each with what to change.
+    """Sentences, the overall one first, then one a finding, with what to change.
 
     relevance_confusion: 0 to 1, from the record of the sampling (`attention/record.py`), where there is one.
     """
+    if not binding.presence:
+        return [
+            "None of the objects was found, so there is nothing to compare.",
+            "Name the objects in the prompt by the words of their object texts, lower scale in MIP Apply, or lower the "
+            "detector's threshold if you can see them.",
+        ]
     findings = [*_missing(binding), *_exchanged(binding), *_leaks(binding, relevance_confusion), *_too_many(binding)]
     return [_overall(binding, bool(findings)), *findings]
 
@@ -30,8 +36,6 @@ def _overall(binding: Binding, findings: bool) -> str:
     asked = len(binding.pictures) * len(binding.names)
     found = sum(len(picture.present) for picture in binding.pictures)
     objects = f"{found} of {asked} objects were found" if asked > 1 else f"{found} of 1 object was found"
-    if not found:
-        return "None of the objects was found, so there is no margin to measure."
     if binding.margin is None or binding.confusion_rate is None:
         return f"{objects}. With a single reference nothing can be confused: there is no margin to measure."
     confused = round(binding.confusion_rate * found)

@@ -13,10 +13,15 @@ from hypothesis import strategies as st
 from mip_adapter.attention.reference import make_reference
 from mip_adapter.evaluation.binding import Binding, PictureBinding, mixture
 from mip_adapter.evaluation.binding_report import measure_binding, ranking, report, to_encode
+from mip_adapter.evaluation.detect import detect
+from mip_adapter.evaluation.detect_pixels import PixelDetector
 from mip_adapter.evaluation.detections import Detections
 from mip_adapter.evaluation.draw_matrix import draw_matrices, draw_matrix
 from mip_adapter.evaluation.things import by_look, choose, overlap
 from mip_adapter.evaluation.verdict import verdict
+from mip_adapter.miniature import clip, config
+from mip_adapter.miniature.stages.packing import unpack
+from PIL import Image
 from scipy.optimize import minimize
 
 from .drawn import Colours, draw, thing
@@ -170,6 +175,42 @@ def test_right_looks_are_found_right_and_exchanged_ones_exchanged(seed):
     assert "exchanged their looks" in verdict(wrong)[1]
 
 
+class Vision:
+    """The miniature's image encoder as far as it is trained, in plain torch."""
+
+    name = "miniature"
+
+    def __init__(self) -> None:
+        packed = unpack("encoders")
+        assert packed
+        weights = {key.removeprefix("vision."): w for key, w in packed["ema"].items() if key.startswith("vision.")}
+        self.model = clip.Vision(config.CLIP_VISION)
+        self.model.load_state_dict(weights)
+
+    @torch.no_grad()
+    def images(self, pictures):
+        side = config.CLIP_VISION["image_size"]
+        pixels = [
+            np.array(Image.fromarray(np.asarray(p)).resize((side, side), Image.Resampling.BICUBIC)) for p in pictures
+        ]
+        return self.model(clip.normalised(torch.from_numpy(np.stack(pixels)).movedim(-1, 1).float() / 255))[1]
+
+
+@pytest.mark.parametrize("encoder, right_at_most, wrong_at_least", [(Colours, 0.0, 1.0), (Vision, 0.15, 0.6)])
+def test_what_a_detector_finds_agrees_with_the_world(encoder, right_at_most, wrong_at_least):
+    """The pixels detector finds the objects, an encoder looks at them: two, so that both change their looks, without a
+    colour in common."""
+    confused, encoder = ([], []), encoder()
+    for seed in (1, 4, 8, 9, 11, 13, 28, 31):
+        scene = draw(seed, objects=2, pictures=2, looks=[(0, 1), (1, 0)])
+        found = detect(PixelDetector(), scene.images, [reference.text for reference in scene.references], 0.25)
+        binding = measure_binding(scene.images, scene.references, found, encoder)
+        for rows, picture in zip(confused, binding.pictures, strict=True):
+            rows += [margin < 0 for margin in picture.margins().values()]
+    assert len(confused[0]) + len(confused[1]) > 28  # of 32
+    assert np.mean(confused[0]) <= right_at_most and np.mean(confused[1]) >= wrong_at_least
+
+
 def measure_one(scene, b: int) -> Binding:
     found = replace(scene.detections, found=(scene.detections.found[b],))
     return measure_binding(scene.images[b : b + 1], scene.references, found, Colours())
@@ -227,8 +268,10 @@ def test_the_best_is_complete_then_well_bound_then_not_doubled():
     )
     assert binding.ranking() == [3, 2, 0, 1, 4]
     lines = ranking(binding).splitlines()
-    assert lines[1].split() == ["1.", "picture", "4", "2", "of", "2", "+0.250", "0", "0"]
-    assert lines[2].split()[-1] == "1" and lines[5].split()[:3] == ["5.", "picture", "5"]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == ["place", "picture", "found", "margin", "confused", "too many"]
+    assert cells[2] == ["1.", "4", "2 of 2", "+0.250", "0", "0"] and cells[3][-1] == "1" and cells[6][:2] == ["5.", "5"]
+    assert len({len(line) for line in lines}) == 1
     assert batch(*[made([0.1, 0.1])] * 4).ranking() == [0, 1, 2, 3]
 
 
@@ -300,9 +343,9 @@ def test_all_is_well_and_nothing_to_measure():
 
 def test_the_report_holds_verdict_numbers_and_table():
     said = report(batch(LEAKY, made([0.2, None])), 0.9)
-    assert said.startswith("3 of 4 objects were found") and "presence 75 %" in said and "confusion rate 0 %" in said
+    assert said.startswith("- 3 of 4 objects were found") and "presence 75 %" in said and "confusion rate 0 %" in said
     assert "confusion of the relevance while sampling 90 %" in said and "69 % dog, 31 % cat" in said
-    assert said.splitlines()[-1].split()[:6] == ["picture", "2", "dog", "0", "of", "1"]
+    assert [cell.strip() for cell in said.splitlines()[-1].split("|")[1:4]] == ["picture 2", "dog", "0 of 1"]
     assert "nan" not in said.lower() and "inf" not in said.lower()
 
 
