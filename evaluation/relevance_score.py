@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..attention.reference import object_number
 from .detections import Detections
-from .tables import number
+from .tables import aligned, number
 
 LEAST = 0.5  # pixels; a region of less is none
 UNCHANGED = 1e-5  # of full brightness; a mean difference up to this is rounding
@@ -53,7 +53,12 @@ class ObjectRelevance:
         said = [f"Object relevance score of {name}: {number(self.score)}{_uncertain(ratios)}"]
         if baseline is not None:
             said.append(self._compared(baseline))
-        said.append("\n".join(f"- picture {i}: {_row(change)}" for i, change in enumerate(self.pictures, 1)))
+        rows = [
+            [str(i), number(change.inside, 4), number(change.outside, 4), number(change.ratio)]
+            for i, change in enumerate(self.pictures, 1)
+        ]
+        said.append(aligned(["picture", "Δ inside", "Δ outside", "ratio"], rows))
+        said += [f"Picture {i} does not count: {c.why}." for i, c in enumerate(self.pictures, 1) if c.why]
         said.append(MEANING)
         return "\n\n".join(said)
 
@@ -166,12 +171,6 @@ def _uncertain(values: Sequence[float]) -> str:
     if found is None:
         return f" ({pictures}; {ENOUGH} or more give an interval)"
     return f" ({LEVEL * 100:.0f} % interval {number(found[0])} to {number(found[1])}, {pictures})"
-
-
-def _row(change: Change) -> str:
-    if change.ratio is None:
-        return f"does not count, {change.why}"
-    return f"{number(change.inside, 4)} inside, {number(change.outside, 4)} outside, ratio {number(change.ratio)}"
 
 
 def _change(difference: Tensor, region: Tensor) -> Change:

@@ -94,10 +94,10 @@ def test_what_is_not_defined_is_named_and_left_out() -> None:
     assert "nan" not in report.lower() and "inf" not in report.lower()
     for sentence in (
         "Object relevance score of “cat”: ",
-        "picture 2: does not count, the object is not in it",
-        "picture 3: does not count, the object's box or mask covers all of it",
-        "picture 4: does not count, nothing changed at all",
-        "picture 5: does not count, nothing changed outside the object",
+        "Picture 2 does not count: the object is not in it",
+        "Picture 3 does not count: the object's box or mask covers all of it",
+        "Picture 4 does not count: nothing changed at all",
+        "Picture 5 does not count: nothing changed outside the object",
     ):
         assert sentence in report
 
@@ -227,7 +227,7 @@ def test_the_node() -> None:
     value, report, sheet = score(clean, noised, "red cat", detections=found())
     expected = object_relevance(clean, noised, detected(found(), "1")[1])
     assert value == expected.score and report == expected.report("“red cat”") and len(sheet) == 3
-    assert "picture 1: does not count" in report
+    assert "Picture 1 does not count" in report
     uniform = pictures(seed=3, count=3)[1]
     against = object_relevance(clean, uniform, detected(found(), "1")[1])
     told_more = score(clean, noised, "red cat", detections=found(), baseline=uniform)
