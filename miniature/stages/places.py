@@ -55,9 +55,8 @@ class Places(Base):
         context, _ = self.condition(given.captions)
         rows = self.condition.words.rows(given.captions, clip.PAD_L, clip.LENGTH)
         kinds = given.scenes.kinds
-        numbers = torch.tensor(
-            [self.condition.words.numbers[world_words.object_text(max(k, 0))] for k in kinds.flatten()]
-        )
+        words = [world_words.object_text(kind) for kind in kinds.clamp(min=0).flatten().tolist()]
+        numbers = torch.tensor([self.condition.words.numbers[word] for word in words])
         at = rows[:, None] == numbers.view(*kinds.shape, 1)  # [B, M, L]
         there = (kinds >= 0) & at.any(-1)
         place = at.int().argmax(-1).to(self.device)
