@@ -88,16 +88,21 @@ class Trials:
 def make_trials(count: int, objects: int, seed: int) -> Trials:
     """The first `count` trials of an endless row that depends on objects and seed alone."""
     parts: list[world.Scenes] = []
+    shown: list[world.Scenes] = []  # a reference of each object, one after another
     while sum(map(len, parts)) < count:
-        drawn = world.sample(1024, seed + 1000 * objects + len(parts), (objects,), held_out=True)
-        parts.append(_rows(drawn, _distinct(drawn.looks[:, :objects])))
-    scenes = world.Scenes(**{name: torch.cat([getattr(p, name) for p in parts])[:count] for name in vars(parts[0])})
-    pictures = world.render(world.references(scenes, seed), REFERENCE_SIDE).images
+        number = seed + 1000 * objects + len(parts)
+        drawn = world.sample(1024, number, (objects,), held_out=True)
+        rows = _distinct(drawn.looks[:, :objects])
+        parts.append(_rows(drawn, rows))
+        slots = rows[:, None] * world.OBJECTS + torch.arange(objects)
+        shown.append(_rows(world.references(drawn, number), slots.flatten()))
+    scenes = _rows(_joined(parts), torch.arange(count))
+    pictures = world.render(_rows(_joined(shown), torch.arange(count * objects)), REFERENCE_SIDE).images
     rng = random.Random(seed + objects)
     return Trials(
         objects,
         scenes,
-        pictures.unflatten(0, (count, -1))[:, :objects],
+        pictures.unflatten(0, (count, objects)),
         tuple(scenes.captions(rng)),
         tuple(seed % 2**31 + 100_000 * objects + i for i in range(count)),
     )
@@ -109,6 +114,10 @@ def _distinct(looks: Tensor) -> Tensor:
     colours = looks[..., 1:]
     same = (colours[:, :, None, :, None] == colours[:, None, :, None, :]).flatten(3).any(-1)  # [B, M, M]
     return (~(same & ~torch.eye(objects, dtype=torch.bool)).flatten(1).any(1)).nonzero().flatten()
+
+
+def _joined(parts: Sequence[world.Scenes]) -> world.Scenes:
+    return world.Scenes(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
 def _rows(scenes: world.Scenes, rows: Tensor) -> world.Scenes:

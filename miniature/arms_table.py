@@ -7,6 +7,7 @@ stands beside the mean.
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -171,11 +172,14 @@ def _ratio(sums: np.ndarray, minus: np.ndarray | None = None) -> Estimate | None
         return None
     if len(data[0]) < 2:
         return Estimate(value, value, value)
-    drawn = bootstrap(
-        data, statistic, paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile",
-        rng=np.random.default_rng(0),
-    )  # fmt: skip
-    low, high = drawn.confidence_interval
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where all prompts agree, the interval is a point
+        drawn = bootstrap(
+            data, statistic, paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile",
+            rng=np.random.default_rng(0),
+        )  # fmt: skip
+    # A resample of few prompts may hold no object at all; it says nothing.
+    low, high = np.nanpercentile(drawn.bootstrap_distribution, (2.5, 97.5))
     return Estimate(value, float(low), float(high))
 
 

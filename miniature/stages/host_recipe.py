@@ -19,13 +19,13 @@ from .places import Places
 from .vae import Decoder, Vae
 from .words import Words
 
-QUICK_S = 20  # a stage
+QUICK = {"vae": 30, "encoders": 15, "base": 25}  # steps
 
 
 def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick: bool = False, wide: int = 1) -> None:
     """Train these stages in their order, each for so many minutes from where its last checkpoint left it.
 
-    Quick: seconds each and from nothing, in a folder of its own. Wide: so many batches of the recipe in one.
+    Quick: a few steps each and from nothing, in a folder of its own. Wide: so many batches of the recipe in one.
     """
     device = prepare(threads)
     for name in stages:
@@ -34,7 +34,9 @@ def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick
             for ending in ("pt", "csv"):
                 (folder / f"{name}.{ending}").unlink(missing_ok=True)
         progress = open_stage(name, folder, device, packed=not quick, wide=wide)
-        seconds, log_every = (QUICK_S, 5) if quick else (60 * minutes, stretch.LOG_EVERY)
+        seconds, log_every = 60 * minutes, stretch.LOG_EVERY
+        if quick:
+            progress.stage.total, log_every = QUICK.get(name, 10), 5
         stretch.run(progress, folder / f"{name}.pt", seconds, say, log_every)
 
 
