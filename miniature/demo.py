@@ -19,7 +19,7 @@ import aiohttp
 from PIL import Image
 from safetensors.torch import save_file
 
-from . import demo_sheet, seeded, world_files
+from . import demo_sheet, seeded
 
 WORKFLOW = Path(__file__).with_name("demo_api.json")
 UNET = Path(__file__).with_name("unet.safetensors")
@@ -47,7 +47,7 @@ class DemoError(Exception):
 
 
 def prepare(base: Path) -> None:
-    """Put photographs (from scikit-image's wheel), drawn references and seeded adapters where the server looks."""
+    """Put photographs (from scikit-image's wheel) and seeded adapters where the server looks for them."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
         raise DemoError("The demo's photographs come with scikit-image: pip install scikit-image.")
@@ -55,7 +55,6 @@ def prepare(base: Path) -> None:
     inputs.mkdir(parents=True, exist_ok=True)
     for name, source in PHOTOGRAPHS.items():
         shutil.copyfile(Path(spec.origin).parent / "data" / source, inputs / name)
-    world_files.write_references(inputs)
     adapters = base / "models" / "ipadapter"
     seeded.write_adapters(adapters)
     if not ADAPTER.is_file():

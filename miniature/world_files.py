@@ -1,21 +1,15 @@
-"""The world as files: scenes in the training-data layout of subject_dataset_10k, and references for the workflows."""
+"""Scenes in the training-data layout of subject_dataset_10k, so that the trainer's dataset reads them."""
 
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from . import world
-from .world_looks import COLOURS, PATTERNS, palette
 from .world_shapes import KINDS
-
-# What the workflows for the miniature load: kind, pattern, two colours.
-REFERENCES = (("star", "striped", "blue", "yellow"), ("heart", "dotted", "red", "black"))
 
 
 def write(scenes: world.Scenes, folder: Path, rng: random.Random, size: int = world.SIZE) -> None:
@@ -51,23 +45,3 @@ def _numbered(masks: Tensor) -> Tensor:
 
 def _save(pixels: Tensor, file: Path) -> None:
     Image.fromarray(pixels.round().numpy().astype(np.uint8)).save(file)
-
-
-def write_references(folder: Path, size: int = 256) -> list[Path]:
-    """One picture on white for each of REFERENCES: `miniature star.png`, …; returns their paths."""
-    names = tuple(COLOURS)
-    looks = torch.tensor([[PATTERNS.index(p), names.index(a), names.index(b)] for _, p, a, b in REFERENCES])
-    drawn = world.references(world.sample(1, seed=0, objects=(len(REFERENCES),)), seed=0)
-    shown = world.Scenes(**{name: value[: len(REFERENCES)] for name, value in vars(drawn).items()})
-    shown = replace(
-        shown,
-        kinds=torch.tensor([[KINDS.index(kind)] for kind, *_ in REFERENCES]),
-        looks=looks[:, None],
-        colours=palette()[looks[:, None, 1:]],
-        centres=torch.zeros_like(shown.centres),
-        radii=torch.full_like(shown.radii, 0.8),
-    )
-    paths = [folder / f"miniature {kind}.png" for kind, *_ in REFERENCES]
-    for path, picture in zip(paths, world.render(shown, size).images, strict=True):
-        _save(picture.permute(1, 2, 0) * 255, path)
-    return paths
