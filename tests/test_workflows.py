@@ -42,6 +42,7 @@ def test_there_is_one_for_every_job():
         "regions",
         "merge strategies side by side",
         "start here - miniature",
+        "object relevance score",
     }
 
 
