@@ -19,6 +19,7 @@ from .noise import MIPTextNoise  # noqa: E402
 from .personalization import MIPPersonalizationScore  # noqa: E402
 from .quality import MIPObjectQualityScore  # noqa: E402
 from .reference import MIPReference  # noqa: E402
+from .region import MIPBoxRegion  # noqa: E402
 from .relevance import MIPRelevanceMaps  # noqa: E402
 from .relevance_score import MIPObjectRelevanceScore  # noqa: E402
 from .train import MIPSaveAdapter, MIPTrainAdapter  # noqa: E402
@@ -46,6 +47,7 @@ NODES: list[type[io.ComfyNode]] = [
     MIPSeedPicker,
     MIPFreezeRelevance,
     MIPMiniatureObject,
+    MIPBoxRegion,
 ]
 
 

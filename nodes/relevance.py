@@ -1,8 +1,9 @@
 import torch
 from comfy_api.latest import io
 
-from ..attention.maps import MASKS, draw, heat, masks, upscale
+from ..attention.maps import MASKS, confused, draw, heat, masks, upscale
 from ..attention.record import PHASES
+from ..attention.report import report
 from .types import CATEGORY, MIPRelevance
 
 ALL = "all"
@@ -64,6 +65,10 @@ class MIPRelevanceMaps(io.ComfyNode):
                     display_name="masks", tooltip="One an object, in the references' order, for each picture."
                 ),
                 io.Image.Output(display_name="fusion_head", tooltip="The gate: mid-grey 1, white 2 or more."),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="In words: which run it was, confusion by step, who claims what, what to do.",
+                ),
             ],
         )
 
@@ -83,13 +88,12 @@ class MIPRelevanceMaps(io.ComfyNode):
             )
         gate = relevance.gate(size, phase)
         gates = heat(upscale(gate, (height, width))) if gate is not None else torch.full_like(images, 0.5)
-        confusion = relevance.confusion()
-        measured = confusion[confusion.isfinite()]
-        note = f"confusion {float(measured.mean()):.0%}" if len(measured) else ""
+        note = confused(relevance.confusion())
         pictures = [
             picture
             for i, image in enumerate(images.cpu())
             for picture in draw(image[..., :3], shares[:, i], relevance.names, opacity, note)
         ]
         cut = masks(shares, mask, threshold)  # [M, B, H, W]
-        return io.NodeOutput(torch.stack(pictures), cut.transpose(0, 1).flatten(0, 1), gates)
+        said = report(relevance, relevance.shares(size, phase))
+        return io.NodeOutput(torch.stack(pictures), cut.transpose(0, 1).flatten(0, 1), gates, said)

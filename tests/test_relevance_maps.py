@@ -100,11 +100,73 @@ def test_the_last_run_wins():
     assert torch.equal(graphs.sample(model), first) and record.runs == 3 and record.resolutions == [(4, 4), (8, 8)]
 
 
+def test_a_run_is_a_run_even_with_the_same_noise_levels():
+    """SamplerCustom with cached SIGMAS hands the host the same tensor again."""
+    import comfy.samplers
+
+    model, record = applied()
+    guider = graphs.guide(model)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 2)
+    euler = comfy.samplers.sampler_object("euler")
+    found = []
+    for seed in (1, 2, 1):
+        noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
+        with torch.inference_mode():
+            guider.sample(noise, torch.zeros_like(noise), euler, sigmas, disable_pbar=True, seed=seed)
+        found.append(record.shares())
+    assert record.runs == 3 and torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("merge", [{"normalization": "mean"}, {"background": 2.0}, {"sharpness": 3.0}], ids=str)
+def test_shares_and_confusion_keep_their_scale(merge):
+    """Whatever the merge multiplies its shares by, the maps add up to 1 or less, and confusion stays in 0..1."""
+    model, record = applied(**merge)
+    graphs.sample(model)
+    total = record.shares().sum(0)
+    if merge.get("background"):
+        assert 0.2 < float(total.min()) <= float(total.max()) < 0.8
+    else:
+        torch.testing.assert_close(total, torch.ones_like(total))
+    assert 0 < float(record.confusion().min()) <= float(record.confusion().max()) <= 1
+
+
+def test_confusion_by_hand():
+    from mip_adapter.attention.record import confusion
+
+    one, half, third = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]), torch.tensor([0.2, 0.2])
+    maps_ = torch.stack([one, half, third]).T.reshape(2, 1, 1, 3)
+    # claims 1, 1, 0.4; entropies 0, 1, 1 in units of log 2
+    assert float(confusion(maps_, 2)) == pytest.approx((1 + 0.4) / 2.4)
+    assert float(confusion(torch.zeros(2, 1, 1, 3), 2)) == 0
+
+
+def test_the_report_says_who_claims_what():
+    from mip_adapter.attention.report import places, report
+
+    shares = torch.tensor([[0.9, 0.6, 0.1, 0.2], [0.1, 0.4, 0.9, 0.8]]).view(2, 1, 2, 2)
+    owned, held = places(shares)
+    assert owned.tolist() == [0.5, 0.5]
+    torch.testing.assert_close(held, torch.tensor([[0.75, 0.25], [0.15, 0.85]]))
+    model, record = applied()
+    graphs.sample(model, steps=3, batch=2)
+    said = maps(record, torch.rand(2, 64, 64, 3))[3]
+    assert "Maps of 4×4, 8×8 positions; the references acted in all of 3 steps." in said and "last run" not in said
+    assert "Confusion: " in said and " 3: " in said and "cat: has the largest share" in said
+    graphs.sample(model, steps=2)
+    assert "sampled 2 times: these maps are the last run's" in maps(record, torch.rand(1, 64, 64, 3))[3]
+    record._steps = torch.tensor([[0.3], [1.0], [1.0]])  # as if it had been clear
+    assert "Each object has a place of its own" in report(record, shares)
+    leaking = torch.tensor([[0.6, 0.6, 0.1, 0.2], [0.4, 0.4, 0.9, 0.8]]).view(2, 1, 2, 2)
+    assert "“red coffee cup” claims 40% of the place of “cat”" in report(record, leaking)
+    gone = torch.stack([torch.full((1, 2, 2), 0.9), torch.full((1, 2, 2), 0.1)])
+    assert "“red coffee cup” has hardly a place" in report(record, gone)
+
+
 def test_the_node_draws_what_was_recorded():
     model, record = applied()
     graphs.sample(model, batch=2)
     images = torch.rand(2, 128, 128, 3)
-    overlays, masks, heads = maps(record, images)
+    overlays, masks, heads, _ = maps(record, images)
     assert overlays.shape[0] == 2 * 3 and overlays.shape[2:] == (128, 3) and overlays.shape[1] > 128
     assert masks.shape == (4, 128, 128) and heads.shape == images.shape
     for cut in masks.view(2, 2, 128, 128):

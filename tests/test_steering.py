@@ -273,3 +273,61 @@ def test_sentences_for_what_cannot_be_frozen() -> None:
 def test_sentences_for_ranges(given: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         references(**given)
+
+
+# ---- boxes as regions ----
+
+
+def box_region(**given):
+    from mip_adapter.nodes.region import MIPBoxRegion
+
+    numbers = {"left": 0.25, "top": 0.5, "width": 0.25, "height": 0.5, "feather": 0.0}
+    return MIPBoxRegion.execute(**{**numbers, **given}).args[0]
+
+
+def test_a_typed_box() -> None:
+    expected = torch.zeros(1, 256, 256)
+    expected[:, 128:, 64:128] = 1
+    torch.testing.assert_close(box_region(), expected)
+    soft = box_region(feather=0.1)[0]
+    assert (
+        0 < float(soft[200, 64]) < 1 and float(soft[200, 96]) == 1 and float(soft[255, 96]) == 1
+    )  # hard at the border
+    assert float(soft.mean()) == pytest.approx(0.125, rel=0.02)
+    with pytest.raises(ValueError, match="holds nothing of the canvas"):
+        box_region(width=0.0)
+
+
+def test_boxes_of_other_nodes() -> None:
+    from mip_adapter.evaluation.detections import Detection, Detections
+
+    picture, expected = torch.zeros(1, 80, 160, 3), box_region()
+    pixels = {"x": 40, "y": 40, "width": 40, "height": 40}
+    other = {"x": 0, "y": 0, "width": 40, "height": 40, "label": "dog"}
+    found = Detections(("cat", "dog"), 80, 160, (((Detection((40, 40, 80, 80)),), (Detection((0, 0, 40, 40)),)),))
+    for given in (
+        {"boxes": pixels, "images": picture},
+        {"boxes": [[{**pixels, "label": "Cat"}], [other]], "images": picture, "text": "cat"},
+        {"boxes": [pixels, other], "images": picture, "number": 1},
+        {"boxes": [[40, 40, 80, 80]], "images": picture, "bbox_format": "x0, y0, x1, y1"},
+        {"boxes": found, "text": "cat"},
+    ):
+        torch.testing.assert_close(box_region(**given), expected)
+    both = box_region(boxes=found)
+    assert torch.equal(both, torch.maximum(expected, box_region(left=0, top=0, width=0.25, height=0.5)))
+    for given, sentence in (
+        ({"boxes": pixels}, "connect it as “images”"),
+        ({"boxes": found, "text": "bird"}, "no box of “bird” for the region. There are boxes of cat, dog"),
+        ({"boxes": found, "number": 3}, "Box 3 was asked for and there are 2"),
+        ({"boxes": "cat", "images": picture}, "BOUNDING_BOX"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            box_region(**given)
+
+
+def test_the_mask_is_a_region() -> None:
+    left = box_region(left=0, top=0, width=0.5, height=1)
+    half = torch.zeros(1, 16, 16)
+    half[:, :, :8] = 1
+    a, b = (sample(graphs.apply(references(region=[mask, None]))) for mask in (left, half))
+    torch.testing.assert_close(a, b, rtol=0, atol=2e-2 * float((b - sample(graphs.apply())).abs().max()))
