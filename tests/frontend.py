@@ -5,9 +5,14 @@ With MIP_ARTIFACTS=FOLDER screenshots are left there.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
+
+from mip_adapter.miniature import demo
+
+WORKFLOWS = sorted((Path(__file__).resolve().parents[1] / "workflows").glob("*.json"))
 
 READY = "() => !!(window.app?.graph && window.LiteGraph?.registered_node_types?.MIPApply)"
 SETTINGS = {  # nothing over the graph
@@ -34,11 +39,24 @@ FIT = """async () => {
 }"""
 
 
+def stock(server: Any) -> Any:
+    """The server with a file, be it empty, for every name in the workflows, so that its validation finds them."""
+    demo.prepare(server.base)
+    for path in WORKFLOWS:
+        for node in json.loads(path.read_text("utf-8"))["nodes"]:
+            for model in node.get("properties", {}).get("models", ()):
+                file = server.base / "models" / model["directory"] / model["name"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
+    return server
+
+
 def open_frontend(browser: Any, url: str, **settings: object) -> Any:
     """A page with the frontend loaded, as on a user's second visit (the first welcomes with a dialog)."""
     page = browser.new_page(viewport={"width": 1900, "height": 1000})
+    page.set_default_timeout(120_000)  # a busy machine is not a failure
     page.goto(url)
-    page.wait_for_function(READY, timeout=120_000)
+    page.wait_for_function(READY)
     configure(page, **SETTINGS, **settings)
     return page
 
@@ -47,7 +65,7 @@ def configure(page: Any, **settings: object) -> None:
     """Change settings of the frontend and load it anew."""
     page.evaluate(SET, settings)
     page.reload()
-    page.wait_for_function(READY, timeout=120_000)
+    page.wait_for_function(READY)
 
 
 def screenshot(page: Any, name: str, *, fit: bool = True) -> None:

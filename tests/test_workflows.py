@@ -15,7 +15,7 @@ from mip_adapter.miniature import demo
 from . import frontend
 
 ROOT = Path(__file__).resolve().parents[1]
-WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+WORKFLOWS = frontend.WORKFLOWS
 MINIATURE = ROOT / "workflows" / "start here - miniature.json"
 NOTES = ("MarkdownNote", "Note")  # the frontend's own; the server does not know them
 TITLE = 30  # a node's title bar stands above its position
@@ -30,6 +30,11 @@ def load(path: Path) -> dict:
 def converted(path: Path) -> Path:
     """The API form that belongs to a workflow."""
     return demo.WORKFLOW if path == MINIATURE else ROOT / "tests" / "api" / path.name
+
+
+def of_the_miniature(path: Path) -> bool:
+    """Those need no files but the pack's own."""
+    return any(node["type"] == "MIPMiniatureLoader" for node in load(path)["nodes"])
 
 
 # ---- the files alone ----
@@ -74,7 +79,7 @@ def test_every_node_says_which_pack_it_comes_from(path):
 def test_model_files_say_where_they_are_found(path):
     loaders = ("CheckpointLoaderSimple", "CLIPVisionLoader", "MIPAdapterLoader")
     for node in load(path)["nodes"]:
-        if node["type"] in loaders and path != MINIATURE:
+        if node["type"] in loaders and not of_the_miniature(path):
             (model,) = node["properties"]["models"]
             assert model["name"] == node["widgets_values"][0] and model["name"].endswith(".safetensors")
             assert model["url"].startswith("https://huggingface.co/")
@@ -117,15 +122,7 @@ def test_it_explains_itself_and_has_a_thumbnail(path):
 
 @pytest.fixture(scope="module")
 def stocked(server):
-    """The server with a file, be it empty, for every name in the workflows, so that its validation finds them."""
-    demo.prepare(server.base)
-    for path in WORKFLOWS:
-        for node in load(path)["nodes"]:
-            for model in node.get("properties", {}).get("models", ()):
-                file = server.base / "models" / model["directory"] / model["name"]
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.touch()
-    return server
+    return frontend.stock(server)
 
 
 OPEN = """async workflow => {

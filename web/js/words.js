@@ -1,20 +1,28 @@
-/** What the scripts of this pack say on the canvas, in the user's language: `mipAdapter` of locales/<language>/main.json. */
+/** What this pack says in the user's language, from locales/<language>/, by way of the host's route /i18n. */
 
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 
-let translated = {}
+/** @type {{ mipAdapter?: Record<string, string>, nodeDefs?: Record<string, object> }} */
+let known = {}
+let fetched
 
-/** Fetch the translations; call before the first `say`. Without them everything is English. */
-export async function learn() {
-  const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en"
-  try {
-    const all = await (await api.fetchApi("/i18n")).json()
-    translated = all[language]?.mipAdapter ?? {}
-  } catch (error) {
-    console.warn("MIP-Adapter: no translations", error)
-  }
+/** Fetch the translations; await it before the first use of the others here. Without them everything is English. */
+export function learn() {
+  fetched ??= (async () => {
+    const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en"
+    if (language === "en") return
+    try {
+      known = (await (await api.fetchApi("/i18n")).json())[language] ?? {}
+    } catch (error) {
+      console.warn("MIP-Adapter: no translations", error)
+    }
+  })()
+  return fetched
 }
 
 /** @param {string} english @returns {string} the same in the user's language, where it is known */
-export const say = (english) => translated[english] ?? english
+export const say = (english) => known.mipAdapter?.[english] ?? english
+
+/** @param {string} type of a node @returns {object | undefined} its entry of nodeDefs.json */
+export const nodeWords = (type) => (type?.startsWith("MIP") ? known.nodeDefs?.[type] : undefined)

@@ -1,0 +1,374 @@
+"""The pack as a user meets it in the real frontend: templates, Run, help, the scripts of web/js, blueprints, Chinese.
+
+With MIP_ARTIFACTS=FOLDER screenshots are left there (frontend.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from . import frontend
+
+ROOT = Path(__file__).resolve().parents[1]
+PACK = "ComfyUI-MIP-Adapter"
+TEMPLATE = "start here - miniature"
+APPLIES = 4  # MIP Apply in the workflow that most tests here open; all of them share one chain, a cat and a cup
+WORKFLOW = json.loads((ROOT / "workflows" / "merge strategies side by side.json").read_text("utf-8"))
+
+OPEN = "async workflow => { await app.loadGraphData(workflow) }"
+TYPES = "() => app.graph._nodes.map(node => node.type)"
+COUNT = "type => app.graph._nodes.filter(node => node.type === type).length"
+# What objectsOf of web/js/chain.js says of every MIPApply, also inside subgraphs.
+SHOWN = """async () => {
+    const {objectsOf} = await import("/extensions/PACK/js/chain.js")
+    const all = graph => graph.nodes.flatMap(node => node.subgraph ? all(node.subgraph) : [node])
+    return all(app.graph).filter(node => node.comfyClass === "MIPApply").map(node => objectsOf(node))
+}""".replace("PACK", PACK)
+QUEUED = "async () => (await app.graphToPrompt()).output"
+PRESS = """type => {
+    const node = app.canvas.graph._nodes.filter(node => node.type === type).at(-1)
+    node.widgets.find(widget => widget.type === "button").callback()
+}"""
+
+
+@pytest.fixture(scope="module")
+def stocked(server):
+    return frontend.stock(server)
+
+
+@pytest.fixture(scope="module")
+def whole_page(stocked, browser) -> Iterator:
+    page = frontend.open_frontend(browser, stocked.url)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def page(whole_page) -> Iterator:
+    """The frontend with WORKFLOW open; what our scripts complain of fails the test."""
+    complaints: list[str] = []
+    whole_page.on("pageerror", lambda error: complaints.append(f"{error}\n{error.stack}"))
+    whole_page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    whole_page.evaluate(OPEN, WORKFLOW)
+    yield whole_page
+    assert not [each for each in complaints if PACK in each or "MIP-Adapter" in each]
+
+
+def queued_objects(prompt: dict[str, Any]) -> list[list[tuple[str, str]]]:
+    """For every MIPApply that the host would queue: text and file of its objects, first one first."""
+    found = []
+    for node in prompt.values():
+        if node["class_type"] == "MIPApply":
+            objects, at = [], node["inputs"].get("references")
+            while at:
+                reference = prompt[at[0]]["inputs"]
+                objects.insert(0, (reference["text"], prompt[reference["image"][0]]["inputs"]["image"]))
+                at = reference.get("references")
+            found.append(objects)
+    return found
+
+
+def shown_objects(page) -> list[list[tuple[str, str]]]:
+    """The same as the thumbnails show it."""
+    return [
+        [(each["text"], httpx.QueryParams(each["picture"])["filename"]) for each in objects]
+        for objects in page.evaluate(SHOWN)
+    ]
+
+
+# ---- first steps ----
+
+
+def test_a_template_runs_and_its_picture_brings_the_workflow_back(page, stocked) -> None:
+    page.evaluate("() => app.graph.clear()")
+    page.evaluate("""() => app.extensionManager.command.execute("Comfy.BrowseTemplates")""")
+    page.get_by_text(PACK, exact=True).first.dispatch_event("click")
+    card = page.get_by_test_id(f"template-workflow-{TEMPLATE}")
+    card.wait_for(state="attached")
+    cards = page.locator('[data-testid^="template-workflow-"]').evaluate_all("all => all.map(e => e.dataset.testid)")
+    assert {each.removeprefix("template-workflow-") for each in cards} >= {
+        path.stem for path in (ROOT / "workflows").glob("*.json")
+    }
+    card.dispatch_event("click")
+    page.wait_for_function("() => app.graph._nodes.some(node => node.type === 'MIPApply')")
+
+    page.evaluate(SHOW_MAPS)
+    page.get_by_test_id("queue-button").locator("button").first.dispatch_event("click")
+    page.wait_for_function(DONE, timeout=240_000)
+    pictures = page.evaluate("() => Object.values(app.nodeOutputs).flatMap(output => output.images ?? [])")
+    for picture in pictures:
+        content = httpx.get(f"{stocked.url}/view", params=picture, timeout=60).content
+        assert content.startswith((b"\x89PNG", b"\xff\xd8"))
+    frontend.screenshot(page, "template after Run")
+
+    before = page.evaluate(TYPES)
+    saved = next(picture for picture in pictures if picture["type"] == "output")
+    page.evaluate("() => app.graph.clear()")
+    page.evaluate(DROP, saved)
+    page.wait_for_function("() => app.graph._nodes.length > 0")
+    assert sorted(page.evaluate(TYPES)) == sorted(before)
+
+
+# Relevance maps and masks of the first MIPApply, if the workflow does not show them itself.
+SHOW_MAPS = """() => {
+    const first = type => app.graph._nodes.find(node => node.type === type)
+    if (first("MIPRelevanceMaps")) return
+    const add = (type, x, y) => {
+        const node = LiteGraph.createNode(type)
+        node.pos = [x, y]
+        app.graph.add(node)
+        return node
+    }
+    const maps = add("MIPRelevanceMaps", 2000, 1200)
+    first("MIPApply").connect(1, maps, "relevance")
+    first("VAEDecode").connect(0, maps, "images")
+    maps.connect(0, add("PreviewImage", 2400, 1200), "images")
+    maps.connect(1, add("MaskPreview", 2800, 1200), "mask")
+}"""
+DONE = """() => {
+    const shows = ["SaveImage", "PreviewImage", "MaskPreview"]
+    const nodes = app.graph._nodes.filter(node => shows.includes(node.type))
+    return nodes.length > 2 && nodes.every(node => app.nodeOutputs[node.id]?.images?.length)
+}"""
+DROP = """async picture => {
+    const file = await (await fetch("/api/view?" + new URLSearchParams(picture))).blob()
+    const dataTransfer = new DataTransfer()
+    dataTransfer.items.add(new File([file], "picture.png", {type: "image/png"}))
+    app.canvas.canvas.dispatchEvent(new DragEvent("drop", {dataTransfer, bubbles: true, cancelable: true}))
+}"""
+
+
+def open_help(page, kind: str) -> Any:
+    page.evaluate("kind => app.canvas.selectNode(app.graph._nodes.find(node => node.type === kind))", kind)
+    page.get_by_test_id("info-button").first.dispatch_event("click")
+    return page.locator(".node-help-content")
+
+
+def test_the_help_page_opens(page) -> None:
+    text = open_help(page, "MIPApply")
+    text.get_by_text("Gives a model its references.").wait_for()
+    broken = text.locator("img").evaluate_all("all => all.filter(e => e.complete && !e.naturalWidth).map(e => e.src)")
+    assert not broken
+    frontend.screenshot(page, "help", fit=False)
+
+
+# ---- add another object ----
+
+
+def test_add_another_object_by_mouse_and_undo(page) -> None:
+    before = page.evaluate(COUNT, "MIPReference")
+    page.evaluate(frontend.FIT)
+    page.wait_for_timeout(300)
+    x, y = page.evaluate("""() => {
+        const node = app.graph._nodes.find(node => node.type === "MIPReference")
+        const button = node.widgets.find(widget => widget.type === "button")
+        const [left, top] = node.pos
+        const [x, y] = app.canvas.convertOffsetToCanvas([left + node.size[0] / 2, top + button.last_y + 10])
+        const frame = app.canvas.canvas.getBoundingClientRect()
+        return [frame.left + x, frame.top + y]
+    }""")
+    page.mouse.click(x, y)
+    page.wait_for_function(f"() => ({COUNT})('MIPReference') === {before + 1}")
+    prompt = page.evaluate(QUEUED)
+    for objects in queued_objects(prompt):  # every MIP Apply takes the chain from the new last node
+        assert [text for text, _ in objects] == ["cat", "cup", ""]
+    boxes = page.evaluate("() => app.graph._nodes.map(node => [...node.getBounding()])")
+    assert not [1 for i, a in enumerate(boxes) for b in boxes[i + 1 :] if overlap(a, b)]
+    frontend.screenshot(page, "one more object")
+
+    page.keyboard.press("Control+z")
+    page.wait_for_function(f"() => ({COUNT})('MIPReference') === {before}")
+    assert [len(objects) for objects in queued_objects(page.evaluate(QUEUED))] == [before] * APPLIES
+
+
+def overlap(a: list[float], b: list[float]) -> bool:
+    return a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]
+
+
+def test_add_another_object_inside_a_subgraph_and_through_a_reroute(page) -> None:
+    page.evaluate("""() => {
+        const references = app.graph._nodes.filter(node => node.type === "MIPReference")
+        const {node} = app.graph.convertToSubgraph(new Set(references))
+        const link = app.graph.getLink(node.outputs[0].links[0])
+        app.graph.createReroute([1150, 300], link)
+        app.canvas.openSubgraph(node.subgraph, node)
+    }""")
+    page.evaluate(PRESS, "MIPReference")
+    inside = page.evaluate("() => app.canvas.graph._nodes.map(node => node.type)")
+    assert inside.count("MIPReference") == 3
+    page.evaluate("() => app.canvas.setGraph(app.graph)")
+    reference = next(node for node in page.evaluate(QUEUED).values() if node["class_type"] == "MIPReference")
+    assert reference["inputs"]["text"] == "cat"
+    applied = [node for node in page.evaluate(QUEUED).values() if node["class_type"] == "MIPApply"]
+    assert len({node["inputs"]["references"][0] for node in applied}) == 1
+    assert [[each["text"] for each in objects] for objects in page.evaluate(SHOWN)] == [["cat", "cup", ""]] * APPLIES
+
+
+# ---- thumbnails ----
+
+REROUTED = """() => {
+    const [first, second] = app.graph._nodes.filter(node => node.type === "MIPReference")
+    const reroute = LiteGraph.createNode("Reroute")
+    app.graph.add(reroute)
+    first.connect(0, reroute, 0)
+    reroute.connect(0, second, "references")
+}"""
+BYPASSED = """() => { app.graph._nodes.filter(node => node.type === "MIPReference")[1].mode = 4 }"""
+SCALED = """() => {
+    const loader = app.graph._nodes.find(node => node.type === "LoadImage")
+    const reference = app.graph._nodes.find(node => node.type === "MIPReference")
+    const smaller = LiteGraph.createNode("ImageScaleBy")
+    app.graph.add(smaller)
+    loader.connect(0, smaller, "image")
+    smaller.connect(0, reference, "image")
+}"""
+NESTED = """() => {
+    const chain = app.graph._nodes.filter(node => ["MIPReference", "LoadImage"].includes(node.type))
+    const {node} = app.graph.convertToSubgraph(new Set(chain))
+    const apply = app.graph._nodes.filter(node => node.type === "MIPApply")
+    app.graph.convertToSubgraph(new Set([node, apply[0]]))
+}"""
+
+
+@pytest.mark.parametrize(
+    "change", ["() => {}", REROUTED, BYPASSED, NESTED], ids=["plain", "reroute", "bypass", "nested"]
+)
+def test_thumbnails_show_what_the_host_queues(page, change) -> None:
+    page.evaluate(change)
+    queued = queued_objects(page.evaluate(QUEUED))
+    assert queued and all(queued)
+    assert sorted(shown_objects(page)) == sorted(queued)
+
+
+def test_thumbnails_look_through_other_image_nodes(page) -> None:
+    before = shown_objects(page)
+    page.evaluate(SCALED)
+    assert shown_objects(page) == before
+
+
+def test_muted_references_are_not_shown(page) -> None:
+    page.evaluate("() => { app.graph._nodes.filter(node => node.type === 'MIPReference')[0].mode = 2 }")
+    assert [[text for text, _ in objects] for objects in shown_objects(page)] == [["cup"]] * APPLIES
+
+
+def test_thumbnails_are_drawn_and_nothing_of_them_is_saved(page) -> None:
+    page.evaluate(frontend.FIT)
+    page.wait_for_function(COLOURFUL)
+    saved = page.evaluate("() => app.graph.serialize()")
+    for node in saved["nodes"]:
+        known = next((each for each in WORKFLOW["nodes"] if each["id"] == node["id"]), None)
+        if known and node["type"].startswith("MIP"):
+            assert node.get("widgets_values", [])[: len(known["widgets_values"])] == known["widgets_values"]
+            assert not {"add another object", None} & set(node.get("widgets_values", []))
+    shown = shown_objects(page)
+    page.evaluate(OPEN, saved)
+    assert shown_objects(page) == shown
+
+
+# Some pixel of the first thumbnail is much redder than blue: the cat, not the widget's grey.
+COLOURFUL = """() => {
+    const node = app.graph._nodes.find(node => node.type === "MIPApply")
+    const widget = node.widgets.find(widget => widget.name === "mip_objects")
+    app.canvas.draw(true, true)
+    const [x, y] = app.canvas.convertOffsetToCanvas([node.pos[0], node.pos[1] + widget.last_y])
+    const {scale} = app.canvas.ds
+    const {data} = app.canvas.canvas.getContext("2d").getImageData(x, y, node.size[0] * scale, 80 * scale)
+    for (let i = 0; i < data.length; i += 4) if (data[i] > 120 && data[i] > data[i + 2] + 60) return true
+    return false
+}"""
+
+
+def test_the_colours_are_those_of_the_maps() -> None:
+    from mip_adapter.attention.maps import COLOURS
+
+    script = (ROOT / "web" / "js" / "objects.js").read_text("utf-8")
+    assert json.dumps([f"#{r:02x}{g:02x}{b:02x}" for r, g, b in COLOURS]) in script
+
+
+def test_a_folded_node_says_which_it_is(page) -> None:
+    titles = page.evaluate("""() => {
+        const add = (type, name, value) => {
+            const node = LiteGraph.createNode(type)
+            node.widgets.find(widget => widget.name === name).value = value
+            node.flags.collapsed = true
+            return node
+        }
+        const named = add("MIPReference", "text", "cat")
+        named.title = "Our cat"
+        const unnamed = [add("MIPReference", "text", "cat"), add("MIPMerge", "strategy", "uniform")]
+        return [...unnamed, named].map(node => node.getTitle())
+    }""")
+    assert titles == ["cat · MIP Reference", "uniform · MIP Merge", "Our cat"]
+
+
+# ---- blueprints ----
+
+
+def test_a_blueprint_is_found_by_search_and_queues(page, stocked) -> None:
+    names = {each["name"] for each in httpx.get(f"{stocked.url}/global_subgraphs", timeout=60).json().values()}
+    assert names >= {path.stem for path in (ROOT / "subgraphs").glob("*.json")}
+    page.evaluate("() => app.graph.clear()")
+    box = page.evaluate("() => { const b = app.canvas.canvas.getBoundingClientRect(); return [b.width, b.height] }")
+    page.mouse.dblclick(box[0] * 0.6, box[1] * 0.6)
+    page.get_by_placeholder("Search Nodes...").fill("Personalise with 3")
+    page.get_by_role("option", name="Personalise with 3 objects").click()
+    page.wait_for_function("() => app.graph._nodes.length === 1")
+    page.evaluate("""() => {
+        const [node] = app.graph._nodes
+        for (let i = 1; i <= 3; i++) {
+            const loader = LiteGraph.createNode("LoadImage")
+            app.graph.add(loader)
+            loader.connect(0, node, `picture ${i}`)
+            node.widgets.find(widget => widget.name === `text ${i}`).value = `object ${i}`
+        }
+    }""")
+    (objects,) = queued_objects(page.evaluate(QUEUED))
+    assert [text for text, _ in objects] == ["object 1", "object 2", "object 3"]
+    assert shown_objects(page) == [objects]
+    frontend.screenshot(page, "blueprint")
+
+
+# ---- other renderer, other language: they load the page anew ----
+
+
+def test_nodes_2_0_show_the_button_and_run_the_scripts(page) -> None:
+    frontend.configure(page, **{"Comfy.VueNodes.Enabled": True})
+    try:
+        page.evaluate(OPEN, WORKFLOW)
+        page.evaluate(frontend.FIT)
+        before = page.evaluate(COUNT, "MIPReference")
+        page.get_by_role("button", name="add another object").first.dispatch_event("click")
+        page.wait_for_function(f"() => ({COUNT})('MIPReference') === {before + 1}")
+        frontend.screenshot(page, "nodes 2.0")
+    finally:
+        frontend.configure(page, **{"Comfy.VueNodes.Enabled": False})
+
+
+def test_everything_is_chinese_in_chinese(page, stocked) -> None:
+    frontend.configure(page, **{"Comfy.Locale": "zh"})
+    try:
+        chinese = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text("utf-8"))
+        page.evaluate(OPEN, WORKFLOW)
+        nodes = page.evaluate("""() => ["MIPApply", "MIPReference"].map(type => {
+            const node = LiteGraph.createNode(type)
+            const slots = [...node.inputs, ...node.widgets.filter(widget => widget.type !== "button")]
+            return [type, node.title, Object.fromEntries(slots.map(e => [e.name, e.label ?? e.localized_name])),
+                    node.widgets.filter(widget => widget.type === "button").map(widget => widget.name)]
+        })""")
+        for kind, title, inputs, buttons in nodes:
+            assert title == chinese[kind]["display_name"]
+            for name, told in chinese[kind]["inputs"].items():
+                assert inputs[name] == told["name"], (kind, name)
+            assert buttons == (["再添加一个对象"] if kind == "MIPReference" else [])
+        page.wait_for_timeout(500)
+        first = (ROOT / "web" / "docs" / "MIPApply" / "zh.md").read_text("utf-8").splitlines()[0].removeprefix("# ")
+        open_help(page, "MIPApply").get_by_role("heading", name=first).wait_for()
+        frontend.screenshot(page, "Chinese")
+    finally:
+        frontend.configure(page, **{"Comfy.Locale": "en"})
