@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import comfy.sample
@@ -11,8 +12,10 @@ from PIL import Image
 from ..attention.host_apply import apply_references
 from ..attention.options import FusionHead, Merge
 from ..attention.reference import Reference
+from ..miniature import seeded
 from ..training.host_cli import load_parts
 from ..training.job import MINIATURE, Base, Job
+from ..weights import host_files
 from ..weights.adapter import Adapter, build_adapter, load_adapter
 from .concept101_settings import Settings
 
@@ -74,8 +77,7 @@ class Painter:
 
 
 def _adapter(file: str) -> Adapter:
-    if file == MINIATURE:
-        from ..miniature import seeded
-
-        return build_adapter(seeded.base_adapter(), MINIATURE)
-    return load_adapter(file)
+    if file != MINIATURE:
+        return load_adapter(file)
+    trained = Path(host_files.MINIATURE) / "miniature_mip.safetensors"
+    return load_adapter(trained) if trained.is_file() else build_adapter(seeded.base_adapter(), MINIATURE)

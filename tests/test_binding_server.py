@@ -1,0 +1,79 @@
+"""The binding report through a real server: drawn pictures with right and with exchanged looks."""
+
+from __future__ import annotations
+
+import time
+
+import httpx
+
+LOOKS = {"star": ("striped", "yellow", "green"), "fish": ("plain", "blue", "blue")}
+
+
+def graph(exchanged: bool) -> dict:
+    """References, a picture of both objects side by side, and what the report says of it."""
+    prompt: dict = {
+        "model": {"class_type": "MIPMiniatureLoader", "inputs": {}},
+        "detector": {"class_type": "MIPDetectorLoader", "inputs": {"detector_name": "miniature world (pixels)"}},
+        "encoder": {"class_type": "MIPEncoderFromModels", "inputs": {"clip_vision": ["model", 3]}},
+    }
+    for kind, look in LOOKS.items():
+        other = LOOKS["fish" if kind == "star" else "star"] if exchanged else look
+        for name, (pattern, colour, second), pose in ((kind, look, 4), (f"new {kind}", other, 7)):
+            inputs = {"kind": kind, "pattern": pattern, "colour": colour, "second_colour": second, "pose": pose}
+            prompt[name] = {"class_type": "MIPMiniatureObject", "inputs": inputs}
+        reference = {"image": [kind, 0], "text": kind, "weight": 1.0}
+        if kind == "fish":
+            reference["references"] = ["reference star", 0]
+        prompt[f"reference {kind}"] = {"class_type": "MIPReference", "inputs": reference}
+    stitch = {"direction": "right", "match_image_size": True, "spacing_width": 0, "spacing_color": "white"}
+    references = ["reference fish", 0]
+    prompt |= {
+        "picture": {
+            "class_type": "ImageStitch",
+            "inputs": {"image1": ["new star", 0], "image2": ["new fish", 0], **stitch},
+        },
+        "found": {
+            "class_type": "MIPDetectObjects",
+            "inputs": {
+                "images": ["picture", 0],
+                "detector": ["detector", 0],
+                "texts": "",
+                "threshold": 0.3,
+                "references": references,
+            },
+        },
+        "report": {
+            "class_type": "MIPBindingReport",
+            "inputs": {
+                "images": ["picture", 0],
+                "references": references,
+                "detections": ["found", 0],
+                "encoder": ["encoder", 0],
+            },
+        },
+        "best": {"class_type": "MIPSeedPicker", "inputs": {"images": ["picture", 0], "binding": ["report", 5]}},
+        "said": {"class_type": "PreviewAny", "inputs": {"source": ["report", 3]}},
+        "ranking": {"class_type": "PreviewAny", "inputs": {"source": ["best", 3]}},
+        "matrix": {"class_type": "PreviewImage", "inputs": {"images": ["report", 4]}},
+    }
+    return prompt
+
+
+def ran(server, prompt: dict) -> dict:
+    answer = httpx.post(f"{server.url}/prompt", json={"prompt": prompt}, timeout=60).json()
+    assert "prompt_id" in answer, answer
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        if run := httpx.get(f"{server.url}/history/{answer['prompt_id']}", timeout=60).json():
+            (only,) = run.values()
+            assert only["status"]["status_str"] == "success", only["status"]["messages"]
+            return only["outputs"]
+        time.sleep(0.2)
+    raise AssertionError("the server did not answer in time")
+
+
+def test_right_and_exchanged_looks_are_told_apart(server):
+    right, exchanged = (ran(server, graph(exchanged)) for exchanged in (False, True))
+    assert "exchanged their looks" in exchanged["said"]["text"][0], exchanged["said"]["text"][0]
+    assert "All is well: 2 of 2 objects were found" in right["said"]["text"][0], right["said"]["text"][0]
+    assert "2 of 2" in right["ranking"]["text"][0] and len(right["matrix"]["images"]) == 1
