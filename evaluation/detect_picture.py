@@ -6,20 +6,21 @@ from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..attention.maps import COLOURS
 from .canvas import Canvas, fitted, ink_on
-from .crops import as_bytes, check_pictures
+from .crops import MASK_THRESHOLD, as_bytes, check_pictures
 from .detections import Detection, Detections
 
 LEAST = 512  # pixels of the short side: smaller pictures are enlarged, for labels that can be read
-TINT = 0.2  # how strongly a mask is coloured
 
 
 def annotated(images: Tensor, detections: Detections) -> Tensor:
-    """[B, H', W', 3]: every box in its text's colour, with the text and the score; enlarged where pictures are small.
+    """[B, H', W', 3]: every box and mask outlined in its text's colour, with the text and the score; enlarged where
+    pictures are small.
 
     images [B, H, W, 3 or 4] in 0..1, those that were searched.
     """
@@ -33,19 +34,27 @@ def _annotate(image: Tensor, detections: Detections, number: int) -> np.ndarray:
     height, width = pixels.shape[:2]
     scale = max(1, -(-LEAST // min(height, width)))  # whole, so that pixels stay pixels
     found = list(detections.every(number))
-    for text, each in found:
-        if each.mask is not None:
-            alpha = (TINT * each.mask.float().clamp(0, 1)).numpy(force=True)[..., None]
-            pixels = (pixels * (1 - alpha) + np.array(colour(text)) * alpha).round().astype(np.uint8)
     sheet = Canvas(width * scale, height * scale)
     sheet.paste((0, 0), Image.fromarray(pixels).resize((width * scale, height * scale), Image.Resampling.NEAREST))
     size = max(14, round(min(height, width) * scale / 32))
+    for text, each in found:
+        if each.mask is not None:
+            line = Image.fromarray(_outline(each.mask, scale, max(1, size // 8)))
+            sheet.image.paste(colour(text), (0, 0), line)
     for text, each in found:
         _frame(sheet.pen, [edge * scale for edge in each.box], colour(text), max(2, size // 6))
     taken: list[tuple[float, float, float, float]] = []
     for text, each in found:
         _label(sheet, each, scale, f"{detections.texts[text]} {each.score:.2f}", colour(text), size, taken)
     return np.asarray(sheet.image)
+
+
+def _outline(mask: Tensor, scale: int, line: int) -> np.ndarray:
+    """[H · scale, W · scale] uint8: 255 along the outside of a mask [H, W]."""
+    inside = (mask > MASK_THRESHOLD).float()[None, None]
+    inside = F.interpolate(inside, scale_factor=scale) if scale > 1 else inside
+    around = F.max_pool2d(inside, 2 * line + 1, 1, line) - inside
+    return (around[0, 0] * 255).to(torch.uint8).numpy(force=True)
 
 
 def _frame(pen: ImageDraw.ImageDraw, box: list[float], ink: tuple[int, int, int], line: int) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..miniature.judge import Found, judge
+from ..miniature.judge import Found, coloured, judge
 from ..miniature.world import SIZE
 from ..miniature.world_shapes import KINDS
 from .detect import Seen
@@ -28,10 +27,22 @@ class PixelDetector:
         kinds = [kind_of(text) for text in texts]
         height, width = images.shape[1:3]
         square = F.pad(images.movedim(-1, 1), (0, max(height - width, 0), 0, max(width - height, 0)), value=1.0)
-        side = square.shape[-1]
-        if side > 2 * SIZE:  # outlines need no more pixels than the world was drawn with
-            square = F.interpolate(square, (SIZE, SIZE), mode="area")
-        return [[_seen(found, kind, side, height, width, threshold) for kind in kinds] for found in judge(square)]
+        # Outlines need no more pixels than the world was drawn with.
+        small = square if square.shape[-1] <= 2 * SIZE else F.interpolate(square, (SIZE, SIZE), mode="area")
+        seen = []
+        for picture, found in zip(square, judge(small), strict=True):
+            masks = [_in_full(each.mask, picture)[:height, :width] for each in found]
+            seen.append([_seen(found, masks, kind, threshold) for kind in kinds])
+        return seen
+
+
+def _in_full(mask: Tensor, picture: Tensor) -> Tensor:
+    """[S, S] bool: a mask [s, s] of a smaller picture in the pixels of this one [3, S, S]."""
+    side = picture.shape[-1]
+    if len(mask) == side:
+        return mask
+    grown = F.max_pool2d(mask[None, None].float(), 3, 1, 1)
+    return (F.interpolate(grown, (side, side))[0, 0] > 0) & coloured(picture)
 
 
 def kind_of(text: str) -> int:
@@ -46,16 +57,8 @@ def kind_of(text: str) -> int:
     return named[0]
 
 
-def _seen(found: list[Found], kind: int, side: int, height: int, width: int, threshold: float) -> Seen:
-    """Of what was found in a square that holds the picture at its upper left, side pixels a side."""
-    detections, near = [], 0.0
-    for each in found:
-        if each.kind != kind:
-            continue
-        if each.fit <= threshold:
-            near = max(near, each.fit)
-            continue
-        mask = F.interpolate(each.mask[None, None].float(), (side, side))[0, 0, :height, :width]
-        if (mask > 0).any():
-            detections.append(Detection(bounds(mask > 0), each.fit, mask.to(torch.float32)))
-    return Seen(detections, 0.0 if detections else near)
+def _seen(found: list[Found], masks: list[Tensor], kind: int, threshold: float) -> Seen:
+    """masks [H, W] bool of what was found."""
+    of_kind = [(each.fit, mask) for each, mask in zip(found, masks, strict=True) if each.kind == kind and mask.any()]
+    detections = [Detection(bounds(mask), fit, mask.float()) for fit, mask in of_kind if fit > threshold]
+    return Seen(detections, 0.0 if detections else max((fit for fit, _ in of_kind), default=0.0))

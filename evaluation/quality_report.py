@@ -16,7 +16,7 @@ from .detections import Detection, Detections
 from .embeddings import Tick, embed, embed_words
 from .encoders import ImageEncoder, need_words
 from .quality import ObjectQuality, object_quality
-from .tables import NOTHING, aligned, number
+from .tables import NOTHING, number, table
 from .things import choose
 
 
@@ -100,13 +100,13 @@ def report(measured: MeasuredQuality) -> str:
         for row, picture in enumerate(measured.scored)
     ]
     means = ["mean", *map(number, measured.means), *(number(float(own)) for own in measured.own.mean(0))]
-    table = aligned(["picture", "single", "pair", "total", *measured.texts], [*lines, means])
+    rows = table(["picture", "single", "pair", "total", *measured.texts], [*lines, means])
     notes = ["single: objects look like their texts. pair: objects look unlike each other. total: their sum. Then each "
              "object and its text."]  # fmt: skip
     if not several:
         notes.append(f"One object has no pairs: its pair is {number(0.0)}, and its total does not compare with others.")
     notes += [f"picture {picture + 1} left out: {why}" for picture, why in measured.left_out.items()]
-    return "\n".join([table, "", *notes])
+    return "\n".join([rows, "", *notes])
 
 
 # ---- drawn ----

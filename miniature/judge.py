@@ -33,10 +33,15 @@ def judge(images: Tensor) -> list[list[Found]]:
     return [_name(patches(image)) for image in images.float().cpu()]
 
 
+def coloured(image: Tensor) -> Tensor:
+    """[S, S] bool: which pixels of a picture [3, S, S] have an object's colours."""
+    high, low = image.amax(0), image.amin(0)
+    return ((high - low) > CHROMA) | (high < DARK)
+
+
 def patches(image: Tensor) -> Tensor:
     """[N, S, S] bool: the connected patches of object-coloured pixels of a picture [3, S, S], largest first."""
-    high, low = image.amax(0), image.amin(0)
-    objects = ((high - low) > CHROMA) | (high < DARK)
+    objects = coloured(image)
     labels = _connected(objects)
     numbers, sizes = labels[objects].unique(return_counts=True)
     wanted = sizes >= SMALLEST * image.shape[-1] ** 2 / 128**2
