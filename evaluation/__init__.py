@@ -3,4 +3,5 @@
 detections.py  what was found in pictures       crops.py      objects cut out of pictures, as in training
 encoders.py    words and pictures to vectors    folders.py    models from local Hugging Face folders
 host_encoder.py  the host's own encoders        quality.py    can a picture's objects be told apart and named?
+relevance_score.py  does noise by relevance meet its object?
 """
