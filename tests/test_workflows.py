@@ -60,7 +60,7 @@ def test_links_join_what_the_nodes_say(path):
     for number, source, out, target, into, kind in workflow["links"]:
         output, entry = nodes[source]["outputs"][out], nodes[target]["inputs"][into]
         assert number in output["links"] and entry["link"] == number
-        assert output["type"] == entry["type"] == kind
+        assert output["type"] == kind and entry["type"] in (kind, "*")  # * takes anything
         ends.add(number)
     used = {entry["link"] for node in nodes.values() for entry in node.get("inputs", [])} - {None}
     assert used == ends and max(ends) == workflow["last_link_id"]
@@ -104,6 +104,12 @@ def overlaps(boxes) -> list:
     ]
 
 
+def sticks_out(box, frame) -> bool:
+    """Whether [x, y, w, h] lies across the border of a frame."""
+    inside = all(frame[i] <= box[i] and box[i] + box[i + 2] <= frame[i] + frame[i + 2] for i in (0, 1))
+    return bool(overlaps([box, frame])) and not inside
+
+
 @each_workflow
 def test_it_explains_itself_and_has_a_thumbnail(path):
     from PIL import Image
@@ -138,6 +144,12 @@ OPEN = """async workflow => {
 }"""
 
 
+SHOWN_NOTES = """app.graph._nodes.filter(node => node.type === "MarkdownNote")
+    .map(node => node.widgets[0].element.firstElementChild)"""
+NOTES_SHOWN = f"() => {SHOWN_NOTES}.every(note => note.clientHeight > 0)"
+NOTES_LACK = f"() => {SHOWN_NOTES}.map(note => note.scrollHeight - note.clientHeight)"
+
+
 @pytest.fixture(scope="module")
 def page(stocked, browser):
     page = frontend.open_frontend(browser, stocked.url)
@@ -154,6 +166,10 @@ def test_the_frontend_opens_it(page, stocked, path):
     assert not opened["missing"]
     assert not page.locator(".p-dialog").all_inner_texts()  # missing nodes, missing models, no workflow at all
     assert not overlaps(opened["boxes"]), "the frontend made a node larger than the file says"
+    assert not [box for box in opened["boxes"] for group in workflow["groups"] if sticks_out(box, group["bounding"])]
+    page.evaluate(frontend.FIT)
+    page.wait_for_function(NOTES_SHOWN)
+    assert not [lack for lack in page.evaluate(NOTES_LACK) if lack > 0], "a note needs more pixels of height"
     for node in workflow["nodes"]:
         assert opened["widgets"][str(node["id"])] == node.get("widgets_values", []), node["type"]
     assert without_titles(opened["output"]) == without_titles(load(converted(path)))
