@@ -4,4 +4,7 @@ detections.py  what was found in pictures       crops.py      objects cut out of
 encoders.py    words and pictures to vectors    folders.py    models from local Hugging Face folders
 host_encoder.py  the host's own encoders        quality.py    can a picture's objects be told apart and named?
 relevance_score.py  does noise by relevance meet its object?
+personalization.py  CLIP-T, CLIP-I, DINO            things.py     what is in a picture, everything once
+binding.py     whose look has which object?     verdict.py    the same in words, with advice
+concept101.py  the paper's benchmark
 """
