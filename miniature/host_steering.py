@@ -1,0 +1,127 @@
+"""`python mip.py steer`: a before and an after for each way of steering, by the miniature, as pictures for the docs.
+
+What the nodes do, by the functions that they call, and the host's sampler as KSampler calls it. The judge counts whose
+colours the objects wear over more prompts than are shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention.record import RecordedMaps, RelevanceRecord
+from ..attention.reference import make_reference
+from ..training.host_cli import prepare_host
+from ..weights.adapter import load_adapter
+from . import arms, arms_score, steering, trained
+from .arms import Trials
+from .steering import MEANS, Setting, Shown
+
+COLUMNS = 4
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="mip.py steer", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("output/steering"), help="a PNG each, and steering.json")
+    parser.add_argument("--only", action="append", choices=list(MEANS), help="one of them; without it all")
+    parser.add_argument("--adapter", type=Path, default=trained.file("mip", 0), help="the miniature's by default")
+    parser.add_argument("--miniature", type=Path, default=trained.FOLDER, help="folder of the model's four files")
+    parser.add_argument("--prompts", type=int, default=24, help=f"that count; {COLUMNS} are shown")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--scale", type=float, default=0.75)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args(argv)
+    torch.set_num_threads(given.threads)
+    try:
+        prepare_host(not torch.cuda.is_available())
+        maker = Maker(given)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    given.output.mkdir(parents=True, exist_ok=True)
+    counts = {}
+    for name in given.only or MEANS:
+        before, after = maker.shown(MEANS[name].before), maker.shown(MEANS[name].after)
+        counts[name] = {"what": MEANS[name].what, "own before": before.own, "own after": after.own, "of": after.of}
+        _save(steering.draw(name, maker.trials, before, after), given.output / f"{name}.png")
+        print(
+            f"{name}: {before.own} of {before.of} objects wear their own colours before, {after.own} after", flush=True
+        )
+    settings = {key: str(value) for key, value in vars(given).items()}
+    part = given.output / "steering.part"
+    part.write_text(json.dumps({"settings": settings, "results": counts}, indent=1), "utf-8")
+    part.replace(given.output / "steering.json")
+    return 0
+
+
+def _save(picture: Any, file: Path) -> None:
+    part = file.with_suffix(".part")
+    picture.save(part, "PNG")
+    part.replace(file)
+
+
+class Maker:
+    """Pictures of all trials under a setting; what several means share is made once."""
+
+    def __init__(self, given: argparse.Namespace):
+        from . import host_bundle
+
+        self.given = given
+        self.adapter = load_adapter(given.adapter)
+        self.model, self.clip, self.vae, self.vision = host_bundle.load(given.miniature)
+        self.trials: Trials = arms.make_trials(given.prompts, 2, arms.SEED_TEST)
+        self._made: dict[int, Shown] = {}
+
+    @torch.inference_mode()
+    def shown(self, setting: Setting) -> Shown:
+        if id(setting) not in self._made:
+            pictures, shares, own = [], [], 0
+            for trial in range(len(self.trials)):
+                picture, maps = self._picture(setting, trial)
+                kinds, looks = self.trials.scenes.present(trial), self.trials.scenes.looks[trial, :2]
+                judged = arms_score.score(picture, kinds, looks, self.trials.scenes.colours[trial, :2])
+                own += sum(bool(each) for each in judged["own"])
+                if trial < COLUMNS:
+                    pictures.append(picture)
+                    shares.append(maps)
+            self._made[id(setting)] = Shown(torch.stack(pictures), torch.stack(shares), own, 2 * len(self.trials))
+        return self._made[id(setting)]
+
+    def _picture(self, setting: Setting, trial: int) -> tuple[Tensor, Tensor]:
+        """The picture [3, S, S] and the shares [M, h, w]."""
+        frozen = None
+        if setting.two_pass:
+            frozen = self._sampled(setting, trial, steering.FIRST_PASS, None)[1].snapshot()
+        latent, record = self._sampled(setting, trial, self.given.steps, frozen)
+        return self.vae.decode(latent)[0].float().clamp(0, 1).movedim(-1, 0), record.shares()[:, 0]
+
+    def _sampled(
+        self, setting: Setting, trial: int, steps: int, frozen: RecordedMaps | None
+    ) -> tuple[Tensor, RelevanceRecord]:
+        from ..attention.host_apply import apply_references
+        from . import host_rows
+
+        trials = self.trials
+        pictures, texts = trials.references[trial].movedim(1, -1), trials.texts(trial)
+        references = tuple(
+            make_reference(picture[None], text, **more)
+            for picture, text, more in zip(pictures, texts, setting.references, strict=True)
+        )
+        record = RelevanceRecord(texts, frozen is not None)
+        model = apply_references(
+            self.model, self.clip, self.vision, self.adapter, references,
+            scale=self.given.scale, merge=setting.merge, record=record, frozen=frozen,
+        )  # fmt: skip
+        positive, negative = (
+            host_rows.conditioning([self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True)])
+            for text in (trials.prompts[trial], "")
+        )
+        noise = host_rows.noise_of([trials.seeds[trial]], 16)
+        return host_rows.sample(model, positive, negative, noise, steps, self.given.guidance), record
