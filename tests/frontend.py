@@ -31,10 +31,11 @@ FIT = """async () => {
     const boxes = [...graph._nodes.map(n => [...n.getBounding()]), ...graph._groups.map(g => [...g._bounding])]
     const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1]))
     const right = Math.max(...boxes.map(b => b[0] + b[2])), bottom = Math.max(...boxes.map(b => b[1] + b[3]))
-    const {ds, canvas} = app.canvas, edge = 40
-    const [width, height] = [canvas.clientWidth - 2 * edge, canvas.clientHeight - 2 * edge]
+    const {ds, canvas} = app.canvas
+    const edge = document.querySelector(".side-tool-bar-container") ? [110, 130] : [40, 40]  // below the menus
+    const [width, height] = [canvas.clientWidth - 40 - edge[0], canvas.clientHeight - 40 - edge[1]]
     ds.scale = Math.min(width / (right - left), height / (bottom - top))
-    ds.offset = [edge / ds.scale - left, edge / ds.scale - top]
+    ds.offset = [edge[0] / ds.scale - left, edge[1] / ds.scale - top]
     app.canvas.setDirty(true, true)
 }"""
 

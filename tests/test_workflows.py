@@ -224,7 +224,7 @@ def test_the_miniature_runs_in_the_browser(page, stocked):
     run = history(stocked)[new.pop()]
     assert run["status"]["status_str"] == "success", run["status"]["messages"]
     pictures = [picture for node in run["outputs"].values() for picture in node.get("images", ())]
-    assert len(pictures) == 2
+    assert len(pictures) == 4 + 4 + 12  # both merges, and the maps
     for picture in pictures:
         assert httpx.get(f"{stocked.url}/view", params=picture).content.startswith(b"\x89PNG")
     frontend.screenshot(page, f"{MINIATURE.stem} - after")

@@ -16,6 +16,15 @@ const LINKS = {
 // The widget that tells folded nodes of one kind apart.
 const TOLD_APART_BY = { MIPReference: "text", MIPMerge: "strategy", MIPAdapterLoader: "adapter_name" }
 
+// What people type who do not know our names yet; frontends that do not know aliases pass over them.
+const ALIASES = {
+  MIPAdapterLoader: ["ipadapter loader", "load ip-adapter"],
+  MIPReference: ["ipadapter", "reference image", "subject", "multiple subjects"],
+  MIPApply: ["ipadapter", "apply ip-adapter", "personalize", "multi subject"],
+  MIPMerge: ["combine embeds", "ipadapter combine"],
+  MIPRelevanceMaps: ["attention map", "heatmap", "segment objects"],
+}
+
 /** Colours of our sockets, unless the user's palette has its own. */
 function colourLinks() {
   for (const [type, colour] of Object.entries(LINKS)) {
@@ -28,6 +37,9 @@ function colourLinks() {
 
 app.registerExtension({
   name: "MIP-Adapter.Look",
+  addCustomNodeDefs(defs) {
+    for (const [type, aliases] of Object.entries(ALIASES)) if (defs[type]) defs[type].search_aliases ??= aliases
+  },
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (!nodeData.name?.startsWith("MIP") || !nodeData.category?.startsWith("MIP-Adapter")) return
     nodeType.color ??= TITLE_BAR // of the class: not saved, and a colour that the user gives a node wins

@@ -61,6 +61,15 @@ function drawPicture(ctx, picture, x, y) {
   ctx.drawImage(picture, x + (SIDE - width) / 2, y + (SIDE - height) / 2, width, height)
 }
 
+/** Of pictures that a node makes while the graph runs nothing is known before: the text's first letter stands for them. */
+function drawInstead(ctx, connected, text, colour, x, y) {
+  const font = ctx.font
+  ctx.fillStyle = connected ? colour : LiteGraph.WIDGET_SECONDARY_TEXT_COLOR
+  if (connected) ctx.font = `bold 32px ${LiteGraph.NODE_FONT ?? "sans-serif"}`
+  ctx.fillText(connected ? ([...text][0] ?? "?").toUpperCase() : say("no picture"), x, y)
+  ctx.font = font
+}
+
 /** @returns {string} the text, cut so that it fits under a thumbnail */
 function fitted(ctx, text) {
   if (ctx.measureText(text).width <= SIDE + GAP - 2) return text
@@ -87,8 +96,8 @@ function draw(ctx, node, width, top, _height, lowQuality) {
     ctx.fillStyle = LiteGraph.WIDGET_BGCOLOR
     ctx.fillRect(x, y, SIDE, SIDE)
     if (loaded?.complete && loaded.naturalWidth) drawPicture(ctx, loaded, x, y)
+    else if (!lowQuality) drawInstead(ctx, connected, text, COLOURS[i % COLOURS.length], middle, y + SIDE / 2)
     ctx.fillStyle = LiteGraph.WIDGET_SECONDARY_TEXT_COLOR
-    if (!loaded && !lowQuality) ctx.fillText(connected ? say("no preview") : say("no picture"), middle, y + SIDE / 2)
     ctx.strokeStyle = COLOURS[i % COLOURS.length]
     ctx.lineWidth = 2
     ctx.strokeRect(x, y, SIDE, SIDE)
