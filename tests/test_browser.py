@@ -347,14 +347,14 @@ def test_nodes_2_0_show_the_button_and_run_the_scripts(page) -> None:
         page.wait_for_function(f"() => ({COUNT})('MIPReference') === {before + 1}")
         frontend.screenshot(page, "nodes 2.0")
     finally:
-        frontend.configure(page, **{"Comfy.VueNodes.Enabled": False})
+        page.evaluate(frontend.SET, {"Comfy.VueNodes.Enabled": False})
 
 
 def test_everything_is_chinese_in_chinese(page, stocked) -> None:
     frontend.configure(page, **{"Comfy.Locale": "zh"})
     try:
         chinese = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text("utf-8"))
-        page.evaluate(OPEN, WORKFLOW)
+        page.evaluate(OPEN, json.loads((ROOT / "workflows" / f"{TEMPLATE}.json").read_text("utf-8")))
         nodes = page.evaluate("""() => ["MIPApply", "MIPReference"].map(type => {
             const node = LiteGraph.createNode(type)
             const slots = [...node.inputs, ...node.widgets.filter(widget => widget.type !== "button")]
@@ -371,4 +371,4 @@ def test_everything_is_chinese_in_chinese(page, stocked) -> None:
         open_help(page, "MIPApply").get_by_role("heading", name=first).wait_for()
         frontend.screenshot(page, "Chinese")
     finally:
-        frontend.configure(page, **{"Comfy.Locale": "en"})
+        page.evaluate(frontend.SET, {"Comfy.Locale": "en"})
