@@ -35,20 +35,22 @@ def verdict(binding: Binding, relevance_confusion: float | None = None) -> list[
 def _overall(binding: Binding, findings: bool) -> str:
     asked = len(binding.pictures) * len(binding.names)
     found = sum(len(picture.present) for picture in binding.pictures)
-    objects = f"{found} of {asked} objects were found" if asked > 1 else f"{found} of 1 object was found"
+    if found < asked:
+        objects = f"{found} of {asked} objects {'was' if found == 1 else 'were'} found"
+    else:
+        objects = {1: "The object was", 2: "Both objects were"}.get(asked, f"All {asked} objects were") + " found"
     if binding.margin is None or binding.confusion_rate is None:
         return f"{objects}. With a single reference nothing can be confused: there is no margin to measure."
     confused = round(binding.confusion_rate * found)
     margin = f"margin {number(binding.margin, sign=True)}"
-    if not findings:
-        return f"All is well: {objects}, each looks most like its own reference ({margin})."
-    looks = "each of them looks most like its own reference"
-    if confused:
-        one = confused == 1
-        looks = (
-            f"{confused} of them look{'s' * one} more like another reference than like {'its' if one else 'their'} own"
-        )
-    return f"{objects}, {looks} ({margin})."
+    if not confused:
+        well = "" if findings else "All is well: "
+        said = objects if findings else objects[0].lower() + objects[1:]
+        return f"{well}{said}, each looks most like its own reference ({margin})."
+    looks = "looks more like another reference than like its own"
+    if confused > 1:
+        looks = "look more like another reference than like their own"
+    return f"{objects}, {confused} of them {looks} ({margin})."
 
 
 def _missing(binding: Binding) -> Iterator[str]:
@@ -82,24 +84,20 @@ def _exchanged(binding: Binding) -> Iterator[str]:
 def _leaks(binding: Binding, confusion: float | None) -> Iterator[str]:
     """Looks taken from another reference, in pictures where the two were not exchanged altogether."""
     for m, name in enumerate(binding.names):
-        shares: list[list[float]] = [[] for _ in binding.names]
-        margins = []
-        for each in binding.pictures:
-            row = each.own[m]
-            if row is None or any(_swapped(each, m, j) for j in range(len(binding.names))):
+        taken: dict[int, list[tuple[int, float]]] = {}  # (picture, share) by the reference that it was taken from
+        for b, each in enumerate(binding.pictures):
+            if m not in each.margins() or any(_swapped(each, m, j) for j in range(len(binding.names))):
                 continue
-            margins += [each.margins()[m]] if each.margins() else []
-            for j, mine in enumerate(shares):
-                mine.append(float(each.look[row, j]))
-        if not margins:
-            continue
-        others = [j for j in range(len(binding.names)) if j != m]
-        source = max(others, key=lambda j: sum(shares[j]))
-        share = sum(shares[source]) / len(margins)
-        if share >= LEAK or sum(margins) < 0:
+            look = each.look[each.own[m]].tolist()
+            source = max((j for j in range(len(look)) if j != m), key=lambda j, look=look: look[j])
+            if look[source] >= LEAK or each.margins()[m] < 0:
+                taken.setdefault(source, []).append((b, look[source]))
+        if taken:
+            source = max(taken, key=lambda j: sum(share for _, share in taken[j]))
+            share = sum(share for _, share in taken[source]) / len(taken[source])
             yield (
-                f"“{name}” takes {percent(share)} of its look from “{binding.names[source]}”: "
-                f"{_against_leak(binding, m, source, confusion)}."
+                f"“{name}” takes {percent(share)} of its look from “{binding.names[source]}”"
+                f"{_in(binding, [b for b, _ in taken[source]])}: {_against_leak(binding, m, source, confusion)}."
             )
 
 

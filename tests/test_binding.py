@@ -289,10 +289,19 @@ LEAKY = looking(([0.8, 0.5], [0.95, 0.05]), ([0.6, 0.7], [0.31, 0.69]))
 
 def test_a_leak_is_named_with_its_share_and_its_remedy():
     (overall, leak) = verdict(batch(LEAKY))
-    assert overall == "2 of 2 objects were found, each of them looks most like its own reference (margin +0.200)."
+    assert overall == "Both objects were found, each looks most like its own reference (margin +0.200)."
     assert leak == (
         "“dog” takes 31 % of its look from “cat”: raise the dog's weight (now 1, try 1.3), or give it a region."
     )
+
+
+def test_shares_are_of_the_pictures_that_leak():
+    worse = looking(([0.8, 0.5], [0.95, 0.05]), ([0.7, 0.6], [0.41, 0.59]))
+    fine = looking(([0.8, 0.5], [0.95, 0.05]), ([0.6, 0.7], [0.2, 0.8]))
+    (overall, leak) = verdict(batch(LEAKY, fine, worse))
+    assert overall.startswith("All 6 objects were found, 1 of them looks more like another reference than like its own")
+    assert leak.startswith("“dog” takes 36 % of its look from “cat” in pictures 1 and 3: raise")
+    assert len(verdict(batch(fine))) == 1
 
 
 def test_the_relevance_sharpens_the_advice():
@@ -332,13 +341,15 @@ def test_what_is_missing_or_doubled_is_named_with_its_pictures():
 
 def test_all_is_well_and_nothing_to_measure():
     assert verdict(batch(made([0.2, 0.2]))) == [
-        "All is well: 2 of 2 objects were found, each looks most like its own reference (margin +0.200)."
+        "All is well: both objects were found, each looks most like its own reference (margin +0.200)."
     ]
     nothing = batch(made([None, None]))
     assert verdict(nothing)[0].startswith("None of the objects was found")
     assert nothing.margin is None and nothing.confusion_rate is None and nothing.presence == 0
     single = batch(made([0.2], objects=1), names=("cat",))
-    assert "With a single reference nothing can be confused" in verdict(single)[0] and single.margin is None
+    assert verdict(single)[0].startswith("The object was found. With a single reference nothing can be confused")
+    assert single.margin is None
+    assert verdict(batch(made([-0.1, None])))[0].startswith("1 of 2 objects was found, 1 of them looks more like")
 
 
 def test_the_report_holds_verdict_numbers_and_table():
