@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def bundle(host):
     from mip_adapter.miniature import host_bundle
 
     with torch.inference_mode():
-        yield host_bundle.load()
+        yield host_bundle.load(Path("nowhere"))  # seeded, whatever is trained
 
 
 def test_sites_are_those_of_the_host_unet(bundle):
@@ -88,30 +89,108 @@ def picture(bundle, prompt: str, seed: int = 420, steps: int = 4) -> torch.Tenso
     return vae.decode(made)
 
 
-def test_a_trained_file_takes_the_place_of_the_seed(bundle, tmp_path, monkeypatch):
+# ---- its files ----
+
+
+@pytest.fixture
+def files(bundle, tmp_path):
+    """The four files of a trained miniature: here with the weights of the bundle, but for one number."""
+    from safetensors.torch import save_file
+
+    model, clip, vae, vision = bundle
+    parts = {
+        "unet": model.model.diffusion_model,
+        "clip": clip.cond_stage_model,
+        "vae": vae.first_stage_model,
+        "clip_vision": vision.model,
+    }
+    for name, module in parts.items():
+        save_file(
+            {key: value.contiguous().clone() for key, value in module.state_dict().items()},
+            tmp_path / f"{name}.safetensors",
+        )
+    unet = {key: torch.full_like(value, 0.25) for key, value in parts["unet"].state_dict().items()}
+    save_file(unet, tmp_path / "unet.safetensors")
+    return tmp_path
+
+
+def test_trained_files_take_the_place_of_the_seed(bundle, files):
+    from mip_adapter.miniature import host_bundle
+
+    assert host_bundle.is_trained(files)
+    model, clip, vae, vision = host_bundle.load(files)
+    assert all((value == 0.25).all() for value in model.model.diffusion_model.state_dict().values())
+    for old, new in (
+        (bundle[1].cond_stage_model, clip.cond_stage_model),
+        (bundle[2].first_stage_model, vae.first_stage_model),
+        (bundle[3].model, vision.model),
+    ):
+        own = new.state_dict()
+        assert all(torch.equal(value.to(own[key]), own[key]) for key, value in old.state_dict().items())
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut off", "of another model"])
+@pytest.mark.parametrize("part", ["unet", "clip", "vae", "clip_vision"])
+def test_a_bad_file_is_named_with_what_mends_it(files, part, harm):
     from mip_adapter.miniature import host_bundle
     from safetensors.torch import save_file
 
-    unet = bundle[0].model.diffusion_model
-    trained = {key: torch.full_like(value, 0.25) for key, value in unet.state_dict().items()}
-    save_file(trained, tmp_path / "unet.safetensors")
-    monkeypatch.setattr(host_bundle, "FOLDER", tmp_path)
-    model, clip, *_ = host_bundle.load()
-    assert all((value == 0.25).all() for value in model.model.diffusion_model.state_dict().values())
-    words = "clip_l.transformer.text_model.embeddings.token_embedding.weight"
-    assert torch.equal(clip.cond_stage_model.state_dict()[words], bundle[1].cond_stage_model.state_dict()[words])
+    file = files / f"{part}.safetensors"
+    if harm == "missing":
+        file.unlink()
+    elif harm == "cut off":
+        file.write_bytes(file.read_bytes()[:5000])
+    else:
+        save_file({"something.weight": torch.zeros(2)}, file)
+    with pytest.raises(ValueError) as error:
+        host_bundle.load(files)
+    said = str(error.value)
+    assert (
+        str(file) in said and "train.py --export miniature" in said and f"git checkout -- miniature/{file.name}" in said
+    )
+
+
+# ---- pictures of its world ----
+
+
+def test_drawn_objects_show_what_was_asked_for():
+    from mip_adapter.miniature import judge, judge_looks
+    from mip_adapter.miniature.drawing import draw_object, look_of
+    from mip_adapter.miniature.world_shapes import KINDS
+
+    for kind, *look in (
+        ("star", "striped", "yellow", "green"),
+        ("fish", "dotted", "blue", "red"),
+        ("ring", "plain", "teal", "pink"),
+    ):
+        pictures = [draw_object(kind, *look, pose=pose) for pose in (1, 2)]
+        assert not torch.equal(*pictures) and pictures[0].shape == (1, 224, 224, 3)
+        for picture in pictures:
+            image = picture[0].movedim(-1, 0)
+            (found,) = judge.judge(image[None])[0]
+            assert KINDS[found.kind] == kind and judge_looks.look(image, found) == look_of(*look)
+
+
+def test_the_node_draws_and_refuses(host):
+    from mip_adapter.nodes.miniature import MIPMiniatureObject
+
+    (picture,) = MIPMiniatureObject.execute("star", "plain", "red", "red", 3).result
+    assert picture.shape == (1, 224, 224, 3) and picture.min() >= 0 and picture.max() <= 1
+    assert MIPMiniatureObject.validate_inputs("star", "plain", "red", "red") is True
+    assert "kind is “dragon”" in MIPMiniatureObject.validate_inputs("dragon", "plain", "red", "red")
 
 
 # ---- the demo, against a running server ----
 
 
-def test_prepare_brings_photographs_and_adapters(tmp_path):
+def test_prepare_brings_pictures_and_adapters(tmp_path):
     from PIL import Image
 
     assert demo.main(["prepare", "--base-directory", str(tmp_path)]) == 0
     for name in demo.PHOTOGRAPHS:
         assert min(Image.open(tmp_path / "input" / name).size) >= 300
-    assert {path.name for path in (tmp_path / "models/ipadapter").iterdir()} == set(seeded.ADAPTERS)
+    brought = {path.name for path in (tmp_path / "models/ipadapter").iterdir()}
+    assert brought == set(seeded.ADAPTERS) | ({demo.ADAPTER.name} if not demo.ADAPTER.is_file() else set())
 
 
 @pytest.fixture
@@ -135,17 +214,51 @@ def main(arguments: list[str]) -> int:
         return thread.submit(demo.main, arguments).result()
 
 
-def test_demo_writes_two_different_pictures(prepared, tmp_path, capsys):
+def test_demo_makes_pictures_with_both_merges(prepared, tmp_path, capsys):
     from PIL import Image
 
     assert run_demo(prepared, tmp_path) == 0
-    paths = sorted((tmp_path / "output").iterdir())
+    paths = sorted((tmp_path / "output").glob("miniature*.png"))
     said = capsys.readouterr().out
     assert all(str(path.resolve()) in said for path in paths)
-    assert "not trained" in said
-    pictures = [Image.open(path) for path in paths]
-    assert [picture.size for picture in pictures] == [(128, 128)] * 2
-    assert pictures[0].tobytes() != pictures[1].tobytes()
+    uniform, relevance, maps = ([p for p in paths if name in p.name] for name in ("uniform", "relevance", "maps"))
+    assert (len(uniform), len(relevance), len(maps)) == (4, 4, 12)
+    for one, other in zip(uniform, relevance, strict=True):
+        assert Image.open(one).size == Image.open(other).size == (128, 128)
+        assert Image.open(one).tobytes() != Image.open(other).tobytes()
+    if demo.UNET.is_file() and demo.ADAPTER.is_file():
+        assert "of 8 objects" in said and (tmp_path / "output" / demo.SHEET).is_file()
+    else:
+        assert "not trained" in said
+
+
+def test_the_demos_picture_counts_who_wears_what(tmp_path):
+    """From drawn pictures: above, two pictures with the looks exchanged and one without the fish; below, all right."""
+    from mip_adapter.miniature import demo_sheet, world
+    from mip_adapter.miniature.world_looks import palette
+    from mip_adapter.miniature.world_shapes import KINDS
+    from PIL import Image
+
+    workflow = json.loads(demo.WORKFLOW.read_text(encoding="utf-8"))
+    objects = demo_sheet.objects_of(workflow)
+    assert [each.kind for each in objects] == ["star", "fish"]
+    scenes = world.sample(4, 5, (2,))
+    own = torch.tensor([each.look for each in objects])
+    for name in ("uniform", "relevance"):
+        looks, kinds = own.repeat(4, 1, 1), torch.tensor([[KINDS.index("star"), KINDS.index("fish")]]).repeat(4, 1)
+        if name == "uniform":
+            looks[:2], kinds[2, 1] = looks[:2].flip(1), -1
+        changes = {"looks": looks, "kinds": kinds, "colours": palette()[looks[..., 1:]]}
+        rest = {key: getattr(scenes, key)[:, :2] for key in ("centres", "radii", "turns")}
+        drawn = world.render(world.Scenes(**{**vars(scenes), **rest, **changes})).images
+        for i, image in enumerate(drawn):
+            pixels = (image.movedim(0, -1) * 255).round().byte().numpy()
+            Image.fromarray(pixels).save(tmp_path / f"miniature {name}_{i}_.png")
+            for m in range(3):
+                Image.fromarray(pixels).save(tmp_path / f"miniature maps_{3 * i + m:02}_.png")
+    counts = demo.explain(workflow, sorted(tmp_path.iterdir()), tmp_path / "sheet.png")
+    assert counts == {"uniform": (3, 8), "relevance": (8, 8)}
+    assert Image.open(tmp_path / "sheet.png").width > 1000
 
 
 def workflow_with(node_title: str, **inputs) -> dict:
@@ -158,7 +271,7 @@ def workflow_with(node_title: str, **inputs) -> dict:
 @pytest.mark.parametrize(
     "workflow, reasons",
     [
-        (workflow_with("Reference 1: cat", text=" "), ["Reference 1: cat failed", "object text is empty"]),
+        (workflow_with("Reference 1: star", text=" "), ["Reference 1: star failed", "object text is empty"]),
         (workflow_with("Load MIP Adapter", adapter_name="nothing.safetensors"), ["nothing.safetensors", "refused"]),
         (workflow_with("Sample: uniform", steps=0), ["Sample: uniform", "steps", "refused"]),
         ({"1": {"class_type": "NoSuchNode", "inputs": {}}}, ["NoSuchNode", "refused"]),

@@ -106,9 +106,9 @@ def _parts(work: Path, device: torch.device) -> dict[str, Any]:
 class _Run:
     def __init__(self, kind: str, recipe: Recipe, work: Path, parts: Mapping[str, Any], quick: bool):
         self.kind, self.recipe, self.work = kind, recipe, work
-        sizes = {"shards": 1, "size": 64} if quick else {}
+        sizes = {"shards": 1, "size": 32} if quick else {}
         self.model = self._model(parts, recipe, **sizes)
-        self.test = self._model(parts, recipe, shards=1, size=64 if quick else HELD_OUT, held_out=True)
+        self.test = self._model(parts, recipe, shards=1, size=32 if quick else HELD_OUT, held_out=True)
         self.sha256 = weights_sha256(parts["unet"])
 
     def _model(self, parts: Mapping[str, Any], recipe: Recipe, **scenes: Any) -> Frozen:

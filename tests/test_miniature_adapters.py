@@ -1,0 +1,260 @@
+"""The miniature's adapters: trained over drawn scenes, cut and resumed, written where loaders find them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mip_adapter.miniature import arms, clip, config, seeded, trained, world
+from mip_adapter.training.config import Recipe
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {"steps": 10, "batch_size": 4, "warmup": 1, "ema": 0.5, "save_every": 3}
+
+
+@pytest.fixture(scope="module")
+def bundle(host):
+    from mip_adapter.miniature import host_bundle
+
+    with torch.inference_mode():
+        return host_bundle.load(Path("nowhere"))
+
+
+class Words:
+    """What `base.Conditioner` gives, from the host's own CLIP."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, bundle):
+        self.model, self.clip = bundle[0], bundle[1]
+
+    def __call__(self, captions):
+        with torch.inference_mode():
+            pairs = [self.clip.encode_from_tokens(self.clip.tokenize(c), return_pooled=True) for c in captions]
+            context, pooled = (torch.cat(each) for each in zip(*pairs, strict=True))
+            noise = torch.zeros(1, 4, 16, 16)
+            vector = self.model.model.encode_adm(pooled_output=pooled, noise=noise, device=pooled.device)
+        return context.float().clone(), vector.clone()
+
+
+@pytest.fixture(scope="module")
+def parts(bundle):
+    """An untrained miniature, as the stages before leave a trained one."""
+    from mip_adapter.training.host_model import release_inference_tensors
+
+    torch.manual_seed(0)
+    vae, vision = nn.Module(), clip.Vision(config.CLIP_VISION).requires_grad_(False)
+    vae.taesd_encoder = nn.Conv2d(3, 4, 8, stride=8)
+    vae.requires_grad_(False)
+    unet = bundle[0].model.diffusion_model
+    release_inference_tensors(unet)
+    return {"unet": unet, "vae": vae, "vision": vision, "condition": Words(bundle)}
+
+
+# ---- scenes with references ----
+
+
+def paired(parts, folder, **changes):
+    from mip_adapter.miniature.stages.paired import Paired
+
+    return Paired(parts["vae"], parts["vision"], folder, Recipe(**{"batch_size": 2, **changes}), shards=1, size=12)
+
+
+def test_features_are_those_of_the_scenes_own_references(parts, tmp_path):
+    scenes = paired(parts, tmp_path, min_objects=1, max_objects=3)
+    drawn, row = scenes.scenes[0], 7
+    pictures = world.references(drawn, int(drawn.kinds.sum()))
+    own = slice(row * world.OBJECTS, row * world.OBJECTS + len(drawn.present(row)))
+    images = world.render(pictures, config.CLIP_VISION["image_size"]).images[own]
+    hidden, embeds = parts["vision"](clip.normalised(images))
+    assert torch.allclose(scenes.features([row], "image_embeds"), embeds, atol=1e-2)
+    assert torch.allclose(scenes.features([row], "penultimate_hidden_states"), hidden, atol=1e-2)
+    assert scenes.features([3, row], "image_embeds").shape[0] == len(drawn.present(3)) + len(drawn.present(row))
+    again = paired(parts, tmp_path, min_objects=1, max_objects=3)
+    again._see = None  # from disk now
+    assert torch.equal(again.embeds, scenes.embeds)
+
+
+def test_captions_and_texts_name_kinds_only(parts, tmp_path):
+    from mip_adapter.miniature.world_looks import COLOURS, PATTERNS
+
+    scenes = paired(parts, tmp_path)
+    said = " ".join(" ".join((scenes[i].caption, *scenes[i].names)) for i in range(60))
+    assert not set(said.replace(",", "").split()) & {*COLOURS, *PATTERNS}
+    for i in range(12):
+        assert len(scenes[i].names) == 2 and all(name in scenes[i].caption for name in scenes[i].names)
+
+
+def test_an_epoch_shows_every_scene_once_and_leaves_some_out(parts, tmp_path):
+    scenes = paired(parts, tmp_path, drop_text=0.2, drop_image=0.2, drop_both=0.1)
+    assert sorted(scenes[i].row for i in range(24)) == sorted([*range(12)] * 2)
+    assert [scenes[i].row for i in range(12)] != [scenes[i].row for i in range(12, 24)]
+    assert scenes[5] == paired(parts, tmp_path, drop_text=0.2, drop_image=0.2, drop_both=0.1)[5]
+    rows = [scenes[i] for i in range(2000)]
+    for share, got in ((0.3, [r.drop_text for r in rows]), (0.3, [r.drop_image for r in rows]),
+                       (0.1, [r.drop_text and r.drop_image for r in rows])):  # fmt: skip
+        assert abs(sum(got) / len(got) - share) < 0.03
+
+
+# ---- the frozen model ----
+
+
+def test_what_is_trained_is_what_the_nodes_sample(bundle, parts, tmp_path, monkeypatch):
+    """One look at noisy latents: training's merge over a batch against MIP Apply's, picture by picture."""
+    from mip_adapter.attention.host_apply import apply_references
+    from mip_adapter.attention.host_encode import encode_object_text
+    from mip_adapter.attention.options import Merge
+    from mip_adapter.attention.reference import make_reference
+    from mip_adapter.miniature.stages.host_frozen import Frozen
+    from mip_adapter.training.method import Merging, Objects
+    from mip_adapter.weights.adapter import build_adapter
+    from mip_adapter.weights.projection import project
+
+    model, encoder, _, vision = bundle
+    adapter = build_adapter(seeded.base_adapter(), "seeded")
+    trials = arms.make_trials(2, 2, arms.SEED_TEST)
+    frozen = Frozen(parts["unet"], parts["vision"], parts["condition"], paired(parts, tmp_path))
+    monkeypatch.setattr(torch, "autocast", lambda *_: nullcontext())  # float32, to compare closely
+    noisy, steps = torch.randn(2, 4, 16, 16), torch.tensor([300, 300])
+    sigma = model.get_model_object("model_sampling").sigmas[300]
+    ours, theirs = [], []
+    with torch.inference_mode():
+        features = vision.encode_image(trials.references.flatten(0, 1).movedim(1, -1))["image_embeds"].float()
+        texts = [[encode_object_text(encoder, text, adapter) for text in trials.texts(i)] for i in range(2)]
+        context, vector = frozen.words(trials.prompts)
+        objects = Objects.gather(project(adapter, features), texts)
+        batch = SimpleNamespace(context=context, vector=vector)
+        merging = Merging(adapter.sites, objects, Merge("relevance"), "image", scale=1.0)
+        ours = frozen.predict(noisy, steps, batch, merging)
+        for i in range(2):
+            pictures = trials.references[i].movedim(1, -1)
+            chain = tuple(make_reference(p[None], t) for p, t in zip(pictures, trials.texts(i), strict=True))
+            patched = apply_references(model, encoder, vision, adapter, chain, scale=1.0, merge=Merge("relevance"))
+            options = {**patched.model_options["transformer_options"], "cond_or_uncond": [0], "sigmas": sigma[None]}
+            given = noisy[i : i + 1], steps[:1].float()
+            theirs.append(
+                model.model.diffusion_model(
+                    *given, context=context[i : i + 1], y=vector[i : i + 1], transformer_options=options
+                )
+            )
+        plain = frozen.predict(noisy, steps, batch, replace(merging, scale=0.0))
+    difference = (ours - torch.cat(theirs)).norm() / torch.cat(theirs).norm()
+    assert difference < 1e-4
+    assert (plain - ours).norm() / ours.norm() > 0.05
+
+
+# ---- runs ----
+
+
+@pytest.fixture
+def stage(parts, monkeypatch):
+    """`train_all` over the untrained parts, with small recipes."""
+    from mip_adapter.miniature.stages import host_adapters
+
+    monkeypatch.setattr(host_adapters, "prepare", lambda threads: torch.device("cpu"))
+    monkeypatch.setattr(host_adapters, "_parts", lambda work, device: parts)
+    monkeypatch.setattr(host_adapters, "QUICK", SMALL)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    return host_adapters
+
+
+def test_every_kind_trains_and_lowers_the_loss_on_scenes_held_out(stage, tmp_path):
+    from mip_adapter.weights.adapter import load_adapter
+
+    stage.train_all([*trained.KINDS], [0], tmp_path, 10, 1, quick=True)
+    files = {kind: stage.result(kind, 0, tmp_path / "quick") for kind in trained.KINDS}
+    for kind, file in files.items():
+        held_out = json.loads(file.with_suffix(".json").read_text())["held_out"]
+        assert held_out["after"] < held_out["before"], kind
+        spec = load_adapter(file).spec
+        assert (spec.family, spec.has_head) == ("plus" if "plus" in kind else "base", not kind.startswith("stock"))
+        assert spec.sites == config.sites() and spec.context_dim == config.CONTEXT_DIM
+    changed = changes(files["stock"], files["mip"])
+    assert not any(key.startswith("image_proj") for key in changed) and any("to_k_ip" in key for key in changed)
+    assert all("text_to_weight" in key for key in changes(files["stock"], files["head-only"]))
+    assert changes(files["mip"], files["uniform-trained"])
+
+
+def changes(before, after) -> list[str]:
+    old, new = load_file(before), load_file(after)
+    return [key for key, value in new.items() if key not in old or not torch.equal(value, old[key])]
+
+
+def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(stage, tmp_path, monkeypatch):
+    run = partial(stage.train_all, ["stock"], [1])
+    stock = trained.KINDS["stock"]
+    monkeypatch.setitem(trained.KINDS, "stock", stock._replace(recipe=replace(stock.recipe, **SMALL)))
+    drawn = partial(stage.Paired, shards=1, size=8)
+    monkeypatch.setattr(stage, "Paired", lambda *given, **more: drawn(*given, **{**more, "shards": 1, "size": 8}))
+    run(tmp_path / "whole", 10, 1)
+    once = stage.train
+    monkeypatch.setattr(stage, "train", lambda *given, **more: once(*given, **{**more, "asked_to_stop": lambda: True}))
+    for _ in range(4):
+        run(tmp_path / "cut", 10, 1)
+        assert not stage.result("stock", 1, tmp_path / "cut").is_file()
+    monkeypatch.setattr(stage, "train", once)
+    run(tmp_path / "cut", 10, 1)
+    assert not changes(*(stage.result("stock", 1, tmp_path / name) for name in ("whole", "cut")))
+    written = stage.export(tmp_path / "cut", tmp_path / "pack")
+    assert written == [trained.file("stock", 1, tmp_path / "pack")] and trained.seeds("stock", tmp_path / "pack") == (
+        1,
+    )
+    curve = (tmp_path / "pack" / "checkpoints" / "adapters" / "stock-1.csv").read_text()
+    assert curve.startswith("step,loss")
+
+
+# ---- in the host ----
+
+
+def test_the_pack_lists_its_own_adapters_after_the_users(host, monkeypatch, tmp_path):
+    from mip_adapter.nodes.adapter import MIPAdapterLoader
+    from mip_adapter.weights import host_files
+
+    ours, users = tmp_path / "ours", tmp_path / "models"
+    for folder, name in ((ours, "miniature_mip"), (users, "zebra"), (users, "miniature_mine")):
+        folder.mkdir(exist_ok=True)
+        save_file(seeded.base_adapter(), folder / f"{name}.safetensors")
+    import folder_paths
+
+    monkeypatch.setattr(host_files, "MINIATURE", str(ours))
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {"mip_adapter": ([str(users)], {".safetensors"})})
+    host_files.register_folders()
+    names = host_files.adapter_names()
+    assert names[-1] == "miniature_mip.safetensors" and names[-3:-1] == [
+        "miniature_mine.safetensors",
+        "zebra.safetensors",
+    ]
+    (adapter,) = MIPAdapterLoader.execute("miniature_mip.safetensors").result
+    assert adapter.spec.sites == config.sites()
+
+
+def test_listed_adapters_lie_where_the_host_looks():
+    from mip_adapter.miniature import trained as module
+
+    listed = {trained.file(kind, 0).parent for kind, about in trained.KINDS.items() if about.listed}
+    assert listed == {Path(module.__file__).parent / "adapters"}
+    assert "miniature" in {part.name for folder in listed for part in folder.parents}
+
+
+def test_quick_training_runs_every_stage_and_improves_each(host, tmp_path):
+    """The command that CI runs: from nothing to adapters, a few steps a stage."""
+    line = [sys.executable, str(ROOT / "miniature" / "train.py"), "--quick", "--threads", "1", "--work", str(tmp_path)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=590)
+    assert done.returncode == 0, done.stderr
+    for stage in ("vae", "encoders", "base"):
+        rows = (tmp_path / "quick" / f"{stage}.csv").read_text().splitlines()
+        losses = [float(row.split(",")[2]) for row in rows[1:]]
+        assert min(losses[1:]) < losses[0], stage
+    for kind in trained.KINDS:
+        held_out = json.loads((tmp_path / "quick" / "adapters" / f"{kind}-0.json").read_text())["held_out"]
+        assert held_out["after"] < held_out["before"], kind
