@@ -7,7 +7,7 @@ from collections.abc import Sequence
 NOTHING = "–"  # where there is nothing to measure
 
 
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
     """A Markdown table whose columns stand straight as plain text too; the first `words` columns to the left, the
     others, numbers, to the right."""
     lines = [header, *rows]
@@ -19,9 +19,6 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1
         return f"| {' | '.join(padded)} |"
 
     return "\n".join(map(cells, (header, ruler, *rows)))
-
-
-table = aligned  # for reports that name it so
 
 
 def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
