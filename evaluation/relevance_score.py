@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..attention.reference import object_number
 from .detections import Detections
-from .tables import aligned, number
+from .tables import number, table
 
 LEAST = 0.5  # pixels; a region of less is none
 UNCHANGED = 1e-5  # of full brightness; a mean difference up to this is rounding
@@ -57,7 +57,7 @@ class ObjectRelevance:
             [str(i), number(change.inside, 4), number(change.outside, 4), number(change.ratio)]
             for i, change in enumerate(self.pictures, 1)
         ]
-        said.append(aligned(["picture", "Δ inside", "Δ outside", "ratio"], rows))
+        said.append(table(["picture", "Δ inside", "Δ outside", "ratio"], rows))
         said += [f"Picture {i} does not count: {c.why}." for i, c in enumerate(self.pictures, 1) if c.why]
         said.append(MEANING)
         return "\n\n".join(said)
