@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "web").rglob("*.md"))]
+HELP = ROOT / "web" / "docs"
 CODE = [path for path in ROOT.rglob("*.py") if not {"tests", "benchmarks"} & set(path.relative_to(ROOT).parts)]
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -25,7 +26,8 @@ def anchors(page: Path) -> set[str]:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|/)([^()\s]+(?:\([^()]*\)[^()\s]*)*)\)", page.read_text("utf-8")):
         path, _, anchor = target.replace("%20", " ").partition("#")
-        file = page.parent / path if path else page
+        help_page = HELP in page.parents  # whose links the frontend resolves from this folder, in every language
+        file = (HELP if help_page else page.parent) / path if path else page
         assert file.exists(), f"{page.name} links to {target}"
         if anchor:
             assert anchor in anchors(file), f"{page.name} links to {target}"
