@@ -22,7 +22,7 @@ CHINESE = re.compile("[\u4e00-\u9fff]")
 SPECIAL = re.compile(r"[{}@|]")
 LITERAL = re.compile(r"\{'[{}@|]'\}")
 # Names that Chinese users know untranslated.
-UNTRANSLATED = {"CLIP", "VAE", "EMA", "Min-SNR", "ε"}
+UNTRANSLATED = {"MIP-Adapter", "CLIP", "VAE", "EMA", "Min-SNR", "ε"}
 
 
 def load(path: Path) -> dict:
@@ -96,6 +96,8 @@ def test_every_category_and_text_of_the_scripts_has_a_name(schemas) -> None:
     assert parts <= set(main["nodeCategories"])
     scripts = "\n".join(path.read_text("utf-8") for path in (ROOT / "web" / "js").glob("*.js"))
     assert set(re.findall(r'\bsay\("([^"]+)"\)', scripts)) == set(main["mipAdapter"])
+    settings = {each.replace(".", "_") for each in re.findall(r'\bid: "(MIP-Adapter\.[^"]+)"', scripts)}
+    assert settings == set(load(LOCALES / "zh" / "settings.json"))
 
 
 def texts(tree: dict, path: str = "") -> Iterator[tuple[str, str]]:
