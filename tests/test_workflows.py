@@ -48,6 +48,7 @@ def test_there_is_one_for_every_job():
         "merge strategies side by side",
         "start here - miniature",
         "object relevance score",
+        "quality of a picture's objects",
     }
 
 
