@@ -36,6 +36,8 @@ class PictureBinding:
     own: for each object the number of its crop, None where it was not found.
     matched: for each object the reference that its crop is matched with when every reference is given out at most once
     (the assignment with the largest sum of S), None where it was not found.
+    instead: for an object that was found only where another object is, the number of that one's crop.
+    near: for each object the best score that the detector did not count, 0 where it gave none.
     """
 
     crops: tuple[Any, ...]
@@ -45,6 +47,8 @@ class PictureBinding:
     look: Tensor
     own: tuple[int | None, ...]
     matched: tuple[int | None, ...]
+    instead: tuple[int | None, ...] = ()
+    near: tuple[float, ...] = ()
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -84,7 +88,7 @@ class Binding:
     """What the binding report measured in a batch of pictures.
 
     names, weights, placed: text and weight of the M references, and whether each has a region; thumbnails: one picture
-    of each, uint8 [H, W, 3]; images: the pictures, uint8 [B, H, W, 3].
+    of each, uint8 [H, W, 3]; images: the pictures, uint8 [B, H, W, 3]; threshold: the detector's, None without one.
     """
 
     names: tuple[str, ...]
@@ -94,6 +98,7 @@ class Binding:
     images: np.ndarray
     encoder: str
     pictures: tuple[PictureBinding, ...]
+    threshold: float | None = None
 
     @property
     def margins(self) -> list[tuple[int, int, float]]:
@@ -132,7 +137,9 @@ class Binding:
         return sorted(range(len(self.pictures)), key=key)
 
 
-def bind(things: Things, crops: Sequence[Any], embeddings: Tensor, references: Tensor) -> PictureBinding:
+def bind(
+    things: Things, crops: Sequence[Any], embeddings: Tensor, references: Tensor, near: Sequence[float] = ()
+) -> PictureBinding:
     """One picture: its C things, cut out, with unit embeddings [C, E], and every reference's mean embedding [M, E]."""
     similarity = embeddings @ references.T  # [C, M]
     look = [mixture(row, references) for row in embeddings]
@@ -149,6 +156,8 @@ def bind(things: Things, crops: Sequence[Any], embeddings: Tensor, references: T
         look=torch.stack(look) if look else torch.zeros(0, len(references)),
         own=things.own,
         matched=tuple(matched),
+        instead=things.instead,
+        near=tuple(near),
     )
 
 

@@ -15,7 +15,7 @@ from .embeddings import Tick, embed
 from .encoders import ImageEncoder
 from .personalization import check_parts
 from .tables import NOTHING, number, percent, table
-from .things import by_look, choose
+from .things import by_look, choose, near
 from .verdict import verdict
 
 
@@ -37,8 +37,9 @@ def measure_binding(
     flat = [each for row in crops for each in row]
     seen = embed(encoder, flat, tick) if flat else means[:0]
     pictures = []
-    for things, cut, look in zip(every, crops, seen.split([len(row) for row in crops]), strict=True):
-        pictures.append(bind(by_look(things, texts, look @ means.T), cut, look, means))
+    parts = seen.split([len(row) for row in crops])
+    for b, (things, cut, look) in enumerate(zip(every, crops, parts, strict=True)):
+        pictures.append(bind(by_look(things, texts, look @ means.T), cut, look, means, near(detections, b, texts)))
     return Binding(
         names=texts,
         weights=tuple(reference.weight for reference in references),
@@ -47,6 +48,7 @@ def measure_binding(
         images=as_bytes(images[..., :3]),
         encoder=encoder.name,
         pictures=tuple(pictures),
+        threshold=detections.threshold,
     )
 
 

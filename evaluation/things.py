@@ -16,11 +16,13 @@ SAME_PLACE = 0.7  # boxes that overlap more (intersection over union) show one a
 
 class Things(NamedTuple):
     """found: C things, the objects' own first; found_as: the object that each counts for; own: for each of the M
-    objects the number of its thing, None where it was not found."""
+    objects the number of its thing, None where it was not found; instead: for an object without a thing of its own the
+    thing that was found for it too, but is another object's."""
 
     found: tuple[Detection, ...]
     found_as: tuple[int, ...]
     own: tuple[int | None, ...]
+    instead: tuple[int | None, ...]
 
 
 def choose(detections: Detections, picture: int, texts: Sequence[str]) -> Things:
@@ -45,7 +47,11 @@ def choose(detections: Detections, picture: int, texts: Sequence[str]) -> Things
     for row, p in enumerate(order):
         if p in whose:
             own[whose[p]] = row
-    return Things(tuple(found), found_as, tuple(own))
+    instead: list[int | None] = [None] * len(texts)
+    for m, row in enumerate(own):
+        if row is None and scores[m].any():
+            instead[m] = order.index(int(scores[m].argmax()))
+    return Things(tuple(found), found_as, tuple(own), tuple(instead))
 
 
 def by_look(things: Things, texts: Sequence[str], similarity: Tensor) -> Things:
@@ -61,7 +67,13 @@ def by_look(things: Things, texts: Sequence[str], similarity: Tensor) -> Things:
             own[m] = None
         for i, j in zip(*linear_sum_assignment(similarity[rows][:, alike].numpy(), maximize=True), strict=True):
             own[alike[j]], found_as[rows[i]] = rows[i], alike[j]
-    return Things(things.found, tuple(found_as), tuple(own))
+    return things._replace(found_as=tuple(found_as), own=tuple(own))
+
+
+def near(detections: Detections, picture: int, texts: Sequence[str]) -> tuple[float, ...]:
+    """For each object the best score that did not count in one picture; 0 where there was none."""
+    numbers = _text_numbers(detections, texts)
+    return tuple(detections.near[picture][number] if detections.near else 0.0 for number in numbers)
 
 
 def _text_numbers(detections: Detections, texts: Sequence[str]) -> list[int]:

@@ -55,30 +55,50 @@ def _overall(binding: Binding, findings: bool) -> str:
 
 def _missing(binding: Binding) -> Iterator[str]:
     for m, name in enumerate(binding.names):
-        pictures = _where(binding, lambda each, m=m: each.own[m] is None)
-        if not pictures:
-            continue
-        said = f"No “{name}” was found{_in(binding, pictures, 'in any picture')}: "
-        if not binding.weights[m]:
-            yield said + "its weight is 0, raise it to 1."
-        elif len(pictures) < len(binding.pictures):
-            yield said + f"take another picture or seed, or {_raise(binding, m)}."
-        else:
-            yield said + (
-                f"name it in the prompt by the words of its object text, {_raise(binding, m)}, or lower the "
-                "detector's threshold if you can see it."
-            )
+        merged: dict[int, list[int]] = {}  # pictures by the object that it is one with
+        absent = []
+        for b, each in enumerate(binding.pictures):
+            if each.own[m] is None:
+                row = each.instead[m] if each.instead else None
+                other = m if row is None else each.found_as[row]
+                # Of two objects with the same text and one thing, one is missing.
+                (absent if binding.names[other] == name else merged.setdefault(other, [])).append(b)
+        for other, pictures in merged.items():
+            where, remedy = _in(binding, pictures), _apart(binding, m, other)
+            yield f"“{name}” and “{binding.names[other]}” are one and the same thing{where}: {remedy}."
+        if absent:
+            yield f"No “{name}” was found{_in(binding, absent, 'in any picture')}: {_find(binding, m, absent)}."
+
+
+def _find(binding: Binding, m: int, pictures: Sequence[int]) -> str:
+    if not binding.weights[m]:
+        return "its weight is 0, raise it to 1"
+    close = max((binding.pictures[b].near[m] for b in pictures if binding.pictures[b].near), default=0.0)
+    if close and binding.threshold:
+        scores = (
+            f"the best candidate has {number(close, 2)}, the detector's threshold is {number(binding.threshold, 2)}"
+        )
+        return f"{scores}; lower it if you can see the {binding.names[m]}, or {_raise(binding, m)}"
+    if len(pictures) < len(binding.pictures):
+        return f"take another picture or seed, or {_raise(binding, m)}"
+    return (
+        f"name it in the prompt by the words of its object text, {_raise(binding, m)}, or lower the detector's "
+        "threshold if you can see it"
+    )
 
 
 def _exchanged(binding: Binding) -> Iterator[str]:
     for m, j in _pairs(binding):
         pictures = _where(binding, lambda each, m=m, j=j: _swapped(each, m, j))
         if pictures:
-            said = f"“{binding.names[m]}” and “{binding.names[j]}” exchanged their looks{_in(binding, pictures)}: "
-            if binding.placed[m] and binding.placed[j]:
-                yield said + "make their regions smaller and further apart, or take another seed."
-            else:
-                yield said + "give each of them a region in MIP Reference, or take another seed."
+            names, where = f"“{binding.names[m]}” and “{binding.names[j]}”", _in(binding, pictures)
+            yield f"{names} exchanged their looks{where}: {_apart(binding, m, j)}."
+
+
+def _apart(binding: Binding, m: int, j: int) -> str:
+    if binding.placed[m] and binding.placed[j]:
+        return "make their regions smaller and further apart, or take another seed"
+    return "give each of them a region in MIP Reference, or take another seed"
 
 
 def _leaks(binding: Binding, confusion: float | None) -> Iterator[str]:

@@ -50,6 +50,7 @@ A, B, C = (0, 0, 40, 40), (50, 0, 90, 40), (0, 50, 40, 90)
 def test_one_thing_found_by_two_texts_is_one_thing():
     things = choose(searched(["cat", "dog"], [(A, 0.4)], [((1, 0, 40, 41), 0.8)]), 0, ["cat", "dog"])
     assert things.own == (None, 0) and things.found_as == (1,) and things.found[0].score == 0.8
+    assert things.instead == (0, None)
 
 
 def test_objects_share_out_the_things_so_that_the_sum_of_scores_is_largest():
@@ -66,7 +67,7 @@ def test_what_is_left_over_counts_for_the_best_text():
 
 def test_nothing_found_and_texts_that_nobody_asked_for():
     things = choose(searched(["cat", "dog", "cup"], [], [], [(A, 0.9)]), 0, ["dog", "cat"])
-    assert things.own == (None, None) and not things.found
+    assert things.own == things.instead == (None, None) and not things.found
     assert choose(searched(["Dog "], [(A, 0.9)]), 0, ["dog"]).own == (0,)
 
 
@@ -337,6 +338,29 @@ def test_what_is_missing_or_doubled_is_named_with_its_pictures():
     assert "7 of 8 pictures" in verdict(batch(fine, *[missing] * 7))[1]
     doubled = verdict(batch(made([0.2, 0.2], counts=(3, 1))))[1]
     assert doubled.startswith("“cat” is there 3 times instead of once: set background in MIP Merge to 0.5–1")
+
+
+def test_two_objects_that_became_one_are_named():
+    scene = draw(3, objects=2)
+    (first,), (second,) = scene.detections.found[0]
+    both = ((replace(first, score=0.4),), (replace(second, score=0.3), replace(first, score=0.2)))
+    whole = measure_one(replace(scene, detections=replace(scene.detections, found=(both,))), 0)
+    assert whole.presence == 1
+    both = ((replace(first, score=0.4),), (replace(first, score=0.6),))
+    one = measure_one(replace(scene, detections=replace(scene.detections, found=(both,))), 0)
+    assert one.presence == 0.5
+    names = [f"“{reference.text}”" for reference in scene.references]
+    assert f"{names[0]} and {names[1]} are one and the same thing: give each of them a region" in verdict(one)[1]
+
+
+def test_a_near_miss_is_named_with_its_score():
+    scene = draw(3, objects=2)
+    missed = replace(scene.detections, found=((scene.detections.found[0][0], ()),), threshold=0.3, near=((0.0, 0.26),))
+    said = verdict(measure_one(replace(scene, detections=missed), 0))[1]
+    assert (
+        f"No “{scene.references[1].text}” was found: the best candidate has 0.26 and the detector's threshold" in said
+    )
+    assert "threshold is 0.30; lower it if you can see" in said
 
 
 def test_all_is_well_and_nothing_to_measure():
