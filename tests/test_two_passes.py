@@ -1,0 +1,65 @@
+"""Two passes on a real server: the maps are taken between them, and stay when only the second pass runs again."""
+
+from __future__ import annotations
+
+import time
+
+import httpx
+import pytest
+from mip_adapter.miniature import demo
+
+from .test_live_preview import prompt
+
+
+@pytest.fixture(scope="module")
+def prepared(server):
+    demo.prepare(server.base)
+    return server
+
+
+def two_passes(seed: int) -> dict:
+    """The second sampler goes on from the first one's latent, enlarged, with the first one's maps."""
+    graph = prompt(seed=1)
+    first = graph["sampler"]["inputs"]
+    more = {
+        "freeze": ("MIPFreezeRelevance", {"relevance": ["apply", 1], "latent": ["sampler", 0]}),
+        "apply2": ("MIPApply", {**graph["apply"]["inputs"], "frozen": ["freeze", 0]}),
+        "larger": ("LatentUpscale", {
+            "samples": ["freeze", 1], "upscale_method": "bilinear", "width": 192, "height": 96, "crop": "disabled",
+        }),
+        "sampler2": (
+            "KSampler",
+            {**first, "model": ["apply2", 0], "latent_image": ["larger", 0], "seed": seed, "denoise": 0.5},
+        ),
+        "decode2": ("VAEDecode", {"samples": ["sampler2", 0], "vae": ["bundle", 2]}),
+        "maps": ("MIPRelevanceMaps", {"relevance": ["apply2", 1], "images": ["decode2", 0], "opacity": 0.6}),
+        "said": ("PreviewAny", {"source": ["maps", 3]}),
+        "first maps": ("MIPRelevanceMaps", {"relevance": ["freeze", 0], "images": ["decode", 0], "opacity": 0.6}),
+        "first said": ("PreviewAny", {"source": ["first maps", 3]}),
+    }  # fmt: skip
+    return graph | {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in more.items()}
+
+
+def run(server, graph: dict) -> tuple[dict[str, str], set[str]]:
+    """What the two reports say, and which nodes came from the cache."""
+    answer = httpx.post(f"{server.url}/prompt", json={"prompt": graph}, trust_env=False, timeout=60).json()
+    found: dict = {}
+    for _ in range(1200):
+        found = httpx.get(f"{server.url}/history/{answer['prompt_id']}", trust_env=False, timeout=60).json()
+        if found:
+            break
+        time.sleep(0.1)
+    (entry,) = found.values()
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
+    (cached,) = [message["nodes"] for kind, message in entry["status"]["messages"] if kind == "execution_cached"]
+    outputs = entry["outputs"]
+    return {name: outputs[name]["text"][0] for name in ("said", "first said") if name in outputs}, set(cached)
+
+
+def test_a_second_pass_with_the_maps_of_the_first(prepared) -> None:
+    said, _ = run(prepared, two_passes(seed=5))
+    assert "The shares were frozen" in said["said"] and "sampled" not in said["said"]
+    assert "The shares were frozen" not in said["first said"] and "in all of 3 steps" in said["first said"]
+    again, cached = run(prepared, two_passes(seed=6))
+    assert {"sampler", "freeze", "apply2", "first maps"} <= cached and not {"sampler2", "maps"} & cached
+    assert "sampled 2 times: these maps are the last run's" in again["said"]
