@@ -2,7 +2,10 @@
 
 detections.py  what was found in pictures       crops.py      objects cut out of pictures, as in training
 encoders.py    words and pictures to vectors    folders.py    models from local Hugging Face folders
-host_encoder.py  the host's own encoders        quality.py    can a picture's objects be told apart and named?
+host_encoder.py  the host's own encoders        host_models.py  models of folders in the host's care
+detect.py      objects by their words: detect_folder.py (Grounding DINO, …), detect_pixels.py (miniature)
+boxes.py       boxes of other nodes, in and out box_formats.py  what they look like
+quality.py     can a picture's objects be told apart and named?
 relevance_score.py  does noise by relevance meet its object?
 personalization.py  CLIP-T, CLIP-I, DINO            things.py     what is in a picture, everything once
 binding.py     whose look has which object?     verdict.py    the same in words, with advice

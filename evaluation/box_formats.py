@@ -51,16 +51,10 @@ class Reader:
             return list(self._masks(boxes)) if boxes.ndim >= 2 and boxes.shape[-1] != 4 else self.read(boxes.tolist())
         if isinstance(boxes, np.ndarray):
             return self.read(boxes.tolist())
-        if _is_segs(boxes):
-            return [self._seg(each, boxes[0]) for each in boxes[1]]
         if _is_box(boxes):
             return [self._box(boxes)]
-        if not isinstance(boxes, list | tuple):
-            raise ValueError(_unknown(boxes))
-        if any(map(_is_box, boxes)) and not all(map(_is_box, boxes)):
-            raise ValueError(_unknown(next(each for each in boxes if not _is_box(each))))
-        if all(map(_is_box, boxes)):
-            return [self._box(each) for each in boxes]
+        if _is_segs(boxes) or not isinstance(boxes, list | tuple) or any(map(_is_box, boxes)):
+            return self._frame(boxes)
         return [self._frame(each) for each in boxes]
 
     def _frame(self, boxes: Any) -> list[Marked]:

@@ -61,10 +61,13 @@ class Detections:
         instead = ", ".join(f"{name} {score}" for name, score in reversed(others.items())) or "nothing"
         near = self.near[picture][text] if self.near else 0.0
         close = f" (the best candidate has {near:.2f})" if near else ""
-        where = "is marked" if self.threshold is None else f"was found at threshold {self.threshold:g}{close}"
+        if self.threshold is None:
+            where, mend = "is marked", "Mark it"
+        else:
+            where, mend = f"was found at threshold {self.threshold:g}{close}", "Lower the threshold"
         raise ValueError(
-            f"No “{self.texts[text]}” {where} in picture {picture + 1}; found there: {instead}. Lower the threshold, "
-            "name the object in other words, leave it out of the object texts, or leave out the picture."
+            f"No “{self.texts[text]}” {where} in picture {picture + 1}; found there: {instead}. {mend}, name "
+            "the object in other words, leave it out of the object texts, or leave out the picture."
         )
 
     def every(self, picture: int) -> Iterator[tuple[int, Detection]]:
