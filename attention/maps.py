@@ -50,7 +50,7 @@ def overlay(image: Tensor, strengths: Tensor, colours: list[int], opacity: float
 
 def legend(entries: list[tuple[str, int | None]], width: int) -> Image.Image:
     """A strip of words, each with its colour's swatch or none."""
-    size = max(10, min(22, width // 24))
+    size = max(10, min(22, width // 24), width // 40)
     font = ImageFont.load_default(size)
     x, y, line = size // 2, size // 2, round(size * 1.5)
     placed = []
