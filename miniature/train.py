@@ -1,7 +1,7 @@
 """Train the miniature, one stage at a time and in stretches.
 
 python miniature/train.py --stage vae --minutes 60        go on from the last checkpoint for an hour
-python miniature/train.py --stage all --quick             every stage for seconds, from nothing, to see it work
+python miniature/train.py --stage all --quick             a few steps of every stage, from nothing, to see it work
 python miniature/train.py --stage adapters --minutes 300  all adapters and seeds that are not finished yet
 python miniature/train.py --stage mip --seed 1            one of them
 python miniature/train.py --gate 128                      does the base draw what it is told, and where?
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--stage", choices=(*STAGES, *LATER, "adapters", *ADAPTERS, "all"), default="all")
     parser.add_argument("--minutes", type=float, default=60, help="how long each stage trains at most")
     parser.add_argument("--work", type=Path, default=ROOT / "output" / "miniature", help="checkpoints, curves")
-    parser.add_argument("--quick", action="store_true", help="seconds a stage, from nothing")
+    parser.add_argument("--quick", action="store_true", help="a few steps a stage, from nothing")
     parser.add_argument("--gate", type=int, metavar="N", help="do not train: put the base to the gate, N scenes")
     parser.add_argument("--pack", action="store_true", help="do not train: write checkpoints into the repository")
     parser.add_argument("--export", type=Path, metavar="DIR", help="do not train: write the loader's files there")
