@@ -1,4 +1,4 @@
-"""Stage 4, a short one: words learn their places. It is a crutch, and is reported as one (TRAINING.md).
+"""Stage 4: the base goes on, and its words learn their places. A crutch, and reported as one (TRAINING.md).
 
 SDXL's words know where their objects are without anybody having told them; at a thousandth of its training they do not
 yet. Beside the base's own loss this stage pulls the relevance of the *caption's* tokens towards the objects' masks:
@@ -24,8 +24,8 @@ NOISIEST = 800  # later steps hide the objects: their words cannot know yet
 
 
 class Places(Base):
-    name, rate, total, ema_decay = "places", 2e-4, 1_500, 0.995
-    matrix_rate = 6e-4
+    name, rate, total, ema_decay = "places", 5e-4, 3_600, 0.999
+    matrix_rate = 1.6e-3
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         given = self.example(step)
