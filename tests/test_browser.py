@@ -260,7 +260,7 @@ def test_muted_references_are_not_shown(page) -> None:
 def test_thumbnails_are_drawn_and_nothing_of_them_is_saved(page) -> None:
     page.evaluate(frontend.FIT)
     page.wait_for_function(COLOURFUL)
-    saved = page.evaluate("() => app.graph.serialize()")
+    saved = page.evaluate("() => JSON.parse(JSON.stringify(app.graph.serialize()))")
     for node in saved["nodes"]:
         known = next((each for each in WORKFLOW["nodes"] if each["id"] == node["id"]), None)
         if known and node["type"].startswith("MIP"):
@@ -323,6 +323,7 @@ def test_a_blueprint_is_found_by_search_and_queues(page, stocked) -> None:
         const [node] = app.graph._nodes
         for (let i = 1; i <= 3; i++) {
             const loader = LiteGraph.createNode("LoadImage")
+            loader.pos = [node.pos[0] - 340, node.pos[1] + 380 * (i - 2)]
             app.graph.add(loader)
             loader.connect(0, node, `picture ${i}`)
             node.widgets.find(widget => widget.name === `text ${i}`).value = `object ${i}`
