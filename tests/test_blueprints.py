@@ -5,8 +5,9 @@ After a change of MIPReference or MIPApply:  MIP_ADAPTER_UPDATE=1 python mip.py 
 
 from __future__ import annotations
 
-import asyncio
 import os
+
+from loops import complete
 
 from . import blueprints
 
@@ -15,7 +16,7 @@ def test_they_fit_the_nodes_of_today(host) -> None:
     from comfy_api.latest import io
     from mip_adapter.nodes import extension
 
-    schemas = [node.define_schema() for node in asyncio.run(extension().get_node_list())]
+    schemas = [node.define_schema() for node in complete(extension().get_node_list())]
     kinds = {schema.node_id: blueprints.Slots.of(schema, io.WidgetInput) for schema in schemas}
     wanted = blueprints.texts(kinds)
     if os.environ.get("MIP_ADAPTER_UPDATE"):

@@ -164,7 +164,7 @@ def test_clones_share_the_plan() -> None:
     slots, copies = (m.model_options["transformer_options"]["patches_replace"]["attn2"] for m in (ours, ours.clone()))
     assert all(copies[key] is not slots[key] and copies[key].schedule is slots[key].schedule for key in slots)
     assert torch.equal(sample(ours.clone().clone()), sample(ours))
-    assert deepcopy(slots[sites("full")[0]]).plan is slots[sites("full")[0]].plan
+    assert deepcopy(slots[sites("full")[0]]).schedule is slots[sites("full")[0]].schedule
 
 
 def test_the_host_moves_what_stood_there_before() -> None:

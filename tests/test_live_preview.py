@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import struct
@@ -13,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from loops import complete
 from mip_adapter.miniature import demo
 from PIL import Image
 
@@ -57,7 +57,7 @@ def prompt(seed: int, strategy: str = "relevance", model: str = "apply") -> dict
 def run(server, graph: dict, preview: bool) -> tuple[list[tuple[dict, Image.Image]], list[float], np.ndarray]:
     """Previews with their metadata and the progress of the sampler, as a frontend receives them; the picture."""
     httpx.post(f"{server.url}/settings", json={SETTING: preview}, trust_env=False).raise_for_status()
-    return asyncio.run(_run(server, graph))
+    return complete(_run(server, graph))
 
 
 async def _run(server, graph: dict):

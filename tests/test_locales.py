@@ -5,7 +5,6 @@ After a change of a schema:  MIP_ADAPTER_UPDATE=1 python mip.py test tests/test_
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from loops import complete
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCALES = ROOT / "locales"
@@ -56,7 +56,7 @@ def said(schema) -> dict:
 def schemas(host) -> list:
     from mip_adapter.nodes import extension
 
-    return [node.define_schema() for node in asyncio.run(extension().get_node_list())]
+    return [node.define_schema() for node in complete(extension().get_node_list())]
 
 
 def test_english_is_what_the_schemas_say(schemas) -> None:

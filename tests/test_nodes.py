@@ -5,13 +5,13 @@ After a change that is meant:  MIP_ADAPTER_UPDATE=1 python mip.py test tests/tes
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from loops import complete
 from safetensors.torch import save_file
 
 from . import graphs
@@ -30,7 +30,7 @@ KEPT = ("default", "min", "max", "step", "options", "multiline", "control_after_
 def nodes(host) -> list:
     from mip_adapter.nodes import extension
 
-    return asyncio.run(extension().get_node_list())
+    return complete(extension().get_node_list())
 
 
 def facts(node: type) -> dict:
