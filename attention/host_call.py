@@ -27,6 +27,8 @@ from .site import Run
 NAMES, FRAME, CALL, SAMPLING = (f"mip_adapter_{name}" for name in ("names", "frame", "call", "sampling"))
 
 Area = tuple[int, ...] | None  # (height, width, y, x) in latent pixels, or the whole canvas
+# By the whole maps, the canvas' size where only an area of it is shown, that area, and the site's resolution.
+Maps = dict[tuple[Tensor, tuple[int, int] | None, Area, tuple[int, int]], Tensor]
 
 
 class Frame(NamedTuple):
@@ -39,11 +41,12 @@ class Frame(NamedTuple):
 
 class Sampling:
     """One sampling run, from the first noise level to the last; records: those that it has filled so far. The run
-    itself is known to them by its token."""
+    itself is known to them by its token. maps: the plans' maps at the sites' resolutions, made once a run."""
 
     def __init__(self) -> None:
         self.token = object()
         self.records: list[RelevanceRecord] = []
+        self.maps: Maps = {}
 
 
 class Call:
@@ -52,7 +55,8 @@ class Call:
     def __init__(self, unet: Any, batch: int, options: Mapping[str, Any]) -> None:
         self.unet = unet
         self._options = options
-        self._maps: dict[tuple[Tensor, Area, tuple[int, int]], Tensor] = {}
+        sampling: Sampling | None = options.get(SAMPLING)
+        self._maps: Maps = {} if sampling is None else sampling.maps
         self.pictures = batch // len(options.get("cond_or_uncond") or [0])  # rows of one cond
         self._runs = _runs(batch, options)
         self._seen: dict[RelevanceRecord, list[Observation]] = {}
@@ -141,13 +145,14 @@ class Call:
 
     def _at_site(self, maps: Tensor, area: Area, site_size: tuple[int, int]) -> Tensor:
         """Maps [..., H, W] of the whole canvas as a site sees them that shows an area of it: [..., N]."""
-        key = (maps, area, site_size)
+        frame: Frame | None = self._options.get(FRAME)
+        canvas = None if area is None or frame is None else frame.canvas
+        key = (maps, canvas, area, site_size)
         if key not in self._maps:
-            frame: Frame | None = self._options.get(FRAME)
             shown = maps
-            if area is not None and frame is not None:
+            if area is not None and canvas is not None:
                 height, width, y, x = area
-                shown = _resize(maps, frame.canvas)[..., y : y + height, x : x + width]
+                shown = _resize(maps, canvas)[..., y : y + height, x : x + width]
             self._maps[key] = _resize(shown, site_size).flatten(-2)
         return self._maps[key]
 

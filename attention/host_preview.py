@@ -82,7 +82,7 @@ def _picture(image: Any, x0: Tensor, record: RelevanceRecord, latent_format: Any
     try:
         kind, picture, limit = image or ("JPEG", _plain(x0, latent_format), SIDE)
         shares = record.shares()[:, 0]
-        drawn = preview(picture.convert("RGB"), shares, record.names, record.confusion(), limit or SIDE)
+        drawn = preview(picture.convert("RGB"), shares, record.names, record.mean_confusion(), limit or SIDE)
         return kind, drawn, limit
     except Exception as error:  # whatever another pack's preview is: no reason to lose the picture that is being made
         log.debug("No relevance on the preview: %s", error)

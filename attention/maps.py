@@ -89,10 +89,12 @@ def draw(image: Tensor, shares: Tensor, names: tuple[str, ...], opacity: float, 
     return [F.pad(p, (0, 0, 0, 0, 0, height - p.shape[0]), value=1.0) for p in pictures]
 
 
-def preview(picture: Image.Image, shares: Tensor, names: tuple[str, ...], confusion: Tensor, side: int) -> Image.Image:
+def preview(
+    picture: Image.Image, shares: Tensor, names: tuple[str, ...], confusion: float | None, side: int
+) -> Image.Image:
     """A picture with all objects' colours, its longer side so many pixels, and their legend below it.
 
-    shares [M, h, w]; confusion [steps], NaN for those without a measurement.
+    shares [M, h, w]; confusion: the mean over steps, None where it was not measured.
     """
     scale = side / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
@@ -110,10 +112,9 @@ def preview(picture: Image.Image, shares: Tensor, names: tuple[str, ...], confus
     return whole
 
 
-def confused(confusion: Tensor) -> str:
-    """A note for the legend: the mean over the steps that measured it."""
-    measured = confusion[confusion.isfinite()]
-    return f"confusion {float(measured.mean()):.0%}" if len(measured) else ""
+def confused(confusion: float | None) -> str:
+    """A note for the legend."""
+    return "" if confusion is None else f"confusion {confusion:.0%}"
 
 
 def heat(gate: Tensor) -> Tensor:

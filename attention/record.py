@@ -92,6 +92,12 @@ class RecordedMaps:
         total, count, _ = self._steps.cpu()
         return total / count
 
+    def mean_confusion(self) -> float | None:
+        """Over the steps that measured it; None where none did."""
+        each = self.confusion()
+        measured = each[each.isfinite()]
+        return float(measured.mean()) if len(measured) else None
+
     def steps_seen(self) -> Tensor:
         """[steps] bool on the CPU: in which steps the references acted."""
         return self._steps[2].cpu() > 0

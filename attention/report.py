@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ def places(shares: Tensor) -> tuple[Tensor, Tensor]:
 def report(maps: RecordedMaps, shares: Tensor) -> str:
     """Lines for the artist: what was measured, who claims what, how confusion went, what to do. shares [M, B, H, W]."""
     owned, held = places(shares)
-    lines = [_sampling(maps), *_confusion(maps.confusion())]
+    lines = [_sampling(maps), *_confusion(maps)]
     for i, name in enumerate(maps.names):
         if owned[i] > 0:
             there = ", ".join(f"{other} {float(held[i, j]):.0%}" for j, other in enumerate(maps.names))
@@ -52,20 +54,20 @@ def _sampling(maps: RecordedMaps) -> str:
     return said
 
 
-def _confusion(confusion: Tensor) -> list[str]:
-    measured = confusion.isfinite().nonzero().flatten().tolist()
-    if not measured:
+def _confusion(maps: RecordedMaps) -> list[str]:
+    mean = maps.mean_confusion()
+    if mean is None:
         return []
-    steps = "  ".join(f"{step + 1}: {float(confusion[step]):.0%}" for step in measured)
-    return [f"Confusion: {float(confusion[measured].mean()):.0%} on average. By step:  {steps}"]
+    by_step = enumerate(maps.confusion().tolist(), 1)
+    steps = "  ".join(f"{step}: {value:.0%}" for step, value in by_step if math.isfinite(value))
+    return [f"Confusion: {mean:.0%} on average. By step:  {steps}"]
 
 
 def _advice(maps: RecordedMaps, owned: Tensor, held: Tensor) -> list[str]:
     names, advice = maps.names, []
     if len(names) < 2:
         return []
-    confusion = maps.confusion()
-    if confusion.isfinite().any() and float(confusion[confusion.isfinite()].mean()) > MIXED:
+    if (maps.mean_confusion() or 0.0) > MIXED:
         advice.append(
             "The objects claim nearly everything alike: check that the prompt names each of them with its object text, "
             "then try sharpness 2–4 in MIP Merge or a region for each."

@@ -93,11 +93,11 @@ def make_trials(count: int, objects: int, seed: int) -> Trials:
         number = seed + 1000 * objects + len(parts)
         drawn = world.sample(1024, number, (objects,), held_out=True)
         rows = _distinct(drawn.looks[:, :objects])
-        parts.append(_rows(drawn, rows))
+        parts.append(drawn.rows(rows))
         slots = rows[:, None] * world.OBJECTS + torch.arange(objects)
-        shown.append(_rows(world.references(drawn, number), slots.flatten()))
-    scenes = _rows(_joined(parts), torch.arange(count))
-    pictures = world.render(_rows(_joined(shown), torch.arange(count * objects)), REFERENCE_SIDE).images
+        shown.append(world.references(drawn, number).rows(slots.flatten()))
+    scenes = _joined(parts).rows(slice(count))
+    pictures = world.render(_joined(shown).rows(slice(count * objects)), REFERENCE_SIDE).images
     rng = random.Random(seed + objects)
     return Trials(
         objects,
@@ -118,10 +118,6 @@ def _distinct(looks: Tensor) -> Tensor:
 
 def _joined(parts: Sequence[world.Scenes]) -> world.Scenes:
     return world.Scenes(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
-
-
-def _rows(scenes: world.Scenes, rows: Tensor) -> world.Scenes:
-    return world.Scenes(**{name: value[rows] for name, value in vars(scenes).items()})
 
 
 def chosen(names: Sequence[str] | None, kinds: Sequence[str]) -> list[Arm]:

@@ -57,7 +57,7 @@ class MIPBindingReport(io.ComfyNode):
     def execute(cls, images, references, detections, encoder, relevance=None) -> io.NodeOutput:
         tick = ticking(to_encode(references, detections))
         binding = measure_binding(images, references, detections, encoder, tick)
-        confusion = mean_confusion(relevance)
+        confusion = None if relevance is None else relevance.mean_confusion()
         found = binding.presence > 0
         # Numbers that a search over settings cannot take for success where there is nothing to measure.
         margin = binding.margin if binding.margin is not None else 0.0 if found else -1.0
@@ -102,12 +102,3 @@ class MIPSeedPicker(io.ComfyNode):
         order = binding.ranking()
         best = order[0]
         return io.NodeOutput(images[best : best + 1], images[order], best, ranking(binding))
-
-
-def mean_confusion(relevance) -> float | None:
-    """Of all steps that measured it; None where there is no record, or a merge that measures none."""
-    if relevance is None:
-        return None
-    measured = relevance.confusion()
-    measured = measured[measured.isfinite()]
-    return float(measured.mean()) if len(measured) else None

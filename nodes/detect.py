@@ -1,6 +1,5 @@
 """What is in pictures, and where: found by a detector, or marked by other nodes."""
 
-from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
 from ..evaluation.box_formats import FORMATS, SIDES
@@ -11,6 +10,7 @@ from ..evaluation.detect_picture import annotated
 from ..evaluation.detect_pixels import NAME, PixelDetector
 from ..evaluation.host_models import managed
 from ..weights.host_files import DETECTORS, folder_fingerprint, model_folder, model_folders
+from .progress import ticking
 from .types import SCORES, MIPDetections, MIPDetector, MIPReferences
 
 BoundingBox = io.Custom("BOUNDING_BOX")
@@ -128,9 +128,8 @@ class MIPDetectObjects(io.ComfyNode):
     def execute(
         cls, images, detector, texts, threshold, references=(), text_threshold=THRESHOLD, most=0
     ) -> io.NodeOutput:
-        wanted = object_texts(texts) or tuple(dict.fromkeys(each.text for each in references or ()))
-        progress = ProgressBar(len(images))
-        found = detect(detector, images, wanted, threshold, text_threshold, most, progress.update)
+        wanted = _wanted(texts, references)
+        found = detect(detector, images, wanted, threshold, text_threshold, most, ticking(len(images)))
         return io.NodeOutput(found, to_bounding_boxes(found), to_masks(found), annotated(images, found), report(found))
 
 
@@ -178,6 +177,11 @@ class MIPBoxes(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, boxes, texts, bbox_format, references=()) -> io.NodeOutput:
-        wanted = object_texts(texts) or tuple(dict.fromkeys(each.text for each in references or ()))
+        wanted = _wanted(texts, references)
         found = read_boxes(boxes, wanted, *images.shape[:3], form=bbox_format)
         return io.NodeOutput(found, annotated(images, found))
+
+
+def _wanted(texts, references) -> tuple[str, ...]:
+    """What is written, else the references' texts; each once."""
+    return object_texts(texts) or tuple(dict.fromkeys(each.text for each in references or ()))

@@ -1,9 +1,9 @@
 """How well a picture's objects can be told apart and named."""
 
-from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
 from ..evaluation.quality_report import draw_quality, measure_quality, report
+from .progress import ticking
 from .types import SCORES, MIPDetections, MIPEncoder
 
 
@@ -32,6 +32,6 @@ class MIPObjectQualityScore(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, detections, encoder) -> io.NodeOutput:
-        progress = ProgressBar(len(images) * len(detections.texts))
-        measured = measure_quality(images, detections, encoder, progress.update)
+        tick = ticking(len(images) * len(detections.texts))
+        measured = measure_quality(images, detections, encoder, tick)
         return io.NodeOutput(*measured.means, report(measured), draw_quality(images, detections, measured))

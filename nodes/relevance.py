@@ -88,7 +88,7 @@ class MIPRelevanceMaps(io.ComfyNode):
             )
         gate = relevance.gate(size, phase)
         gates = heat(upscale(gate, (height, width))) if gate is not None else torch.full_like(images, 0.5)
-        note = confused(relevance.confusion())
+        note = confused(relevance.mean_confusion())
         pictures = [
             picture
             for i, image in enumerate(images.cpu())

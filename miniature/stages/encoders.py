@@ -165,9 +165,8 @@ def varied(scenes: world.Scenes, seed: int) -> world.Scenes:
 
 def references(scenes: world.Scenes, seed: int) -> world.Scenes:
     """One-object scenes, every other of them as a reference picture: on white."""
-    white = world.references(scenes, seed)
-    first = {name: value[:: world.OBJECTS] for name, value in vars(white).items()}
+    first = world.references(scenes, seed).rows(slice(None, None, world.OBJECTS))
     on_white = (torch.arange(len(scenes)) + seed) % 2 == 0
-    ground = torch.where(on_white[:, None], first["ground"], scenes.ground)
+    ground = torch.where(on_white[:, None], first.ground, scenes.ground)
     texture = scenes.texture * ~on_white[:, None, None, None]
-    return world.Scenes(**{**first, "ground": ground, "texture": texture})
+    return replace(first, ground=ground, texture=texture)

@@ -65,8 +65,12 @@ def export_files(work: Path, folder: Path) -> None:
 def last_of(name: str, folder: Path) -> str:
     """The stage that last worked on what `name` began: the one after it if that was run, else itself."""
     after = AFTER[name]
-    packed = folder.name != "quick" and packing.unpack(after)
-    return after if packed or (folder / f"{after}.pt").exists() else name
+    return after if started(after, folder) else name
+
+
+def started(name: str, folder: Path) -> bool:
+    """Whether there is a checkpoint of a stage, in the folder or (not for quick runs) in the repository."""
+    return (folder / f"{name}.pt").exists() or (folder.name != "quick" and packing.unpack(name) is not None)
 
 
 def open_stage(name: str, folder: Path, device: torch.device, packed: bool = True, wide: int = 1) -> stretch.Progress:
@@ -111,7 +115,8 @@ def _base(folder: Path, device: torch.device, wide: int) -> Base:
 
 
 def _places(folder: Path, device: torch.device, wide: int) -> Places:
-    unet = finished("base", folder, device).requires_grad_(True)
+    # Begins with the base's weights; a checkpoint of its own brings all that it needs.
+    unet = host_models.unet() if started("places", folder) else finished("base", folder, device).requires_grad_(True)
     return Places(unet, host_models.run_unet, *_lessons(folder, device), wide)
 
 

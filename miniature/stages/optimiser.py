@@ -12,7 +12,7 @@ class Optimiser:
     """Steps every parameter at `rate` times what the schedule says.
 
     With `matrix_rate`, weights of two and more axes (convolutions as matrices [out, in·k·k]) are stepped by Muon, which
-    makes all directions of a matrix learn alike: the base needs a quarter fewer steps with it (TRAINING.md).
+    makes all directions of a matrix learn alike; TRAINING.md compares the two on the base.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], rate: float, matrix_rate: float | None = None):

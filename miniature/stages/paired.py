@@ -128,8 +128,7 @@ class Paired:
         there = (pictures.kinds[:, 0] >= 0).nonzero().flatten()
         parts = []
         for rows in there.split(BATCH):
-            some = world.Scenes(**{name: value[rows] for name, value in vars(pictures).items()})
-            pixels = world.render(some, config.CLIP_VISION["image_size"]).images
+            pixels = world.render(pictures.rows(rows), config.CLIP_VISION["image_size"]).images
             parts.append(self.vision(clip.normalised(pixels))[output])
         return torch.cat(parts)
 
