@@ -98,16 +98,18 @@ def test_files_that_do_not_describe_a_run(job: Path, capsys, old: str, new: str,
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_process_goes_on_as_if_nothing_had_happened(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("number, workers", [(signal.SIGTERM, 0), (signal.SIGTERM, 2), (signal.SIGKILL, 2)])
+def test_a_killed_process_goes_on_as_if_nothing_had_happened(tmp_path: Path, number: signal.Signals, workers) -> None:
+    """The whole process group is signalled, as launchers and terminals do: workers leave the end to the trainer."""
     data, out = write_folder(tmp_path / "data"), tmp_path / "out"
     script = Path(__file__).with_name("training_process.py")
-    line = [sys.executable, str(script), str(data), str(out), "2", "100000"]
-    with subprocess.Popen(line, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE) as process:
+    line = [sys.executable, str(script), str(data), str(out), "2", "100000", str(workers)]
+    alone = {"stdout": subprocess.PIPE, "start_new_session": True}
+    with subprocess.Popen(line, env={**os.environ, "OMP_NUM_THREADS": "1"}, **alone) as process:
         deadline = time.monotonic() + 120
         while not list(out.glob("checkpoints/step-0*3.pt")) and time.monotonic() < deadline:
             time.sleep(0.02)
-        process.send_signal(number)
+        os.killpg(process.pid, number)
         process.wait(60)
     made = int(sorted(out.glob("checkpoints/step-*.pt"))[-1].stem.split("-")[1])
     assert made >= 3 and process.returncode == (-number if number == signal.SIGKILL else 0)

@@ -1,6 +1,6 @@
 """A process that trains the plain model of the tests, alone or as one of `accelerate launch`.
 
-Arguments: data, output, batch size, steps.
+Arguments: data, output, batch size, steps and, if any, how many workers read the pictures.
 """
 
 import os
@@ -17,8 +17,9 @@ from mip_adapter.training.processes import Accelerated, Alone  # noqa: E402
 from mip_adapter.training.trainer import train  # noqa: E402
 from training_world import PlainModel, small_adapter, small_recipe  # noqa: E402
 
-data, output, batch, steps = sys.argv[1:]
-recipe = small_recipe(batch_size=int(batch), steps=int(steps), accumulate=2, save_every=1)
+data, output, batch, steps, *workers = sys.argv[1:]
+reading = {"workers": int(workers[0])} if workers else {}
+recipe = small_recipe(batch_size=int(batch), steps=int(steps), accumulate=2, save_every=1, **reading)
 processes = Accelerated(cpu=True) if "WORLD_SIZE" in os.environ else Alone()
 outcome = train(
     PlainModel(),
