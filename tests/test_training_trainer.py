@@ -116,6 +116,12 @@ def test_another_recipe_does_not_resume(data: Path, tmp_path: Path) -> None:
     assert len(run(data, tmp_path, steps=3).losses) == 3  # more steps are no other recipe
     with pytest.raises(ValueError, match="another recipe .learning_rate 0.01 -> 0.001."):
         run(data, tmp_path, learning_rate=1e-3)
+    other = small_adapter()
+    other.sites[1].to_v.add_(1)
+    with pytest.raises(ValueError, match="over another starting adapter"):
+        run(data, tmp_path, adapter=other)
+    with pytest.raises(ValueError, match="over another dataset"):
+        run(write_folder(tmp_path / "more", 5), tmp_path)
     with pytest.raises(ValueError, match="another adapter|another recipe"):
         run(data, tmp_path, adapter=small_adapter(head=True), train="all")
 
@@ -213,6 +219,17 @@ def test_validation_sees_the_averaged_adapter(data: Path) -> None:
     )
     assert [step for step, _ in seen] == [2, 4]
     assert equal(seen[1][1], outcome.adapter) and not equal(seen[0][1], outcome.adapter)
+
+
+def test_validation_that_fails_costs_itself(data: Path) -> None:
+    from mip_adapter.training.dataset import SubjectFolder
+    from mip_adapter.training.trainer import train
+
+    def full(*_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    recipe = small_recipe(validate_every=2)
+    assert len(train(PlainModel(), SubjectFolder(data, recipe), small_adapter(), recipe, validate=full).losses) == 4
 
 
 def test_two_processes_equal_one(data: Path, tmp_path: Path) -> None:

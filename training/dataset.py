@@ -95,6 +95,11 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.entries)
 
+    @property
+    def names(self) -> list[str]:
+        """What tells these samples from another folder's: the ids of the usable pictures."""
+        return [entry.id for entry in self.entries]
+
     def __str__(self) -> str:
         why = "".join(f"; {count} left out: {reason}" for reason, count in self.left_out.most_common())
         return f"{len(self.entries)} of {self.total} pictures are usable{why}; {len(self.broken)} broken"

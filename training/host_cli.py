@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         job = read_job(options.config)
         prepare_host(options.cpu or not torch.cuda.is_available())
         return run(job, options.cpu)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 

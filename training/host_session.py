@@ -51,7 +51,8 @@ def train_session(
     An interrupt leaves a checkpoint and raises the host's exception; the same settings then go on from there.
     """
     base = Path(folder_paths.get_output_directory()) / "mip_adapter_training"
-    folder = run_folder(base, recipe, adapter.name, flat_tensors(adapter), str(dataset.resolve()), model_parts(model))
+    frozen = [model_parts(patcher) for patcher in (model, clip.patcher, vae.patcher, clip_vision.patcher)]
+    folder = run_folder(base, recipe, adapter.name, flat_tensors(adapter), str(dataset.resolve()), frozen)
     if before := reached(folder):
         log.info("Training goes on from step %d of an earlier run, kept in %s.", before, folder)
     watch = _Watch(recipe.steps, earlier_losses(folder, before))

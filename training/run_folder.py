@@ -23,12 +23,16 @@ def run_folder(base: Path, recipe: Recipe, *parts: Any) -> Path:
     `recipe.steps` already, the folder is one for just this number of steps.
     """
     shaping = {key: value for key, value in recipe.as_dict().items() if key not in RESUMABLE}
-    digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode())
-    for part in parts:
-        for piece in _pieces(part):
-            digest.update(piece)
-    folder = base / f"{recipe.train}-{digest.hexdigest()[:12]}"
+    folder = base / f"{recipe.train}-{digest(json.dumps(shaping, sort_keys=True), parts)[:12]}"
     return folder if reached(folder) <= recipe.steps else base / f"{folder.name}-{recipe.steps}"
+
+
+def digest(*parts: Any) -> str:
+    """A sha256 that tells recipes, adapters, models and lists of names apart; of large tensors it reads a few numbers."""
+    total = hashlib.sha256()
+    for piece in _pieces(parts):
+        total.update(piece)
+    return total.hexdigest()
 
 
 def reached(folder: Path) -> int:

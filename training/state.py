@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,12 @@ def write_state(folder: Path, state: dict[str, Any], keep: int) -> Path:
     return target
 
 
-def load_latest(folder: Path, recipe: Recipe, processes: int) -> dict[str, Any] | None:
-    """The newest checkpoint of a run with this recipe; None where there is none.
+def load_latest(folder: Path, recipe: Recipe, processes: int, origin: Mapping[str, str]) -> dict[str, Any] | None:
+    """The newest checkpoint of a run with this recipe; None where there is none. origin: digests, by their names, of
+    what training starts from and stands on.
 
-    Raises ValueError if the run there was another: other settings that shape the result, or another global batch.
+    Raises ValueError if the run there was another: other settings that shape the result, another global batch, or
+    another origin.
     """
     paths = sorted((folder / "checkpoints").glob("step-*.pt"))
     if not paths:
@@ -51,6 +54,11 @@ def load_latest(folder: Path, recipe: Recipe, processes: int) -> dict[str, Any] 
         told = ", ".join(f"{name} {saved.get(name)} -> {own[name]}" for name in changed)
         raise ValueError(
             f"{folder} holds a run with another recipe ({told}). Choose another output folder, or set them back."
+        )
+    if changed := [name for name in origin if origin[name] != state["origin"].get(name)]:
+        raise ValueError(
+            f"{folder} holds a run over another {' and another '.join(changed)}. Choose another output folder, or set "
+            "it back."
         )
     log.info("Found the checkpoint %s.", paths[-1])
     return state

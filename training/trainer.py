@@ -22,9 +22,10 @@ from .learner import Learner
 from .loader import batches
 from .objective import FrozenModel, Objective
 from .processes import Alone, Processes
+from .run_folder import digest
 from .save import record
 from .state import load_latest, write_state
-from .student import TrainedAdapter
+from .student import TrainedAdapter, flat_tensors
 
 log = logging.getLogger(__name__)
 
@@ -98,12 +99,14 @@ class Trainer:
     ) -> None:
         self.model, self.samples, self.recipe, self.processes = model, samples, recipe, processes
         self.folder, self.about, self.first = folder, about, processes.rank == 0
+        self.origin = _origin(adapter, samples, about)
         self.learner = Learner(adapter, recipe, model.device, half=model.dtype == torch.float16)
         self.objective = processes.wrap(Objective(self.learner.student, model, recipe))
         self.step, self.losses = 0, []
         self.broken: dict[str, str] = {}
-        if folder is not None and (state := load_latest(folder, recipe, processes.count)) is not None:
+        if folder is not None and (state := load_latest(folder, recipe, processes.count, self.origin)) is not None:
             self._restore(state)
+        self._check_together()
 
     def run(
         self,
@@ -140,9 +143,16 @@ class Trainer:
                 self._save(must=last)
             if validate is not None and recipe.validate_every and self.step % recipe.validate_every == 0:
                 if self.first:
-                    validate(self.step, self.result())
+                    self._validate(validate)
                 self.processes.wait()
         return stopped
+
+    def _validate(self, validate: Callable[[int, TrainedAdapter], None]) -> None:
+        """Pictures that cannot be made or written cost themselves, not the run."""
+        try:
+            validate(self.step, self.result())
+        except (OSError, RuntimeError) as error:  # a full disk, a full GPU
+            log.warning("The validation pictures of step %d cannot be made: %s", self.step, error)
 
     def result(self) -> TrainedAdapter:
         return self.learner.finished(record(self.recipe, self.losses, self.about))
@@ -164,7 +174,7 @@ class Trainer:
                 self.learner.backward(loss)
             total += loss.detach()
         loss, stop = self.processes.mean(torch.stack([total, total.new_tensor(float(asked_to_stop()))])).tolist()
-        self._check_number(loss, "loss", ids)
+        self._check_number(loss, "loss", ids if not total.isfinite() else ["of another process"])
         self._check_number(self.learner.update(self.step), "gradient", ids)
         self.losses.append(loss)
         self.step += 1
@@ -202,9 +212,25 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         run = {"step": self.step, "losses": torch.tensor(self.losses, dtype=torch.float64), "broken": self.broken}
-        return {**self.learner.state(), **run, "recipe": self.recipe.as_dict(), "processes": self.processes.count}
+        run |= {"recipe": self.recipe.as_dict(), "processes": self.processes.count, "origin": self.origin}
+        return {**self.learner.state(), **run}
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.learner.restore(state)
         self.step, self.losses, self.broken = state["step"], state["losses"].tolist(), dict(state["broken"])
         log.info("Training goes on after step %d.", self.step)
+
+    def _check_together(self) -> None:
+        """Machines that do not share the output folder would go on from different steps."""
+        mean = float(self.processes.mean(torch.tensor(float(self.step), device=self.model.device)))
+        if mean != self.step:
+            raise ValueError(
+                f"This process goes on after step {self.step}, others do not: the output folder {self.folder} must be "
+                "one that all machines share."
+            )
+
+
+def _origin(adapter: Adapter, samples: Any, about: Mapping[str, str]) -> dict[str, str]:
+    """Digests of what a run starts from and stands on, by the names that a message uses."""
+    origin = {"starting adapter": digest(flat_tensors(adapter)), "dataset": digest(getattr(samples, "names", ()))}
+    return origin | ({"base model": about["base_weights_sha256"]} if "base_weights_sha256" in about else {})
