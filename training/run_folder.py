@@ -28,7 +28,7 @@ def run_folder(base: Path, recipe: Recipe, *parts: Any) -> Path:
 
 
 def digest(*parts: Any) -> str:
-    """A sha256 that tells recipes, adapters, models and lists of names apart; of large tensors it reads a few numbers."""
+    """A sha256 that tells recipes, adapters, models and lists of names apart; of large tensors a few numbers count."""
     total = hashlib.sha256()
     for piece in _pieces(parts):
         total.update(piece)
