@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--threads", type=int, default=2, help="1 where other programs keep the machine busy")
     parser.add_argument("--seed", type=int, action="append", help="of an adapter; without it 0, 1 and 2")
     parser.add_argument("--steps", type=int, help="of an adapter; without it the recipe's")
+    parser.add_argument("--ungated", action="store_true", help="adapters over a base that did not pass its gate")
     given = parser.parse_args(arguments)
     pack = load_pack().load_package
     stages = {"all": (*STAGES, *ADAPTERS), "adapters": ADAPTERS}.get(given.stage, (given.stage,))
@@ -66,7 +67,7 @@ def main(arguments: list[str]) -> None:
             seeds = given.seed or ((0,) if given.quick else (0, 1, 2))
             pack("miniature.stages.host_recipe").prepare(given.threads)
             pack("miniature.stages.host_adapters").train_all(
-                adapters, seeds, given.work, given.minutes, given.threads, given.quick, given.steps
+                adapters, seeds, given.work, given.minutes, given.threads, given.quick, given.steps, given.ungated
             )
 
 

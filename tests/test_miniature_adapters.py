@@ -166,6 +166,7 @@ def stage(parts, monkeypatch):
     monkeypatch.setattr(host_adapters, "_parts", lambda work, device: parts)
     monkeypatch.setattr(host_adapters, "QUICK", SMALL)
     monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(host_adapters, "unet", parts["unet"], raising=False)
     return host_adapters
 
 
@@ -173,7 +174,8 @@ def test_every_kind_trains_and_lowers_the_loss_on_scenes_held_out(stage, tmp_pat
     from mip_adapter.weights.adapter import load_adapter
 
     stage.train_all([*trained.KINDS], [0], tmp_path, 10, 1, quick=True)
-    files = {kind: stage.result(kind, 0, tmp_path / "quick") for kind in trained.KINDS}
+    runs = stage.runs_of(stage.unet, tmp_path / "quick")
+    files = {kind: stage.result(kind, 0, runs) for kind in trained.KINDS}
     for kind, file in files.items():
         held_out = json.loads(file.with_suffix(".json").read_text())["held_out"]
         assert held_out["after"] < held_out["before"], kind
@@ -192,7 +194,8 @@ def changes(before, after) -> list[str]:
 
 
 def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(stage, tmp_path, monkeypatch):
-    run = partial(stage.train_all, ["stock"], [1])
+    run = partial(stage.train_all, ["stock"], [1], ungated=True)
+    whole, cut = (stage.runs_of(stage.unet, tmp_path / name) for name in ("whole", "cut"))
     stock = trained.KINDS["stock"]
     monkeypatch.setitem(trained.KINDS, "stock", stock._replace(recipe=replace(stock.recipe, **SMALL)))
     drawn = partial(stage.Paired, shards=1, size=8)
@@ -202,10 +205,10 @@ def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(stage, tmp_path, monke
     monkeypatch.setattr(stage, "train", lambda *given, **more: once(*given, **{**more, "asked_to_stop": lambda: True}))
     for _ in range(4):
         run(tmp_path / "cut", 10, 1)
-        assert not stage.result("stock", 1, tmp_path / "cut").is_file()
+        assert not stage.result("stock", 1, cut).is_file()
     monkeypatch.setattr(stage, "train", once)
     run(tmp_path / "cut", 10, 1)
-    assert not changes(*(stage.result("stock", 1, tmp_path / name) for name in ("whole", "cut")))
+    assert not changes(*(stage.result("stock", 1, runs) for runs in (whole, cut)))
     written = stage.export(tmp_path / "cut", tmp_path / "pack")
     assert written == [trained.file("stock", 1, tmp_path / "pack")] and trained.seeds("stock", tmp_path / "pack") == (
         1,
@@ -257,7 +260,8 @@ def test_quick_training_runs_every_stage_and_improves_each(host, tmp_path):
         with (tmp_path / "quick" / f"{stage}.csv").open() as rows:
             losses = [float(row[column]) for row in csv.DictReader(rows)]
         assert losses[-1] < losses[0], stage
+    (runs,) = (tmp_path / "quick" / "adapters").iterdir()
     for kind in trained.KINDS:
-        held_out = json.loads((tmp_path / "quick" / "adapters" / f"{kind}-0.json").read_text())["held_out"]
+        held_out = json.loads((runs / f"{kind}-0.json").read_text())["held_out"]
         slack = 1e-5 if kind == "head-only" else 0  # its gates find nothing to gate over so young a base
         assert held_out["after"] < held_out["before"] + slack, kind

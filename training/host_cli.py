@@ -17,6 +17,7 @@ import torch
 from ..weights.adapter import Adapter, load_adapter
 from ..weights.sites import cross_attentions, unet_sites
 from .dataset import SubjectFolder
+from .digests import weights_sha256
 from .fresh import fresh_adapter
 from .job import MINIATURE, Job, read_job
 from .processes import Accelerated, Alone
@@ -67,7 +68,7 @@ def run(job: Job, cpu: bool = False) -> int:
     if first:
         print(f"{job.data}: {samples}", flush=True)
 
-    from .host_model import HostModel, weights_sha256
+    from .host_model import HostModel
 
     model = HostModel(*parts, job.recipe)
     file = Path(job.base.checkpoint)

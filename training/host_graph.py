@@ -13,7 +13,8 @@ from ..weights.adapter import Adapter
 from ..weights.sites import check_sites, unet_sites
 from .config import Recipe
 from .dataset import SubjectFolder
-from .host_model import HostModel, weights_sha256
+from .digests import weights_sha256
+from .host_model import HostModel
 from .student import TrainedAdapter
 from .trainer import Outcome, Progress, train
 

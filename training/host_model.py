@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -207,12 +206,3 @@ def _recomputed(forward: Callable, *args: Any, **kwargs: Any) -> Any:
     if "transformer_options" in kwargs:
         kwargs["transformer_options"] = dict(kwargs["transformer_options"])
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-
-def weights_sha256(module: nn.Module) -> str:
-    """Of all weights, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

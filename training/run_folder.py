@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from .config import RESUMABLE, Recipe
-
-SAMPLED = 16  # numbers of every tensor that tell one model from another
+from .digests import digest
 
 
 def run_folder(base: Path, recipe: Recipe, *parts: Any) -> Path:
@@ -25,14 +21,6 @@ def run_folder(base: Path, recipe: Recipe, *parts: Any) -> Path:
     shaping = {key: value for key, value in recipe.as_dict().items() if key not in RESUMABLE}
     folder = base / f"{recipe.train}-{digest(json.dumps(shaping, sort_keys=True), parts)[:12]}"
     return folder if reached(folder) <= recipe.steps else base / f"{folder.name}-{recipe.steps}"
-
-
-def digest(*parts: Any) -> str:
-    """A sha256 that tells recipes, adapters, models and lists of names apart; of large tensors a few numbers count."""
-    total = hashlib.sha256()
-    for piece in _pieces(parts):
-        total.update(piece)
-    return total.hexdigest()
 
 
 def reached(folder: Path) -> int:
@@ -60,20 +48,3 @@ def model_parts(patcher: Any) -> Iterator[Any]:
         yield key, getattr(backup.get(key), "weight", tensor)
     for key, patches in sorted(getattr(patcher, "patches", {}).items(), key=lambda item: str(item[0])):
         yield str(key), patches
-
-
-def _pieces(part: Any) -> Iterator[bytes]:
-    if isinstance(part, Tensor):
-        flat = part.detach().flatten()[:: max(1, part.numel() // SAMPLED)][:SAMPLED]
-        yield f"{list(part.shape)} {flat.cpu().float().tolist()}".encode()
-    elif isinstance(part, Mapping):
-        for key in sorted(part, key=str):
-            yield str(key).encode()
-            yield from _pieces(part[key])
-    elif part is None or isinstance(part, str | int | float):
-        yield repr(part).encode()
-    elif isinstance(part, Iterable):
-        for each in part:
-            yield from _pieces(each)
-    elif hasattr(part, "weights"):  # the host's form of a LoRA
-        yield from _pieces(part.weights)

@@ -18,11 +18,11 @@ from ..weights.sites import check_sites
 from .config import Recipe
 from .curve import write_curve
 from .dataset import Sample, check_broken
+from .digests import digest
 from .learner import Learner
 from .loader import batches
 from .objective import FrozenModel, Objective
 from .processes import Alone, Processes
-from .run_folder import digest
 from .save import record
 from .state import load_latest, write_state
 from .student import TrainedAdapter, flat_tensors

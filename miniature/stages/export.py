@@ -1,29 +1,50 @@
 """Trained stages as the four files that the miniature's loader reads, in half precision, under the host's names."""
 
 import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import config
-from .encoders import Encoders
+
+FOLDER = Path(__file__).resolve().parents[1]  # where the loader reads them
 
 
-def write(folder: Path, unet: nn.Module, encoders: Encoders, vision: Encoders, vae: nn.Module) -> dict[str, str]:
-    """Write unet, clip, vae and clip_vision .safetensors; returns each file's sha256."""
-    scale = {f"{name}.logit_scale": torch.tensor(4.6055) for name in encoders.clip}
-    parts = {
-        "unet": unet.state_dict(),
-        "clip": encoders.clip.state_dict() | scale,
-        "vae": vae.state_dict() | {"vae_scale": torch.tensor(config.VAE_SCALE), "vae_shift": torch.tensor(0.0)},
-        "clip_vision": vision.vision.state_dict(),
+def write(folder: Path, models: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Write unet, clip, vae and clip_vision .safetensors and weights.json; returns each file's sha256.
+
+    models: by part, clip and clip_vision as `Encoders`; facts: stage, step and seconds of each, kept with it.
+    """
+    scale = {f"{name}.logit_scale": torch.tensor(4.6055) for name in models["clip"].clip}
+    shift = {"vae_scale": torch.tensor(config.VAE_SCALE), "vae_shift": torch.tensor(0.0)}
+    parts: dict[str, dict[str, Tensor]] = {
+        "unet": models["unet"].state_dict(),
+        "clip": models["clip"].clip.state_dict() | scale,
+        "vae": models["vae"].state_dict() | shift,
+        "clip_vision": models["clip_vision"].vision.state_dict(),
     }
-    return {name: _save(tensors, folder / f"{name}.safetensors") for name, tensors in parts.items()}
+    digests = {name: _save(tensors, folder / f"{name}.safetensors", facts[name]) for name, tensors in parts.items()}
+    about = {f"{name}.safetensors": {"sha256": digest, **facts[name]} for name, digest in digests.items()}
+    (folder / "weights.json").write_text(json.dumps(about, indent=1) + "\n")
+    return digests
 
 
-def _save(tensors: dict[str, Tensor], file: Path) -> str:
+def facts_of(file: Path) -> dict[str, Any]:
+    """Stage, step and seconds of an exported file."""
+    with safe_open(file, "pt") as tensors:
+        return json.loads((tensors.metadata() or {}).get("training", "{}"))
+
+
+def _save(tensors: dict[str, Tensor], file: Path, facts: Mapping[str, Any]) -> str:
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().half().contiguous().cpu() for k, v in tensors.items()}, file, {"format": "pt"})
+    about = {"format": "pt", "training": json.dumps(facts)}
+    part = file.with_suffix(".part")
+    save_file({k: v.detach().half().contiguous().cpu() for k, v in tensors.items()}, part, about)
+    part.replace(file)
     return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from ...training.config import Recipe
+from ...training.digests import weights_sha256
 from ...training.fresh import fresh_adapter
-from ...training.host_model import weights_sha256
 from ...training.objective import Objective
 from ...training.save import save_adapter
 from ...training.student import Student, flat_tensors
 from ...training.trainer import Progress, Stopped, train
 from ...weights.adapter import Adapter, build_adapter, load_adapter
 from .. import config, host_models, seeded, trained
+from . import packing
 from .base import Conditioner
+from .circumstances import circumstances
 from .host_frozen import Frozen
 from .host_recipe import finished, last_of, prepare, say
 from .paired import Paired
@@ -36,10 +39,11 @@ QUICK = {"steps": 12, "batch_size": 8, "warmup": 1, "ema": 0.5}
 
 def train_all(
     kinds: Sequence[str], seeds: Sequence[int], work: Path, minutes: float, threads: int, quick: bool = False,
-    steps: int | None = None,
+    steps: int | None = None, ungated: bool = False,
 ) -> None:  # fmt: skip
     """Train adapters of these kinds and seeds until all are finished or the minutes are over; finished ones are left
-    as they are. Checkpoints lie in work/adapters; a file kind-seed.safetensors says that a run is finished."""
+    as they are. Checkpoints lie in work/adapters, in a folder for each base; a file kind-seed.safetensors there says
+    that a run is finished. Raises ValueError for a base that has not passed its gate, unless `ungated`."""
     device = prepare(threads)
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
@@ -48,37 +52,62 @@ def train_all(
     if quick:
         shutil.rmtree(work / "adapters", ignore_errors=True)
     parts = _parts(work, device)
+    runs = runs_of(parts["unet"], work)
+    if not (quick or ungated):
+        check_gate(weights_sha256(parts["unet"]), work)
     for seed in seeds:
         for kind in kinds:
-            if not result(kind, seed, work).is_file() and not stopped and time.monotonic() < end:
+            if not result(kind, seed, runs).is_file() and not stopped and time.monotonic() < end:
                 recipe = replace(trained.KINDS[kind].recipe, seed=seed, **(QUICK if quick else {}))
                 recipe = replace(recipe, steps=steps) if steps else recipe
                 _Run(kind, recipe, work, parts, quick).go(lambda: bool(stopped) or time.monotonic() > end)
 
 
+def check_gate(base: str, work: Path) -> None:
+    """Raises ValueError unless this base, a digest of its weights, has passed its gate."""
+    for file in (work / "gate.json", packing.FOLDER / "gate.json"):
+        if file.is_file() and (gate := json.loads(file.read_text()))["base_weights_sha256"] == base:
+            if gate["passes"]:
+                return
+            raise ValueError(
+                f"The base has not passed its gate ({file}: presence {gate['presence']:.2f}, right word "
+                f"{gate['right_word']:.2f}). Train it on, or give --ungated."
+            )
+    raise ValueError("The base was not put to its gate yet: run train.py --gate 128 first, or give --ungated.")
+
+
 def export(work: Path, folder: Path) -> list[Path]:
-    """Copy the finished adapters to where the miniature's are read, and their curves beside the other stages'."""
-    written = []
+    """Copy the adapters that are finished over the present base to where the miniature's are read, and their curves
+    beside the other stages'."""
+    written, runs = [], runs_of(_parts(work, prepare(1))["unet"], work)
     for kind in trained.KINDS:
         for seed in trained.SEEDS:
-            if (source := result(kind, seed, work)).is_file():
+            if (source := result(kind, seed, runs)).is_file():
                 target = trained.file(kind, seed, folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, part := target.with_suffix(".part"))
                 written.append(part.replace(target))
                 curves = folder / "checkpoints" / "adapters"
                 curves.mkdir(parents=True, exist_ok=True)
-                _thin(_folder(kind, seed, work) / "loss.csv", curves / f"{kind}-{seed}.csv")
+                _thin(source.with_suffix("") / "loss.csv", curves / f"{kind}-{seed}.csv")
                 shutil.copyfile(source.with_suffix(".json"), curves / f"{kind}-{seed}.json")
     return written
 
 
-def result(kind: str, seed: int, work: Path) -> Path:
-    return work / "adapters" / f"{kind}-{seed}.safetensors"
+def runs_of(unet: torch.nn.Module, work: Path) -> Path:
+    """The folder of the runs over a base: another base begins anew."""
+    return work / "adapters" / weights_sha256(unet)[:12]
 
 
-def _folder(kind: str, seed: int, work: Path) -> Path:
-    return work / "adapters" / f"{kind}-{seed}"
+def result(kind: str, seed: int, runs: Path) -> Path:
+    """The finished adapter; a folder of the same name without the ending holds its checkpoints and curve."""
+    return runs / f"{kind}-{seed}.safetensors"
+
+
+def _base_of(file: Path) -> str | None:
+    """The digest of the UNet that an adapter was trained on."""
+    with safe_open(file, "pt") as opened:
+        return (opened.metadata() or {}).get("base_weights_sha256")
 
 
 def _thin(source: Path, target: Path) -> None:
@@ -106,10 +135,10 @@ def _parts(work: Path, device: torch.device) -> dict[str, Any]:
 class _Run:
     def __init__(self, kind: str, recipe: Recipe, work: Path, parts: Mapping[str, Any], quick: bool):
         self.kind, self.recipe, self.work = kind, recipe, work
+        self.sha256, self.runs = weights_sha256(parts["unet"]), runs_of(parts["unet"], work)
         sizes = {"shards": 1, "size": 32} if quick else {}
         self.model = self._model(parts, recipe, **sizes)
         self.test = self._model(parts, recipe, shards=1, size=32 if quick else HELD_OUT, held_out=True)
-        self.sha256 = weights_sha256(parts["unet"])
 
     def _model(self, parts: Mapping[str, Any], recipe: Recipe, **scenes: Any) -> Frozen:
         drawn = Paired(parts["vae"], parts["vision"], self.work / "paired", recipe, **scenes)
@@ -118,12 +147,12 @@ class _Run:
     def go(self, asked_to_stop) -> None:
         """From the last checkpoint to the end, or until it is asked to stop."""
         name, recipe, begun = f"{self.kind}-{self.recipe.seed}", self.recipe, time.monotonic()
-        target = result(self.kind, recipe.seed, self.work)
+        target = result(self.kind, recipe.seed, self.runs)
         start = self._start()
         outcome = train(
             self.model, self.model.scenes, start, recipe,
-            folder=_folder(self.kind, recipe.seed, self.work), on_step=_Watch(name), asked_to_stop=asked_to_stop,
-            about={"base": "the miniature", "base_sha256": self.sha256, "trained_as": self.kind},
+            folder=target.with_suffix(""), on_step=_Watch(name), asked_to_stop=asked_to_stop,
+            about={"base": "the miniature", "base_weights_sha256": self.sha256, "trained_as": self.kind},
         )  # fmt: skip
         facts_file = target.with_suffix(".json")
         facts = json.loads(facts_file.read_text()) if facts_file.is_file() else {"seconds": 0}
@@ -132,7 +161,7 @@ class _Run:
             raise outcome.stopped
         if outcome.stopped is None:
             losses = {"before": self.held_out(start), "after": self.held_out(outcome.adapter)}
-            facts |= {"steps": recipe.steps, "held_out": losses, "base_sha256": self.sha256}
+            facts |= {"steps": recipe.steps, "held_out": losses, "base_weights_sha256": self.sha256, **circumstances()}
             say(f"{name}: held-out loss {losses['before']:.5f} before, {losses['after']:.5f} after")
             save_adapter(outcome.adapter, target.parent, target.stem)
         facts_file.write_text(json.dumps(facts))
@@ -140,11 +169,12 @@ class _Run:
     def _start(self) -> Adapter:
         kind, seed = trained.KINDS[self.kind], self.recipe.seed
         if kind.start is not None:
-            files = result(kind.start, seed, self.work), trained.file(kind.start, seed)
-            found = [file for file in files if file.is_file()]
-            if not found:
+            shipped = trained.file(kind.start, seed)
+            own = shipped.is_file() and _base_of(shipped) == self.sha256
+            file = shipped if own else result(kind.start, seed, self.runs)
+            if not file.is_file():
                 raise ValueError(f"{self.kind} goes on from {kind.start}: run train.py --stage {kind.start} first.")
-            return load_adapter(found[0])
+            return load_adapter(file)
         adapter = fresh_adapter(
             self.model.sites, self.model.attentions, config.CLIP_VISION["projection_dim"], config.BASE_TOKENS, seed
         )
@@ -157,7 +187,7 @@ class _Run:
     def held_out(self, adapter: Adapter) -> float:
         """Loss on scenes with looks, and pairs of kinds, that training never shows; the same noise for all."""
         recipe = replace(self.recipe, seed=0)
-        objective = Objective(Student(adapter, recipe), self.test, recipe)
+        objective = Objective(Student(adapter, recipe).to(self.test.device), self.test, recipe)
         rows, total = range(len(self.test.scenes)), 0.0
         for start in range(0, len(rows), recipe.batch_size):
             some = [self.test.scenes.plain(row) for row in rows[start : start + recipe.batch_size]]

@@ -33,7 +33,7 @@ class Frozen:
     def __init__(self, unet: Any, vision: nn.Module, condition: Conditioner, scenes: Paired):
         self.unet, self.vision, self.condition, self.scenes = unet, vision, condition, scenes
         self.device = condition.device
-        self.alphas = noise.alphas().float()
+        self.alphas = noise.alphas().float().to(self.device)
         self.sites: tuple[Site, ...] = unet_sites(unet)
         self.attentions = cross_attentions(unet)
         self.known: dict[str, tuple[Tensor, Tensor]] = {}
@@ -77,7 +77,7 @@ class Frozen:
         if output == "image_embeds":
             return torch.zeros(config.CLIP_VISION["projection_dim"])
         side = config.CLIP_VISION["image_size"]
-        return self.vision(torch.zeros(1, 3, side, side))[0][0]
+        return self.vision(torch.zeros(1, 3, side, side, device=self.device))[0][0].cpu()
 
     def predict(self, noisy: Tensor, steps: Tensor, batch: Batch, merging: Merging) -> Tensor:
         replace = {site.key: partial(self._merge, site, merging) for site in self.sites}

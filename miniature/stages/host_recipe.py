@@ -1,14 +1,18 @@
 """Which stage needs what: opens checkpoints, builds models, runs a stretch."""
 
 import json
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
 
+from ...training.digests import weights_sha256
 from .. import host_models
 from . import export, packing, stretch
 from .base import Base, Conditioner
@@ -42,11 +46,12 @@ def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick
 
 def check(work: Path, count: int, threads: int) -> bool:
     """Put the base to the gate; writes gate.json and gate.png into `work`."""
-    progress = open_stage(last_of("base", work), work, prepare(threads))
-    with progress.averaged():
-        result = gate(cast(Base, progress.stage), count)
+    device = prepare(threads)
+    unet, facts = opened(last_of("base", work), work, device)
+    result = gate(Base(unet, host_models.run_unet, *_lessons(work, device)), count)
     pictures = result.pop("pictures")
-    result |= {"stage": progress.stage.name, "step": progress.step, "count": count}
+    result |= {**facts, "count": count, "base_weights_sha256": weights_sha256(unet)}
+    work.mkdir(parents=True, exist_ok=True)
     (work / "gate.json").write_text(json.dumps(result, indent=1))
     save_grid(pictures[:64], work / "gate.png")
     say(json.dumps(result))
@@ -54,12 +59,18 @@ def check(work: Path, count: int, threads: int) -> bool:
 
 
 def export_files(work: Path, folder: Path) -> None:
-    """Write the miniature's four files from the last checkpoints."""
+    """Write the miniature's four files from the last checkpoints, with the gate that the base passed or did not."""
     device = prepare(2)
-    unet, vae, vision = (finished(last_of(name, work), work, device) for name in ("base", "vae", "encoders"))
-    encoders = finished("encoders", work, device)
-    for name, digest in export.write(folder, unet, encoders, vision, vae).items():
+    names = {"unet": last_of("base", work), "vae": last_of("vae", work), "clip": "encoders"}
+    names["clip_vision"] = last_of("encoders", work)
+    models, facts = {}, {}
+    for part, name in names.items():
+        models[part], facts[part] = opened(name, work, device)
+    for name, digest in export.write(folder, models, facts).items():
         say(f"{digest}  {name}.safetensors")
+    if (work / "gate.json").is_file():
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        shutil.copyfile(work / "gate.json", folder / "checkpoints" / "gate.json")
 
 
 def last_of(name: str, folder: Path) -> str:
@@ -87,11 +98,41 @@ def open_stage(name: str, folder: Path, device: torch.device, packed: bool = Tru
 
 def finished(name: str, folder: Path, device: torch.device) -> Any:
     """An earlier stage's model for a later one: its running mean, frozen. Raises ValueError if it never ran."""
-    progress = open_stage(name, folder, device, packed=folder.name != "quick")
-    if not progress.step:
+    return opened(name, folder, device)[0]
+
+
+def opened(name: str, folder: Path, device: torch.device) -> tuple[Any, dict[str, Any]]:
+    """The same, with its stage, step and seconds: from a checkpoint, else from the files that the loader reads.
+
+    In half precision, as it is shipped, so that what builds on it does not depend on where it came from.
+    """
+    if started(name, folder):
+        progress = open_stage(name, folder, device, packed=folder.name != "quick")
+        progress.use_mean()
+        model = progress.stage.model
+        facts = {"stage": name, "step": progress.step, "seconds": round(progress.seconds)}
+    elif folder.name != "quick" and (found := _shipped(name)):
+        model, facts = found
+        model.to(device)
+    else:
         raise ValueError(f"No checkpoint of stage {name} in {folder}: run train.py --stage {name} first.")
-    progress.use_mean()
-    return progress.stage.model.eval().requires_grad_(False)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.half())
+    return model.eval().requires_grad_(False), facts
+
+
+def _shipped(name: str) -> tuple[nn.Module, dict[str, Any]] | None:
+    """A stage's model as the exported files have it; None if one of them is not there."""
+    build, parts = SHIPPED[name]
+    files = {export.FOLDER / f"{part}.safetensors": prefix for part, prefix in parts.items()}
+    if not all(file.is_file() for file in files):
+        return None
+    model = build()
+    tensors = {prefix + key: value for file, prefix in files.items() for key, value in load_file(file).items()}
+    model.load_state_dict(tensors, strict=False)  # what only the training needs is not in them
+    return model, export.facts_of(next(iter(files)))
 
 
 def _vae(folder: Path, device: torch.device, wide: int) -> Vae:
@@ -134,6 +175,12 @@ BUILD = {
     "places": _places,
     "decoder": _decoder,
     "vision": _vision,
+}
+# What can be taken from the exported files: how to build it, and its prefixes by file.
+SHIPPED: dict[str, tuple[Callable[[], nn.Module], Mapping[str, str]]] = {
+    **dict.fromkeys(("base", "places"), (host_models.unet, {"unet": ""})),
+    **dict.fromkeys(("vae", "decoder"), (host_models.vae, {"vae": ""})),
+    **dict.fromkeys(("encoders", "vision"), (Encoders, {"clip": "clip.", "clip_vision": "vision."})),
 }
 AFTER = {"base": "places", "vae": "decoder", "encoders": "vision"}
 

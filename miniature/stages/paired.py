@@ -55,7 +55,8 @@ class Paired:
         held_out: bool = False,
     ):  # fmt: skip
         self.recipe, self.held_out = recipe, held_out
-        self.encoder = Shards(vae, folder, torch.device("cpu"))
+        self.device = next(vision.parameters()).device
+        self.encoder = Shards(vae, folder, self.device)
         self.vision, self.folder = vision, folder
         self.objects = tuple(range(recipe.min_objects, recipe.max_objects + 1))
         self.scenes = [self._draw(shard, size) for shard in range(shards)]
@@ -128,8 +129,8 @@ class Paired:
         there = (pictures.kinds[:, 0] >= 0).nonzero().flatten()
         parts = []
         for rows in there.split(BATCH):
-            pixels = world.render(pictures.rows(rows), config.CLIP_VISION["image_size"]).images
-            parts.append(self.vision(clip.normalised(pixels))[output])
+            pixels = world.render(pictures.rows(rows), config.CLIP_VISION["image_size"], self.device).images
+            parts.append(self.vision(clip.normalised(pixels))[output].cpu())
         return torch.cat(parts)
 
 

@@ -1,0 +1,46 @@
+"""What tells adapters, models, datasets and recipes apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SAMPLED = 16  # numbers of every tensor that tell one model from another
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Of all weights, in the order of their names."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def digest(*parts: Any) -> str:
+    """A sha256 that tells recipes, adapters, models and lists of names apart; of large tensors a few numbers count."""
+    total = hashlib.sha256()
+    for piece in _pieces(parts):
+        total.update(piece)
+    return total.hexdigest()
+
+
+def _pieces(part: Any) -> Iterator[bytes]:
+    if isinstance(part, Tensor):
+        flat = part.detach().flatten()[:: max(1, part.numel() // SAMPLED)][:SAMPLED]
+        yield f"{list(part.shape)} {flat.cpu().float().tolist()}".encode()
+    elif isinstance(part, Mapping):
+        for key in sorted(part, key=str):
+            yield str(key).encode()
+            yield from _pieces(part[key])
+    elif part is None or isinstance(part, str | int | float):
+        yield repr(part).encode()
+    elif isinstance(part, Iterable):
+        for each in part:
+            yield from _pieces(each)
+    elif hasattr(part, "weights"):  # the host's form of a LoRA
+        yield from _pieces(part.weights)
