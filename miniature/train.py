@@ -1,7 +1,8 @@
 """Train the miniature, one stage at a time and in stretches.
 
 python miniature/train.py --stage vae --minutes 60        go on from the last checkpoint for an hour
-python miniature/train.py --stage all --quick             a few steps of every stage, from nothing, to see it work
+python miniature/train.py --quick                         a few steps of every stage, from nothing, to see it work
+python miniature/train.py --stage all --minutes 400 --gate 128 --export miniature      everything, to the loader's files
 python miniature/train.py --stage adapters --minutes 300  all adapters and seeds that are not finished yet
 python miniature/train.py --stage mip --seed 1            one of them
 python miniature/train.py --gate 128                      does the base draw what it is told, and where?
@@ -31,44 +32,51 @@ def load_pack():
 
 
 def main(arguments: list[str]) -> None:
+    given = _parser().parse_args(arguments)
+    pack = load_pack().load_package
+    recipe = pack("miniature.stages.host_recipe")
+    name = given.stage or ("all" if given.quick else None)
+    stages = {"all": (*STAGES, *LATER, *ADAPTERS), "adapters": ADAPTERS, None: ()}.get(name, (name,))
+    if given.pack:
+        for stage in stages or (*STAGES, *LATER):
+            if (given.work / f"{stage}.pt").is_file():
+                print(pack("miniature.stages.packing").pack(stage, given.work))
+        return
+    for stage in stages:
+        if stage not in ADAPTERS:
+            recipe.train((stage,), given.work, given.minutes, given.threads, given.quick, given.wide)
+    passes = not given.gate or recipe.check(given.work, given.gate, given.threads)
+    if adapters := tuple(stage for stage in stages if stage in ADAPTERS):
+        seeds = given.seed or ((0,) if given.quick else (0, 1, 2))
+        recipe.prepare(given.threads)
+        pack("miniature.stages.host_adapters").train_all(
+            adapters, seeds, given.work, given.minutes, given.threads, given.quick, given.steps, given.ungated
+        )
+    if given.export:
+        work = given.work / "quick" if given.quick else given.work
+        recipe.export_files(work, given.export)
+        for file in pack("miniature.stages.host_adapters").export(work, given.export):
+            print(file)
+    sys.exit(not passes)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--stage", choices=(*STAGES, *LATER, "adapters", *ADAPTERS, "all"), default="all")
+    parser.add_argument("--stage", choices=(*STAGES, *LATER, "adapters", *ADAPTERS, "all"), help="what to train")
     parser.add_argument("--minutes", type=float, default=60, help="how long each stage trains at most")
     parser.add_argument("--work", type=Path, default=ROOT / "output" / "miniature", help="checkpoints, curves")
-    parser.add_argument("--quick", action="store_true", help="a few steps a stage, from nothing")
-    parser.add_argument("--gate", type=int, metavar="N", help="do not train: put the base to the gate, N scenes")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few steps a stage, from nothing; without --stage, of all"
+    )
+    parser.add_argument("--gate", type=int, metavar="N", help="put the base to the gate, N scenes, before any adapter")
     parser.add_argument("--pack", action="store_true", help="do not train: write checkpoints into the repository")
-    parser.add_argument("--export", type=Path, metavar="DIR", help="do not train: write the loader's files there")
+    parser.add_argument("--export", type=Path, metavar="DIR", help="at last, write the loader's files there")
     parser.add_argument("--wide", type=int, default=1, choices=(1, 2, 4, 8, 16), help="batches in one: 8 on a GPU")
     parser.add_argument("--threads", type=int, default=2, help="1 where other programs keep the machine busy")
     parser.add_argument("--seed", type=int, action="append", help="of an adapter; without it 0, 1 and 2")
     parser.add_argument("--steps", type=int, help="of an adapter; without it the recipe's")
     parser.add_argument("--ungated", action="store_true", help="adapters over a base that did not pass its gate")
-    given = parser.parse_args(arguments)
-    pack = load_pack().load_package
-    stages = {"all": (*STAGES, *ADAPTERS), "adapters": ADAPTERS}.get(given.stage, (given.stage,))
-    adapters = tuple(stage for stage in stages if stage in ADAPTERS)
-    stages = tuple(stage for stage in stages if stage not in ADAPTERS)
-    if given.pack:
-        for stage in stages:
-            print(pack("miniature.stages.packing").pack(stage, given.work))
-    elif given.export:
-        pack("miniature.stages.host_recipe").export_files(given.work, given.export)
-        for file in pack("miniature.stages.host_adapters").export(given.work, given.export):
-            print(file)
-    elif given.gate:
-        sys.exit(not pack("miniature.stages.host_recipe").check(given.work, given.gate, given.threads))
-    else:
-        if stages:
-            pack("miniature.stages.host_recipe").train(
-                stages, given.work, given.minutes, given.threads, given.quick, given.wide
-            )
-        if adapters:
-            seeds = given.seed or ((0,) if given.quick else (0, 1, 2))
-            pack("miniature.stages.host_recipe").prepare(given.threads)
-            pack("miniature.stages.host_adapters").train_all(
-                adapters, seeds, given.work, given.minutes, given.threads, given.quick, given.steps, given.ungated
-            )
+    return parser
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -253,10 +254,11 @@ def test_listed_adapters_lie_where_the_host_looks():
 def test_quick_training_runs_every_stage_and_improves_each(host, tmp_path):
     """The command that CI runs: from nothing to adapters, a few steps a stage."""
     line = [sys.executable, str(ROOT / "miniature" / "train.py"), "--quick", "--threads", "1", "--work", str(tmp_path)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=590)
+    done = subprocess.run([*line, "--export", str(tmp_path / "made")], capture_output=True, text=True, timeout=590)
     assert done.returncode == 0, done.stderr
     # The base's loss depends mostly on the noise levels that were drawn, so it is compared at like levels.
-    for stage, column in {"vae": "loss", "encoders": "loss", "base": "middle"}.items():
+    compared = {"vae": "loss", "encoders": "loss", "base": "middle", "places": "middle", "decoder": "loss"}
+    for stage, column in {**compared, "vision": "loss"}.items():
         with (tmp_path / "quick" / f"{stage}.csv").open() as rows:
             losses = [float(row[column]) for row in csv.DictReader(rows)]
         assert losses[-1] < losses[0], stage
@@ -265,3 +267,45 @@ def test_quick_training_runs_every_stage_and_improves_each(host, tmp_path):
         held_out = json.loads((runs / f"{kind}-0.json").read_text())["held_out"]
         slack = 1e-5 if kind == "head-only" else 0  # its gates find nothing to gate over so young a base
         assert held_out["after"] < held_out["before"] + slack, kind
+    check_export(tmp_path / "made")
+
+
+def check_export(folder: Path) -> None:
+    """What was exported is what the loader reads: a picture with references, by the nodes' code."""
+    from mip_adapter.attention.host_apply import apply_references
+    from mip_adapter.attention.reference import make_reference
+    from mip_adapter.miniature import host_bundle, host_rows
+    from mip_adapter.weights.adapter import load_adapter
+
+    about = json.loads((folder / "weights.json").read_text())
+    assert {name: sha256((folder / name).read_bytes()).hexdigest() for name in about} == {
+        name: facts["sha256"] for name, facts in about.items()
+    }
+    with torch.inference_mode():
+        model, text, vae, vision = host_bundle.load(folder)
+        adapter = load_adapter(trained.file("mip", 0, folder))
+        references = tuple(make_reference(torch.rand(1, 64, 64, 3), text) for text in ("star", "ring"))
+        merged = apply_references(model, text, vision, adapter, references)
+        context, pooled = text.encode_from_tokens(text.tokenize("a star and a ring"), return_pooled=True)
+        positive = host_rows.conditioning([(context, pooled)])
+        latents = host_rows.sample(merged, positive, positive, host_rows.noise_of([0], 16), 2, 1.0)
+        assert vae.decode(latents).isfinite().all()
+
+
+def test_adapters_want_a_base_that_passed(stage, parts, tmp_path, monkeypatch):
+    from mip_adapter.training.digests import weights_sha256
+
+    monkeypatch.setattr(stage.packing, "FOLDER", tmp_path / "none")
+    with pytest.raises(ValueError, match="not put to its gate yet"):
+        stage.train_all(["stock"], [0], tmp_path, 1, 1)
+    gate = {"presence": 0.7, "right_word": 0.9, "passes": False, "base_weights_sha256": weights_sha256(parts["unet"])}
+    (tmp_path / "gate.json").write_text(json.dumps(gate))
+    with pytest.raises(ValueError, match="has not passed its gate .*presence 0.70"):
+        stage.train_all(["stock"], [0], tmp_path, 1, 1)
+    stage.check_gate(gate["base_weights_sha256"], _passed(tmp_path / "passed", gate))
+
+
+def _passed(folder: Path, gate: dict) -> Path:
+    folder.mkdir()
+    (folder / "gate.json").write_text(json.dumps({**gate, "passes": True}))
+    return folder

@@ -23,7 +23,7 @@ from .places import Places
 from .vae import Decoder, Vae
 from .words import Words
 
-QUICK = {"vae": 30, "encoders": 15, "base": 25, "places": 5}  # steps
+QUICK = {"vae": 30, "encoders": 15, "base": 25, "places": 15, "decoder": 15, "vision": 15}  # steps
 
 
 def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick: bool = False, wide: int = 1) -> None:
@@ -40,7 +40,7 @@ def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick
         progress = open_stage(name, folder, device, packed=not quick, wide=wide)
         seconds, log_every = 60 * minutes, stretch.LOG_EVERY
         if quick:
-            progress.stage.total, log_every = QUICK.get(name, 10), 5
+            progress.stage.total, log_every = QUICK[name], 5
         stretch.run(progress, folder / f"{name}.pt", seconds, say, log_every)
 
 
