@@ -530,6 +530,7 @@ forward("convert", "turn an adapter's .bin into .safetensors", *main_of("weights
 forward("curate", "score training pictures by their objects, keep the best", *main_of("training.curate"))
 forward("concept101", "make and score the paper's benchmark, table included", *main_of("evaluation.host_concept101"))
 forward("overlap", "do the relevance maps lie on the objects?", *main_of("miniature.host_overlap"), become=True)
+forward("pictures", "make the pictures of workflows and help pages anew", *main_of("docs.pictures"))
 forward("steer", "pictures before and after each way of steering", *main_of("miniature.host_steering"), become=True)
 forward("train", "train an adapter or its fusion head", *main_of("training.host_cli"), become=True)
 

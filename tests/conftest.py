@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,22 +15,6 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-CHROME_FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-CHROME_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
-CHROME_PLACES = (
-    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-    r"C:\Program Files\Google\Chrome\Application\chrome.exe",
-    r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",
-)
 
 
 def _load_mip():
@@ -107,25 +90,15 @@ def server(tmp_path_factory: pytest.TempPathFactory):
         yield running
 
 
-def find_chrome() -> str | None:
-    if given := os.environ.get("CHROME_PATH"):
-        return given
-    on_path = (shutil.which(name) for name in CHROME_NAMES)
-    return next((path for path in (*on_path, *CHROME_PLACES) if path and Path(path).exists()), None)
-
-
 @pytest.fixture(scope="session")
 def browser() -> Iterator:
     """Playwright's Browser over a Chromium of the machine; without one the test is skipped, in CI it fails."""
-    chrome = find_chrome()
-    if chrome is None:
-        reason = "No Chromium or Chrome on this machine: install one, or set CHROME_PATH, to run this test."
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
+    from mip_adapter.docs import browser
 
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chrome, args=CHROME_FLAGS)
+    chrome = browser.find_chrome()
+    if chrome is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(browser.NO_CHROME, pytrace=False)
+        pytest.skip(browser.NO_CHROME)
+    with browser.launched(chrome) as running:
         yield running
-        running.close()

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("demo", "test", "serve", "bench", "convert", "curate", "concept101", "train", "arms")
+COMMANDS = ("demo", "test", "serve", "bench", "convert", "curate", "concept101", "train", "arms", "pictures")
 PYPROJECT = """
 [tool.mip-adapter]
 host = "tiny-host==1.0"

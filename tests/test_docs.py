@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "web").rglob("*.md"))]
 HELP = ROOT / "web" / "docs"
-CODE = [path for path in ROOT.rglob("*.py") if not {"tests", "benchmarks"} & set(path.relative_to(ROOT).parts)]
+CODE = [path for path in ROOT.rglob("*.py") if not {"tests", "benchmarks", "docs"} & set(path.relative_to(ROOT).parts)]
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

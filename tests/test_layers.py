@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = {"tests", "output", "venv", "build", "dist"}  # not part of the pack
-TOOLS = {"mip.py", "benchmarks"}  # run by developers, never imported by the host
+TOOLS = {"mip.py", "benchmarks", "docs"}  # run by developers, never imported by the host
 HOST_MODULES = {
     *("comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution", "comfy_extras"),
     *("execution", "folder_paths", "latent_preview", "node_helpers", "nodes", "server"),

@@ -1,0 +1,97 @@
+"""ComfyUI's frontend in a headless browser: found, started, opened as a user finds it, its canvas fitted to the window.
+
+For docs/pictures.py and for the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..miniature import demo
+
+WORKFLOWS = sorted((Path(__file__).resolve().parents[1] / "workflows").glob("*.json"))
+
+CHROME_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+CHROME_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+CHROME_PLACES = (
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    r"C:\Program Files\Google\Chrome\Application\chrome.exe",
+    r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",
+)
+NO_CHROME = "No Chromium or Chrome on this machine: install one, or set CHROME_PATH."
+
+SIZE = {"width": 1900, "height": 1000}
+READY = "() => !!(window.app?.graph && window.LiteGraph?.registered_node_types?.MIPApply)"
+SETTINGS = {  # nothing over the graph
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasMenu": False,
+    "Comfy.Graph.CanvasInfo": False,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+}
+SET = """async settings => {
+    for (const [key, value] of Object.entries(settings)) await app.extensionManager.setting.set(key, value)
+}"""
+FOCUS = """() => app.extensionManager.command.execute("Workspace.ToggleFocusMode")"""
+OPEN = "async workflow => { await app.loadGraphData(workflow) }"
+
+
+def find_chrome() -> str | None:
+    if given := os.environ.get("CHROME_PATH"):
+        return given
+    on_path = (shutil.which(name) for name in CHROME_NAMES)
+    return next((path for path in (*on_path, *CHROME_PLACES) if path and Path(path).exists()), None)
+
+
+@contextmanager
+def launched(chrome: str) -> Iterator[Any]:
+    """Playwright's Browser over a Chromium of the machine."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chrome, args=CHROME_FLAGS)
+        yield running
+        running.close()
+
+
+def stock(base: Path) -> None:
+    """Give a server's folders a file, be it empty, for every name in the workflows: its validation finds them."""
+    demo.prepare(base)
+    for path in WORKFLOWS:
+        for node in json.loads(path.read_text("utf-8"))["nodes"]:
+            for model in node.get("properties", {}).get("models", ()):
+                file = base / "models" / model["directory"] / model["name"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
+
+
+def open_frontend(browser: Any, url: str, **settings: object) -> Any:
+    """A page with the frontend loaded, as on a user's second visit (the first welcomes with a dialog)."""
+    page = browser.new_page(viewport=SIZE)
+    page.set_default_timeout(120_000)  # a busy machine is not a failure
+    page.goto(url)
+    page.wait_for_function(READY)
+    configure(page, **SETTINGS, **settings)
+    return page
+
+
+def configure(page: Any, **settings: object) -> None:
+    """Change settings of the frontend and load it anew."""
+    page.evaluate(SET, settings)
+    page.reload()
+    page.wait_for_function(READY)

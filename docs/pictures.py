@@ -1,0 +1,223 @@
+"""`python mip.py pictures`: the pictures of the workflows and of the help pages, made anew in the real frontend.
+
+Starts ComfyUI with this pack and a headless Chromium (CHROME_PATH, or one on the PATH). Workflows on the miniature are
+run first; the others need files that this command does not have, and are shown as they are opened.
+
+    python mip.py pictures                                  all: workflows/*.jpg and web/docs/images/*.jpg
+    python mip.py pictures --nodes                          the help pages' alone; --workflows: the workflows' alone
+    python mip.py pictures --nodes MIPApply MIPReference    some of them, by name
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from . import browser
+
+ROOT = Path(__file__).resolve().parents[1]
+MARGIN = 12  # canvas pixels around what is shown
+WORKFLOW_WIDTH = 960  # of the picture; it is taken at twice that and made smaller
+NODE_ZOOM = 1.5
+QUALITIES = (85, 75, 65)  # of a JPEG: the best with which it stays below the limit, or the last
+LIMIT = {"workflows": 200_000, "images": 40_000}  # bytes
+PATIENCE_S = 1800  # for one run of a workflow: sampling on one core of a busy machine
+# Help pages that show several nodes: name, workflow, the types of the nodes.
+SCENES = {"chain": ("two objects (base)", ("LoadImage", "MIPReference"))}
+ENCODER = "clip-vit-base-patch32"  # so that the list of Load MIP Encoder is not empty
+
+# The canvas is drawn in a font of the system's; the frontend's own is the same everywhere.
+FONT = """async () => {
+    await document.fonts.load("14px Inter")
+    LiteGraph.NODE_FONT = LiteGraph.GROUP_FONT = "Inter"
+}"""
+
+PLACE = """([boxes, zoom, margin]) => {
+    const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1]))
+    const right = Math.max(...boxes.map(b => b[0] + b[2])), bottom = Math.max(...boxes.map(b => b[1] + b[3]))
+    const {ds} = app.canvas
+    ds.scale = zoom
+    ds.offset = [margin - left, margin - top]
+    app.canvas.deselectAll?.()
+    app.canvas.setDirty(true, true)
+}"""
+# What a node covers with its title bar; a note belongs to the workflow's reader, not to its picture.
+BOXES = """types => {
+    const {graph} = app.canvas
+    const nodes = graph._nodes.filter(n => types ? types.includes(n.type) : n.type !== "MarkdownNote")
+    return [
+        ...nodes.map(n => { n.updateArea?.(); return [...n.getBounding()] }),
+        ...(types ? [] : graph._groups.map(g => [...g._bounding])),
+    ]
+}"""
+ALONE = """type => {
+    app.graph.clear()
+    const node = LiteGraph.createNode(type)
+    node.pos = [0, 0]
+    node.setSize([Math.max(node.size[0], 320), node.size[1]])
+    app.graph.add(node)
+}"""
+# A help page calls its node by its own name.
+NAME = """type => {
+    const node = app.graph._nodes.find(node => node.type === type)
+    node.title = node.constructor.title
+}"""
+# Queue the open workflow and wait for the end of its run: null, or why there was none.
+RUN = """patience => new Promise((done, failed) => {
+    const {api} = app
+    setTimeout(() => done("it took too long"), patience)
+    api.addEventListener("execution_success", () => done(null), {once: true})
+    api.addEventListener("execution_interrupted", () => done("it was interrupted"), {once: true})
+    api.addEventListener("execution_error", ({detail}) => done(`${detail.node_type}: ${detail.exception_message}`),
+        {once: true})
+    app.queuePrompt(0, 1).then(queued => queued === false && done("the server refused it"), failed)
+})"""
+
+
+def mip() -> Any:
+    """mip.py as a module."""
+    spec = importlib.util.spec_from_file_location("mip", ROOT / "mip.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def main(argv: list[str]) -> int:
+    first, *rest = (__doc__ or "").splitlines()
+    parser = argparse.ArgumentParser(
+        prog="mip.py pictures",
+        description=first,
+        epilog="\n".join(rest),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workflows", nargs="*", metavar="NAME", help="of these workflows, or of all")
+    parser.add_argument("--nodes", nargs="*", metavar="ID", help="of these nodes, or of all")
+    parser.add_argument("--output", type=Path, default=ROOT, help="folder in place of this repository")
+    given = parser.parse_args(argv)
+    both = given.workflows is None and given.nodes is None
+    pages = sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md"))
+    try:
+        workflows = chosen(given.workflows, [path.stem for path in browser.WORKFLOWS], both)
+        nodes = chosen(given.nodes, [*pages, *SCENES], both)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    chrome = browser.find_chrome()
+    if chrome is None:
+        print(browser.NO_CHROME, file=sys.stderr)
+        return 1
+    with serving() as url, browser.launched(chrome) as running:
+        page = browser.open_frontend(running, url, **{"Comfy.NodeBadge.NodeSourceBadgeMode": "None"})
+        maker = Maker(page, given.output)
+        for name in nodes:
+            maker.node(name)
+        failed = [name for name in workflows if not maker.workflow(name)]
+    return int(bool(failed))
+
+
+def chosen(wanted: list[str] | None, known: list[str], both: bool) -> list[str]:
+    """The names that were asked for; all where none is given, nothing where only the other kind is asked for."""
+    if unknown := set(wanted or ()) - set(known):
+        raise ValueError(f"There is no {', '.join(sorted(unknown))}; choose from: {', '.join(known)}.")
+    return wanted or (known if both or wanted is not None else [])
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    """A ComfyUI with this pack and what the workflows name; yields its address."""
+    door = mip()
+    host = door.given_host() or door.unpacked_host_folder()
+    with tempfile.TemporaryDirectory(prefix="mip-pictures-", ignore_cleanup_errors=True) as folder:
+        base = Path(folder)
+        browser.stock(base)
+        encoder = base / "models" / "mip_encoders" / ENCODER / "config.json"
+        encoder.parent.mkdir(parents=True)
+        encoder.write_text("{}", "utf-8")
+        with door.Server(sys.executable, host, base, door.device_arguments(sys.executable)) as server:
+            yield server.url
+
+
+class Maker:
+    """Opens, runs and photographs on one page of the frontend."""
+
+    def __init__(self, page: Any, output: Path) -> None:
+        self.page, self.output = page, output
+        self.opened = {path.stem: json.loads(path.read_text("utf-8")) for path in browser.WORKFLOWS}
+        page.evaluate(browser.FOCUS)
+        page.evaluate(FONT)
+
+    def workflow(self, name: str) -> bool:
+        """False: it could not be run, and its picture stays as it was."""
+        begin, workflow = time.monotonic(), self.opened[name]
+        self.page.evaluate(browser.OPEN, workflow)
+        kinds = {node["type"] for node in workflow["nodes"]}
+        if "MIPMiniatureLoader" in kinds and (problem := self.page.evaluate(RUN, PATIENCE_S * 1000)):
+            print(f"{name}: no picture, because {problem}", file=sys.stderr, flush=True)
+            self.page.keyboard.press("Escape")  # what the frontend says about it
+            return False
+        boxes = self.page.evaluate(BOXES, None)
+        width = max(x + w for x, _, w, _ in boxes) - min(x for x, *_ in boxes)
+        zoom = 2 * WORKFLOW_WIDTH / (width + 2 * MARGIN)
+        picture = self.photograph(boxes, zoom)
+        small = picture.resize((WORKFLOW_WIDTH, picture.height // 2), Image.Resampling.LANCZOS)
+        self.save(small, Path("workflows", f"{name}.jpg"), time.monotonic() - begin)
+        return True
+
+    def node(self, name: str) -> None:
+        """A node in the smallest workflow that has it, else alone; or a scene of several."""
+        begin = time.monotonic()
+        if name in SCENES:
+            workflow, kinds = SCENES[name]
+            self.page.evaluate(browser.OPEN, self.opened[workflow])
+            boxes = self.page.evaluate(BOXES, list(kinds))
+        else:
+            having = [each for each in self.opened.values() if any(n["type"] == name for n in each["nodes"])]
+            if having:
+                self.page.evaluate(browser.OPEN, min(having, key=lambda each: len(each["nodes"])))
+            else:
+                self.page.evaluate(ALONE, name)
+            self.page.evaluate(NAME, name)
+            boxes = self.page.evaluate(BOXES, [name])[:1]
+        picture = self.photograph(boxes, 1 if name in SCENES else NODE_ZOOM)
+        self.save(picture, Path("web", "docs", "images", f"{name}.jpg"), time.monotonic() - begin)
+
+    def photograph(self, boxes: list[list[float]], zoom: float) -> Image.Image:
+        """What the boxes [x, y, w, h] of the canvas cover, once it has stopped to change."""
+        width = max(x + w for x, _, w, _ in boxes) - min(x for x, *_ in boxes) + 2 * MARGIN
+        height = max(y + h for _, y, _, h in boxes) - min(y for _, y, *_ in boxes) + 2 * MARGIN
+        frame = {"width": round(width * zoom), "height": round(height * zoom)}
+        larger = {
+            side: max(size + 100, browser.SIZE[side]) for side, size in frame.items()
+        }  # a menu stands in its corner
+        self.page.set_viewport_size(larger)
+        self.page.evaluate(PLACE, [boxes, zoom, MARGIN])
+        self.page.wait_for_load_state("networkidle")
+        before, now = b"", b" "
+        for _ in range(40):
+            self.page.wait_for_timeout(250)
+            before, now = now, self.page.screenshot(clip={"x": 0, "y": 0, **frame})
+            if before == now:
+                break
+        return Image.open(io.BytesIO(now)).convert("RGB")
+
+    def save(self, picture: Image.Image, path: Path, seconds: float) -> None:
+        file = self.output / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for quality in QUALITIES:
+            picture.save(file, quality=quality, optimize=True)
+            if file.stat().st_size < LIMIT[file.parent.name]:
+                break
+        size = file.stat().st_size / 1000
+        print(f"{path.as_posix()}  {picture.width} × {picture.height}, {size:.0f} kB, {seconds:.1f} s", flush=True)
