@@ -74,14 +74,14 @@ NAME = """type => {
     node.title = node.constructor.title
 }"""
 # Queue the open workflow and wait for the end of its run: null, or why there was none.
-RUN = """patience => new Promise((done, failed) => {
+RUN = """patience => new Promise(done => {
     const {api} = app
     setTimeout(() => done("it took too long"), patience)
     api.addEventListener("execution_success", () => done(null), {once: true})
     api.addEventListener("execution_interrupted", () => done("it was interrupted"), {once: true})
     api.addEventListener("execution_error", ({detail}) => done(`${detail.node_type}: ${detail.exception_message}`),
         {once: true})
-    app.queuePrompt(0, 1).then(queued => queued === false && done("the server refused it"), failed)
+    app.graphToPrompt().then(prompt => api.queuePrompt(0, prompt)).catch(error => done(error.message))
 })"""
 
 
