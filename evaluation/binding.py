@@ -37,7 +37,7 @@ class PictureBinding:
     matched: for each object the reference that its crop is matched with when every reference is given out at most once
     (the assignment with the largest sum of S), None where it was not found.
     instead: for an object that was found only where another object is, the number of that one's crop.
-    near: for each object the best score that the detector did not count, 0 where it gave none.
+    near: for each object that was not found the threshold below which the detector would have found it.
     """
 
     crops: tuple[Any, ...]

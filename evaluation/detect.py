@@ -18,7 +18,8 @@ Tick = Callable[[int], None]  # told how many pictures were searched since; may 
 
 
 class Seen(NamedTuple):
-    """What a detector saw of one text in one picture: what counts, and the best score of what does not (0: nothing)."""
+    """What a detector saw of one text in one picture: what counts; near: where nothing does, the threshold below which
+    something would (0: nothing would)."""
 
     found: Sequence[Detection]
     near: float = 0.0

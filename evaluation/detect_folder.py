@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .crops import as_bytes
 from .detect import Seen
-from .detections import Box, Detection
+from .detections import Detection
 from .folders import Place, Ready, on, read
 
 
@@ -38,55 +38,78 @@ class FolderDetector:
     def find(self, images: Tensor, texts: Sequence[str], threshold: float, text_threshold: float) -> list[list[Seen]]:
         """One query a text, for in one query of several texts the words of one colour the boxes of another."""
         pictures = [Image.fromarray(as_bytes(image)) for image in images]
-        by_text = [self._find(pictures, text, threshold, text_threshold) for text in texts]
+        prepared = self.processor.image_processor(images=pictures, return_tensors="pt")
+        processor = copy(self.processor)
+        processor.image_processor = lambda *_, **__: prepared  # asked with every text, it would prepare them anew
+        by_text = [self._find(processor, pictures, text, threshold, text_threshold) for text in texts]
         return [list(each) for each in zip(*by_text, strict=True)]
 
-    def _find(self, pictures: list[Image.Image], text: str, threshold: float, text_threshold: float) -> list[Seen]:
+    def _find(
+        self, processor: Any, pictures: list[Image.Image], text: str, threshold: float, text_threshold: float
+    ) -> list[Seen]:
         query = " ".join(text.lower().replace(".", " ").split())  # a dot ends a text; the processor sets it
         if not query:
             raise ValueError(f"The object text “{text}” has no words to look for: name the object, such as “cat”.")
         queries = [[query]] * len(pictures)
         device, dtype = self.ready(), self.model.dtype
-        inputs = self.processor(images=pictures, text=queries, return_tensors="pt").to(device)
+        inputs = processor(images=pictures, text=queries, return_tensors="pt").to(device)
         inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
         # transformers 4 computes Grounding DINO's positions in float32, whatever its weights are in.
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             output = self.model(**inputs)
-        results = self._results(output, inputs, queries, pictures, threshold, text_threshold)
-        found = [[Detection(*each) for each in self._boxes(result)] for result in results]
-        if all(found):
-            return [Seen(each) for each in found]
-        everything = self._results(output, inputs, queries, pictures, 0.0, 0.0)
-        best = [float(result["scores"].max()) if len(result["scores"]) else 0.0 for result in everything]
-        return [Seen(each, 0.0 if each else near) for each, near in zip(found, best, strict=True)]
+        self._check(output)
+        seen = []
+        for number, (boxes, scores) in enumerate(self._boxes(output, inputs, queries, pictures)):
+            certain = self._certain(output, inputs, number, scores, text_threshold)
+            certain = torch.where(_visible(boxes, pictures[number]), certain, 0.0)
+            counts = certain > threshold
+            answers = zip(boxes[counts].tolist(), scores[counts].tolist(), strict=True)
+            found = [Detection((x0, y0, x1, y1), score) for (x0, y0, x1, y1), score in answers]
+            seen.append(Seen(found, 0.0 if found or not len(certain) else float(certain.max())))
+        return seen
 
-    def _results(
-        self,
-        output: Any,
-        inputs: Mapping[str, Tensor],
-        queries: list[list[str]],
-        pictures: list[Image.Image],
-        threshold: float,
-        text_threshold: float,
-    ) -> list[dict[str, Any]]:
-        """scores, boxes and text_labels of each picture; processors differ in what they want to know."""
+    def _check(self, output: Any) -> None:
+        if any(torch.isnan(each).any() for each in output.to_tuple() if isinstance(each, Tensor)):
+            raise ValueError(
+                f"The detector “{self.name}” answers with NaN: start ComfyUI with --force-fp32, or download its "
+                "weights again."
+            )
+
+    def _boxes(
+        self, output: Any, inputs: Mapping[str, Tensor], queries: list[list[str]], pictures: list[Image.Image]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """All boxes [Q, 4] and scores [Q] of each picture; processors differ in what they want to know."""
         process = self.processor.post_process_grounded_object_detection
         known = {
             "input_ids": inputs.get("input_ids"),
-            "threshold": threshold,
-            "text_threshold": text_threshold,
+            "threshold": -1.0,
+            "text_threshold": 1.0,
             "target_sizes": [(picture.height, picture.width) for picture in pictures],
             "text_labels": queries,
         }
         asked = inspect.signature(process).parameters
-        return process(output, **{name: value for name, value in known.items() if name in asked})
+        results = process(output, **{name: value for name, value in known.items() if name in asked})
+        return [(each["boxes"].float().cpu(), each["scores"].float().cpu()) for each in results]
 
-    def _boxes(self, result: Mapping[str, Any]) -> list[tuple[Box, float]]:
-        """Box and score of what one of the text's words stands for, rather than its full stop or its end alone."""
-        special = re.compile("|".join(map(re.escape, self.processor.tokenizer.all_special_tokens)))
-        boxes, scores = (result[key].float().tolist() for key in ("boxes", "scores"))
-        return [
-            ((x0, y0, x1, y1), score)
-            for (x0, y0, x1, y1), score, words in zip(boxes, scores, result["text_labels"], strict=True)
-            if any(sign.isalnum() for sign in special.sub("", words))
-        ]
+    def _certain(
+        self, output: Any, inputs: Mapping[str, Tensor], number: int, scores: Tensor, text_threshold: float
+    ) -> Tensor:
+        """[Q] below which threshold each box counts. It is the box's score, where one of the text's words stands for
+        it; where it answers to the full stop or the end alone, it is what its best word has.
+
+        That holds since text_threshold is never above the threshold (`detect`): with both lowered to it, it is found.
+        """
+        if "text_threshold" not in inspect.signature(self.processor.post_process_grounded_object_detection).parameters:
+            return scores  # one column a text, not one a token
+        ids, special = inputs["input_ids"][number].tolist(), set(self.processor.tokenizer.all_special_ids)
+        tokens = self.processor.tokenizer.convert_ids_to_tokens(ids)
+        words = torch.tensor([i not in special and any(map(str.isalnum, t)) for i, t in zip(ids, tokens, strict=True)])
+        spoken = output.logits[number, :, : len(ids)].float().sigmoid().cpu()  # [Q, tokens]
+        best = torch.where(words, spoken, 0.0).amax(-1)
+        return torch.where(best > text_threshold, scores, best)
+
+
+def _visible(boxes: Tensor, picture: Image.Image) -> Tensor:
+    """[Q] whether at least a pixel of each box [Q, 4] lies in the picture; queries may answer with places outside."""
+    inside = boxes.clamp_min(0).minimum(torch.tensor([*picture.size, *picture.size]))
+    return (inside[:, 2:] - inside[:, :2] >= 1).all(-1)

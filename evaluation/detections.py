@@ -35,7 +35,7 @@ class Detections:
 
     found[b][m]: everything found in picture b for text m, best score first; empty where nothing was.
     threshold: the least score that counted, None where no detector was asked. near[b][m]: where nothing was found, the
-    best score that did not count.
+    threshold below which something would have been, 0 for nothing.
     """
 
     texts: tuple[str, ...]

@@ -71,7 +71,7 @@ def by_look(things: Things, texts: Sequence[str], similarity: Tensor) -> Things:
 
 
 def near(detections: Detections, picture: int, texts: Sequence[str]) -> tuple[float, ...]:
-    """For each object the best score that did not count in one picture; 0 where there was none."""
+    """For each object the threshold below which it would have been found in one picture (`Detections.near`)."""
     numbers = _text_numbers(detections, texts)
     return tuple(detections.near[picture][number] if detections.near else 0.0 for number in numbers)
 

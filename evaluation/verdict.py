@@ -14,6 +14,7 @@ from .tables import number, percent
 
 LEAK = 0.25  # a share of another reference in an object's look that is worth a word
 MIXED = 0.8  # confusion of the relevance from which the objects claim the same places
+NEARLY = 0.5  # of the detector's threshold: a candidate that reaches this is worth a word
 STEP = 1.3  # what a weight is multiplied or divided by at first
 
 
@@ -74,7 +75,7 @@ def _find(binding: Binding, m: int, pictures: Sequence[int]) -> str:
     if not binding.weights[m]:
         return "its weight is 0, raise it to 1"
     close = max((binding.pictures[b].near[m] for b in pictures if binding.pictures[b].near), default=0.0)
-    if close and binding.threshold:
+    if binding.threshold and close >= NEARLY * binding.threshold:
         scores = (
             f"the best candidate has {number(close, 2)}, the detector's threshold is {number(binding.threshold, 2)}"
         )

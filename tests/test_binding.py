@@ -359,6 +359,8 @@ def test_a_near_miss_is_named_with_its_score():
     said = verdict(measure_one(replace(scene, detections=missed), 0))[1]
     assert said.startswith(f"No “{scene.references[1].text}” was found: the best candidate has 0.26, the detector's")
     assert "threshold is 0.30; lower it if you can see" in said
+    far = verdict(measure_one(replace(scene, detections=replace(missed, near=((0.0, 0.04),))), 0))[1]
+    assert "name it in the prompt" in far and "0.04" not in far
 
 
 def test_all_is_well_and_nothing_to_measure():

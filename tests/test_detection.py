@@ -26,6 +26,7 @@ from .sentences import told
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("detectors")
     tiny_models.grounding_dino(base / "grounding_dino")
+    tiny_models.grounding_dino(base / "mm_grounding_dino", "MMGroundingDino", seed=9)
     tiny_models.owlv2(base / "owlv2")
     return base
 
@@ -74,7 +75,7 @@ def by_hand(folder: Path, image: torch.Tensor, text: str, threshold: float) -> t
     return boxes[kept], scores[kept]
 
 
-@pytest.mark.parametrize("name", ["grounding_dino", "owlv2"])
+@pytest.mark.parametrize("name", ["grounding_dino", "mm_grounding_dino", "owlv2"])
 def test_folders_find_what_their_logits_say(folders: Path, name: str):
     images, texts = pictures(5), ("star", "red ring")
     threshold = 0.25
@@ -98,6 +99,50 @@ def test_a_threshold_that_nothing_reaches(folders: Path):
     best = [float(answer(folders / "owlv2", image, "cat")[0].logits.sigmoid().max()) for image in images]
     assert [near[0] for near in found.near] == pytest.approx(best, abs=1e-4)
     told(lambda: found.need(1, 0), "cat", "picture 2", "threshold 1", f"{found.near[1][0]:.2f}", "nothing")
+
+
+@pytest.mark.parametrize("name", ["grounding_dino", "owlv2"])
+@pytest.mark.parametrize("text_threshold", [0.05, 1.0])
+def test_what_nearly_counted_counts_at_a_lower_threshold(folders: Path, name: str, text_threshold: float):
+    """A box that answers to the full stop alone is no candidate, however certain it is."""
+    detector, images = load_detector(folders / name), pictures(3)
+    missed = detect(detector, images, ("star", "red ring"), 0.9999, text_threshold)
+    seen = 0
+    for b in range(3):
+        for m, text in enumerate(missed.texts):
+            if near := missed.near[b][m]:
+                assert not missed.found[b][m]
+                above, below = (
+                    detect(detector, images[b : b + 1], (text,), near + step, text_threshold).found[0][0]
+                    for step in (1e-3, -1e-3)
+                )
+                assert not above and below
+                seen += 1
+    assert seen > 2
+
+
+def test_a_detector_that_answers_nothing_but_nan(folders: Path, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(folders / "owlv2", tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["owlv2.visual_projection.weight"] *= torch.nan
+    weights["class_head.dense0.weight"] *= torch.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    told(lambda: detect(load_detector(broken), pictures(1), ("cat",)), "“broken”", "NaN", "--force-fp32")
+
+
+def test_pictures_are_prepared_once(folders: Path):
+    detector, count = load_detector(folders / "grounding_dino"), []
+    prepare = detector.processor.image_processor
+
+    def counting(*args, **more):
+        count.append(1)
+        return prepare(*args, **more)
+
+    detector.processor.image_processor = counting
+    detect(detector, pictures(2), ("star", "ring", "cat"))
+    assert len(count) == 1
 
 
 def test_texts_are_asked_for_one_by_one(folders: Path):

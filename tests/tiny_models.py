@@ -54,19 +54,18 @@ def siglip(folder: Path) -> Path:
     return saved(SiglipModel(config), folder)
 
 
-def grounding_dino(folder: Path) -> Path:
-    """Real processor and post-processing around random weights."""
+def grounding_dino(folder: Path, kind: str = "GroundingDino", seed: int = 5) -> Path:
+    """Real processor and post-processing around random weights; kind: or “MMGroundingDino”."""
+    import transformers
     from transformers import (
         BertConfig,
         BertTokenizerFast,
-        GroundingDinoConfig,
-        GroundingDinoForObjectDetection,
         GroundingDinoImageProcessor,
         GroundingDinoProcessor,
         SwinConfig,
     )
 
-    torch.manual_seed(5)
+    torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "star", "ring", "cat", "dog", "red", "a"]
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
@@ -76,13 +75,17 @@ def grounding_dino(folder: Path) -> Path:
         out_features=["stage2", "stage3", "stage4"],
     )  # fmt: skip
     text = BertConfig(**SMALL, vocab_size=len(vocabulary), max_position_embeddings=64)
-    config = GroundingDinoConfig(
+    config = getattr(transformers, f"{kind}Config")(
         backbone_config=swin, text_config=text, d_model=32, encoder_layers=1, decoder_layers=2, num_queries=60,
         encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_text_len=64,
     )  # fmt: skip
     pictures = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     GroundingDinoProcessor(pictures, tokenizer).save_pretrained(folder)
-    return saved(GroundingDinoForObjectDetection(config), folder)
+    model = getattr(transformers, f"{kind}ForObjectDetection")(config)
+    for name, weight in model.named_parameters():
+        if "class_embed" in name and weight.ndim == 0:
+            weight.data.zero_()  # MM-Grounding-DINO begins with the belief that nothing is there
+    return saved(model, folder)
 
 
 def owlv2(folder: Path) -> Path:
