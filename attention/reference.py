@@ -68,13 +68,14 @@ def make_reference(
     return Reference(images, text, float(weight), united, start_percent, end_percent, region_until)
 
 
+def plain(words: str) -> str:
+    """What object texts and labels are compared by: capitals and spaces do not matter."""
+    return " ".join(words.casefold().split())
+
+
 def object_number(wanted: str, texts: Sequence[str]) -> int:
-    """Which of several object texts is meant by its words (capitals and spaces do not matter) or its number from 1 on;
-    empty means the first. Raises ValueError for one that is not there, or there twice."""
-
-    def plain(words: str) -> str:
-        return " ".join(words.casefold().split())
-
+    """Which of several object texts is meant by its words (`plain`) or its number from 1 on; empty means the first.
+    Raises ValueError for one that is not there, or there twice."""
     if not plain(wanted):
         return 0
     same = [i for i, text in enumerate(texts) if plain(text) == plain(wanted)]
