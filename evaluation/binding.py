@@ -23,7 +23,7 @@ from scipy.optimize import linear_sum_assignment, nnls
 from torch import Tensor
 
 from .detections import Box
-from .things import Things
+from .objects import Objects
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,19 +137,18 @@ class Binding:
         return sorted(range(len(self.pictures)), key=key)
 
 
-def bind(
-    things: Things, crops: Sequence[Any], embeddings: Tensor, references: Tensor, near: Sequence[float] = ()
-) -> PictureBinding:
-    """One picture: its C things, cut out, with unit embeddings [C, E], and every reference's mean embedding [M, E]."""
-    similarity = embeddings @ references.T  # [C, M]
-    look = [mixture(row, references) for row in embeddings]
+def bind(seen: Objects, references: Tensor, near: Sequence[float] = ()) -> PictureBinding:
+    """One picture's objects against every reference's mean embedding [M, E]."""
+    things = seen.things
+    similarity = seen.embeddings @ references.T  # [C, M]
+    look = [mixture(row, references) for row in seen.embeddings]
     matched: list[int | None] = [None] * len(things.own)
     rows = [(m, row) for m, row in enumerate(things.own) if row is not None]
     _, columns = linear_sum_assignment(similarity[[row for _, row in rows]].numpy(), maximize=True)
     for (m, _), column in zip(rows, columns, strict=True):
         matched[m] = int(column)
     return PictureBinding(
-        crops=tuple(crops),
+        crops=seen.crops,
         boxes=tuple(each.box for each in things.found),
         found_as=things.found_as,
         similarity=similarity,

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ..attention.reference import Reference
 from .binding import Binding, bind
-from .crops import as_bytes, crop
+from .crops import as_bytes
 from .detections import Detections
 from .embeddings import Tick, embed
 from .encoders import ImageEncoder
-from .personalization import check_parts
+from .objects import check_parts, crops_at_most, objects_in
 from .tables import NOTHING, number, percent, table
-from .things import by_look, choose, near
+from .things import near
 from .verdict import verdict
 
 
@@ -32,14 +32,7 @@ def measure_binding(
     texts = tuple(reference.text for reference in references)
     shown = [as_bytes(reference.images) for reference in references]
     means = torch.stack([embed(encoder, list(each), tick).mean(0) for each in shown])  # [M, E]
-    every = [choose(detections, b, texts) for b in range(len(images))]
-    crops = [[crop(image, found) for found in things.found] for image, things in zip(images, every, strict=True)]
-    flat = [each for row in crops for each in row]
-    seen = embed(encoder, flat, tick) if flat else means[:0]
-    pictures = []
-    parts = seen.split([len(row) for row in crops])
-    for b, (things, cut, look) in enumerate(zip(every, crops, parts, strict=True)):
-        pictures.append(bind(by_look(things, texts, look @ means.T), cut, look, means, near(detections, b, texts)))
+    seen = objects_in(images, references, detections, encoder, means, tick)
     return Binding(
         names=texts,
         weights=tuple(reference.weight for reference in references),
@@ -47,15 +40,14 @@ def measure_binding(
         thumbnails=tuple(each[0] for each in shown),
         images=as_bytes(images[..., :3]),
         encoder=encoder.name,
-        pictures=tuple(pictures),
+        pictures=tuple(bind(each, means, near(detections, b, texts)) for b, each in enumerate(seen)),
         threshold=detections.threshold,
     )
 
 
 def to_encode(references: Sequence[Reference], detections: Detections) -> int:
     """How many pictures `measure_binding` encodes at most, for a progress bar."""
-    found = sum(1 for b in range(len(detections)) for _ in detections.every(b))
-    return sum(len(reference.images) for reference in references) + found
+    return sum(len(reference.images) for reference in references) + crops_at_most(detections)
 
 
 def report(binding: Binding, relevance_confusion: float | None = None) -> str:

@@ -54,20 +54,27 @@ class Detections:
         return each[0] if each else None
 
     def need(self, picture: int, text: int) -> Detection:
-        """As `best`; raises ValueError where nothing was found, saying what was found instead."""
-        if (found := self.best(picture, text)) is not None:
-            return found
-        others = {self.texts[other]: f"{each.score:.2f}" for other, each in reversed([*self.every(picture)])}
-        instead = ", ".join(f"{name} {score}" for name, score in reversed(others.items())) or "nothing"
+        """As `best`; raises ValueError where nothing was found."""
+        if (found := self.best(picture, text)) is None:
+            raise ValueError(self.why_missing(picture, text))
+        return found
+
+    def why_missing(self, picture: int, text: int) -> str:
+        """A sentence that says what was found in a picture instead of a text, and what to do; empty where it was."""
+        if self.found[picture][text]:
+            return ""
+        others = [
+            f"{name} {each[0].score:.2f}" for name, each in zip(self.texts, self.found[picture], strict=True) if each
+        ]
         near = self.near[picture][text] if self.near else 0.0
         close = f" (the best candidate has {near:.2f})" if near else ""
         if self.threshold is None:
             where, mend = "is marked", "Mark it"
         else:
             where, mend = f"was found at threshold {self.threshold:g}{close}", "Lower the threshold"
-        raise ValueError(
-            f"No “{self.texts[text]}” {where} in picture {picture + 1}; found there: {instead}. {mend}, name "
-            "the object in other words, leave it out of the object texts, or leave out the picture."
+        return (
+            f"No “{self.texts[text]}” {where} in picture {picture + 1}; found there: {', '.join(others) or 'nothing'}. "
+            f"{mend}, name the object in other words, leave it out of the object texts, or leave out the picture."
         )
 
     def every(self, picture: int) -> Iterator[tuple[int, Detection]]:

@@ -21,14 +21,16 @@ import torch
 from torch import Tensor
 
 from ..attention.reference import Reference
-from .crops import as_bytes, check_pictures, crop
+from .crops import as_bytes
 from .detections import Detections
 from .embeddings import Tick, embed, embed_words
 from .encoders import ImageEncoder, need_words
+from .objects import Objects, check_parts, crops_at_most, objects_in
 from .tables import NOTHING, number, table
-from .things import choose
+from .things import missing
 
 TEXT_WEIGHT = 2.5  # of CLIPScore
+MOST = 6  # missing objects that a report explains
 
 
 def text_score(images: Tensor, text: Tensor) -> Tensor:
@@ -63,7 +65,9 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Personalization:
-    """Scores of whole pictures (the paper's; CLIP-T is of the prompt, the same for all objects) and of crops."""
+    """Scores of whole pictures (the paper's; CLIP-T is of the prompt, the same for all objects) and of crops.
+
+    missing: for every object that was not found in a picture, why."""
 
     prompt: str
     texts: tuple[str, ...]
@@ -71,6 +75,7 @@ class Personalization:
     image_encoder: str | None
     whole: View
     crops: View | None
+    missing: tuple[str, ...] = ()
 
 
 def personalization(
@@ -102,40 +107,23 @@ def personalization(
         image_score(*dino) if dino else None,
         torch.ones(len(pictures), len(texts), dtype=torch.bool),
     )
-    crops = None
+    crops, absent = None, []
     if detections is not None:
-        at, cut = _cut(images, detections, texts)
-        seen = [embed(each, cut, tick) if each and cut else None for each in (encoder, image_encoder)]
-        own = at[:, 1]
-        measured = torch.zeros(len(pictures), len(texts), dtype=torch.bool)
-        measured[at[:, 0], own] = True
-        by_words = text_score(seen[0], embed_words(words, texts)[own]) if seen[0] is not None else None
-        crops = View(
-            _placed(by_words, at, measured),
-            _placed(_own_score(seen[0], clip[1], own), at, measured),
-            _placed(_own_score(seen[1], dino[1], own), at, measured) if dino else None,
-            measured,
-        )
+        means = torch.stack([each.mean(0) for each in clip[1]])
+        objects = objects_in(images, references, detections, encoder, means, tick)
+        crops = _crops(objects, embed_words(words, texts), clip[1], image_encoder, dino[1] if dino else [], tick)
+        for b, each in enumerate(objects):
+            absent += missing(detections, b, texts, each.things).values()
     name = image_encoder.name if image_encoder else None
-    return Personalization(prompt, texts, encoder.name, name, whole, crops)
-
-
-def check_parts(images: Tensor, references: Sequence[Reference], detections: Detections | None) -> None:
-    """Raises ValueError where there is nothing to compare, or where things do not belong together."""
-    if images.ndim != 4 or not len(images):
-        raise ValueError(f"The pictures have the shape {list(images.shape)}; expected [pictures, height, width, 3].")
-    if not references:
-        raise ValueError("There are no references: connect the chain of MIP Reference that made the pictures.")
-    if detections is not None:
-        check_pictures(images, detections)
+    return Personalization(prompt, texts, encoder.name, name, whole, crops, tuple(absent))
 
 
 def pictures_to_encode(
     images: Tensor, references: Sequence[Reference], detections: Detections | None, encoders: int
 ) -> int:
     """How many pictures `personalization` encodes at most, for a progress bar."""
-    crops = len(images) * len(references) if detections is not None else 0
-    return encoders * (len(images) + sum(len(reference.images) for reference in references) + crops)
+    crops = 0 if detections is None else crops_at_most(detections) + (encoders - 1) * len(images) * len(references)
+    return encoders * (len(images) + sum(len(reference.images) for reference in references)) + crops
 
 
 def _pictures(
@@ -147,29 +135,38 @@ def _pictures(
     return embed(encoder, pictures, tick), [embed(encoder, list(each), tick) for each in shown]
 
 
-def _cut(images: Tensor, detections: Detections, texts: Sequence[str]) -> tuple[Tensor, list]:
-    """(picture, object) [C, 2] of the objects that were found, and their crops."""
-    at, cut = [], []
-    for b, image in enumerate(images):
-        things = choose(detections, b, texts)
-        for m, row in enumerate(things.own):
-            if row is not None:
-                at.append((b, m))
-                cut.append(crop(image, things.found[row]))
-    return torch.tensor(at, dtype=torch.long).reshape(-1, 2), cut
+def _crops(
+    objects: Sequence[Objects],
+    words: Tensor,
+    clip: Sequence[Tensor],
+    image_encoder: ImageEncoder | None,
+    dino: Sequence[Tensor],
+    tick: Tick | None,
+) -> View:
+    """Every object's own crop against its own text, of words [M, E], and its own reference, of M [R_m, E] each."""
+    measured = torch.tensor([[row is not None for row in each.things.own] for each in objects])  # [B, M]
+    own = [(each, row) for each in objects for row in each.things.own if row is not None]
+    whose = measured.nonzero()[:, 1]  # [C], in the order of `own`
 
+    def placed(values: Tensor | None = None) -> Tensor:
+        everywhere = torch.zeros(measured.shape)
+        if values is not None:
+            everywhere[measured] = values
+        return everywhere
 
-def _own_score(crops: Tensor | None, references: list[Tensor], own: Tensor) -> Tensor | None:
-    """[C] the score of each crop with its own reference."""
-    return None if crops is None else image_score(crops, references)[torch.arange(len(own)), own]
+    def like_own(crops: Tensor, references: Sequence[Tensor]) -> Tensor:
+        return placed(image_score(crops, references)[torch.arange(len(own)), whose])
 
-
-def _placed(values: Tensor | None, at: Tensor, like: Tensor) -> Tensor:
-    """[B, M] with the values [C] where their crops are from, 0 elsewhere."""
-    placed = torch.zeros(like.shape)
-    if values is not None:
-        placed[at[:, 0], at[:, 1]] = values
-    return placed
+    if not own:
+        return View(placed(), placed(), placed() if image_encoder else None, measured)
+    seen = torch.stack([each.embeddings[row] for each, row in own])
+    again = embed(image_encoder, [each.crops[row] for each, row in own], tick) if image_encoder else None
+    return View(
+        placed(text_score(seen, words[whose])),
+        like_own(seen, clip),
+        None if again is None else like_own(again, dino),
+        measured,
+    )
 
 
 def report(scores: Personalization) -> str:
@@ -209,8 +206,10 @@ def _about_dino(scores: Personalization) -> str:
 def _about_crops(scores: Personalization) -> str:
     if scores.crops is None:
         return "Crops were not measured: connect detections, and objects with exchanged looks no longer score as right."
-    missing = [f"“{scores.texts[m]}” in picture {b + 1}" for b, m in (~scores.crops.measured).nonzero().tolist()]
-    if not missing:
+    if not scores.missing:
         return "Crops: every object was found in every picture."
-    shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
-    return f"Crops: not found, and not counted: {shown}."
+    more = len(scores.missing) - MOST
+    tail = [f"- and {more} more"] if more > 0 else []
+    return "\n".join(
+        ["Crops: not counted is what was not found.", *(f"- {why}" for why in scores.missing[:MOST]), *tail]
+    )

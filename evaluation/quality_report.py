@@ -12,12 +12,12 @@ from torch import Tensor
 from .canvas import SOFT, Canvas
 from .crops import as_bytes, check_pictures, crop
 from .detect_picture import annotated, colour
-from .detections import Detection, Detections
+from .detections import Detections
 from .embeddings import Tick, embed, embed_words
 from .encoders import ImageEncoder, need_words
 from .quality import ObjectQuality, object_quality
 from .tables import NOTHING, number, table
-from .things import choose
+from .things import choose, missing
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +51,11 @@ def measure_quality(
     check_pictures(images, detections)
     crops, left_out = {}, {}
     for picture, image in enumerate(images):
-        objects = _objects(detections, picture)
-        if isinstance(objects, str):
-            left_out[picture] = objects
-        else:
-            crops[picture] = tuple(crop(image, each) for each in objects)
+        things = choose(detections, picture, detections.texts)
+        if absent := missing(detections, picture, detections.texts, things):
+            left_out[picture] = next(iter(absent.values()))
+        else:  # the objects' own things come first, in the texts' order
+            crops[picture] = tuple(crop(image, each) for each in things.found[: len(detections.texts)])
     if not crops:
         raise ValueError(left_out[0])
     many = len(detections.texts)
@@ -70,25 +70,6 @@ def measure_quality(
         crops=tuple(crops.values()),
         left_out=left_out,
     )
-
-
-def _objects(detections: Detections, picture: int) -> list[Detection] | str:
-    """One detection a text, no two at the same place; or why there is not."""
-    things = choose(detections, picture, detections.texts)
-    objects = []
-    for text, own in enumerate(things.own):
-        if own is not None:
-            objects.append(things.found[own])
-            continue
-        try:
-            detections.need(picture, text)
-        except ValueError as error:
-            return str(error)
-        return (
-            f"In picture {picture + 1} “{detections.texts[text]}” was found only where another object of the texts "
-            "was found with more certainty: name the objects more distinctly, or correct the boxes."
-        )
-    return objects
 
 
 def report(measured: MeasuredQuality) -> str:

@@ -9,9 +9,11 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from ..attention.reference import plain
 from .detections import Detection, Detections
 
 SAME_PLACE = 0.7  # boxes that overlap more (intersection over union) show one and the same thing
+ABSENT = -1.0  # in a matrix of scores, which lie in 0..1: not found at all
 
 
 class Things(NamedTuple):
@@ -34,24 +36,19 @@ def choose(detections: Detections, picture: int, texts: Sequence[str]) -> Things
     """
     numbers = _text_numbers(detections, texts)
     places = _places(detections, picture, set(numbers))
-    scores = np.zeros((len(texts), len(places)))
-    for p, place in enumerate(places):
-        for m, number in enumerate(numbers):
-            scores[m, p] = max((d.score for text, d in place if text == number), default=0.0)
-    pairs = zip(*linear_sum_assignment(scores, maximize=True), strict=True)
-    whose = {int(p): int(m) for m, p in pairs if scores[m, p] > 0}
+    scores = _scores(places, numbers)
+    whose = _assigned(scores)
     order = [*sorted(whose, key=lambda p: whose[p]), *(p for p in range(len(places)) if p not in whose)]
-    found_as = tuple(whose[p] if p in whose else int(scores[:, p].argmax()) for p in order)
-    found = [next(d for text, d in places[p] if text == numbers[m]) for p, m in zip(order, found_as, strict=True)]
-    own: list[int | None] = [None] * len(texts)
-    for row, p in enumerate(order):
-        if p in whose:
-            own[whose[p]] = row
-    instead: list[int | None] = [None] * len(texts)
-    for m, row in enumerate(own):
-        if row is None and scores[m].any():
-            instead[m] = order.index(int(scores[m].argmax()))
-    return Things(tuple(found), found_as, tuple(own), tuple(instead))
+    found_as = [whose.get(p, int(scores[:, p].argmax())) for p in order]
+    rows = {p: row for row, p in enumerate(order)}
+    own = {m: rows[p] for p, m in whose.items()}
+    instead = {m: rows[int(of.argmax())] for m, of in enumerate(scores) if m not in own and (of > ABSENT).any()}
+    return Things(
+        tuple(_best(places[p], numbers[m]) for p, m in zip(order, found_as, strict=True)),
+        tuple(found_as),
+        tuple(own.get(m) for m in range(len(texts))),
+        tuple(instead.get(m) for m in range(len(texts))),
+    )
 
 
 def by_look(things: Things, texts: Sequence[str], similarity: Tensor) -> Things:
@@ -60,8 +57,9 @@ def by_look(things: Things, texts: Sequence[str], similarity: Tensor) -> Things:
     similarity [C, M], of the things to the references.
     """
     found_as, own = list(things.found_as), list(things.own)
-    for text in {t for t in texts if list(texts).count(t) > 1}:
-        alike = [m for m, each in enumerate(texts) if each == text]
+    names = [plain(text) for text in texts]
+    for name in {each for each in names if names.count(each) > 1}:
+        alike = [m for m, each in enumerate(names) if each == name]
         rows = [row for row in (own[m] for m in alike) if row is not None]
         for m in alike:
             own[m] = None
@@ -76,29 +74,65 @@ def near(detections: Detections, picture: int, texts: Sequence[str]) -> tuple[fl
     return tuple(detections.near[picture][number] if detections.near else 0.0 for number in numbers)
 
 
+def missing(detections: Detections, picture: int, texts: Sequence[str], things: Things) -> dict[int, str]:
+    """Why objects have no thing of their own in one picture: a sentence each, with a remedy."""
+    numbers = _text_numbers(detections, texts)
+    return {
+        m: detections.why_missing(picture, numbers[m])
+        or f"In picture {picture + 1} “{texts[m]}” was found only where another object of the texts was found with "
+        "more certainty: name the objects more distinctly, or correct the boxes."
+        for m, own in enumerate(things.own)
+        if own is None
+    }
+
+
 def _text_numbers(detections: Detections, texts: Sequence[str]) -> list[int]:
-    known = {text.strip().lower(): number for number, text in enumerate(detections.texts)}
-    if missing := [text for text in texts if text.strip().lower() not in known]:
+    known = {plain(text): number for number, text in enumerate(detections.texts)}
+    if lacking := [text for text in texts if plain(text) not in known]:
         searched = ", ".join(f"“{text}”" for text in detections.texts)
         raise ValueError(
-            f"The detections are of {searched}, and the references name “{missing[0]}”: give the detector the same "
+            f"The detections are of {searched}, and the references name “{lacking[0]}”: give the detector the same "
             "object texts as the references."
         )
-    return [known[text.strip().lower()] for text in texts]
+    return [known[plain(text)] for text in texts]
 
 
-def _places(detections: Detections, picture: int, wanted: set[int]) -> list[list[tuple[int, Detection]]]:
-    """(text, detection) in one picture by place, the most certain first."""
-    places: list[list[tuple[int, Detection]]] = []
+Thing = list[tuple[int, Detection]]  # (text, detection) at one place, the most certain first
+
+
+def _places(detections: Detections, picture: int, wanted: set[int]) -> list[Thing]:
+    """One picture's detections of the wanted texts, put together by where they are."""
+    places: list[Thing] = []
     for text, detection in sorted(detections.every(picture), key=lambda each: -each[1].score):
         if text not in wanted:
             continue
-        near = next((p for p in places if overlap(p[0][1].box, detection.box) > SAME_PLACE), None)
-        if near is None:
+        same = next((p for p in places if overlap(p[0][1].box, detection.box) > SAME_PLACE), None)
+        if same is None:
             places.append([(text, detection)])
         else:
-            near.append((text, detection))
+            same.append((text, detection))
     return places
+
+
+def _best(place: Thing, number: int) -> Detection:
+    return next(detection for text, detection in place if text == number)
+
+
+def _scores(places: Sequence[Thing], numbers: Sequence[int]) -> np.ndarray:
+    """[M, P]: the best score of every object at every place, ABSENT where it was not found."""
+    scores = np.full((len(numbers), len(places)), ABSENT)
+    for p, place in enumerate(places):
+        for m, number in enumerate(numbers):
+            scores[m, p] = max((d.score for text, d in place if text == number), default=ABSENT)
+    return scores
+
+
+def _assigned(scores: np.ndarray) -> dict[int, int]:
+    """Which place belongs to which object: the largest sum of scores, each place and each object once at most."""
+    there = scores > ABSENT
+    gain = np.where(there, scores + 1e-6, 0.0)  # what was found with the score 0 is more than what was not
+    pairs = zip(*linear_sum_assignment(gain, maximize=True), strict=True)
+    return {int(p): int(m) for m, p in pairs if there[m, p]}
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:

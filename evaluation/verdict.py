@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from ..attention.reference import MAX_WEIGHT
+from ..attention.reference import MAX_WEIGHT, plain
 from .binding import Binding, PictureBinding
 from .tables import number, percent
 
@@ -63,7 +63,7 @@ def _missing(binding: Binding) -> Iterator[str]:
                 row = each.instead[m] if each.instead else None
                 other = m if row is None else each.found_as[row]
                 # Of two objects with the same text and one thing, one is missing.
-                (absent if binding.names[other] == name else merged.setdefault(other, [])).append(b)
+                (absent if plain(binding.names[other]) == plain(name) else merged.setdefault(other, [])).append(b)
         for other, pictures in merged.items():
             where, remedy = _in(binding, pictures), _apart(binding, m, other)
             yield f"“{name}” and “{binding.names[other]}” are one and the same thing{where}: {remedy}."

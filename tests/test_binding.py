@@ -71,6 +71,14 @@ def test_nothing_found_and_texts_that_nobody_asked_for():
     assert choose(searched(["Dog "], [(A, 0.9)]), 0, ["dog"]).own == (0,)
 
 
+def test_a_detection_without_any_certainty_is_one_all_the_same():
+    things = choose(searched(["cat", "dog"], [(A, 0.0)], [(B, 0.4)]), 0, ["cat", "dog"])
+    assert things.own == (0, 1) and [each.box for each in things.found] == [A, B]
+    assert choose(searched(["cat"], [(A, 0.0)]), 0, ["cat"]).own == (0,)
+    one = choose(searched(["cat", "dog"], [(A, 0.0)], [(A, 0.4)]), 0, ["cat", "dog"])
+    assert one.own == (None, 0) and one.instead == (0, None)
+
+
 def test_objects_with_the_same_text_are_told_apart_by_their_look():
     found = searched(["cat"], [(A, 0.9), (B, 0.8)])
     things = choose(found, 0, ["cat", "cat"])
@@ -412,12 +420,23 @@ def test_all_kinds_of_batches_can_be_drawn():
 # ---- bad input ----
 
 
+def test_boxes_of_all_kinds():
+    """Of the whole picture, of one pixel, outside by the most part: finite numbers."""
+    scene = draw(3)
+    boxes = ((0, 0, 128, 128), (40, 40, 41, 41), (127, 0, 128, 128))
+    found = replace(scene.detections, found=(tuple((thing(box),) for box in boxes),))
+    binding = measure_binding(scene.images, scene.references, found, Colours())
+    assert binding.presence == 1 and torch.isfinite(binding.pictures[0].similarity).all()
+    assert "nan" not in report(binding).lower() and draw_matrix(binding, 0, verdict(binding)).width
+
+
 def test_bad_input_gets_a_sentence():
     scene = draw(3)
     images, chain, found = scene.images, scene.references, scene.detections
     told(lambda: measure_binding(images, (), found, Colours()), "no references", "MIP Reference")
     told(lambda: measure_binding(images[:, :64], chain, found, Colours()), "64", "128×128", "same pictures")
     told(lambda: measure_binding(images.expand(2, -1, -1, -1), chain, found, Colours()), "2 of", "1 of")
+    told(lambda: measure_binding(images[..., :1], chain, found, Colours()), "[1, 128, 128, 1]")
     other = replace(found, texts=("cat", *found.texts[1:]))
     told(lambda: measure_binding(images, chain, other, Colours()), "“cat”", chain[0].text, "same object texts")
 

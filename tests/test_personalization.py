@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mip_adapter.attention.reference import make_reference
+from mip_adapter.evaluation.detections import Detections
 from mip_adapter.evaluation.encoders import load_encoder
 from mip_adapter.evaluation.personalization import (
     image_score,
@@ -21,7 +22,7 @@ from mip_adapter.evaluation.personalization import (
 from PIL import Image
 
 from . import tiny_clip, tiny_models
-from .drawn import Colours, draw
+from .drawn import Colours, draw, thing
 from .sentences import told
 
 
@@ -124,7 +125,8 @@ def test_crops_score_as_by_transformers(folders):
             assert float(getattr(scores.crops, name)[b, m]) == pytest.approx(own, abs=1e-5)
     assert float(scores.crops.clip_t[1, 1]) == 0
     assert scores.crops.mean("clip_t") == pytest.approx(float(scores.crops.clip_t.sum()) / 3)
-    assert f"not found, and not counted: “{scene.references[1].text}” in picture 2" in report(scores)
+    said, text = report(scores), scene.references[1].text
+    assert f"- No “{text}” is marked in picture 2; found there: {scene.references[0].text} 0.90." in said
 
 
 def test_clip_t_never_falls_below_nothing():
@@ -146,6 +148,43 @@ def test_exchanged_looks_please_whole_pictures_but_not_crops():
     assert scores.crops is not None and scores.whole.dino is None and scores.crops.dino is None
     whole, crops = scores.whole.clip_i.mean(1), scores.crops.clip_i.mean(1)
     assert float(crops[0] - crops[1]) > 0.3 > 4 * abs(float(whole[0] - whole[1]))
+
+
+def test_objects_of_one_text_are_told_apart_by_their_look():
+    """As in the binding report: two dogs get their own crops, whichever the detector is surer of."""
+    scene = draw(0, objects=2)
+    (first,), (second,) = scene.detections.found[0]
+    by_name = personalization(scene.images, scene.references, "two", Painter(), Colours(), scene.detections)
+    chain = tuple(replace(each, text=text) for each, text in zip(scene.references, ("dog", " Dog"), strict=True))
+    for scores in ((0.9, 0.8), (0.8, 0.9)):
+        found = (replace(first, score=scores[0]), replace(second, score=scores[1]))
+        found = Detections(("dog",), *scene.images.shape[1:3], ((tuple(sorted(found, key=lambda d: -d.score)),),))
+        alike = personalization(scene.images, chain, "two", Painter(), Colours(), found)
+        assert by_name.crops is not None and alike.crops is not None
+        for name in ("clip_i", "dino"):
+            torch.testing.assert_close(getattr(alike.crops, name), getattr(by_name.crops, name))
+
+
+def test_what_was_not_found_is_explained():
+    scene = draw(0, objects=2, pictures=9)
+    detections = replace(scene.detections, found=tuple((each[0], ()) for each in scene.detections.found))
+    detections = replace(detections, threshold=0.3, near=((0.0, 0.12),) * 9)
+    said = report(personalization(scene.images, scene.references, "two", Painter(), None, detections))
+    first, second = (each.text for each in scene.references)
+    expected = (
+        f"No “{second}” was found at threshold 0.3 (the best candidate has 0.12) in picture 1; found there: {first} "
+    )
+    assert expected in said and "in picture 6;" in said and "in picture 7;" not in said and "- and 3 more" in said
+
+
+def test_crops_of_boxes_of_all_kinds():
+    """Of the whole picture, of one pixel, outside by the most part: finite scores."""
+    scene = draw(0, objects=3)
+    boxes = ((0, 0, 128, 128), (40, 40, 41, 41), (127, 0, 128, 128))
+    found = replace(scene.detections, found=(tuple((thing(box),) for box in boxes),))
+    scores = personalization(scene.images, scene.references, "three", Painter(), Colours(), found)
+    assert scores.crops is not None and scores.crops.measured.all()
+    assert all(torch.isfinite(each).all() for each in (scores.crops.clip_t, scores.crops.clip_i))
 
 
 def test_the_report_says_what_was_measured(folders):
@@ -173,6 +212,7 @@ def test_bad_input_gets_a_sentence(folders):
     told(lambda: personalization(images, chain, "  ", clip), "prompt is empty")
     told(lambda: personalization(images, (), "p", clip), "no references")
     told(lambda: personalization(images[0], chain, "p", clip), "shape")
+    told(lambda: personalization(images[..., :1], chain, "p", clip), "[1, 128, 128, 1]")
     told(lambda: personalization(images[:, :50], chain, "p", clip, None, found), "128×50", "128×128")
     other = replace(found, texts=("cat", "dog"))
     told(lambda: personalization(images, chain, "p", clip, None, other), "“cat”", "same object texts")
