@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = frontend.WORKFLOWS
 MINIATURE = ROOT / "workflows" / "start here - miniature.json"
 NOTES = ("MarkdownNote", "Note")  # the frontend's own; the server does not know them
+WITHOUT_MAPS = {"merge strategies side by side", "binding report and seed picker"}
 TITLE = 30  # a node's title bar stands above its position
 
 each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -47,6 +48,8 @@ def test_there_is_one_for_every_job():
         "regions",
         "merge strategies side by side",
         "start here - miniature",
+        "two passes",
+        "binding report and seed picker",
         "object relevance score",
         "quality of a picture's objects",
     }
@@ -122,6 +125,15 @@ def test_it_explains_itself_and_has_a_thumbnail(path):
     with Image.open(path.with_suffix(".jpg")) as thumbnail:
         assert thumbnail.format == "JPEG" and thumbnail.width >= 400
     assert path.with_suffix(".jpg").stat().st_size < 200_000
+
+
+def test_what_applies_references_shows_who_listened_to_what():
+    """Maps and masks, in every template but those that compare or judge."""
+    for path in WORKFLOWS:
+        nodes = load(path)["nodes"]
+        if any(node["type"] == "MIPApply" for node in nodes) and path.stem not in WITHOUT_MAPS:
+            (maps,) = (node for node in nodes if node["type"] == "MIPRelevanceMaps")
+            assert {output["name"] for output in maps["outputs"] if output["links"]} >= {"overlays", "masks"}, path
 
 
 # ---- in the browser ----
@@ -225,7 +237,12 @@ def test_the_miniature_runs_in_the_browser(page, stocked):
     run = history(stocked)[new.pop()]
     assert run["status"]["status_str"] == "success", run["status"]["messages"]
     pictures = [picture for node in run["outputs"].values() for picture in node.get("images", ())]
-    assert len(pictures) == 4 + 4 + 12  # both merges, and the maps
+    assert len(pictures) == 4 + 4 + 12 + 8  # both merges, the maps, the masks
+    by_title = {
+        node["title"]: run["outputs"].get(str(node["id"]), {}) for node in load(MINIATURE)["nodes"] if "title" in node
+    }
+    assert len(by_title["Masks: relevance, one an object"]["images"]) == 4 * 2
+    assert "onfusion" in by_title["The same in words"]["text"][0]
     for picture in pictures:
         assert httpx.get(f"{stocked.url}/view", params=picture).content.startswith(b"\x89PNG")
     frontend.screenshot(page, f"{MINIATURE.stem} - after")
