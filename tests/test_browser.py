@@ -98,10 +98,10 @@ def test_a_template_runs_and_its_picture_brings_the_workflow_back(page, stocked)
     card.dispatch_event("click")
     page.wait_for_function("() => app.graph._nodes.some(node => node.type === 'MIPApply')")
 
-    page.evaluate(SHOW_MAPS)
     page.get_by_test_id("queue-button").locator("button").first.dispatch_event("click")
     page.wait_for_function(DONE, timeout=240_000)
-    pictures = page.evaluate("() => Object.values(app.nodeOutputs).flatMap(output => output.images ?? [])")
+    pictures, masks, said = page.evaluate(ARRIVED)
+    assert len(masks) == 4 * 2 and "onfusion" in said  # four pictures, two objects
     for picture in pictures:
         content = httpx.get(f"{stocked.url}/view", params=picture, timeout=60).content
         assert content.startswith((b"\x89PNG", b"\xff\xd8"))
@@ -115,26 +115,16 @@ def test_a_template_runs_and_its_picture_brings_the_workflow_back(page, stocked)
     assert sorted(page.evaluate(TYPES)) == sorted(before)
 
 
-# Relevance maps and masks of the first MIPApply, if the workflow does not show them itself.
-SHOW_MAPS = """() => {
-    const first = type => app.graph._nodes.find(node => node.type === type)
-    if (first("MIPRelevanceMaps")) return
-    const add = (type, x, y) => {
-        const node = LiteGraph.createNode(type)
-        node.pos = [x, y]
-        app.graph.add(node)
-        return node
-    }
-    const maps = add("MIPRelevanceMaps", 2000, 1200)
-    first("MIPApply").connect(1, maps, "relevance")
-    first("VAEDecode").connect(0, maps, "images")
-    maps.connect(0, add("PreviewImage", 2400, 1200), "images")
-    maps.connect(1, add("MaskPreview", 2800, 1200), "mask")
-}"""
 DONE = """() => {
     const shows = ["SaveImage", "PreviewImage", "MaskPreview"]
     const nodes = app.graph._nodes.filter(node => shows.includes(node.type))
     return nodes.length > 2 && nodes.every(node => app.nodeOutputs[node.id]?.images?.length)
+}"""
+# All pictures, those of the masks among them, and the maps in words.
+ARRIVED = """() => {
+    const of = type => app.graph._nodes.filter(node => node.type === type).map(node => app.nodeOutputs[node.id])
+    const pictures = Object.values(app.nodeOutputs).flatMap(output => output.images ?? [])
+    return [pictures, of("MaskPreview").flatMap(output => output.images), of("PreviewAny")[0].text[0]]
 }"""
 DROP = """async picture => {
     const file = await (await fetch("/api/view?" + new URLSearchParams(picture))).blob()
@@ -208,6 +198,34 @@ def test_add_another_object_inside_a_subgraph_and_through_a_reroute(page) -> Non
     applied = [node for node in page.evaluate(QUEUED).values() if node["class_type"] == "MIPApply"]
     assert len({node["inputs"]["references"][0] for node in applied}) == 1
     assert [[each["text"] for each in objects] for objects in page.evaluate(SHOWN)] == [["cat", "cup", ""]] * APPLIES
+
+
+def test_add_another_object_draws_its_picture_where_the_others_do(page) -> None:
+    """With pictures that no file holds, and nothing where the picture's node hangs on others."""
+    page.evaluate(OPEN, json.loads((ROOT / "workflows" / f"{TEMPLATE}.json").read_text("utf-8")))
+    page.evaluate(PRESS, "MIPReference")
+    assert page.evaluate(COUNT, "MIPMiniatureObject") == 3
+    prompt = page.evaluate(QUEUED)
+    (apply,) = {each["inputs"]["references"][0] for each in prompt.values() if each["class_type"] == "MIPApply"}
+    picture = prompt[prompt[apply]["inputs"]["image"][0]]
+    assert picture["class_type"] == "MIPMiniatureObject" and picture["_meta"]["title"] == "Draw Miniature Object (MIP)"
+    assert prompt[apply]["inputs"]["text"] == ""
+    boxes = page.evaluate("() => app.graph._nodes.map(node => [...node.getBounding()])")
+    assert not [1 for i, a in enumerate(boxes) for b in boxes[i + 1 :] if overlap(a, b)]
+
+    page.evaluate(OPEN, WORKFLOW)
+    page.evaluate(SCALED_LAST)
+    page.evaluate(PRESS, "MIPReference")
+    assert page.evaluate(COUNT, "LoadImage") == 2 and page.evaluate(COUNT, "MIPReference") == 3
+
+
+SCALED_LAST = """() => {
+    const reference = app.graph._nodes.filter(node => node.type === "MIPReference").at(-1)
+    const smaller = LiteGraph.createNode("ImageScaleBy")
+    app.graph.add(smaller)
+    app.graph._nodes.filter(node => node.type === "LoadImage").at(-1).connect(0, smaller, "image")
+    smaller.connect(0, reference, "image")
+}"""
 
 
 # ---- thumbnails ----

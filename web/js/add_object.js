@@ -6,8 +6,8 @@ import { learn, say } from "./words.js"
 const GAP = 40
 
 /**
- * Put a new MIPReference, with a LoadImage if the last one has one, below the last of the chain: whatever took the
- * chain from the last takes it from the new one. One step for undo; works inside subgraphs.
+ * Put a new MIPReference, with a picture from the same kind of node as the last one's, below the last of the chain:
+ * whatever took the chain from the last takes it from the new one. One step for undo; works inside subgraphs.
  *
  * @param {object} clicked a MIPReference of the chain
  * @returns {object} the new MIPReference
@@ -19,16 +19,16 @@ export function addObject(clicked) {
   graph.beforeChange()
   try {
     const next = LiteGraph.createNode("MIPReference")
-    const loader = loaderOf(reference)
-    const picture = loader && LiteGraph.createNode("LoadImage")
+    const { node: source, slot } = sourceOf(reference) ?? {}
+    const picture = source?.clone()
     next.size = [...reference.size]
-    if (picture) picture.size = [...loader.size]
-    place(graph, picture ? [[reference, next], [loader, picture]] : [[reference, next]])
+    if (picture) picture.title = picture.constructor.title // not the name that the other one was given
+    place(graph, picture ? [[reference, next], [source, picture]] : [[reference, next]])
 
     for (const added of picture ? [picture, next] : [next]) graph.add(added)
     moveOutput(graph, reference, next)
     reference.connect(0, next, "references")
-    picture?.connect(0, next, "image")
+    picture?.connect(slot, next, "image")
     return next
   } finally {
     graph.afterChange()
@@ -48,11 +48,15 @@ function lastOfChain(reference) {
   return reference
 }
 
-/** The LoadImage that a reference's picture comes from directly, or undefined. */
-function loaderOf(reference) {
+/**
+ * The node that a reference's picture comes from directly and that needs nothing from other nodes (Load Image, Draw
+ * Miniature Object, …), and its slot; undefined for anything else: what it is connected with is not ours to double.
+ */
+function sourceOf(reference) {
   const link = reference.graph.getLink(reference.inputs.find((each) => each.name === "image")?.link)
   const node = link && reference.graph.getNodeById(link.origin_id)
-  return node?.comfyClass === "LoadImage" ? node : undefined
+  const alone = node && !node.subgraph && !node.isVirtualNode && !node.inputs?.some((each) => each.link != null)
+  return alone ? { node, slot: link.origin_slot } : undefined
 }
 
 /** Give each new node the place below its model, all moved down alike until they cover nothing. */
