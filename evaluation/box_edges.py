@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..attention.reference import plain
 from .box_formats import SIDES, Marked, Reader
 from .detections import Box, Detections
 
@@ -19,12 +20,12 @@ def edges_of(
     """
     if isinstance(boxes, Detections):
         size = boxes.height, boxes.width
-        marked = [Marked(d, boxes.texts[t].casefold()) for b in range(len(boxes)) for t, d in boxes.every(b)]
+        marked = [Marked(d, plain(boxes.texts[t])) for b in range(len(boxes)) for t, d in boxes.every(b)]
     else:
         size = size or _own_size(boxes)
         marked = _flat(Reader(*size, form).read(boxes))
     labels = sorted({each.label for each in marked if each.label})
-    found = [each for each in marked if not text.strip() or each.label == text.strip().casefold()]
+    found = [each for each in marked if each.label == plain(text) or not plain(text)]
     kept = [each.detection.box for each in found if each.detection is not None]
     if not kept:
         known = f" There are boxes of {', '.join(labels)}." if labels and text.strip() else ""

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention.reference import plain
 from .crops import MASK_THRESHOLD, describe
 from .detections import Box, Detection, bounds
 
@@ -27,7 +28,7 @@ FORMATS = (SIDES, CORNERS)  # of four bare numbers, which do not say what they m
 
 @dataclass(frozen=True, eq=False)
 class Marked:
-    """A box of somebody, its label in lower case; detection None: a mask that is empty, so the object is not there."""
+    """A box of somebody, its label `plain`; detection None: a mask that is empty, so the object is not there."""
 
     detection: Detection | None
     label: str = ""
@@ -73,7 +74,7 @@ class Reader:
             x, y, width, height = (_number(box[key]) for key in ("x", "y", "width", "height"))
             score = box.get("score", 1.0)
             edges = (x, y, x + width, y + height)
-            return Marked(self._checked(edges, _score(score)), str(box.get("label", "")).casefold())
+            return Marked(self._checked(edges, _score(score)), plain(str(box.get("label", ""))))
         a, b, c, d = (_number(each) for each in box)
         return Marked(self._checked((a, b, a + c, b + d) if self.form == SIDES else (a, b, c, d), 1.0))
 
@@ -120,7 +121,7 @@ class Reader:
         mask = self._seg_mask(seg, int(size[0]), int(size[1]))
         if mask is not None:
             found = replace(found, mask=mask)
-        return Marked(found, str(getattr(seg, "label", "") or "").casefold())
+        return Marked(found, plain(str(getattr(seg, "label", "") or "")))
 
     def _seg_mask(self, seg: Any, height: int, width: int) -> Tensor | None:
         if seg.cropped_mask is None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..attention.reference import plain
 from .box_formats import SIDES, Marked, Reader
 from .detections import Box, Detection, Detections
 
@@ -23,7 +24,7 @@ def read_boxes(
     """
     if not texts:
         raise ValueError("There are no object texts: name what the boxes hold, one object a line, such as “cat”.")
-    names = [text.casefold() for text in texts]
+    names = [plain(text) for text in texts]
     per_picture = _share_out(Reader(height, width, form).read(boxes), names, pictures)
     found = tuple(_assign(each, names, number) for number, each in enumerate(per_picture))
     if not any(each for picture in found for each in picture):

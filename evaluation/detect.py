@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from ..attention.reference import plain
 from .detections import Detection, Detections
 from .things import SAME_PLACE, overlap
 
@@ -36,7 +37,16 @@ class Detector(Protocol):
 
 def object_texts(words: str) -> tuple[str, ...]:
     """Object texts from one string: one a line, or separated by commas or semicolons; each counts once."""
-    return tuple(dict.fromkeys(text for each in re.split(r"[\n,;]", words) if (text := " ".join(each.split()))))
+    return once(" ".join(each.split()) for each in re.split(r"[\n,;]", words))
+
+
+def once(texts: Iterable[str]) -> tuple[str, ...]:
+    """Every object text as it stands first, without empty ones."""
+    different: dict[str, str] = {}
+    for text in texts:
+        different.setdefault(plain(text), text)
+    different.pop("", None)
+    return tuple(different.values())
 
 
 def detect(

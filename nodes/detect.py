@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..evaluation.box_formats import FORMATS, SIDES
 from ..evaluation.boxes import read_boxes, to_bounding_boxes, to_masks
-from ..evaluation.detect import THRESHOLD, detect, object_texts, report
+from ..evaluation.detect import THRESHOLD, detect, object_texts, once, report
 from ..evaluation.detect_folder import load_detector
 from ..evaluation.detect_picture import annotated
 from ..evaluation.detect_pixels import NAME, PixelDetector
@@ -184,4 +184,4 @@ class MIPBoxes(io.ComfyNode):
 
 def _wanted(texts, references) -> tuple[str, ...]:
     """What is written, else the references' texts; each once."""
-    return object_texts(texts) or tuple(dict.fromkeys(each.text for each in references or ()))
+    return object_texts(texts) or once(each.text for each in references or ())

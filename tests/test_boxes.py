@@ -67,7 +67,7 @@ BOTH = {
     "a tensor": (torch.tensor([sides(CAT), sides(DOG)]), SIDES),
     "segments": (((HEIGHT, WIDTH), [seg(CAT), seg(DOG)]), SIDES),
     "segments by label": (((HEIGHT, WIDTH), [seg(DOG, "Dog"), seg(CAT, "cat"), seg(SKY, "sky", False)]), SIDES),
-    "dicts by label": ([core(DOG, label="dog"), core(CAT, label="CAT")], SIDES),
+    "dicts by label": ([core(DOG, label=" dog"), core(CAT, label="CAT")], SIDES),
     "masks": (painted(CAT, DOG), SIDES),
 }  # fmt: skip
 

@@ -240,7 +240,7 @@ def test_progress_is_told_and_may_stop():
 
 
 def test_object_texts():
-    assert object_texts("cat\n red  dog ,cat;\n\n") == ("cat", "red dog")
+    assert object_texts("Cat\n red  dog ,cat;\n\nRed dog") == ("Cat", "red dog")
     assert object_texts(" \n,") == ()
 
 
