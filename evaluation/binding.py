@@ -1,14 +1,17 @@
 """Binding report: did every object take its look from its own reference?
 
-For one picture, with unit embeddings v_c of the cut-out objects c, and r_m, the mean of the unit embeddings of all
-pictures of reference m:
+For one picture, with unit embeddings v_c of the cut-out objects c, r_m, the mean of the unit embeddings of all pictures
+of reference m, and angles ∠ between them:
 
     S[c, m] = v_c · r_m                                  the mean cosine to the pictures of reference m
     margin of object m = S[c_m, m] − max_{j ≠ m} S[c_m, j]        own minus best other; below 0: confused
-    look of object m = argmin_{a ≥ 0} ‖v_{c_m} − Σ_j a_j r_j‖², then a / Σ a       which references explain the crop
+    way[j] = 1 − ∠(v_{c_m}, r_j) / ∠(r_m, r_j), j ≠ m    how much nearer to j the crop is than its own reference is
+    way[m] = mean_{j ≠ m} 1 − ∠(v_{c_m}, r_m) / ∠(r_j, r_m)       how much nearer to its own than the others are
+    look of object m = way / Σ way, each at least 0      which references the crop takes after
 
-The mixture `look` is where the verdict's percentages come from ("31 % of its look from the cat"). What two references
-have in common counts for the nearer one, so that a dog that merely resembles cats, as all dogs do, does not leak.
+The look is where the verdict's percentages come from ("31 % of its look from the cat"). What all references have in
+common, such as being an object on white, brings a crop no nearer to one of them than the others are, so it counts for
+none; neither does it leak that a dog resembles cats, as all dogs do.
 """
 
 from __future__ import annotations
@@ -19,11 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment, nnls
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .detections import Box
 from .objects import Objects
+
+FAINT = 0.1  # of the way to a reference: who goes less far takes after none
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +38,7 @@ class PictureBinding:
 
     crops: C cut-out pictures (PIL); boxes, found_as: where each was, and as which object it counts; the objects' own
     come first, in the references' order, then what is there too often.
-    similarity [C, M]: S; look [C, M]: shares of the mixture, rows add up to 1 (or are 0: nothing in common).
+    similarity [C, M]: S; look [C, M]: rows add up to 1, or are 0 for what takes after no reference.
     own: for each object the number of its crop, None where it was not found.
     matched: for each object the reference that its crop is matched with when every reference is given out at most once
     (the assignment with the largest sum of S), None where it was not found.
@@ -141,7 +147,6 @@ def bind(seen: Objects, references: Tensor, near: Sequence[float] = ()) -> Pictu
     """One picture's objects against every reference's mean embedding [M, E]."""
     things = seen.things
     similarity = seen.embeddings @ references.T  # [C, M]
-    look = [mixture(row, references) for row in seen.embeddings]
     matched: list[int | None] = [None] * len(things.own)
     rows = [(m, row) for m, row in enumerate(things.own) if row is not None]
     _, columns = linear_sum_assignment(similarity[[row for _, row in rows]].numpy(), maximize=True)
@@ -152,7 +157,7 @@ def bind(seen: Objects, references: Tensor, near: Sequence[float] = ()) -> Pictu
         boxes=tuple(each.box for each in things.found),
         found_as=things.found_as,
         similarity=similarity,
-        look=torch.stack(look) if look else torch.zeros(0, len(references)),
+        look=looks(seen.embeddings, references, things.found_as),
         own=things.own,
         matched=tuple(matched),
         instead=things.instead,
@@ -160,14 +165,24 @@ def bind(seen: Objects, references: Tensor, near: Sequence[float] = ()) -> Pictu
     )
 
 
-def mixture(embedding: Tensor, references: Tensor) -> Tensor:
-    """Shares [M] of the references [M, E] in one embedding [E]: non-negative least squares, then divided by the sum.
+def looks(embeddings: Tensor, references: Tensor, own: Sequence[int]) -> Tensor:
+    """[C, M]: look of crops [C, E], each an object of the reference own[c], among references [M, E]."""
+    if len(references) == 1:
+        return torch.ones(len(embeddings), 1)
+    directions = F.normalize(references.double(), dim=-1)
+    away, apart = (torch.acos((each.double() @ directions.T).clamp(-1, 1)) for each in (embeddings, directions))
+    between = apart[list(own)]  # [C, M], of the own reference and every other
+    mine = F.one_hot(torch.tensor(own, dtype=torch.long), len(references))
+    others = _way(away, between) * (1 - mine)
+    towards_own = _way((away * mine).sum(-1, keepdim=True), between) * (1 - mine)
+    way = others + mine * towards_own.sum(-1, keepdim=True) / (len(references) - 1)
+    total = way.sum(-1, keepdim=True)
+    return torch.where(total >= FAINT, way / total, 0.0).float()
 
-    All 0 where no reference has anything in common with it.
-    """
-    weights, _ = nnls(references.double().numpy().T, embedding.double().numpy())
-    total = weights.sum()
-    return torch.from_numpy(weights / total if total > 0 else weights).float()
+
+def _way(away: Tensor, between: Tensor) -> Tensor:
+    """1: there; 0: as far away as two references are from each other, or further; of equal references 0."""
+    return (1 - away / between).nan_to_num(0.0).clamp_min(0)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -1,7 +1,6 @@
 """The binding report in words: what went wrong with which object, and which control mends it.
 
-Percentages are shares of the mixture of references that comes closest to an object's crop (`PictureBinding.look`), the
-mean over the pictures in question.
+Percentages are shares of an object's look (`PictureBinding.look`), the mean over the pictures in question.
 """
 
 from __future__ import annotations
@@ -29,7 +28,8 @@ def verdict(binding: Binding, relevance_confusion: float | None = None) -> list[
             "Name the objects in the prompt by the words of their object texts, lower scale in MIP Apply, or lower the "
             "detector's threshold if you can see them.",
         ]
-    findings = [*_missing(binding), *_exchanged(binding), *_leaks(binding, relevance_confusion), *_too_many(binding)]
+    leaks = _leaks(binding, relevance_confusion)
+    findings = [*_missing(binding), *_exchanged(binding), *leaks, *_unlike(binding), *_too_many(binding)]
     return [_overall(binding, bool(findings)), *findings]
 
 
@@ -109,7 +109,8 @@ def _leaks(binding: Binding, confusion: float | None) -> Iterator[str]:
         for b, each in enumerate(binding.pictures):
             if m not in each.margins() or any(_swapped(each, m, j) for j in range(len(binding.names))):
                 continue
-            look = each.look[each.own[m]].tolist()
+            if not any(look := each.look[each.own[m]].tolist()):
+                continue
             source = max((j for j in range(len(look)) if j != m), key=lambda j, look=look: look[j])
             if look[source] >= LEAK or each.margins()[m] < 0:
                 taken.setdefault(source, []).append((b, look[source]))
@@ -120,6 +121,14 @@ def _leaks(binding: Binding, confusion: float | None) -> Iterator[str]:
                 f"“{name}” takes {percent(share)} of its look from “{binding.names[source]}”"
                 f"{_in(binding, [b for b, _ in taken[source]])}: {_against_leak(binding, m, source, confusion)}."
             )
+
+
+def _unlike(binding: Binding) -> Iterator[str]:
+    """Confused, though it takes after no reference at all."""
+    for m, name in enumerate(binding.names):
+        pictures = _where(binding, lambda each, m=m: each.margins().get(m, 0) < 0 and not each.look[each.own[m]].any())
+        if pictures:
+            yield f"“{name}” looks like none of the references{_in(binding, pictures)}: {_raise(binding, m)}."
 
 
 def _against_leak(binding: Binding, m: int, source: int, confusion: float | None) -> str:

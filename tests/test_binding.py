@@ -11,18 +11,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mip_adapter.attention.reference import make_reference
-from mip_adapter.evaluation.binding import Binding, PictureBinding, mixture
+from mip_adapter.evaluation.binding import FAINT, Binding, PictureBinding, looks
 from mip_adapter.evaluation.binding_report import measure_binding, ranking, report, to_encode
 from mip_adapter.evaluation.detect import detect
 from mip_adapter.evaluation.detect_pixels import PixelDetector
 from mip_adapter.evaluation.detections import Detections
 from mip_adapter.evaluation.draw_matrix import draw_matrices, draw_matrix
 from mip_adapter.evaluation.things import by_look, choose, overlap
-from mip_adapter.evaluation.verdict import verdict
+from mip_adapter.evaluation.verdict import LEAK, verdict
 from mip_adapter.miniature import clip, config
 from mip_adapter.miniature.stages.packing import unpack
 from PIL import Image
-from scipy.optimize import minimize
 
 from .drawn import Colours, draw, thing
 from .sentences import told
@@ -141,31 +140,69 @@ def measured(refs, crops) -> Binding:
     return measure_binding(images, chain, detections, Known())
 
 
-@given(seed=st.integers(0, 2**31), objects=st.integers(1, 4))
-def test_the_look_is_the_nearest_mixture(seed, objects):
-    """Against a minimiser that knows nothing of least squares."""
-    random = np.random.default_rng(seed)
+@given(seed=st.integers(0, 2**31), objects=st.integers(2, 4), own=st.integers(0, 3))
+def test_the_look_equals_its_definition(seed, objects, own):
+    random, own = np.random.default_rng(seed), own % objects
     refs, v = random.normal(size=(objects, 5)) + 0.7, random.normal(size=5) + 0.7
 
-    def distance(a):
-        return float(((v - a @ refs) ** 2).sum())
+    def angle(a, b):
+        return np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
-    starts = [np.full(objects, 0.5), *np.eye(objects)]
-    found = min((minimize(distance, s, bounds=[(0, None)] * objects, tol=1e-12) for s in starts), key=lambda r: r.fun)
-    expected = found.x / found.x.sum() if found.x.sum() > 1e-9 else np.zeros(objects)
-    np.testing.assert_allclose(mixture(torch.tensor(v), torch.tensor(refs)).numpy(), expected, atol=2e-3)
+    others = [(j, r) for j, r in enumerate(refs) if j != own]
+    way = np.zeros(objects)
+    for j, r in others:
+        way[j] = max(1 - angle(v, r) / angle(refs[own], r), 0)
+    way[own] = np.mean([max(1 - angle(v, refs[own]) / angle(r, refs[own]), 0) for _, r in others])
+    expected = way / way.sum() if way.sum() >= FAINT else np.zeros(objects)
+    np.testing.assert_allclose(look(v, refs, own), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.31, 0.5, 1.0])
-def test_the_look_of_a_blend_is_the_blend(share):
-    """31 % means 31 %, also where the references have much in common."""
-    dog, cat = (torch.nn.functional.normalize(torch.tensor(v), dim=0) for v in ([1.0, 0.2, 1.0], [1.0, 0.9, 0.1]))
-    look = mixture((1 - share) * dog + share * cat, torch.stack([dog, cat]))
-    assert look.tolist() == pytest.approx([1 - share, share], abs=1e-5)
+def look(v, refs, own: int = 0) -> list[float]:
+    v, refs = (torch.as_tensor(np.array(each)) for each in (v, refs))
+    return looks(torch.nn.functional.normalize(v, dim=-1)[None], refs, [own])[0].tolist()
+
+
+@pytest.mark.parametrize("alike", [0.1, 0.75])
+@pytest.mark.parametrize("share", [0.0, 0.31, 0.5, 0.8, 1.0])
+def test_the_look_of_a_blend_is_the_blend(alike, share):
+    """31 % means 31 %, also where the references have much in common, and however much else is in the crop."""
+    dog, cat = np.array([1.0, 0.0, 0.0]), np.array([alike, np.sqrt(1 - alike**2), 0.0])
+    blend = (1 - share) * dog + share * cat
+    assert look(blend, [dog, cat]) == pytest.approx([1 - share, share], abs=0.05)
+    assert look(blend, [cat, dog]) == pytest.approx([share, 1 - share], abs=0.05)
+    if share == 0.5:
+        assert look(blend, [dog, cat]) == pytest.approx([0.5, 0.5])
+        foreign = blend / np.linalg.norm(blend) + np.array([0, 0, 0.3])
+        assert look(foreign, [dog, cat]) == pytest.approx([0.5, 0.5])
+    thirds = np.eye(3) + 1
+    assert look(thirds.sum(0), thirds) == pytest.approx([1 / 3] * 3)
+
+
+def test_what_all_references_have_in_common_is_nobodys_look():
+    """A dog with a quarter of its reference's own detail on what dog and cat share, and nothing of the cat's own."""
+    common, own, others = np.sqrt(0.75), np.sqrt(0.25), 0.5
+    dog, cat = np.array([common, own, 0, 0]), np.array([common, 0, own, 0])
+    for detail in (0.15, 0.3, 0.6):
+        crop = np.array([common, detail * own, 0, 0])
+        crop[3] = np.sqrt(1 - crop @ crop)  # and whatever else
+        assert crop @ cat == pytest.approx(0.75)
+        assert look(crop, [dog, cat])[1] < 0.01 < LEAK
+    crop = np.array([common, 0.3 * own, 0.3 * own, others])
+    assert look(crop / np.linalg.norm(crop), [dog, cat]) in ([0.0, 0.0], pytest.approx([0.5, 0.5]))
+
+
+def test_several_pictures_of_a_reference_weigh_no_more():
+    """Their mean is shorter the more they differ; its direction counts."""
+    refs = np.array([[1.0, 0.2, 0.1], [0.3, 1.0, 0.2]])
+    shorter = refs * np.array([[1.0], [0.5]])
+    assert look([0.8, 0.6, 0.3], refs) == pytest.approx(look([0.8, 0.6, 0.3], shorter))
 
 
 def test_nothing_in_common_is_no_share_of_anything():
-    assert mixture(torch.tensor([-1.0, 0.0]), torch.eye(2)).tolist() == [0.0, 0.0]
+    assert look([-1.0, -0.2, 0.0], np.eye(3)[:2]) == [0.0, 0.0]
+    assert look([1.0, 0.0], [[1.0, 0.0]]) == [1.0]
+    same = look([1.0, 0.1, 0.0], [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    assert np.isfinite(same).all() and same[2] < LEAK
 
 
 # ---- the drawn world's truth ----
@@ -302,6 +339,13 @@ def test_a_leak_is_named_with_its_share_and_its_remedy():
     assert leak == (
         "“dog” takes 31 % of its look from “cat”: raise the dog's weight (now 1, try 1.3), or give it a region."
     )
+
+
+def test_who_is_confused_but_takes_after_nobody():
+    foreign = looking(([0.8, 0.5], [0.95, 0.05]), ([0.31, 0.3], [0.0, 0.0]))
+    said = verdict(batch(foreign))
+    assert said[1] == "“dog” looks like none of the references: raise the dog's weight (now 1, try 1.3)."
+    assert len(said) == 2 and "nan" not in report(batch(foreign)).lower()
 
 
 def test_shares_are_of_the_pictures_that_leak():
