@@ -22,7 +22,7 @@ class MIPAdapterLoader(io.ComfyNode):
                     "head; plain IP-Adapter weights work too.",
                 )
             ],
-            outputs=[MIPAdapter.Output(display_name="adapter")],
+            outputs=[MIPAdapter.Output(display_name="adapter", tooltip="For MIP Apply, MIP Fusion Head and training.")],
         )
 
     @classmethod

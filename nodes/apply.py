@@ -71,7 +71,9 @@ class MIPApply(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model"),
+                io.Model.Output(
+                    display_name="model", tooltip="For the sampler. The model that came in samples as before."
+                ),
                 MIPRelevance.Output(
                     display_name="relevance", tooltip="Filled while the model samples; for MIP Relevance Maps."
                 ),

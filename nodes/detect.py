@@ -37,7 +37,7 @@ class MIPDetectorLoader(io.ComfyNode):
                     ".safetensors weights; or the miniature world's detector, for pictures of the miniature only.",
                 )
             ],
-            outputs=[MIPDetector.Output(display_name="detector")],
+            outputs=[MIPDetector.Output(display_name="detector", tooltip="For MIP Detect Objects.")],
         )
 
     @classmethod

@@ -26,7 +26,7 @@ class MIPEncoderLoader(io.ComfyNode):
                     ".safetensors weights. The papers' CLIP-T and CLIP-I use CLIP ViT-B/32, their DINO is ViT-S/16.",
                 )
             ],
-            outputs=[MIPEncoder.Output(display_name="encoder")],
+            outputs=[MIPEncoder.Output(display_name="encoder", tooltip="For the scores.")],
         )
 
     @classmethod
@@ -63,7 +63,7 @@ class MIPEncoderFromModels(io.ComfyNode):
                     tooltip="Reads the words, for scores that need them. It must be the other half of the same model.",
                 ),
             ],
-            outputs=[MIPEncoder.Output(display_name="encoder")],
+            outputs=[MIPEncoder.Output(display_name="encoder", tooltip="For the scores.")],
         )
 
     @classmethod

@@ -51,7 +51,7 @@ class MIPMerge(io.ComfyNode):
                     "1: official. Relevance only.",
                 ),
             ],
-            outputs=[MIPMergeOptions.Output(display_name="merge")],
+            outputs=[MIPMergeOptions.Output(display_name="merge", tooltip="For MIP Apply.")],
         )
 
     @classmethod
@@ -95,7 +95,7 @@ class MIPFusionHead(io.ComfyNode):
                     tooltip="A head from another file: one trained on its own, or any MIP-Adapter for the same UNet.",
                 ),
             ],
-            outputs=[MIPFusionHeadOptions.Output(display_name="fusion_head")],
+            outputs=[MIPFusionHeadOptions.Output(display_name="fusion_head", tooltip="For MIP Apply.")],
         )
 
     @classmethod

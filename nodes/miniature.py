@@ -16,12 +16,17 @@ class MIPMiniatureLoader(io.ComfyNode):
             node_id="MIPMiniatureLoader",
             display_name="Load Miniature (MIP)",
             category=CATEGORY,
-            description="A tiny stand-in for SDXL, for a world of drawn shapes: nothing to download, a 128×128 picture "
-            "in a second on a CPU. To see the method work and to try workflows, not to make art. Its prompts name "
+            description="A tiny stand-in for SDXL, for a world of drawn shapes: nothing to download, 128×128 pictures "
+            "on any CPU. To see the method work and to try workflows, not to make art. Its prompts name "
             "shapes only, such as “a star and a fish”; colours and patterns come from the references. (Without its "
             "trained files the weights are seeded and pictures are coloured noise.)",
             inputs=[],
-            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output(), io.ClipVision.Output()],
+            outputs=[
+                io.Model.Output(tooltip="In place of a checkpoint's model."),
+                io.Clip.Output(tooltip="Reads prompts and object texts; it knows the world's few words."),
+                io.Vae.Output(tooltip="For VAE Decode."),
+                io.ClipVision.Output(tooltip="The image encoder, for MIP Apply and MIP Encoder from CLIP Vision."),
+            ],
         )
 
     @classmethod
@@ -54,7 +59,7 @@ class MIPMiniatureObject(io.ComfyNode):
                     tooltip="Another number is another place, size and turn of the same object.",
                 ),
             ],
-            outputs=[io.Image.Output()],
+            outputs=[io.Image.Output(tooltip="The picture, for MIP Reference.")],
         )
 
     @classmethod

@@ -73,7 +73,7 @@ class MIPTextNoise(io.ComfyNode):
                     tooltip="The objects without references: one a line or between commas, as the prompt names them.",
                 ),
             ],
-            outputs=[io.Model.Output(display_name="model")],
+            outputs=[io.Model.Output(display_name="model", tooltip="For the sampler: the model with the noise.")],
         )
 
     @classmethod

@@ -73,11 +73,16 @@ class MIPReference(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
-                    tooltip="The region holds up to here, then the object text finds the place: 0.2–0.4 makes the "
-                    "region a hint. 1: to the end.",
+                    tooltip="The region holds up to here, then the object text finds the place: try 0.2–0.4 to make "
+                    "the region a hint. 1: to the end.",
                 ),
             ],
-            outputs=[MIPReferences.Output(display_name="references")],
+            outputs=[
+                MIPReferences.Output(
+                    display_name="references",
+                    tooltip="The chain with this object at its end: for the next MIP Reference, or for MIP Apply.",
+                )
+            ],
         )
 
     @classmethod

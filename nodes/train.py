@@ -153,7 +153,9 @@ class MIPTrainAdapter(io.ComfyNode):
             ],
             outputs=[
                 MIPAdapter.Output(display_name="adapter", tooltip="For MIP Apply, and for Save MIP Adapter."),
-                io.Image.Output(display_name="loss_curve"),
+                io.Image.Output(
+                    display_name="loss_curve", tooltip="The losses as a picture: each step, and the running mean."
+                ),
             ],
         )
 

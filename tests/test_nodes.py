@@ -75,6 +75,7 @@ def test_everything_is_explained(nodes) -> None:
         assert schema.node_id.startswith("MIP") and schema.display_name and schema.description, node
         assert schema.category.split("/")[0] == "MIP-Adapter", node
         unexplained = [each.id for each in schema.inputs if not each.tooltip]
+        unexplained += [each.display_name or each.io_type for each in schema.outputs if not each.tooltip]
         assert not unexplained, f"{schema.node_id}: {unexplained} without a tooltip"
 
 
