@@ -527,10 +527,11 @@ def main_of(module: str) -> tuple[str, str]:
 forward("arms", "merging or training? all arms, judged", *main_of("miniature.host_arms"), become=True)
 forward("bench", "time our attention against the others'", str(ROOT / "benchmarks" / "bench.py"))
 forward("convert", "turn an adapter's .bin into .safetensors", *main_of("weights.convert"))
-forward("curate", "score training pictures by their objects, keep the best", *main_of("training.curate"))
-forward("concept101", "make and score the paper's benchmark, table included", *main_of("evaluation.host_concept101"))
+forward("curate", "score training pictures by their objects, keep the best", *main_of("training.curate"), become=True)
+forward("concept101", "make and score the paper's benchmark", *main_of("evaluation.host_concept101"), become=True)
 forward("overlap", "do the relevance maps lie on the objects?", *main_of("miniature.host_overlap"), become=True)
 forward("pictures", "make the pictures of workflows and help pages anew", *main_of("docs.pictures"))
+forward("relevance", "does noise meet its object?", str(ROOT / "benchmarks" / "relevance_score.py"), become=True)
 forward("steer", "pictures before and after each way of steering", *main_of("miniature.host_steering"), become=True)
 forward("train", "train an adapter or its fusion head", *main_of("training.host_cli"), become=True)
 

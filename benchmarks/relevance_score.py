@@ -1,11 +1,10 @@
 """Object relevance score on the miniature: does noise by relevance meet its object more than uniform noise does?
 
-    python benchmarks/relevance_score.py --prompts 32 --output score.json
+    python mip.py relevance --prompts 32 --output score.json
 
 Runs the shipped workflow “object relevance score” on a real server, once a prompt: objects of the miniature's world,
 named as in its training, the first of them the target; the mean over a batch of pictures is the prompt's score.
 A prompt's two scores belong together, so the interval of their difference is a paired bootstrap over prompts.
-COMFYUI_PATH names the host, or the one that `python mip.py demo` unpacked is used.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import argparse
 import importlib.util
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -113,7 +113,7 @@ def run(server: str, prompt: Prompt, posted: dict[str, Any]) -> Row:
         return row._replace(**{mode: float(done["outputs"][mode]["text"][0]) for mode in MODES})
     failed = next(about for kind, about in done["status"]["messages"] if kind == "execution_error")
     said = failed["exception_message"].strip()
-    if failed["node_type"] == "MIPObjectRelevanceScore" and "not defined" in said:
+    if failed["exception_type"].endswith(".Undefined"):  # evaluation/relevance_score.py
         return row._replace(left_out=said)
     raise RuntimeError(f"“{prompt.words}” failed in {failed['node_type']}: {said}")
 
@@ -168,7 +168,9 @@ def line(said: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="mip.py relevance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--pictures", type=int, default=4, help="a prompt; their mean is the prompt's score")
     parser.add_argument("--strength", type=float, default=0.5, help="of the noise, in standard deviations of Z_text")
@@ -177,6 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--server", help="a running ComfyUI with this pack; without it one is started")
     parser.add_argument("--output", type=Path, help="where the JSON goes")
     given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped
     workflow = json.loads(WORKFLOW.read_text("utf-8"))
     with ExitStack() as stack:
         server = given.server.rstrip("/") if given.server else _started(stack)

@@ -98,7 +98,7 @@ def lines(binding: Binding) -> str:
                     NOTHING if other is None else binding.names[other],
                     number(margins.get(m), sign=True),
                     NOTHING if matched is None else binding.names[matched],
-                    mixture_words(picture.look[row], binding.names),
+                    look_words(picture.look[row], binding.names),
                 ]
             )
     return table(header, rows, words=2)
@@ -110,7 +110,7 @@ def best_other(similar: Tensor, own: int) -> int | None:
     return max(others, key=lambda j: float(similar[j])) if others else None
 
 
-def mixture_words(look: Tensor, names: Sequence[str]) -> str:
+def look_words(look: Tensor, names: Sequence[str]) -> str:
     """“71 % dog, 29 % cat”, the largest first, from shares [M]."""
     order = sorted(range(len(names)), key=lambda j: -float(look[j]))
     return ", ".join(f"{percent(float(look[j]))} {names[j]}" for j in order if look[j] >= 0.005) or NOTHING

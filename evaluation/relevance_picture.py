@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .canvas import SOFT, Canvas, cividis
 from .crops import as_bytes
-from .relevance_score import Change, ObjectRelevance, difference
+from .relevance_score import Change, ObjectRelevance, Target, difference
 from .tables import number
 
 SMALL, LARGE = 288, 640  # the longer side of a panel is brought between these, by whole factors when enlarged
@@ -18,12 +18,12 @@ PEAK = 0.995  # of all differences, this share lies within the colours
 COLOURS = np.array([cividis(i / 255) for i in range(256)], np.uint8)
 
 
-def draw(clean: Tensor, noised: Tensor, regions: Tensor, scored: ObjectRelevance, name: str) -> Tensor:
-    """[B, H', W', 3] from what was scored: clean, noised [B, H, W, C], regions [B or 1, H, W]. One scale for all."""
+def draw(clean: Tensor, noised: Tensor, target: Target, scored: ObjectRelevance) -> Tensor:
+    """[B, H', W', 3] from what was scored: clean, noised [B, H, W, C]. One scale for all."""
     changed = difference(clean, noised)
     top = max(float(torch.quantile(changed.flatten()[:: max(1, changed.numel() // 1_000_000)], PEAK)), 1e-3)
-    rows = zip(clean, noised, changed, regions.cpu().expand(len(changed), -1, -1), scored.pictures, strict=True)
-    return torch.stack([_sheet(*row, name, top) for row in rows])
+    rows = zip(clean, noised, changed, target.regions.cpu().expand(len(changed), -1, -1), scored.pictures, strict=True)
+    return torch.stack([_sheet(*row, target.name, top) for row in rows])
 
 
 def _sheet(

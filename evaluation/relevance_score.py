@@ -21,11 +21,26 @@ from torch import Tensor
 from ..attention.reference import object_number
 from .detections import Detections
 from .tables import number, table
+from .things import choose, missing
 
 LEAST = 0.5  # pixels; a region of less is none
 UNCHANGED = 1e-5  # of full brightness; a mean difference up to this is rounding
 ENOUGH = 3  # pictures from which on an interval says something
 LEVEL = 0.95
+
+
+class Undefined(ValueError):
+    """Not one picture has a ratio."""
+
+
+class Target(NamedTuple):
+    """Where the object is. name: what to call it; regions [B or 1, H, W] in 0..1; missing: for each picture why it is
+    not there, empty where it is; told_by: boxes or masks, in words."""
+
+    name: str
+    regions: Tensor
+    missing: tuple[str, ...]
+    told_by: str
 
 
 class Change(NamedTuple):
@@ -46,20 +61,22 @@ class ObjectRelevance:
     score: float
     interval: tuple[float, float] | None
 
-    def report(self, name: str, baseline: ObjectRelevance | None = None) -> str:
-        """What was measured for the object `name`, for people, and by how much it exceeds a baseline of the same
-        pictures. Reads well as plain text and as Markdown."""
+    def report(self, target: Target, baseline: ObjectRelevance | Undefined | None = None) -> str:
+        """What was measured for the object, for people, and by how much it exceeds a baseline of the same pictures, or
+        why that has none. Reads well as plain text and as Markdown."""
         ratios = [change.ratio for change in self.pictures if change.ratio is not None]
-        said = [f"Object relevance score of {name}: {number(self.score)}{_uncertain(ratios)}"]
-        if baseline is not None:
+        said = [f"Object relevance score of {target.name}: {number(self.score)}{_uncertain(ratios)}"]
+        if isinstance(baseline, ObjectRelevance):
             said.append(self._compared(baseline))
+        elif baseline is not None:
+            said.append(f"Baseline: {baseline}")
         rows = [
             [str(i), number(change.inside, 4), number(change.outside, 4), number(change.ratio)]
             for i, change in enumerate(self.pictures, 1)
         ]
         said.append(table(["picture", "Δ inside", "Δ outside", "ratio"], rows))
         said += [f"Picture {i} does not count: {c.why}." for i, c in enumerate(self.pictures, 1) if c.why]
-        said.append(MEANING)
+        said += [f"The object's place is told by {target.told_by}.", MEANING]
         return "\n\n".join(said)
 
     def _compared(self, baseline: ObjectRelevance) -> str:
@@ -79,18 +96,19 @@ MEANING = (
 )
 
 
-def object_relevance(clean: Tensor, noised: Tensor, regions: Tensor) -> ObjectRelevance:
-    """Score of pictures without noise and the same with it, [B, H, W, C] in 0..1.
+def object_relevance(clean: Tensor, noised: Tensor, target: Target, what: str = "noised") -> ObjectRelevance:
+    """Score of pictures without noise and the same with it, [B, H, W, C] in 0..1; what: the input with the latter.
 
-    regions [B, H, W] or [1, H, W] in 0..1: where the object is; values between count in part, inside and outside.
-    Raises ValueError for sizes that differ, and where not one picture has a defined ratio.
+    Region values between 0 and 1 count in part, inside and outside. Raises ValueError for sizes that differ, and
+    Undefined where not one picture has a ratio.
     """
-    regions = check_pictures(clean, noised, regions)
-    changes = tuple(map(_change, difference(clean, noised), regions))
+    regions = check_alike(clean, noised, target.regions, what)
+    why = target.missing or ("",) * len(regions)
+    changes = tuple(map(_change, difference(clean, noised), regions, why))
     ratios = [change.ratio for change in changes if change.ratio is not None]
     if not ratios:
         which = "" if len(changes) == 1 else " for any of the pictures; of the first"
-        raise ValueError(f"The object relevance score is not defined{which}: {changes[0].why}.")
+        raise Undefined(f"The object relevance score of “{what}” is not defined{which}: {changes[0].why}.")
     return ObjectRelevance(changes, fmean(ratios), interval(ratios))
 
 
@@ -109,19 +127,19 @@ def interval(ratios: Sequence[float], level: float = LEVEL) -> tuple[float, floa
     return fmean(ratios) - half, fmean(ratios) + half
 
 
-def check_pictures(clean: Tensor, noised: Tensor, regions: Tensor) -> Tensor:
+def check_alike(clean: Tensor, noised: Tensor, regions: Tensor, what: str) -> Tensor:
     """Raises ValueError unless all belong together. Returns the regions [B, H, W], float32."""
-    for what, images in (("images", clean), ("noised", noised)):
+    for name, images in (("images", clean), (what, noised)):
         if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or 0 in images.shape:
             raise ValueError(
-                f"The input “{what}” has the shape {list(images.shape)}; expected [pictures, height, width, 3]."
+                f"The input “{name}” has the shape {list(images.shape)}; expected [pictures, height, width, 3]."
             )
         if not torch.isfinite(images).all():
-            raise ValueError(f"The input “{what}” contains NaN or infinite values; check the node that makes it.")
+            raise ValueError(f"The input “{name}” contains NaN or infinite values; check the node that makes it.")
     if clean.shape != noised.shape:
         raise ValueError(
-            f"Without noise there are {_said(clean)}, with noise {_said(noised)}: sample both from the same latent, "
-            "with everything else alike."
+            f"“images” are {_said(clean)}, “{what}” {_said(noised)}: sample both from the same latent, with everything "
+            "else alike."
         )
     size = clean.shape[1:3]
     if regions.ndim != 3 or regions.shape[1:] != size or regions.shape[0] not in (1, clean.shape[0]):
@@ -132,25 +150,31 @@ def check_pictures(clean: Tensor, noised: Tensor, regions: Tensor) -> Tensor:
     return regions.float().cpu().nan_to_num(0).clamp(0, 1).expand(clean.shape[0], -1, -1)
 
 
-def detected(detections: Detections, wanted: str) -> tuple[str, Tensor]:
-    """The object by its words or its number (`object_number`): its name, and [B, H, W], its best detection in each
-    picture, empty where it was not found."""
+def detected(detections: Detections, wanted: str) -> Target:
+    """The object by its words or its number (`object_number`): in each picture the thing that counts for it when every
+    thing is given to one text only; [B, H, W], empty where there is none."""
     text = object_number(wanted, detections.texts)
-    height, width = detections.height, detections.width
-    best = [detections.best(picture, text) for picture in range(len(detections))]
-    empty = torch.zeros(height, width)
-    regions = torch.stack([empty if found is None else found.region(height, width) for found in best])
-    return f"“{detections.texts[text]}”", regions
+    empty = torch.zeros(detections.height, detections.width)
+    regions, why, masks = [], [], 0
+    for picture in range(len(detections)):
+        things = choose(detections, picture, detections.texts)
+        found = None if (row := things.own[text]) is None else things.found[row]
+        regions.append(found.region(*empty.shape) if found else empty)
+        why.append(missing(detections, picture, detections.texts, things).get(text, ""))
+        masks += found is not None and found.mask is not None
+    boxes = why.count("") - masks
+    told_by = f"masks ({masks}) and boxes ({boxes})" if masks and boxes else "masks" if masks else "boxes"
+    return Target(f"“{detections.texts[text]}”", torch.stack(regions), tuple(why), f"the detections' {told_by}")
 
 
-def masked(masks: Tensor, wanted: str, pictures: int) -> tuple[str, Tensor]:
+def masked(masks: Tensor, wanted: str, pictures: int) -> Target:
     """The object's masks [pictures or 1, H, W] and what to call it, from one mask for all pictures, one a picture, or
     one an object for each picture (as MIP Relevance Maps gives them): then `wanted` is its number from 1 on."""
     masks = masks.unsqueeze(0) if masks.ndim == 2 else masks
     count = masks.shape[0]
     if count in (1, pictures):
-        return wanted.strip() or "the object", masks
-    if count % pictures:
+        return Target(wanted.strip() or "the object", masks, (), "masks")
+    if pictures == 0 or count % pictures:
         raise ValueError(
             f"There are {count} masks for {pictures} pictures: give one for all, one a picture, or one an object for "
             "each picture."
@@ -162,7 +186,15 @@ def masked(masks: Tensor, wanted: str, pictures: int) -> tuple[str, Tensor]:
             f"The masks are of {objects} objects, and masks have no names: write the object's number, 1 to {objects}, "
             f"instead of “{wanted}”, or connect detections."
         )
-    return f"object {number}", masks.unflatten(0, (pictures, objects))[:, int(number) - 1]
+    return Target(f"object {number}", masks.unflatten(0, (pictures, objects))[:, int(number) - 1], (), "masks")
+
+
+def against(clean: Tensor, baseline: Tensor, target: Target) -> ObjectRelevance | Undefined:
+    """The baseline's score; where it has none, that is said in the report and stops nothing."""
+    try:
+        return object_relevance(clean, baseline, target, "baseline")
+    except Undefined as error:
+        return error
 
 
 def _uncertain(values: Sequence[float]) -> str:
@@ -173,10 +205,11 @@ def _uncertain(values: Sequence[float]) -> str:
     return f" ({LEVEL * 100:.0f} % interval {number(found[0])} to {number(found[1])}, {pictures})"
 
 
-def _change(difference: Tensor, region: Tensor) -> Change:
+def _change(difference: Tensor, region: Tensor, missing: str = "") -> Change:
     within, without = region.sum(), (1 - region).sum()
     if within < LEAST:
-        return Change(None, float(difference.mean()), None, "the object is not in it (no box, or an empty mask)")
+        why = missing.removesuffix(".") or "the object's mask is empty there"
+        return Change(None, float(difference.mean()), None, why)
     inside = float((difference * region).sum() / within)
     if without < LEAST:
         return Change(inside, None, None, "the object's box or mask covers all of it, so there is no outside")

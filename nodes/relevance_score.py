@@ -1,7 +1,7 @@
 from comfy_api.latest import io
 
 from ..evaluation.relevance_picture import draw
-from ..evaluation.relevance_score import detected, masked, object_relevance
+from ..evaluation.relevance_score import against, detected, masked, object_relevance
 from .types import SCORES, MIPDetections
 
 
@@ -31,8 +31,8 @@ class MIPObjectRelevanceScore(io.ComfyNode):
                 MIPDetections.Input(
                     "detections",
                     optional=True,
-                    tooltip="Where the objects are, from MIP Detect Objects on the pictures without noise. The best "
-                    "detection of the object counts.",
+                    tooltip="Where the objects are, from MIP Detect Objects on the pictures without noise. Each "
+                    "thing counts for one text only; the object's most certain one is taken.",
                 ),
                 io.Mask.Input(
                     "masks",
@@ -64,15 +64,15 @@ class MIPObjectRelevanceScore(io.ComfyNode):
     @classmethod
     def execute(cls, images, noised, object, detections=None, masks=None, baseline=None) -> io.NodeOutput:
         if detections is not None and masks is None:
-            name, regions = detected(detections, object)
+            target = detected(detections, object)
         elif masks is not None and detections is None:
-            name, regions = masked(masks, object, images.shape[0])
+            target = masked(masks, object, images.shape[0])
         else:
             given = "neither detections nor masks" if masks is None else "both detections and masks"
             raise ValueError(
                 f"The place of the object is told by {given}: connect MIP Detect Objects (on the pictures without "
                 "noise), or masks that are white on the object, one of the two."
             )
-        scored = object_relevance(images, noised, regions)
-        against = None if baseline is None else object_relevance(images, baseline, regions)
-        return io.NodeOutput(scored.score, scored.report(name, against), draw(images, noised, regions, scored, name))
+        scored = object_relevance(images, noised, target)
+        compared = None if baseline is None else against(images, baseline, target)
+        return io.NodeOutput(scored.score, scored.report(target, compared), draw(images, noised, target, scored))

@@ -21,7 +21,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("demo", "test", "serve", "bench", "convert", "curate", "concept101", "train", "arms", "pictures")
+COMMANDS = (
+    "demo",
+    "test",
+    "serve",
+    "bench",
+    "convert",
+    "curate",
+    "concept101",
+    "train",
+    "arms",
+    "pictures",
+    "relevance",
+)
 PYPROJECT = """
 [tool.mip-adapter]
 host = "tiny-host==1.0"
@@ -336,3 +348,18 @@ def test_demo_writes_its_pictures(host, clean: Path, tmp_path: Path, monkeypatch
     assert result.returncode == 0, result.stdout + result.stderr
     pictures = list((tmp_path / "pictures").glob("*.png"))
     assert pictures and all(str(path) in result.stdout for path in pictures)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot replace a process")
+@pytest.mark.parametrize("name", ["arms", "concept101", "curate", "overlap", "relevance", "steer", "train"])
+def test_long_work_is_done_by_the_process_that_was_started(name: str, monkeypatch: pytest.MonkeyPatch):
+    """So that whoever kills it leaves no worker behind."""
+    mip = load(ROOT)
+
+    def become(python: str, line: list[str], variables: dict[str, str]) -> None:
+        assert line[0] == python == "its python" and line[-1] == "--more" and variables["COMFYUI_PATH"] == "host"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mip, "prepare", lambda: ("its python", Path("host")))
+    monkeypatch.setattr(os, "execve", become)
+    assert mip.main([name, "--more"]) == 130

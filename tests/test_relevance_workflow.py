@@ -92,6 +92,28 @@ def test_too_few_scores_are_named(bench) -> None:
         bench.summary(rows)
 
 
+def test_an_object_that_is_not_there_is_left_out_and_not_an_error(bench, server) -> None:
+    prompt = bench.Prompt("a star", ("star",), 1)
+
+    def graph(size: int) -> dict:
+        blank = {"width": 64, "height": 64, "batch_size": 1, "color": 0xFFFFFF}
+        found = {"images": ["blank", 0], "detector": ["detector", 0], "texts": "star", "threshold": 0.3}
+        places = {"images": ["blank", 0], "noised": ["noised", 0], "detections": ["found", 0], "object": "star"}
+        detector = {"detector_name": "miniature world (pixels)"}
+        return {
+            "blank": {"class_type": "EmptyImage", "inputs": blank},
+            "noised": {"class_type": "EmptyImage", "inputs": {**blank, "width": size}},
+            "detector": {"class_type": "MIPDetectorLoader", "inputs": detector},
+            "found": {"class_type": "MIPDetectObjects", "inputs": found},
+            "score": {"class_type": "MIPObjectRelevanceScore", "inputs": places},
+            "shown": {"class_type": "PreviewAny", "inputs": {"source": ["score", 0]}},
+        }
+
+    assert "No “star” was found at threshold 0.3" in bench.run(server.url, prompt, graph(64)).left_out
+    with pytest.raises(RuntimeError, match="failed in MIPObjectRelevanceScore"):
+        bench.run(server.url, prompt, graph(32))
+
+
 @trained
 def test_the_workflow_runs_and_relevance_scores_higher(bench, workflow, server) -> None:
     prompt = bench.Prompt("a mushroom and an arrow", ("mushroom", "arrow"), 420)
