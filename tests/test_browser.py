@@ -143,9 +143,40 @@ def open_help(page, kind: str) -> Any:
 def test_the_help_page_opens(page) -> None:
     text = open_help(page, "MIPApply")
     text.get_by_text("Gives a model its references.").wait_for()
-    broken = text.locator("img").evaluate_all("all => all.filter(e => e.complete && !e.naturalWidth).map(e => e.src)")
-    assert not broken
+    see_pictures(page)
     frontend.screenshot(page, "help", fit=False)
+    open_help(page, "MIPReference").get_by_text("One object: its pictures").wait_for()
+    assert see_pictures(page) == 2
+
+
+def see_pictures(page) -> int:
+    """Wait for the help page's pictures; how many they are."""
+    page.wait_for_function("""() => {
+        const all = [...document.querySelectorAll(".node-help-content img")]
+        return all.length && all.every(e => e.complete && e.naturalWidth)
+    }""")
+    return page.locator(".node-help-content img").count()
+
+
+def test_every_picture_of_the_help_is_served(stocked) -> None:
+    for path in (ROOT / "web" / "docs" / "images").iterdir():
+        answer = httpx.get(f"{stocked.url}/extensions/{PACK}/docs/images/{path.name}", timeout=60)
+        assert answer.content == path.read_bytes(), path
+
+
+def test_pictures_are_made_by_a_command(stocked, browser, tmp_path) -> None:
+    from mip_adapter.docs.pictures import Maker
+    from PIL import Image
+
+    page = frontend.open_frontend(browser, stocked.url)
+    maker = Maker(page, tmp_path)
+    for name in ("MIPFusionHead", "MIPMerge", "chain"):  # alone, in a workflow, several nodes
+        maker.node(name)
+    assert maker.workflow("two objects (base)")  # of the others this one needs no run
+    page.close()
+    sizes = {path.stem: Image.open(path).size for path in tmp_path.rglob("*.jpg")}
+    assert set(sizes) == {"MIPFusionHead", "MIPMerge", "chain", "two objects (base)"}
+    assert sizes["two objects (base)"][0] == 960 and all(min(size) > 100 for size in sizes.values())
 
 
 # ---- add another object ----
@@ -388,6 +419,7 @@ def test_everything_is_chinese_in_chinese(page, stocked) -> None:
         page.wait_for_timeout(500)
         first = (ROOT / "web" / "docs" / "MIPApply" / "zh.md").read_text("utf-8").splitlines()[0].removeprefix("# ")
         open_help(page, "MIPApply").get_by_role("heading", name=first).wait_for()
+        see_pictures(page)
         frontend.screenshot(page, "Chinese")
     finally:
         page.evaluate(frontend.SET, {"Comfy.Locale": "en"})

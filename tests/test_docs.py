@@ -33,6 +33,19 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(file), f"{page.name} links to {target}"
 
 
+@each_page
+def test_languages_show_the_same_pictures(page: Path) -> None:
+    """A page and its Chinese twin: README_zh.md, web/docs/<NodeId>/zh.md."""
+    help_page = HELP in page.parents
+    twin = page.with_suffix("") / "zh.md" if help_page else page.with_name(f"{page.stem}_zh.md")
+    if twin.exists():
+        ours, theirs = (
+            re.findall(r"!\[[^\]]*\]\(([^()]+(?:\([^()]*\)[^()]*)*)\)", each.read_text("utf-8"))
+            for each in (page, twin)
+        )
+        assert ours == theirs and ours
+
+
 def test_the_functions_of_the_architecture_exist() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
     rows = re.findall(r"^\|[^|]+\|([^|]+)\|$", page, re.MULTILINE)

@@ -1,21 +1,70 @@
-"""Every node has a help page that the frontend finds, and it speaks of every widget."""
+"""Every node has a help page that the frontend finds, in every language: named as the node, with a picture of it, and
+speaking of every input and output."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
+import pytest
 from loops import complete
 
-DOCS = Path(__file__).resolve().parents[1] / "web" / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "web" / "docs"
+LANGUAGES = sorted(path.name for path in (ROOT / "locales").iterdir())
+PICTURE = re.compile(r"!\[[^\]]+\]\((images/[^)]+)\)")
 
 
-def test_every_node_has_a_page_that_explains_its_widgets(host):
-    from comfy_api.latest import io
+@pytest.fixture(scope="module")
+def schemas(host) -> list:
     from mip_adapter.nodes import extension
 
-    schemas = [node.define_schema() for node in complete(extension().get_node_list())]
-    assert {page.stem for page in DOCS.glob("*.md")} == {schema.node_id for schema in schemas}
+    return [node.define_schema() for node in complete(extension().get_node_list())]
+
+
+def pages(language: str) -> dict[str, Path]:
+    """By node."""
+    if language == "en":
+        return {path.stem: path for path in DOCS.glob("*.md")}
+    return {path.parent.name: path for path in DOCS.glob(f"*/{language}.md")}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_node_has_a_page_that_explains_it(schemas, language) -> None:
+    names = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))
+    found = pages(language)
+    assert set(found) == {schema.node_id for schema in schemas}
+    wrong = []
     for schema in schemas:
-        page = (DOCS / f"{schema.node_id}.md").read_text("utf-8")
-        missing = [each.id for each in schema.inputs if isinstance(each, io.WidgetInput) and each.id not in page]
-        assert not missing, f"{schema.node_id}.md does not mention {missing}"
+        text = found[schema.node_id].read_text("utf-8")
+        title = names[schema.node_id]["display_name"]
+        if text.splitlines()[0] != f"# {title}":
+            wrong.append(f"{schema.node_id}: its title must be “{title}”")
+        sockets = [
+            *(each.id for each in schema.inputs),
+            *(each.display_name or each.io_type for each in schema.outputs),
+        ]
+        bold = "\n".join(re.findall(r"\*\*(.+?)\*\*", text))
+        if missing := [name for name in sockets if not re.search(rf"\b{re.escape(name)}\b", bold)]:
+            wrong.append(f"{schema.node_id}: it does not mention {missing}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_page_shows_its_node(language) -> None:
+    """Pictures: python mip.py pictures."""
+    for node, path in pages(language).items():
+        assert f"images/{node}.jpg" in PICTURE.findall(path.read_text("utf-8")), path
+
+
+def test_the_pictures_are_small_and_used() -> None:
+    shown = {
+        name
+        for language in LANGUAGES
+        for path in pages(language).values()
+        for name in PICTURE.findall(path.read_text("utf-8"))
+    }
+    files = {path.relative_to(DOCS).as_posix(): path.stat().st_size for path in (DOCS / "images").iterdir()}
+    assert set(files) == shown
+    assert not {name: size for name, size in files.items() if size > 60_000}
