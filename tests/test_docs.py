@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,27 @@ def test_languages_show_the_same_pictures(page: Path) -> None:
             for each in (page, twin)
         )
         assert ours == theirs and ours
+
+
+def test_nothing_is_left_out() -> None:
+    """Every workflow stands in both READMEs' tables and in the changelog, every command and node in the changelog."""
+    texts = {
+        name: re.sub(r"\s+", " ", (ROOT / name).read_text("utf-8"))
+        for name in ("README.md", "README_zh.md", "CHANGELOG.md")
+    }
+    for path in (ROOT / "workflows").glob("*.json"):
+        assert f"| {path.stem} |" in texts["README.md"] and f"| {path.stem} |" in texts["README_zh.md"], path
+        assert path.stem in texts["CHANGELOG.md"], path
+    missing = [
+        name
+        for name in sys.modules["mip"].COMMANDS
+        if f"`{name}`" not in texts["CHANGELOG.md"].rpartition("**Commands**")[2]
+    ]
+    assert not missing, f"CHANGELOG.md: {missing}"
+    for readme, language in (("README.md", "en"), ("README_zh.md", "zh"), ("CHANGELOG.md", "en")):
+        names = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))
+        missing = [each["display_name"] for each in names.values() if each["display_name"] not in texts[readme]]
+        assert not missing, f"{readme}: {missing}"
 
 
 def test_the_functions_of_the_architecture_exist() -> None:
