@@ -6,6 +6,7 @@ With MIP_ARTIFACTS=FOLDER screenshots are left there (frontend.py).
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,22 @@ def test_thumbnails_are_drawn_and_nothing_of_them_is_saved(page) -> None:
     shown = shown_objects(page)
     page.evaluate(OPEN, saved)
     assert shown_objects(page) == shown
+
+
+def test_a_thumbnail_that_was_not_there_is_asked_for_again(page, stocked) -> None:
+    page.evaluate(frontend.FIT)
+    page.evaluate("""() => {
+        const [loader] = app.graph._nodes.filter(node => node.type === "LoadImage")
+        loader.widgets[0].value = "uploaded later.png"
+    }""")
+    with page.expect_response(lambda answer: "later" in answer.url) as first:
+        page.evaluate("() => app.canvas.draw(true, true)")
+    assert first.value.status == 404
+    shutil.copyfile(stocked.base / "input" / "cat.png", stocked.base / "input" / "uploaded later.png")
+    page.wait_for_timeout(500)  # the picture hears of the answer a moment after us
+    with page.expect_response(lambda answer: "later" in answer.url and answer.ok):
+        page.evaluate("() => app.api.dispatchCustomEvent('graphChanged', app.graph.serialize())")
+        page.evaluate("() => app.canvas.draw(true, true)")
 
 
 # Some pixel of the first thumbnail is much redder than blue: the cat, not the widget's grey.

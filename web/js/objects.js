@@ -17,6 +17,8 @@ const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9
 
 /** Pictures by query, the least recently drawn first. @type {Map<string, HTMLImageElement>} */
 const kept = new Map()
+/** Queries that gave no picture, asked again when the graph changes or has run. @type {Set<string>} */
+const failed = new Set()
 
 /** @param {string} query of /view @returns {HTMLImageElement} perhaps still loading: the canvas is drawn again then */
 function image(query) {
@@ -25,6 +27,7 @@ function image(query) {
   kept.set(query, found)
   if (!found.src) {
     found.onload = () => redraw()
+    found.onerror = () => failed.add(query)
     found.src = api.apiURL(`/view?${query}`)
   }
   if (kept.size > MOST_KEPT) kept.delete(kept.keys().next().value)
@@ -39,6 +42,12 @@ function redraw() {
     if (node.comfyClass === "MIPApply") node.widgets?.find((each) => each.name === WIDGET)?.triggerDraw?.()
   }
   app.canvas?.setDirty(true, true)
+}
+
+function refresh() {
+  for (const query of failed) kept.delete(query)
+  failed.clear()
+  redraw()
 }
 
 /** The objects, or none while a workflow is being loaded or is in a state that cannot be read. */
@@ -124,8 +133,8 @@ app.registerExtension({
     })
   },
   setup() {
-    api.addEventListener("graphChanged", redraw)
-    api.addEventListener("executed", redraw)
+    api.addEventListener("graphChanged", refresh)
+    api.addEventListener("executed", refresh)
   },
-  afterConfigureGraph: redraw,
+  afterConfigureGraph: refresh,
 })
