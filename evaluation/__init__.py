@@ -1,6 +1,7 @@
 """Scores: pure maths in a file each; encoders and detectors behind small loaders.
 
 detections.py  what was found in pictures       crops.py      objects cut out of pictures, as in training
+objects.py     the objects of pictures, encoded batches.py    as much at once as memory allows
 encoders.py    words and pictures to vectors    folders.py    models from local Hugging Face folders
 host_encoder.py  the host's own encoders        host_models.py  models of folders in the host's care
 detect.py      objects by their words: detect_folder.py (Grounding DINO, …), detect_pixels.py (miniature)

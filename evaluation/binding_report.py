@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..attention.reference import Reference
+from .batches import Tick
 from .binding import Binding, bind
 from .crops import as_bytes
 from .detections import Detections
-from .embeddings import Tick, embed
+from .embeddings import embed
 from .encoders import ImageEncoder
 from .objects import check_parts, crops_at_most, objects_in
 from .tables import NOTHING, number, percent, table

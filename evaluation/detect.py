@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from ..attention.reference import plain
+from .batches import Tick, in_batches
 from .detections import Detection, Detections
 from .things import SAME_PLACE, overlap
 
 BATCH = 4  # pictures that a detector sees at once
 THRESHOLD = 0.25  # Grounding DINO's usual one
-
-Tick = Callable[[int], None]  # told how many pictures were searched since; may raise to stop
 
 
 class Seen(NamedTuple):
@@ -72,15 +71,15 @@ def detect(
     if not texts:
         raise ValueError("There are no object texts: name what to look for, one object a line, such as “cat”.")
     height, width = images.shape[1:3]
-    found, near = [], []
-    for start in range(0, len(images), BATCH):
-        batch = images[start : start + BATCH, ..., :3].float().nan_to_num().clamp(0, 1)
-        seen = detector.find(batch, texts, threshold, min(text_threshold, threshold))
-        found += [tuple(_tidy(each.found, height, width, most) for each in picture) for picture in seen]
-        near += [tuple(float(each.near) for each in picture) for picture in seen]
-        if tick:
-            tick(len(batch))
-    return Detections(tuple(texts), height, width, tuple(found), threshold, tuple(near))
+
+    def find(batch: Tensor) -> list[list[Seen]]:
+        pixels = batch[..., :3].float().nan_to_num().clamp(0, 1)
+        return detector.find(pixels, texts, threshold, min(text_threshold, threshold))
+
+    seen = [picture for batch in in_batches(find, images, BATCH, tick) for picture in batch]
+    found = tuple(tuple(_tidy(each.found, height, width, most) for each in picture) for picture in seen)
+    near = tuple(tuple(float(each.near) for each in picture) for picture in seen)
+    return Detections(tuple(texts), height, width, found, threshold, near)
 
 
 def _tidy(found: Sequence[Detection], height: int, width: int, most: int) -> tuple[Detection, ...]:

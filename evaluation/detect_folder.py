@@ -18,13 +18,13 @@ from torch import Tensor
 from .crops import as_bytes
 from .detect import Seen
 from .detections import Detection
-from .folders import Place, Ready, on, read
+from .folders import Keeper, Ready, inputs, on, read
 
 
-def load_detector(folder: str | os.PathLike[str], place: Place | None = None) -> FolderDetector:
-    """place: who takes charge of the model, by default the CPU. Raises ValueError, one sentence, for anything else."""
+def load_detector(folder: str | os.PathLike[str], keeper: Keeper | None = None) -> FolderDetector:
+    """keeper: who takes charge of the model, by default the CPU. Raises ValueError, one sentence, for anything else."""
     model, processor = read(folder, "detector", "AutoModelForZeroShotObjectDetection", "AutoProcessor")
-    return FolderDetector(Path(folder).name, model, processor, (place or on("cpu"))(model))
+    return FolderDetector(Path(folder).name, model, processor, (keeper or on("cpu"))(model))
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,16 +51,15 @@ class FolderDetector:
         if not query:
             raise ValueError(f"The object text “{text}” has no words to look for: name the object, such as “cat”.")
         queries = [[query]] * len(pictures)
-        device, dtype = self.ready(), self.model.dtype
-        inputs = processor(images=pictures, text=queries, return_tensors="pt").to(device)
-        inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
+        dtype = self.model.dtype
+        given = inputs(processor(images=pictures, text=queries, return_tensors="pt"), self.ready, dtype)
         # transformers 4 computes Grounding DINO's positions in float32, whatever its weights are in.
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            output = self.model(**inputs)
+        with torch.autocast(self.model.device.type, dtype, enabled=dtype != torch.float32):
+            output = self.model(**given)
         self._check(output)
         seen = []
-        for number, (boxes, scores) in enumerate(self._boxes(output, inputs, queries, pictures)):
-            certain = self._certain(output, inputs, number, scores, text_threshold)
+        for number, (boxes, scores) in enumerate(self._boxes(output, given, queries, pictures)):
+            certain = self._certain(output, given, number, scores, text_threshold)
             certain = torch.where(_visible(boxes, pictures[number]), certain, 0.0)
             counts = certain > threshold
             answers = zip(boxes[counts].tolist(), scores[counts].tolist(), strict=True)
@@ -76,12 +75,12 @@ class FolderDetector:
             )
 
     def _boxes(
-        self, output: Any, inputs: Mapping[str, Tensor], queries: list[list[str]], pictures: list[Image.Image]
+        self, output: Any, given: Mapping[str, Tensor], queries: list[list[str]], pictures: list[Image.Image]
     ) -> list[tuple[Tensor, Tensor]]:
         """All boxes [Q, 4] and scores [Q] of each picture; processors differ in what they want to know."""
         process = self.processor.post_process_grounded_object_detection
         known = {
-            "input_ids": inputs.get("input_ids"),
+            "input_ids": given.get("input_ids"),
             "threshold": -1.0,
             "text_threshold": 1.0,
             "target_sizes": [(picture.height, picture.width) for picture in pictures],
@@ -92,7 +91,7 @@ class FolderDetector:
         return [(each["boxes"].float().cpu(), each["scores"].float().cpu()) for each in results]
 
     def _certain(
-        self, output: Any, inputs: Mapping[str, Tensor], number: int, scores: Tensor, text_threshold: float
+        self, output: Any, given: Mapping[str, Tensor], number: int, scores: Tensor, text_threshold: float
     ) -> Tensor:
         """[Q] below which threshold each box counts. It is the box's score, where one of the text's words stands for
         it; where it answers to the full stop or the end alone, it is what its best word has.
@@ -101,7 +100,7 @@ class FolderDetector:
         """
         if "text_threshold" not in inspect.signature(self.processor.post_process_grounded_object_detection).parameters:
             return scores  # one column a text, not one a token
-        ids, special = inputs["input_ids"][number].tolist(), set(self.processor.tokenizer.all_special_ids)
+        ids, special = given["input_ids"][number].tolist(), set(self.processor.tokenizer.all_special_ids)
         tokens = self.processor.tokenizer.convert_ids_to_tokens(ids)
         words = torch.tensor([i not in special and any(map(str.isalnum, t)) for i, t in zip(ids, tokens, strict=True)])
         spoken = output.logits[number, :, : len(ids)].float().sigmoid().cpu()  # [Q, tokens]

@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-Ready = Callable[[], torch.device]  # makes a model ready to run, says on which device it is
-Place = Callable[[nn.Module], Ready]  # takes charge of a model
+Ready = Callable[[int], torch.device]  # makes a model ready to run on so many bytes, says on which device it is
+Keeper = Callable[[nn.Module], Ready]  # takes charge of a model
 
 
-def on(device: str | torch.device = "cpu") -> Place:
-    """Puts a model on a device for good: in float16 on a GPU, in float32 elsewhere."""
+def on(device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Keeper:
+    """Puts a model on a device for good; dtype: by default float16 on a GPU, float32 elsewhere."""
     device = torch.device(device)
+    dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
 
-    def place(model: nn.Module) -> Ready:
-        model.to(device, torch.float16 if device.type == "cuda" else torch.float32)
-        return lambda: device
+    def keep(model: nn.Module) -> Ready:
+        model.to(device, dtype)
+        return lambda _: device
 
-    return place
+    return keep
+
+
+def inputs(made: Mapping[str, Tensor], ready: Ready, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What a processor made, where the model runs, floating numbers in the model's dtype."""
+    cast = {key: value.to(dtype) if value.is_floating_point() else value for key, value in made.items()}
+    device = ready(sum(value.nbytes for value in cast.values()))
+    return {key: value.to(device) for key, value in cast.items()}
+
+
+def identity(folder: Path) -> str:
+    """What tells one model from another: its folder's name and the size of its weights."""
+    return f"{folder.resolve().name}, {sum(file.stat().st_size for file in folder.glob('*.safetensors')):,} bytes"
 
 
 def kind_of(folder: Path, what: str) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .encoders import ImageEncoder, Picture
+from .batches import in_batches
+from .encoders import BATCH, ImageEncoder, Picture
 
 
 def host_encoder(clip_vision: Any, clip: Any = None) -> ImageEncoder:
@@ -45,9 +46,20 @@ class HostPictures:
 
     @torch.inference_mode()
     def images(self, pictures: Sequence[Picture]) -> Tensor:
-        """One after the other: they may differ in size, and the host resizes the short side and cuts the middle."""
-        seen = [self.clip_vision.encode_image(_as_image(each))["image_embeds"] for each in pictures]
-        embeds = torch.cat(seen).float().cpu()
+        """Those of one size together; the host resizes the short side and cuts the middle."""
+        shown = [_as_image(each) for each in pictures]
+        by_size: dict[torch.Size, list[int]] = {}
+        for number, image in enumerate(shown):
+            by_size.setdefault(image.shape, []).append(number)
+        seen: dict[int, Tensor] = {}
+        for numbers in by_size.values():
+            batches = in_batches(self._encode, [shown[number] for number in numbers], BATCH)
+            seen |= zip(numbers, torch.cat(batches), strict=True)
+        return torch.stack([seen[number] for number in range(len(shown))])
+
+    def _encode(self, images: Sequence[Tensor]) -> Tensor:
+        """images [H, W, 3] of one size -> [n, E]"""
+        embeds = self.clip_vision.encode_image(torch.stack(list(images)))["image_embeds"].float().cpu()
         if embeds.ndim != 2:
             raise ValueError(
                 "This CLIP vision gives vectors of every patch but none of the whole picture (SigLIP, as the host "
@@ -74,8 +86,8 @@ class HostPairs(HostPictures):
 
 
 def _as_image(picture: Picture) -> Tensor:
-    """[1, H, W, 3] in 0..1"""
-    return torch.from_numpy(np.array(picture.convert("RGB") if hasattr(picture, "convert") else picture))[None] / 255
+    """[H, W, 3] in 0..1"""
+    return torch.from_numpy(np.array(picture.convert("RGB") if hasattr(picture, "convert") else picture)) / 255
 
 
 def _unprojected(clip: Any, width: int) -> bool:

@@ -9,9 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..attention.reference import Reference
+from .batches import Tick
 from .crops import check_pictures, crop
 from .detections import Detections
-from .embeddings import Tick, embed
+from .embeddings import embed
 from .encoders import ImageEncoder
 from .things import Things, by_look, choose
 

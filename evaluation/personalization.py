@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from ..attention.reference import Reference
+from .batches import Tick
 from .crops import as_bytes
 from .detections import Detections
-from .embeddings import Tick, embed, embed_words
+from .embeddings import embed, embed_words
 from .encoders import ImageEncoder, need_words
 from .objects import Objects, check_parts, crops_at_most, objects_in
 from .tables import NOTHING, number, table

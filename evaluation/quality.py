@@ -72,7 +72,7 @@ def _unit(x: Tensor, present: Tensor) -> Tensor:
     x = torch.where(present[..., None], x.float(), 0.0)
     if not torch.isfinite(x).all():
         raise ValueError(
-            "The embeddings hold NaN or infinite numbers: run the encoder in a wider precision (float32), or check its "
-            "weights."
+            "The embeddings hold NaN or infinite numbers: start ComfyUI with --force-fp32 (mip.py curate: --device "
+            "cpu), or load weights that are whole."
         )
     return F.normalize(x, dim=-1)

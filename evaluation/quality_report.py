@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .batches import Tick
 from .canvas import SOFT, Canvas
 from .crops import as_bytes, check_pictures, crop
 from .detect_picture import annotated, colour
 from .detections import Detections
-from .embeddings import Tick, embed, embed_words
+from .embeddings import embed, embed_words
 from .encoders import ImageEncoder, need_words
 from .quality import ObjectQuality, object_quality
 from .tables import NOTHING, number, table

@@ -488,4 +488,4 @@ def test_bad_input_gets_a_sentence():
         def images(self, pictures):
             return super().images(pictures) * torch.nan
 
-    told(lambda: measure_binding(images, chain, found, Broken()), "colour counter", "NaN", "float32")
+    told(lambda: measure_binding(images, chain, found, Broken()), "colour counter", "NaN", "--force-fp32")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from .sentences import told
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("encoders")
     tiny_clip.write(base / "clip")
-    for name in ("dino", "dinov2", "dinov3", "siglip"):
+    for name in ("dino", "dinov2", "dinov3", "siglip", "siglip2"):
         getattr(tiny_models, name)(base / name)
     return base
 
@@ -71,7 +72,7 @@ def test_later_dinos_see_what_their_folder_says(folders: Path, name: str):
     torch.testing.assert_close(load_encoder(folders / name).images(photos()), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "siglip2"])
 def test_words_and_pictures_share_a_space(folders: Path, name: str):
     """The cosines are those of the model's own forward, which knows nothing of single embeddings."""
     from transformers import AutoModel, AutoProcessor
@@ -79,7 +80,7 @@ def test_words_and_pictures_share_a_space(folders: Path, name: str):
     words = ["cat", "a red dog"]
     model, processor = (auto.from_pretrained(folders / name) for auto in (AutoModel, AutoProcessor))
     with torch.no_grad():
-        inputs = processor(text=words, images=photos(), padding="max_length", return_tensors="pt")
+        inputs = processor(text=words, images=photos(), padding="max_length", max_length=16, return_tensors="pt")
         output = model.eval()(**inputs)
     encoder = need_words(load_encoder(folders / name), "The test")
     unit = torch.nn.functional.normalize
@@ -93,10 +94,50 @@ def test_many_pictures_are_seen_in_batches(folders: Path, monkeypatch: pytest.Mo
     from mip_adapter.evaluation import encoders
 
     monkeypatch.setattr(encoders, "BATCH", 2)
-    for name in ("dino", "clip"):
+    for name in ("dino", "clip", "siglip2"):
         encoder = load_encoder(folders / name)
         alone = torch.cat([encoder.images([np.asarray(photo)]) for photo in photos()])
         torch.testing.assert_close(encoder.images(photos()), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_batches_are_halved_where_memory_runs_out(folders: Path, monkeypatch: pytest.MonkeyPatch):
+    from mip_adapter.evaluation.batches import OUT_OF_MEMORY, in_batches
+
+    sizes, ticks = [], []
+
+    def run(batch: list[int]) -> list[int]:
+        sizes.append(len(batch))
+        if len(batch) > 3:
+            raise OUT_OF_MEMORY("CUDA out of memory")
+        return batch
+
+    assert [*chain(*in_batches(run, range(10), 8, ticks.append))] == [*range(10)]
+    assert sizes == [8, 4, 2, 2, 2, 2, 2] and ticks == [2] * 5
+    sizes.clear()
+
+    def never(batch: list[int]) -> None:
+        sizes.append(len(batch))
+        raise OUT_OF_MEMORY("CUDA out of memory")
+
+    with pytest.raises(OUT_OF_MEMORY):
+        in_batches(never, range(5), 4)
+    assert sizes == [4, 2, 1]
+    encoder = load_encoder(folders / "clip")
+    expected, forward = encoder.images(photos()), encoder.model.get_image_features  # pyright: ignore
+
+    def small_only(pixel_values: torch.Tensor, **more: Any) -> Any:
+        if len(pixel_values) > 1:
+            raise OUT_OF_MEMORY("CUDA out of memory")
+        return forward(pixel_values=pixel_values, **more)
+
+    monkeypatch.setattr(encoder.model, "get_image_features", small_only)  # pyright: ignore
+    torch.testing.assert_close(encoder.images(photos()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_long_texts_are_cut(folders: Path):
+    for name in ("clip", "siglip2"):
+        encoder = need_words(load_encoder(folders / name), "The test")
+        assert torch.isfinite(encoder.texts(["a very long name of one cat " * 9, "cat"])).all()
 
 
 def test_who_sees_pictures_only_is_told(folders: Path):
@@ -130,6 +171,11 @@ def test_bad_folders(folders: Path, tmp_path: Path):
     (foreign / "evil.py").write_text("raise SystemExit('code of the folder was run')")
     told(lambda: load_encoder(foreign), "cannot be loaded")
     told(lambda: load_encoder(tiny_models.grounding_dino(tmp_path / "detector")), "grounding-dino", "CLIP or SigLIP")
+    other = changed("other")
+    file = other / "preprocessor_config.json"
+    sizes = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **sizes}))
+    told(lambda: load_encoder(other), "cannot encode a picture", "CLIP or SigLIP")
     smaller = changed("lacking")
     from safetensors.torch import load_file, save_file
 
@@ -163,6 +209,14 @@ def test_clip_vision_and_clip_of_the_host(host):
     for encoder in (alone, both):
         torch.testing.assert_close(encoder.images([square]), expected, rtol=2e-2, atol=2e-2)  # the host's in float16
     assert both.images(photos()).shape == (3, 32) and both.texts(["cat", "dog"]).shape == (2, 32)
+    again = [photo for photo in photos() for _ in range(2)]  # of three sizes
+    for encoder in (alone, both):
+        one_by_one = torch.cat([encoder.images([photo]) for photo in again])
+        torch.testing.assert_close(encoder.images(again), one_by_one, rtol=2e-2, atol=2e-2)
+    calls, encode = [], vision.encode_image
+    vision.encode_image = lambda image, *args, **more: calls.append(len(image)) or encode(image, *args, **more)
+    alone.images(again)
+    assert calls == [2, 2, 2]
     pooled = clip.encode_from_tokens(clip.tokenize("dog"), return_pooled=True)[1]
     torch.testing.assert_close(both.texts(["cat", "dog"])[1:], pooled.float())
 
@@ -175,6 +229,21 @@ def test_halves_of_different_models_are_refused(host):
     projection = clip.cond_stage_model.clip_g.transformer.text_projection
     projection.weight = torch.nn.Parameter(torch.eye(32).to(projection.weight))  # what the host makes of none
     told(lambda: host_encoder(small.vision(projection_dim=32), clip), "without its text projection")
+
+
+def test_the_host_is_told_how_much_memory_a_batch_needs(host, folders: Path, monkeypatch: pytest.MonkeyPatch):
+    import comfy.model_management as management
+    from mip_adapter.evaluation.host_models import ACTIVATIONS, managed
+
+    encoder, asked, load = load_encoder(folders / "clip", managed), [], management.load_models_gpu
+
+    def counting(models: Any, memory_required: float = 0, **more: Any) -> None:
+        asked.append(memory_required)
+        load(models, memory_required=memory_required, **more)
+
+    monkeypatch.setattr(management, "load_models_gpu", counting)
+    encoder.images(photos())
+    assert asked == [3 * 3 * 32 * 32 * 4 * ACTIVATIONS]  # three pictures in float32
 
 
 def test_folders_in_the_hosts_care(host, folders: Path):

@@ -54,6 +54,19 @@ def siglip(folder: Path) -> Path:
     return saved(SiglipModel(config), folder)
 
 
+def siglip2(folder: Path) -> Path:
+    """NaFlex: pictures of any shape as patches with a mask. Its tokenizer does not say how long a text may be."""
+    from transformers import CLIPTokenizerFast, Siglip2Config, Siglip2ImageProcessor, Siglip2Model, Siglip2Processor
+
+    torch.manual_seed(7)
+    words = letters(folder)
+    text: dict[str, Any] = {**SMALL, "vocab_size": words, "max_position_embeddings": 16, "projection_size": 32}
+    config = Siglip2Config(text_config=text, vision_config={**SMALL, "num_patches": 256, "patch_size": 16})
+    tokenizer = CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    Siglip2Processor(Siglip2ImageProcessor(), tokenizer).save_pretrained(folder)
+    return saved(Siglip2Model(config), folder)
+
+
 def grounding_dino(folder: Path, kind: str = "GroundingDino", seed: int = 5) -> Path:
     """Real processor and post-processing around random weights; kind: or “MMGroundingDino”."""
     import transformers
