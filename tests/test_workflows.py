@@ -3,6 +3,7 @@
 With MIP_ARTIFACTS=FOLDER a screenshot of every workflow is left there (frontend.py).
 """
 
+import io
 import json
 import re
 import time
@@ -246,6 +247,30 @@ def test_the_miniature_runs_in_the_browser(page, stocked):
     for picture in pictures:
         assert httpx.get(f"{stocked.url}/view", params=picture).content.startswith(b"\x89PNG")
     frontend.screenshot(page, f"{MINIATURE.stem} - after")
+
+
+def test_two_passes_run_and_their_maps_change_the_picture(stocked):
+    wait_until_idle(stocked)
+    prompt = load(ROOT / "tests" / "api" / "two passes.json")
+    for node in prompt.values():
+        node["inputs"] |= {key: 2 for key in ("steps", "batch_size") if isinstance(node["inputs"].get(key), int)}
+    number = httpx.post(f"{stocked.url}/prompt", json={"prompt": prompt}, timeout=60).json()["prompt_id"]
+    wait_until_idle(stocked)
+    run = history(stocked)[number]
+    assert run["status"]["status_str"] == "success", run["status"]["messages"]
+    made = {node["_meta"]["title"]: run["outputs"].get(key, {}).get("images", ()) for key, node in prompt.items()}
+    assert len(made["Maps after the first pass"]) == 2 * 3 and len(made["Masks after the first pass"]) == 2 * 2
+    two, one = (
+        httpx.get(f"{stocked.url}/view", params=made[f"Picture: {name}"][0]).content
+        for name in ("two passes", "one pass")
+    )
+    assert two.startswith(b"\x89PNG") and pixels(two) != pixels(one)
+
+
+def pixels(png: bytes) -> bytes:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(png)).tobytes()
 
 
 def history(server) -> dict:
