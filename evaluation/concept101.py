@@ -10,6 +10,7 @@ json_data comes with the paper's code, the rest with CustomConcept101 (arXiv 221
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,6 +66,16 @@ def read_pairs(folder: Path, cropped: bool = True) -> list[Pair]:
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"The list {folder / LIST} lists no pairs: download Concept101 again.")
     return [_pair(folder, number, entry, cropped) for number, entry in enumerate(entries)]
+
+
+def digest(pairs: Sequence[Pair]) -> str:
+    """Of all that runs take from the folder: words, boxes, and pictures by name and size."""
+    concepts = {concept.name: concept for pair in pairs for concept in pair.concepts}
+    said: list[Any] = [(pair.name, pair.prompts) for pair in pairs]
+    for name, concept in concepts.items():
+        files = [(p.name, p.stat().st_size, box and box.read_text("utf-8")) for p, box in concept.pictures]
+        said.append((name, concept.text, files))
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
 
 
 def _pair(folder: Path, number: int, entry: Any, cropped: bool) -> Pair:

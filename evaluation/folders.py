@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -35,8 +36,13 @@ def inputs(made: Mapping[str, Tensor], ready: Ready, dtype: torch.dtype) -> dict
 
 
 def identity(folder: Path) -> str:
-    """What tells one model from another: its folder's name and the size of its weights."""
-    return f"{folder.resolve().name}, {sum(file.stat().st_size for file in folder.glob('*.safetensors')):,} bytes"
+    """What tells one model from another: its folder's name and a digest of its weights."""
+    whole = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while part := file.read(1 << 24):
+                whole.update(part)
+    return f"{folder.resolve().name}, weights {whole.hexdigest()[:12]}"
 
 
 def kind_of(folder: Path, what: str) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +31,8 @@ BOX = (30, 20, 90, 60)  # of the red object, in pictures of 120 × 100
 PROMPTS = "A photo of the {0} and {1}.\n{1} beside a {0} \n\na painting of {0}, {1}\n"
 
 
-def write_dataset(folder: Path) -> Path:
-    """Three pairs of four concepts; three prompts each."""
+def write_dataset(folder: Path, times: int = 1) -> Path:
+    """Three pairs of four concepts, each so many times; three prompts each."""
     random = np.random.default_rng(0)
     concepts = {"pet_cat1": "cat", "pet_dog1": "dog", "things_cup2": "cup", "wearable_jacket1": "jacket"}
     for name in concepts:
@@ -54,7 +56,7 @@ def write_dataset(folder: Path) -> Path:
             {"prompt_filename_compose": "prompts/two.txt"},
         ]
         for a, b in (names[:2], names[2:], names[::3])
-    ]
+    ] * times
     (folder / "dataset_multiconcept.json").write_text(json.dumps(entries))
     return folder
 
@@ -176,7 +178,7 @@ def table(output: Path) -> dict:
 
 def assert_same_table(got: dict, expected: dict):
     """Up to the last digits: threads may add in another order."""
-    assert len(got["pairs"]) == len(expected["pairs"]) == 3
+    assert len(got["pairs"]) == len(expected["pairs"])
     for a, b in [*zip(got["pairs"], expected["pairs"], strict=True), (got, expected)]:
         assert a.keys() == b.keys()
         for key, value in b.items():
@@ -194,11 +196,51 @@ def test_nothing_is_made_twice(alone: Path, data: Path, encoders: tuple[Path, Pa
     assert main(line(data, alone, encoders)) == 0
     assert "1 of 1 pictures" in capsys.readouterr().out and lost.read_bytes() == lost_bytes
     assert all(file.stat().st_mtime_ns == when for file, when in before.items() if file != lost)
+    assert "pairs are scored" not in capsys.readouterr().out
     assert main([*line(data, alone, encoders)[:-1], "--scale", "0.5", "--cpu"]) == 1
     assert "pictures of other settings (scale was None, is 0.5)" in capsys.readouterr().err
 
 
-def test_two_processes_make_the_same_table(alone: Path, data: Path, encoders, tmp_path: Path, monkeypatch):
+def test_scores_are_of_the_pictures_that_are_there(alone: Path, data: Path, encoders, tmp_path: Path):
+    """Another method's pictures, put into the folder after a run; another encoder in a folder of the same name."""
+    from mip_adapter.evaluation.host_concept101 import main
+
+    copy, encoder = shutil.copytree(alone, tmp_path / "copy"), shutil.copytree(encoders[0], tmp_path / "tiny-clip")
+    before = {file: file.stat().st_mtime_ns for file in copy.glob("scores-*/0*.jsonl")}
+    changed = next(copy.glob("pictures/001 */01.png"))
+    Image.open(changed).rotate(90).save(changed)
+    given = line(data, copy, (encoder, encoders[1]))
+    assert main(given) == 0
+    again = [file for file, when in before.items() if file.stat().st_mtime_ns != when]
+    assert [file.stem for file in again] == ["000001"]
+    old, new = (json.loads((each / "concept101.json").read_text("utf-8"))["pairs"] for each in (alone, copy))
+    assert [a == b for a, b in zip(old, new, strict=True)] == [True, False, True]
+    tiny_clip.write(tmp_path / "other", seed=1)
+    shutil.copy(tmp_path / "other" / "model.safetensors", encoder)
+    assert main(given) == 0
+    assert len({file.parent for file in copy.glob("scores-*/0*.jsonl")}) == 2
+
+
+def test_a_changed_folder_of_data_is_noticed(alone: Path, data: Path, encoders, tmp_path: Path, capsys):
+    from mip_adapter.evaluation.host_concept101 import main
+
+    copy, other = shutil.copytree(alone, tmp_path / "copy"), shutil.copytree(data, tmp_path / "data")
+    box = other / "json_data" / "pet_dog1" / "photo 1.json"
+    box.write_text(box.read_text().replace("240.0", "248.0"))
+    assert main(line(other, copy, encoders)) == 1
+    assert "pictures of other settings (data was" in capsys.readouterr().err
+
+
+def test_encoders_are_tried_before_anything_is_drawn(host, data: Path, encoders, tmp_path: Path, capsys):
+    from mip_adapter.evaluation.host_concept101 import main
+
+    assert main(line(data, tmp_path / "a", (encoders[1], encoders[1]))) == 1
+    assert "sees pictures only" in capsys.readouterr().err and not [*tmp_path.glob("a/pictures/*/*.png")]
+    assert main(line(data, tmp_path / "b", (encoders[0], tmp_path))) == 1
+    assert "no config.json" in capsys.readouterr().err and not [*tmp_path.glob("b/pictures/*/*.png")]
+
+
+def test_two_processes_make_the_same_table(alone: Path, data: Path, encoders, tmp_path: Path, monkeypatch, capsys):
     """One after the other here; whoever comes last writes the table."""
     from mip_adapter.evaluation.host_concept101 import main
 
@@ -207,6 +249,8 @@ def test_two_processes_make_the_same_table(alone: Path, data: Path, encoders, tm
         monkeypatch.setenv("RANK", rank)
         assert not (tmp_path / "concept101.json").exists()
         assert main(line(data, tmp_path, encoders)) == 0
+        said = capsys.readouterr().out
+        assert ("2 of 3 pairs are scored; the last process" in said) == (rank == "0")
     assert_same_table(table(tmp_path), table(alone))
     for file in alone.glob("pictures/*/*.png"):
         assert file.read_bytes() == (tmp_path / file.relative_to(alone)).read_bytes()
@@ -216,23 +260,57 @@ def test_two_processes_make_the_same_table(alone: Path, data: Path, encoders, tm
 def test_two_processes_are_killed_and_one_goes_on(host, alone: Path, data: Path, encoders, tmp_path: Path):
     from mip_adapter.evaluation.host_concept101 import main
 
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    variables = os.environ | {"MIP_ADAPTER_PYTHON": sys.executable, "COMFYUI_PATH": str(host.folder)}
-    command = [*launch, str(ROOT / "mip.py"), "concept101", *line(data, tmp_path, encoders)]
-    process = psutil.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     pictures = tmp_path / "pictures"
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and process.poll() is None and not both_began(pictures):
-        time.sleep(0.02)
-    family = [process, *process.children(recursive=True)]
-    for each in family:
-        each.kill()
-    psutil.wait_procs(family, 10)
+    kill_when(launch(host, line(data, tmp_path, encoders)), lambda: both_began(pictures))
     before = {file: file.stat().st_mtime_ns for file in pictures.glob("*/*.png")}
     assert both_began(pictures) and not (tmp_path / "concept101.json").exists()
     assert main(line(data, tmp_path, encoders)) == 0
     assert all(file.stat().st_mtime_ns == when for file, when in before.items())
     assert_same_table(table(tmp_path), table(alone))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_two_processes_are_killed_while_scoring_and_two_go_on(host, encoders, tmp_path: Path):
+    """With pictures of another method, so that there is nothing but scoring."""
+    from mip_adapter.evaluation.host_concept101 import main
+
+    data, random = write_dataset(tmp_path / "data", times=12), np.random.default_rng(1)
+    for pair in read_pairs(data):
+        folder = tmp_path / "alone" / "pictures" / pair.name
+        folder.mkdir(parents=True)
+        for number in range(3):
+            Image.fromarray(random.integers(0, 255, (64, 64, 3), np.uint8)).save(folder / f"{number:02d}.png")
+    killed = shutil.copytree(tmp_path / "alone", tmp_path / "killed")
+    assert main(line(data, tmp_path / "alone", encoders)) == 0
+
+    def scores() -> dict[Path, int]:
+        return {file: file.stat().st_mtime_ns for file in killed.glob("scores-*/0*.jsonl")}
+
+    kill_when(launch(host, line(data, killed, encoders)), lambda: len(scores()) > 1)
+    before = scores()
+    assert 1 < len(before) < 36 and not (killed / "concept101.json").exists()
+    assert launch(host, line(data, killed, encoders)).wait(180) == 0
+    assert len(scores()) == 36 and before.items() <= scores().items()
+    assert_same_table(table(killed), table(tmp_path / "alone"))
+
+
+def launch(host, arguments: list[str]) -> psutil.Popen:
+    """As two processes, by accelerate."""
+    two = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    variables = os.environ | {"MIP_ADAPTER_PYTHON": sys.executable, "COMFYUI_PATH": str(host.folder)}
+    command = [*two, str(ROOT / "mip.py"), "concept101", *arguments]
+    return psutil.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def kill_when(process: psutil.Popen, true: Callable[[], bool]) -> None:
+    """The process and all its children, once something is true."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and process.poll() is None and not true():
+        time.sleep(0.01)
+    family = [process, *process.children(recursive=True)]
+    for each in family:
+        each.kill()
+    psutil.wait_procs(family, 10)
 
 
 def both_began(pictures: Path) -> bool:

@@ -196,7 +196,7 @@ def test_parts_of_another_job_are_not_mixed(tmp_path: Path):
     parts = open_parts(tmp_path, ["a", "b"], {"encoder": "small"}, 1)
     assert list(parts.todo()) == [(1, ("b",))]
     for ids, settings in ((["a", "c"], {"encoder": "small"}), (["a", "b"], {"encoder": "large"})):
-        with pytest.raises(ValueError, match="parts of another run.*--fresh"):
+        with pytest.raises(ValueError, match="parts of another run.*remove it"):
             open_parts(tmp_path, ids, settings, 1)
     parts = open_parts(tmp_path, ["a", "c"], {"encoder": "large"}, 1, fresh=True)
     assert list(parts.todo(1, 2)) == [(1, ("c",))]

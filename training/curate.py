@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ..evaluation.encoders import load_encoder, need_words
-from ..evaluation.folders import on
+from ..evaluation.folders import identity, on
 from .curate_parts import Parts, Row, open_parts, process, write_whole
 from .curate_read import Folder
 from .curate_score import score
@@ -54,7 +54,7 @@ def curate(options: argparse.Namespace) -> None:
     folder = Folder(options.folder, options.min_objects, options.max_objects)
     settings = {
         "dataset": str(folder.path.resolve()),
-        "encoder": _identity(options.encoder),
+        "encoder": identity(options.encoder),
         "objects": f"{folder.least} to {folder.most}",
         "filters": dataclasses.asdict(folder.filters),
     }
@@ -113,11 +113,6 @@ def _entry(folder: Folder, row: Row) -> Entry:
         picture = image.convert("RGB")
     caption = f"{row['total']:.3f}\nsingle {row['single']:.3f}  pair {row['pair']:.3f}\n{row['id']}"
     return Entry(picture, [box for _, box in boxes], [label for label, _ in boxes], caption)
-
-
-def _identity(encoder: Path) -> str:
-    """What tells one encoder from another: its folder's name and the size of its weights."""
-    return f"{encoder.resolve().name}, {sum(file.stat().st_size for file in encoder.glob('*.safetensors')):,} bytes"
 
 
 def _device(wanted: str | None) -> torch.device:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 Row = dict[str, Any]
 
@@ -67,7 +68,7 @@ def open_parts(folder: Path, ids: Sequence[str], settings: Mapping[str, Any], si
     if changed := [key for key in {**earlier, **plan} if earlier.get(key) != plan.get(key)]:
         was = ", ".join(f"{key} was {earlier.get(key)}, is {plan.get(key)}" for key in sorted(changed)[:3])
         raise ValueError(
-            f"{folder} holds the parts of another run ({was}): start over with --fresh, or choose another --output."
+            f"{folder} holds the parts of another run ({was}): remove it to start over, or choose another --output."
         )
     return parts
 
@@ -78,7 +79,7 @@ def json_lines(rows: Sequence[Row]) -> str:
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """The file appears whole or not at all: a temporary name beside it, then one rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # machines that share a folder share process ids
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
