@@ -85,7 +85,7 @@ def lines(binding: Binding) -> str:
         margins = picture.margins()
         for m, name in enumerate(binding.names):
             row, count = picture.own[m], picture.counts[m]
-            cells = [f"picture {b + 1}", name, f"{count} of 1"]
+            cells = [f"picture {b + 1}", name, f"{count}" if count == 1 else f"{count} (1 expected)"]
             if row is None:
                 rows.append([*cells, *[NOTHING] * 6])
                 continue

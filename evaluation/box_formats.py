@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention.reference import plain
-from .crops import MASK_THRESHOLD, describe
+from .crops import MASK_THRESHOLD, describe, window
 from .detections import Box, Detection, bounds
 
 SIDES, CORNERS = "x, y, width, height", "x0, y0, x1, y1"
@@ -118,10 +118,11 @@ class Reader:
         x0, y0, x1, y1 = edges
         score = _score(getattr(seg, "confidence", 1.0))
         found = self._checked((x0 * across, y0 * down, x1 * across, y1 * down), score)
+        label = plain(str(getattr(seg, "label", "") or ""))
         mask = self._seg_mask(seg, int(size[0]), int(size[1]))
-        if mask is not None:
-            found = replace(found, mask=mask)
-        return Marked(found, plain(str(getattr(seg, "label", "") or "")))
+        if mask is not None and not (mask[window(found.box)] > MASK_THRESHOLD).any():
+            return Marked(None, label)
+        return Marked(replace(found, mask=mask), label)
 
     def _seg_mask(self, seg: Any, height: int, width: int) -> Tensor | None:
         if seg.cropped_mask is None:
@@ -134,7 +135,7 @@ class Reader:
                 f"{width}×{height} pixels, which do not fit together: make the SEGS anew from this picture."
             )
         whole = torch.zeros(height, width)
-        whole[y0:y1, x0:x1] = cut.clamp(0, 1)
+        whole[y0:y1, x0:x1] = cut.nan_to_num(0.0).clamp(0, 1)
         if (height, width) != (self.height, self.width):
             size = (self.height, self.width)
             whole = F.interpolate(whole[None, None], size, mode="bilinear", align_corners=False)[0, 0]

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor
+from PIL import Image
 from torch import Tensor
 
 from .detections import Box, Detection, Detections
 
 SIDE = 224  # what CLIP sees
 MASK_THRESHOLD = 0.5
+WHITE = np.uint8(255)
 
-Crop = Image.Image | None
 
+def crop(image: Tensor, detection: Detection) -> Image.Image:
+    """A square picture of one object on white, RGB, of SIDE pixels.
 
-def crop(image: Tensor, detection: Detection, background: str | None = "white", side: int | None = SIDE) -> Image.Image:
-    """A square picture of one object, RGB.
-
-    image [H, W, 3 or 4] in 0..1; background: a colour's name, or None: what stands behind the object is kept, and only
-    the square is filled up with white; side: pixels, None for those that the box has. Raises ValueError where box and
-    mask leave nothing of the object.
+    image [H, W, 3 or 4] in 0..1. Raises ValueError where box and mask leave nothing of the object.
     """
     height, width = image.shape[:2]
     rows, columns = window(detection.box)
@@ -40,22 +37,7 @@ def crop(image: Tensor, detection: Detection, background: str | None = "white", 
             + ("its mask is empty there." if mask.size else "that lies outside.")
             + " Detect again with other words or a lower threshold, or correct the box."
         )
-    square = cut_out(pixels, mask if background else None, background or "white")
-    return square if side is None else square.resize((side, side), Image.Resampling.BILINEAR)
-
-
-def object_crops(images: Tensor, detections: Detections, background: str | None = "white") -> list[list[Crop]]:
-    """The best detection of every text, cut out: for each picture a list, None where a text was not found.
-
-    images [B, H, W, 3], those that were searched.
-    """
-    check_pictures(images, detections)
-    texts = range(len(detections.texts))
-    best = [[detections.best(picture, text) for text in texts] for picture in range(len(detections))]
-    return [
-        [None if found is None else crop(image, found, background) for found in each]
-        for image, each in zip(images, best, strict=True)
-    ]
+    return cut_out(pixels, mask).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
 
 
 def check_pictures(images: Tensor, detections: Detections) -> None:
@@ -74,17 +56,16 @@ def check_pictures(images: Tensor, detections: Detections) -> None:
         )
 
 
-def cut_out(pixels: np.ndarray, mask: np.ndarray | None, background: str = "white") -> Image.Image:
-    """An object's pixels [h, w, 3] uint8 in the middle of a square; outside its mask [h, w] bool is background.
+def cut_out(pixels: np.ndarray, mask: np.ndarray | None) -> Image.Image:
+    """An object's pixels [h, w, 3] uint8 in the middle of a square; outside its mask [h, w] bool is white.
 
     Holes of the mask count as the object. The equal shares of the square's two margins are rounded to the left and up.
     """
-    colour = np.array(ImageColor.getrgb(background)[:3], np.uint8)
     if mask is not None:
-        pixels = np.where(fill_holes(mask)[..., None], pixels, colour)
+        pixels = np.where(fill_holes(mask)[..., None], pixels, WHITE)
     height, width = pixels.shape[:2]
     side = max(height, width)
-    square = np.full((side, side, 3), colour, np.uint8)
+    square = np.full((side, side, 3), WHITE, np.uint8)
     top, left = (side - height) // 2, (side - width) // 2
     square[top : top + height, left : left + width] = pixels
     return Image.fromarray(square)

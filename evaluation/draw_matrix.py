@@ -37,11 +37,13 @@ def draw_matrix(binding: Binding, b: int, sentences: Sequence[str] = ()) -> Imag
     Colours span the similarities of all pictures, so that pictures can be compared.
     """
     each, objects = binding.pictures[b], len(binding.names)
-    rows = _rows(each)
+    every = _rows(each)
+    rows = every[: max(MOST_ROWS, objects)]
+    more = [f"and {len(every) - len(rows)} things more"] if len(every) > len(rows) else []
     shown = _with_boxes(binding.images[b], each, 3 * CELL + GAP)
     right = LEFT + objects * CELL + 2 * EDGE
     width = max(right + shown.width + EDGE, LEAST_WIDTH)
-    bottom = TOP + max(len(rows) * CELL, shown.height)
+    bottom = TOP + max(len(rows) * CELL + LINE * len(more), shown.height)
     lines = [line for sentence in sentences for line in wrapped(sentence, LETTERS, width - 2 * EDGE)]
     sheet = Canvas(width, bottom + LEGEND + LINE * len(lines) + EDGE // 2)
     found = f"{len(each.present)} of {objects} found"
@@ -56,6 +58,8 @@ def draw_matrix(binding: Binding, b: int, sentences: Sequence[str] = ()) -> Imag
     span = _span(binding)
     for line, (m, row) in enumerate(rows):
         _draw_row(sheet, TOP + line * CELL, binding, each, m, row, span)
+    for words in more:
+        sheet.words((EDGE + 14, TOP + len(rows) * CELL), words, 14, SOFT)
     _draw_legend(sheet, EDGE, bottom + 16, span)
     for line, words in enumerate(lines):
         sheet.words((EDGE, bottom + LEGEND + LINE * line), words, LETTERS)
@@ -65,7 +69,7 @@ def draw_matrix(binding: Binding, b: int, sentences: Sequence[str] = ()) -> Imag
 def _rows(each: PictureBinding) -> list[tuple[int, int | None]]:
     """(object, crop or None): every object, then what is there too often."""
     own = list(enumerate(each.own))
-    return [*own, *((m, row) for row, m in enumerate(each.found_as) if row not in each.own)][: max(MOST_ROWS, len(own))]
+    return [*own, *((m, row) for row, m in enumerate(each.found_as) if row not in each.own)]
 
 
 def _draw_row(

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from mip_adapter.attention.reference import make_reference
 from mip_adapter.evaluation.binding import FAINT, Binding, PictureBinding, looks
 from mip_adapter.evaluation.binding_report import measure_binding, ranking, report, to_encode
+from mip_adapter.evaluation.canvas import Canvas
 from mip_adapter.evaluation.detect import detect
 from mip_adapter.evaluation.detect_pixels import PixelDetector
 from mip_adapter.evaluation.detections import Detections
-from mip_adapter.evaluation.draw_matrix import draw_matrices, draw_matrix
+from mip_adapter.evaluation.draw_matrix import MOST_ROWS, draw_matrices, draw_matrix
 from mip_adapter.evaluation.things import by_look, choose, overlap
 from mip_adapter.evaluation.verdict import LEAK, verdict
 from mip_adapter.miniature import clip, config
@@ -432,8 +433,10 @@ def test_the_report_holds_verdict_numbers_and_table():
     said = report(batch(LEAKY, made([0.2, None])), 0.9)
     assert said.startswith("- 3 of 4 objects were found") and "presence 75 %" in said and "confusion rate 0 %" in said
     assert "confusion of the relevance while sampling 90 %" in said and "69 % dog, 31 % cat" in said
-    assert [cell.strip() for cell in said.splitlines()[-1].split("|")[1:4]] == ["picture 2", "dog", "0 of 1"]
+    assert [cell.strip() for cell in said.splitlines()[-1].split("|")[1:4]] == ["picture 2", "dog", "0 (1 expected)"]
     assert "nan" not in said.lower() and "inf" not in said.lower()
+    found = [line.split("|")[3].strip() for line in report(batch(made([0.2, 0.1], counts=(2, 1)))).splitlines()[-2:]]
+    assert found == ["2 (1 expected)", "1"]
 
 
 # ---- the picture ----
@@ -447,6 +450,16 @@ def test_the_matrix_shows_numbers_and_marks():
     assert sheet.shape[0] > bare.shape[0] and sheet.shape[1] == bare.shape[1]
     own = binding.pictures[0].similarity.argmax()  # the brightest cell is drawn in the scale's last colour
     assert own in (0, 4, 8) and (sheet == (254, 232, 56)).all(-1).sum() > 2000
+
+
+def test_what_is_too_much_to_draw_is_counted(monkeypatch: pytest.MonkeyPatch):
+    words = []
+    monkeypatch.setattr(Canvas, "words", lambda _, at, said, *args, **more: words.append(said))
+    draw_matrix(batch(made([0.1, 0.2], counts=(9, 9))), 0)
+    assert "and 6 things more" in words and sum("again" in said for said in words) == MOST_ROWS - 2
+    words.clear()
+    draw_matrix(batch(made([0.1, 0.2], counts=(6, 6))), 0)
+    assert not [said for said in words if "more" in said] and sum("again" in said for said in words) == 10
 
 
 def test_all_kinds_of_batches_can_be_drawn():

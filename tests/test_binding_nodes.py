@@ -45,6 +45,12 @@ def test_the_seed_picker_sorts_the_batch():
     best, ordered, index, ranking = MIPSeedPicker.execute(scene.images, binding).args
     assert index == 1 and torch.equal(best, scene.images[1:2]) and torch.equal(ordered, scene.images[[1, 2, 0]])
     assert [cell.strip() for cell in ranking.splitlines()[2].split("|")[1:4]] == ["1.", "2", "3 of 3"]
+    alone = replace(
+        scene, images=scene.images[:1], detections=replace(scene.detections, found=scene.detections.found[:1])
+    )
+    *_, only = binding_report(alone)
+    best, ordered, index, ranking = MIPSeedPicker.execute(alone.images, only).args
+    assert index == 0 and torch.equal(best, alone.images) and torch.equal(ordered, best) and ranking.count("\n") == 2
     told(lambda: MIPSeedPicker.execute(scene.images[:2], binding), "2 of 128×128", "3 of 128×128")
     told(lambda: MIPSeedPicker.execute(scene.images[:, :100], binding), "128×100")
 

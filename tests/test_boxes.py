@@ -115,6 +115,17 @@ def test_segments_of_a_picture_of_another_size():
     assert cat.mask is not None and torch.equal(cat.mask > 0.5, painted(CAT)[0] > 0.5)
 
 
+def test_a_segment_whose_mask_is_empty_is_not_there():
+    """As an empty MASK says; NaN is nothing."""
+    faint, unknown = (seg(DOG)._replace(cropped_mask=np.full((30, 27), value, np.float32)) for value in (0.4, np.nan))
+    for empty in (faint, unknown):
+        assert places(read(((HEIGHT, WIDTH), [seg(CAT), empty]))) == [[[CAT], []]]
+    holed = seg(CAT).cropped_mask.copy()
+    holed[5, 5] = np.nan
+    (((cat,), _),) = read(((HEIGHT, WIDTH), [seg(CAT)._replace(cropped_mask=holed), seg(DOG)])).found
+    assert cat.mask is not None and torch.isfinite(cat.mask).all()
+
+
 def test_boxes_are_clipped_and_ordered():
     ((found,),) = read([core((-5, -5, 999, 999), score=0.2), core(CAT, score=0.9)], ("cat",)).found
     assert [(each.box, each.score) for each in found] == [(CAT, 0.9), ((0, 0, WIDTH, HEIGHT), 0.2)]
