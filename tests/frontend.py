@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mip_adapter.docs import browser
-from mip_adapter.docs.browser import FOCUS, OPEN, SET, WORKFLOWS, configure, open_frontend
 
-__all__ = ["FIT", "FOCUS", "OPEN", "SET", "WORKFLOWS", "configure", "open_frontend", "screenshot", "stock"]
+FOCUS, OPEN, SET, WORKFLOWS = browser.FOCUS, browser.OPEN, browser.SET, browser.WORKFLOWS
+configure, open_frontend = browser.configure, browser.open_frontend
 
 FIT = """async () => {
     const {graph} = app.canvas

@@ -22,7 +22,7 @@ TEMPLATE = "start here - miniature"
 APPLIES = 4  # MIP Apply in the workflow that most tests here open; all of them share one chain, a cat and a cup
 WORKFLOW = json.loads((ROOT / "workflows" / "merge strategies side by side.json").read_text("utf-8"))
 
-OPEN = "async workflow => { await app.loadGraphData(workflow) }"
+OPEN = frontend.OPEN
 TYPES = "() => app.graph._nodes.map(node => node.type)"
 COUNT = "type => app.graph._nodes.filter(node => node.type === type).length"
 # What objectsOf of web/js/chain.js says of every MIPApply, also inside subgraphs.
