@@ -206,6 +206,7 @@ class Maker:
         self.page.wait_for_load_state("networkidle")
         before, now = b"", b" "
         for _ in range(40):
+            self.page.evaluate("() => app.canvas.setDirty(true, true)")  # with what has been loaded meanwhile
             self.page.wait_for_timeout(250)
             before, now = now, self.page.screenshot(clip={"x": 0, "y": 0, **frame})
             if before == now:
