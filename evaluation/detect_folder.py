@@ -38,9 +38,8 @@ class FolderDetector:
     def find(self, images: Tensor, texts: Sequence[str], threshold: float, text_threshold: float) -> list[list[Seen]]:
         """One query a text, for in one query of several texts the words of one colour the boxes of another."""
         pictures = [Image.fromarray(as_bytes(image)) for image in images]
-        prepared = self.processor.image_processor(images=pictures, return_tensors="pt")
         processor = copy(self.processor)
-        processor.image_processor = lambda *_, **__: prepared  # asked with every text, it would prepare them anew
+        processor.image_processor = _Prepared(self.processor.image_processor, pictures)
         by_text = [self._find(processor, pictures, text, threshold, text_threshold) for text in texts]
         return [list(each) for each in zip(*by_text, strict=True)]
 
@@ -106,6 +105,19 @@ class FolderDetector:
         spoken = output.logits[number, :, : len(ids)].float().sigmoid().cpu()  # [Q, tokens]
         best = torch.where(words, spoken, 0.0).amax(-1)
         return torch.where(best > text_threshold, scores, best)
+
+
+class _Prepared:
+    """An image processor that has done its work: it is asked with every text, and would prepare the pictures anew."""
+
+    def __init__(self, processor: Any, pictures: list[Image.Image]) -> None:
+        self._processor, self._made = processor, processor(images=pictures, return_tensors="pt")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self._made
 
 
 def _visible(boxes: Tensor, picture: Image.Image) -> Tensor:

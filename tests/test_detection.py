@@ -26,7 +26,7 @@ from .sentences import told
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("detectors")
     tiny_models.grounding_dino(base / "grounding_dino")
-    tiny_models.grounding_dino(base / "mm_grounding_dino", "MMGroundingDino", seed=9)
+    tiny_models.grounding_dino(base / "mm_grounding_dino", "MMGroundingDino")
     tiny_models.owlv2(base / "owlv2")
     return base
 
@@ -96,7 +96,7 @@ def test_a_threshold_that_nothing_reaches(folders: Path):
     images = pictures(2)
     found = detect(detector, images, ("cat",), 1.0)
     assert found.found == (((),), ((),))
-    best = [float(answer(folders / "owlv2", image, "cat")[0].logits.sigmoid().max()) for image in images]
+    best = [by_hand(folders / "owlv2", image, "cat", 0.0)[1].max() for image in images]
     assert [near[0] for near in found.near] == pytest.approx(best, abs=1e-4)
     told(lambda: found.need(1, 0), "cat", "picture 2", "threshold 1", f"{found.near[1][0]:.2f}", "nothing")
 
@@ -121,6 +121,20 @@ def test_what_nearly_counted_counts_at_a_lower_threshold(folders: Path, name: st
     assert seen > 2
 
 
+def test_a_box_that_answers_to_the_full_stop_alone_is_no_candidate(folders: Path):
+    detector = load_detector(folders / "grounding_dino")
+
+    def nothing_but_the_stop(_model: Any, _given: Any, output: Any) -> None:
+        output.logits[..., :5] = torch.tensor([9.0, -1.5, -2.0, 9.0, 9.0])  # [CLS] red ring . [SEP]
+
+    detector.model.register_forward_hook(nothing_but_the_stop)
+    images, word = pictures(1), float(torch.tensor(-1.5).sigmoid())
+    missed = detect(detector, images, ("red ring",), 0.5)
+    assert missed.near == ((pytest.approx(word),),)
+    told(lambda: missed.need(0, 0), "the best candidate has 0.18", "Lower the threshold")
+    assert detect(detector, images, ("red ring",), word - 0.01).found[0][0]
+
+
 def test_a_detector_that_answers_nothing_but_nan(folders: Path, tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
@@ -134,13 +148,14 @@ def test_a_detector_that_answers_nothing_but_nan(folders: Path, tmp_path: Path):
 
 def test_pictures_are_prepared_once(folders: Path):
     detector, count = load_detector(folders / "grounding_dino"), []
-    prepare = detector.processor.image_processor
+    kind = type(detector.processor.image_processor)
 
-    def counting(*args, **more):
-        count.append(1)
-        return prepare(*args, **more)
+    class Counting(kind):
+        def __call__(self, *args, **more):
+            count.append(1)
+            return super().__call__(*args, **more)
 
-    detector.processor.image_processor = counting
+    detector.processor.image_processor.__class__ = Counting
     detect(detector, pictures(2), ("star", "ring", "cat"))
     assert len(count) == 1
 

@@ -41,6 +41,11 @@ def pil(image: torch.Tensor) -> Image.Image:
     return Image.fromarray((image * 255).round().to(torch.uint8).numpy())
 
 
+def array(features: Any) -> np.ndarray:
+    """transformers 5 returns the whole output, 4 the embeddings."""
+    return getattr(features, "pooler_output", features).numpy()
+
+
 class Clip:
     """transformers alone: the processor, the model, one picture or text at a time."""
 
@@ -52,13 +57,11 @@ class Clip:
 
     @torch.no_grad()
     def picture(self, picture: Image.Image) -> np.ndarray:
-        return self.model.get_image_features(**self.processor(images=picture, return_tensors="pt")).numpy()
+        return array(self.model.get_image_features(**self.processor(images=picture, return_tensors="pt")))
 
     @torch.no_grad()
     def words(self, words: str) -> np.ndarray:
-        return self.model.get_text_features(
-            **self.processor(text=[words], truncation=True, return_tensors="pt")
-        ).numpy()
+        return array(self.model.get_text_features(**self.processor(text=[words], truncation=True, return_tensors="pt")))
 
 
 class Dino:

@@ -67,7 +67,7 @@ def siglip2(folder: Path) -> Path:
     return saved(Siglip2Model(config), folder)
 
 
-def grounding_dino(folder: Path, kind: str = "GroundingDino", seed: int = 5) -> Path:
+def grounding_dino(folder: Path, kind: str = "GroundingDino") -> Path:
     """Real processor and post-processing around random weights; kind: or “MMGroundingDino”."""
     import transformers
     from transformers import (
@@ -78,7 +78,7 @@ def grounding_dino(folder: Path, kind: str = "GroundingDino", seed: int = 5) -> 
         SwinConfig,
     )
 
-    torch.manual_seed(seed)
+    torch.manual_seed(5)
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "star", "ring", "cat", "dog", "red", "a"]
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
@@ -132,9 +132,9 @@ def letters(folder: Path) -> int:
 
 
 def saved(model: Any, folder: Path) -> Path:
-    """With weights of size one, so that answers differ from picture to picture and word to word."""
+    """With weights of size one, so that answers differ from picture to picture and word to word; boxes as they begin."""
     for name, weight in model.named_parameters():
-        if weight.ndim > 1 and "class_embed" not in name:
+        if weight.ndim > 1 and "class_embed" not in name and "bbox_embed" not in name:
             torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5 * 1.5)
     model.save_pretrained(folder)
     return folder
