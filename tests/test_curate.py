@@ -215,7 +215,7 @@ def test_bad_input_gets_a_sentence(data: Path, encoder: Path, tmp_path: Path, ca
     for folder, chosen, more, says in (
         (data, tmp_path / "nowhere", [], "no encoder in"),
         (data, pickled, [], "no .safetensors weights"),
-        (data, bert, [], "cannot be loaded"),
+        (data, bert, [], "Download"),
         (tmp_path / "empty", encoder, [], "No training data in"),
         (data / "jsons" / "000.json", encoder, [], "is a file"),
         (data, encoder, ["--output", str(tmp_path / "table.csv")], ".jsonl or .parquet"),
