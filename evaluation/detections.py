@@ -53,12 +53,6 @@ class Detections:
         each = self.found[picture][text]
         return each[0] if each else None
 
-    def need(self, picture: int, text: int) -> Detection:
-        """As `best`; raises ValueError where nothing was found."""
-        if (found := self.best(picture, text)) is None:
-            raise ValueError(self.why_missing(picture, text))
-        return found
-
     def why_missing(self, picture: int, text: int) -> str:
         """A sentence that says what was found in a picture instead of a text, and what to do; empty where it was."""
         if self.found[picture][text]:

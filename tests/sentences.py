@@ -11,7 +11,11 @@ def told(call, *words: str) -> str:
     """The call must fail with a sentence that contains all of the words."""
     with pytest.raises(ValueError) as caught:
         call()
-    said = str(caught.value)
+    return says(str(caught.value), *words)
+
+
+def says(said: str, *words: str) -> str:
+    """It must be a sentence that contains all of the words."""
     assert all(word in said for word in words), said
     assert said[0] == "“" or said[0].isupper() or said.split()[0] in INPUTS, f"not a sentence: {said}"
     assert said.endswith(".") and "\n" not in said and 40 < len(said) < 500, f"not a sentence: {said}"

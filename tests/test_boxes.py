@@ -15,7 +15,7 @@ from mip_adapter.evaluation.boxes import read_boxes, to_bounding_boxes, to_masks
 from mip_adapter.evaluation.detections import Detection, Detections
 from mip_adapter.evaluation.things import choose
 
-from .sentences import told
+from .sentences import says, told
 
 SEG = namedtuple("SEG", "cropped_image cropped_mask confidence crop_region bbox label control_net_wrapper")  # Impact's
 HEIGHT, WIDTH = 40, 60
@@ -242,5 +242,5 @@ def test_objects_from_boxes(host):
     found = MIPBoxes.execute(images, [core(CAT), core(DOG)], "", SIDES, references(["cat", "dog"])).args[0]
     assert found.texts == ("cat", "dog")
     absent = MIPBoxes.execute(images, painted(CAT, (0, 0, 0, 0)), "cat, dog", SIDES).args[0]
-    said = told(lambda: absent.need(0, 1), "dog", "is marked in picture 1", "cat 1.00")
+    said = says(absent.why_missing(0, 1), "dog", "is marked in picture 1", "cat 1.00")
     assert "threshold 0" not in said

@@ -19,7 +19,7 @@ from mip_adapter.miniature.world_shapes import KINDS
 from PIL import Image
 
 from . import tiny_models
-from .sentences import told
+from .sentences import says, told
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_a_threshold_that_nothing_reaches(folders: Path):
     assert found.found == (((),), ((),))
     best = [by_hand(folders / "owlv2", image, "cat", 0.0)[1].max() for image in images]
     assert [near[0] for near in found.near] == pytest.approx(best, abs=1e-4)
-    told(lambda: found.need(1, 0), "cat", "picture 2", "threshold 1", f"{found.near[1][0]:.2f}", "nothing")
+    says(found.why_missing(1, 0), "cat", "picture 2", "threshold 1", f"{found.near[1][0]:.2f}", "nothing")
 
 
 @pytest.mark.parametrize("name", ["grounding_dino", "owlv2"])
@@ -131,7 +131,7 @@ def test_a_box_that_answers_to_the_full_stop_alone_is_no_candidate(folders: Path
     images, word = pictures(1), float(torch.tensor(-1.5).sigmoid())
     missed = detect(detector, images, ("red ring",), 0.5)
     assert missed.near == ((pytest.approx(word),),)
-    told(lambda: missed.need(0, 0), "the best candidate has 0.18", "Lower the threshold")
+    says(missed.why_missing(0, 0), "the best candidate has 0.18", "Lower the threshold")
     assert detect(detector, images, ("red ring",), word - 0.01).found[0][0]
 
 
@@ -205,7 +205,8 @@ def test_pixels_of_a_picture_that_is_not_square():
     drawn, picture = scenes(1)
     x0, y0, x1, y1 = world.boxes(picture.masks)[0, 0].tolist()
     wide = torch.cat([torch.ones(1, 128, 40, 3), picture.images.movedim(1, -1)], 2)
-    best = detect(PixelDetector(), wide, (f"a {KINDS[drawn.present(0)[0]]}",)).need(0, 0)
+    best = detect(PixelDetector(), wide, (f"a {KINDS[drawn.present(0)[0]]}",)).best(0, 0)
+    assert best is not None
     assert best.box == pytest.approx((x0 + 40, y0, x1 + 40, y1), abs=2)
     assert best.mask is not None and best.mask.shape == (128, 168)
 
@@ -214,7 +215,7 @@ def test_pixels_know_their_world_only():
     told(lambda: detect(PixelDetector(), pictures(1), ("cat",)), "cat", NAME, "star, ring")
     told(lambda: detect(PixelDetector(), pictures(1), ("star or ring",)), "star or ring")
     empty = detect(PixelDetector(), torch.ones(1, 64, 64, 3), ("star",))
-    told(lambda: empty.need(0, 0), "star", "0.25", "found there: nothing")
+    says(empty.why_missing(0, 0), "star", "0.25", "found there: nothing")
 
 
 # ---- around them ----
@@ -275,7 +276,7 @@ def test_the_report_says_what_was_not_found():
         "picture 1: cat 0.83 at (2, 3)–(20, 30); dog 0.50 at (40, 10)–(88, 50)",
         "picture 2: cat 0.83 at (2, 3)–(20, 30); dog not found (best 0.18)",
     ]
-    said = told(lambda: two_found().need(1, 1), "dog", "picture 2", "threshold 0.3", "0.18", "cat 0.83")
+    said = says(two_found().why_missing(1, 1), "dog", "picture 2", "threshold 0.3", "0.18", "cat 0.83")
     assert "marked" not in said
 
 
@@ -336,7 +337,7 @@ def test_detect_objects(nodes):
     ).args
     assert found.texts == tuple(wanted) and len(boxes) == 2 and masks.shape == (4, 128, 128)
     assert shown.shape[0] == 2 and said.count("\n") == 1 and wanted[0] in said
-    best = found.need(0, 0)
+    best = found.best(0, 0)
     assert torch.equal(masks[0], best.mask)
     x0, y0, x1, y1 = best.box
     first = next(box for box in boxes[0] if box["label"] == wanted[0])

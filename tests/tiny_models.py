@@ -132,7 +132,7 @@ def letters(folder: Path) -> int:
 
 
 def saved(model: Any, folder: Path) -> Path:
-    """With weights of size one, so that answers differ from picture to picture and word to word; boxes as they begin."""
+    """With weights of size one, so that answers differ by picture and by word; boxes as they begin."""
     for name, weight in model.named_parameters():
         if weight.ndim > 1 and "class_embed" not in name and "bbox_embed" not in name:
             torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5 * 1.5)
