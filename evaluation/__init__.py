@@ -7,7 +7,7 @@ host_encoder.py  the host's own encoders        host_models.py  models of folder
 detect.py      objects by their words: detect_folder.py (Grounding DINO, …), detect_pixels.py (miniature)
 boxes.py       boxes of other nodes, in and out box_formats.py  what they look like
 quality.py     can a picture's objects be told apart and named?
-relevance_score.py  does noise by relevance meet its object?
+relevance_score.py  does noise by relevance meet its object?  relevance_target.py  where that is
 personalization.py  CLIP-T, CLIP-I, DINO            things.py     what is in a picture, everything once
 binding.py     whose look has which object?     verdict.py    the same in words, with advice
 concept101.py  the paper's benchmark

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .canvas import SOFT, Canvas, cividis
 from .crops import as_bytes
-from .relevance_score import Change, ObjectRelevance, Target, difference
+from .relevance_score import Change, ObjectRelevance, difference
+from .relevance_target import Target
 from .tables import number
 
 SMALL, LARGE = 288, 640  # the longer side of a panel is brought between these, by whole factors when enlarged

@@ -1,7 +1,8 @@
 from comfy_api.latest import io
 
 from ..evaluation.relevance_picture import draw
-from ..evaluation.relevance_score import against, detected, masked, object_relevance
+from ..evaluation.relevance_score import against, object_relevance
+from ..evaluation.relevance_target import detected, masked
 from .types import SCORES, MIPDetections
 
 

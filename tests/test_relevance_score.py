@@ -10,7 +10,8 @@ import torch
 from mip_adapter.evaluation import relevance_score
 from mip_adapter.evaluation.detections import Detection, Detections
 from mip_adapter.evaluation.relevance_picture import LEGEND, TITLE, draw
-from mip_adapter.evaluation.relevance_score import ObjectRelevance, Target, Undefined, detected, interval, masked
+from mip_adapter.evaluation.relevance_score import ObjectRelevance, Undefined, interval
+from mip_adapter.evaluation.relevance_target import Target, detected, masked
 
 from .sentences import told
 
