@@ -15,7 +15,7 @@ from .host_encode import encode_references
 from .host_patch import check_percents, compute_dtype, install
 from .options import FusionHead, Merge
 from .plan import compile_plans
-from .record import RecordedMaps, RelevanceRecord
+from .record import RecordedMaps, RelevanceRecord, nobody
 from .reference import Reference
 from .schedule import Schedule, Times, Window, stretches
 
@@ -91,4 +91,4 @@ def _frozen_shares(maps: RecordedMaps, names: tuple[str, ...], merge: Merge) -> 
             "disconnect “frozen”."
         )
     shares = maps.shares().clamp(0, 1)
-    return torch.cat([shares, (1 - shares.sum(0, keepdim=True)).clamp_min(0)])
+    return torch.cat([shares, nobody(shares)])

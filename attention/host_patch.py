@@ -12,7 +12,8 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from .host_call import Call, install_wrappers
+from .host_call import Call
+from .host_wrappers import install_wrappers
 from .plan import SiteKey
 from .record import RelevanceRecord
 from .schedule import Schedule, Window

@@ -7,7 +7,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-# Okabe and Ito's colours, told apart by colour-blind people too; black is left for text.
+from .record import nobody
+
+# Okabe and Ito's colours, told apart by colour-blind people too; black is left for text. From the eighth object on they
+# come again, hatched.
 COLOURS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233), (240, 228, 66))
 MASKS = ("owner", "soft", "threshold")
 
@@ -21,14 +24,18 @@ def upscale(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def masks(shares: Tensor, kind: str, threshold: float) -> Tensor:
     """One mask an object from shares [M, ..., H, W], same shape, 0..1.
 
-    "owner": 1 where the object has the largest share; "soft": the share itself; "threshold": 1 where the share exceeds
-    `threshold`.
+    "owner": see `owners`; "soft": the share itself; "threshold": 1 where the share exceeds `threshold`.
     """
     if kind == "soft":
         return shares.clamp(0, 1)
     if kind == "threshold":
         return (shares > threshold).float()
-    return F.one_hot(shares.argmax(0), len(shares)).movedim(-1, 0).float()
+    return owners(shares)[:-1]
+
+
+def owners(shares: Tensor) -> Tensor:
+    """[M + 1, ...] from shares [M, ...]: 1 where one has the largest share, the last where nobody's is larger still."""
+    return F.one_hot(torch.cat([shares, nobody(shares)]).argmax(0), len(shares) + 1).movedim(-1, 0).float()
 
 
 def dominance(shares: Tensor) -> Tensor:
@@ -38,14 +45,26 @@ def dominance(shares: Tensor) -> Tensor:
 
 
 def overlay(image: Tensor, strengths: Tensor, colours: list[int], opacity: float) -> Tensor:
-    """Lay colours over a picture. image [H, W, 3]; strengths [K, H, W] in 0..1; colours: K indices into COLOURS."""
+    """Lay colours over a picture. image [H, W, 3]; strengths [K, H, W] in 0..1; colours: K numbers of objects."""
     grey = image.mean(-1, keepdim=True).expand(-1, -1, 3)  # the picture steps back so that the colours speak
     out = torch.lerp(image, grey, 0.5 * opacity)
     total = strengths.sum(0).clamp_min(1)
     for strength, index in zip(strengths / total, colours, strict=True):
         colour = torch.tensor(COLOURS[index % len(COLOURS)], dtype=image.dtype) / 255
-        out = out + (colour - out) * (opacity * strength).unsqueeze(-1)
+        strength = opacity * strength * hatch(index, *strength.shape)
+        out = out + (colour - out) * strength.unsqueeze(-1)
     return out.clamp(0, 1)
+
+
+def hatch(number: int, height: int, width: int) -> Tensor:
+    """[H, W] of 0 and 1: all of an object's colour at its first turn, stripes down to the left at the second, down to
+    the right at the third."""
+    turn = number // len(COLOURS)
+    if turn == 0:
+        return torch.ones(height, width)
+    stripe = max(2, max(height, width) // 48)
+    along = torch.arange(width) + (1 if turn == 1 else -1) * torch.arange(height).unsqueeze(1)
+    return (along // stripe % 2 == 0).float()
 
 
 def legend(entries: list[tuple[str, int | None]], width: int) -> Image.Image:
@@ -64,7 +83,10 @@ def legend(entries: list[tuple[str, int | None]], width: int) -> Image.Image:
     pen = ImageDraw.Draw(strip)
     for x, y, words, colour in placed:
         if colour is not None:
-            pen.rectangle((x, y + size // 8, x + size, y + size // 8 + size), fill=COLOURS[colour % len(COLOURS)])
+            ink, box = COLOURS[colour % len(COLOURS)], (x, y + size // 8, x + size + 1, y + size // 8 + size + 1)
+            filled = hatch(colour, size + 1, size + 1).mul(255).byte()
+            strip.paste(ink, box, Image.fromarray(filled.numpy()))
+            pen.rectangle((*box[:2], box[2] - 1, box[3] - 1), outline=ink)
             x += round(size * 1.4)
         pen.text((x, y), words, font=font, fill="black")
     return strip

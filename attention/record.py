@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import NamedTuple
 
@@ -19,30 +19,54 @@ from torch import Tensor
 PHASES = ("early", "middle", "late")  # thirds of the steps
 
 
+class SamplingRun(NamedTuple):
+    """key: an object that tells runs apart; pictures: in its batch; prompt: the queued graph that it belongs to, None
+    where the host does not say."""
+
+    key: object
+    pictures: int
+    prompt: str | None = None
+
+
 class Observation(NamedTuple):
-    """One site's conditional rows. shares [M, B, h, w] or None where the merge has constant ones; gate [B, h, w], the
-    fusion head's g̃, or None; canvas (H, W) at this site's resolution and the corner (y, x) of it that the rows show;
-    acting: how many of the objects act, the others' shares are 0."""
+    """One site's rows of C conds of P pictures, cond after cond. shares [M, C·P, h, w] or None where the merge has
+    constant ones; gate [C·P, h, w], the fusion head's g̃, or None; canvas (H, W) at this site's resolution and the
+    corner (y, x) of it that the rows show; acting: how many of the objects act, the others' shares are 0; pictures:
+    which P of the run's, all or a list of numbers."""
 
     shares: Tensor | None
     gate: Tensor | None
     canvas: tuple[int, int]
     corner: tuple[int, int]
     acting: int
+    pictures: slice | list[int] = slice(None)
 
 
 class _Sums:
-    """Running sums at one resolution; weight [phases, H, W] counts the sites that saw a position."""
+    """At one resolution: total [phases, *, B, H, W] of what was measured, and weight [phases, B, H, W], how often a
+    position was seen (by how many sites, for how many conds)."""
 
-    def __init__(self, phases: int, objects: int, batch: int, size: tuple[int, int], device: torch.device) -> None:
-        self.shares = torch.zeros(phases, objects, batch, *size, device=device)
-        self.gate = torch.zeros(phases, batch, *size, device=device)
-        self.weight = torch.zeros(phases, *size, device=device)
+    def __init__(self, shape: Sequence[int], device: torch.device) -> None:
+        self.total = torch.zeros(len(PHASES), *shape, device=device)
+        self.weight = torch.zeros(len(PHASES), *shape[-3:], device=device)
+
+    def add(self, phase: Tensor, values: Tensor, where: Observation) -> None:
+        """phase [phases], 1 for the one and 0 for the others; values [S, *, C, P, h, w] of S sites."""
+        (y, x), (height, width) = where.corner, values.shape[-2:]
+        place = (..., where.pictures, slice(y, y + height), slice(x, x + width))
+        summed = values.sum((0, -4))
+        self.total[place] += phase.view(-1, *[1] * summed.ndim) * summed
+        self.weight[place] += phase.view(-1, 1, 1, 1) * (values.shape[0] * values.shape[-4])
+
+    def mean(self, phases: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Over some of the phases, [*, B, H, W], 0 where nothing was seen, and where something was, [B, H, W]."""
+        weight = self.weight[phases].sum(0)
+        return self.total[phases].sum(0) / weight.clamp_min(1), (weight > 0).float()
 
     def copy(self) -> _Sums:
         """On the CPU."""
         other = copy(self)
-        other.shares, other.gate, other.weight = (t.to("cpu", copy=True) for t in (self.shares, self.gate, self.weight))
+        other.total, other.weight = (each.to("cpu", copy=True) for each in (self.total, self.weight))
         return other
 
 
@@ -57,35 +81,40 @@ def confusion(shares: Tensor, objects: int) -> Tensor:
     return entropy.sum() / (claimed.sum() * math.log(objects)).clamp_min(torch.finfo(torch.float32).tiny)
 
 
+def nobody(shares: Tensor) -> Tensor:
+    """What of every position no object claims: shares [M, ...] -> [1, ...]"""
+    return (1 - shares.sum(0, keepdim=True)).clamp_min(0)
+
+
 class RecordedMaps:
     """Maps of one sampling run, by resolution (H, W) and phase.
 
     names: the object texts, in the maps' order. frozen: whether the shares were not measured but came from an earlier
-    sampling. runs: which run of its model it was, from 1. Shares add up to 1 where objects claim all of a position,
-    whatever the merge's normalisation.
+    sampling. runs: which run of its model and prompt it was, from 1. Shares add up to 1 where objects claim all of a
+    position, whatever the merge's normalisation.
     """
 
     def __init__(self, names: tuple[str, ...], frozen: bool = False) -> None:
         self.names, self.frozen = names, frozen
         self.runs = 0
-        self._sums: dict[tuple[int, int], _Sums] = {}
+        self._shares: dict[tuple[int, int], _Sums] = {}
+        self._gates: dict[tuple[int, int], _Sums] = {}
         self._steps = torch.zeros(3, 0)  # by step: sum of confusions, how many, UNet calls
-        self._has_shares = self._has_gate = False
 
     @property
     def resolutions(self) -> list[tuple[int, int]]:
         """Recorded (H, W), coarse to fine."""
-        return sorted(self._sums, key=lambda size: size[0] * size[1])
+        return sorted(self._shares, key=lambda size: size[0] * size[1])
 
     def shares(self, resolution: tuple[int, int] | None = None, phase: str | None = None) -> Tensor:
         """Mean share of every object, [M, B, H, W] on the CPU; by default over all resolutions (at the finest's size)
         and all steps. Raises ValueError when nothing was recorded."""
         self.require_shares()
-        return self._mean("shares", resolution, phase)
+        return self._mean(self._shares, resolution, phase)
 
     def gate(self, resolution: tuple[int, int] | None = None, phase: str | None = None) -> Tensor | None:
         """Mean g̃ of the fusion head, [B, H, W] on the CPU; None without an active head."""
-        return self._mean("gate", resolution, phase) if self._has_gate else None
+        return self._mean(self._gates, resolution, phase) if self._gates else None
 
     def confusion(self) -> Tensor:
         """[steps] on the CPU, see the function of that name; NaN for steps that measured none."""
@@ -104,7 +133,7 @@ class RecordedMaps:
 
     def require_shares(self) -> None:
         """Raises ValueError when nothing was recorded."""
-        if self._has_shares:
+        if self._shares:
             return
         if self.runs == 0:
             raise ValueError(
@@ -112,9 +141,8 @@ class RecordedMaps:
                 "so that the maps are drawn after it."
             )
         raise ValueError(
-            "The last sampling measured no relevance: the merge strategy needs none (uniform, sum, concat, or a single "
-            "object without background), or never did two objects act at the same time. Use the strategy “relevance” "
-            "with two or more objects."
+            "The last sampling measured no relevance: the merge strategy needs none (uniform, sum, concat). Use the "
+            "strategy “relevance” with two or more objects."
         )
 
     def snapshot(self) -> RecordedMaps:
@@ -122,23 +150,29 @@ class RecordedMaps:
         self.require_shares()
         taken = RecordedMaps(self.names, self.frozen)
         taken.runs, taken._steps = self.runs, self._steps.to("cpu", copy=True)
-        taken._sums = {size: sums.copy() for size, sums in self._sums.items()}
-        taken._has_shares, taken._has_gate = self._has_shares, self._has_gate
+        taken._shares = {size: sums.copy() for size, sums in self._shares.items()}
+        taken._gates = {size: sums.copy() for size, sums in self._gates.items()}
         return taken
 
-    def _mean(self, what: str, resolution: tuple[int, int] | None, phase: str | None) -> Tensor:
+    def _mean(
+        self, recorded: Mapping[tuple[int, int], _Sums], resolution: tuple[int, int] | None, phase: str | None
+    ) -> Tensor:
+        """Resolutions count alike, each where it saw something."""
         chosen = [resolution] if resolution else self.resolutions
-        size = chosen[-1]
-        phases = slice(None) if phase is None else [PHASES.index(phase)]
-        means = []
-        for each in chosen:
-            sums = self._sums[each]
-            weight = sums.weight[phases].sum(0)
-            mean = getattr(sums, what)[phases].sum(0) / weight.clamp_min(1)
-            flat = mean.reshape(1, -1, *mean.shape[-2:])
-            flat = F.interpolate(flat, size=size, mode="bilinear", align_corners=False) if each != size else flat
-            means.append(flat.reshape(*mean.shape[:-2], *size))
-        return torch.stack(means).mean(0).cpu()
+        phases = list(range(len(PHASES))) if phase is None else [PHASES.index(phase)]
+        total = weight = torch.zeros(())
+        for size in chosen:
+            mean, seen = recorded[size].mean(phases)
+            total, weight = total + _enlarged(mean, chosen[-1]), weight + _enlarged(seen, chosen[-1])
+        if phase is not None and not weight.any():
+            raise ValueError(f"Nothing was recorded in the {phase} third of the steps: choose “all” as steps.")
+        return (total / weight.clamp_min(torch.finfo(torch.float32).tiny)).cpu()
+
+
+def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """[..., h, w] -> [..., H, W]"""
+    flat = maps.reshape(1, -1, *maps.shape[-2:])
+    return F.interpolate(flat, size=size, mode="bilinear", align_corners=False).reshape(*maps.shape[:-2], *size)
 
 
 class RelevanceRecord(RecordedMaps):
@@ -146,38 +180,43 @@ class RelevanceRecord(RecordedMaps):
 
     def __init__(self, names: tuple[str, ...], frozen: bool = False) -> None:
         super().__init__(names, frozen)
-        self._run: object = None
+        self._run = SamplingRun(None, 0)
 
-    def add(self, run: object, step: Tensor, steps: int, observations: Sequence[Observation]) -> None:
-        """One UNet call of the sampling run `run` (any object; a new one starts the maps afresh).
-
-        step: its index among `steps`, an integer tensor of shape [1].
-        """
-        if run is not self._run or self._steps.shape[1] != steps:
-            self._run, self._sums, self.runs = run, {}, self.runs + 1
-            self._steps = torch.zeros(3, steps, device=step.device)
-            self._has_shares = self._has_gate = False
+    def add(self, run: SamplingRun, step: Tensor, steps: int, observations: Sequence[Observation]) -> None:
+        """What all sites observed in one UNet call of a run. step: its index among `steps`, an integer tensor [1]."""
+        if run.key is not self._run.key or run.pictures != self._run.pictures or self._steps.shape[1] != steps:
+            self._begin(run, steps, step.device)
         self._steps[2].index_add_(0, step, self._steps.new_ones(1))
-        phase = step * len(PHASES) // steps
+        phase = (torch.arange(len(PHASES), device=step.device) == step * len(PHASES) // steps).float()
         groups = defaultdict(list)
-        for seen in observations:
-            shape = next(t.shape for t in (seen.shares, seen.gate) if t is not None)
-            groups[seen.canvas, seen.corner, shape[-3:]].append(seen)
-        for (canvas, (y, x), (batch, height, width)), group in groups.items():
-            sums = self._sums.get(canvas)
-            if sums is None or sums.gate.shape[1] != batch:
-                sums = self._sums[canvas] = _Sums(len(PHASES), len(self.names), batch, canvas, step.device)
-            window = (..., slice(y, y + height), slice(x, x + width))
-            sums.weight[window].index_add_(0, phase, sums.weight.new_full((1, height, width), len(group)))
-            if all(seen.shares is not None for seen in group):
-                shares = torch.stack([seen.shares for seen in group if seen.shares is not None]).float()
-                sums.shares[window].index_add_(0, phase, shares.sum(0, keepdim=True))
+        for each in observations:
+            shapes = (None if measured is None else measured.shape for measured in (each.shares, each.gate))
+            groups[each.canvas, each.corner, tuple(shapes)].append(each)
+        for group in groups.values():
+            shares = [each.shares for each in group if each.shares is not None]
+            gates = [each.gate for each in group if each.gate is not None]
+            if shares:
+                stacked = torch.stack(shares).float()  # [S, M, C·P, h, w]
+                self._add(self._shares, phase, stacked, group[0])
                 if group[0].acting > 1:
-                    sites = torch.full_like(shares[0, 0, 0, 0, 0], len(group))
-                    noted = torch.stack([confusion(shares, group[0].acting) * len(group), sites])
-                    self._steps[:2].index_add_(1, step, noted.unsqueeze(1))
-                self._has_shares = True
-            if all(seen.gate is not None for seen in group):
-                gate = torch.stack([seen.gate for seen in group if seen.gate is not None]).float().sum(0)
-                sums.gate[window].index_add_(0, phase, gate.unsqueeze(0))
-                self._has_gate = True
+                    self._add_confusion(step, stacked, group[0].acting)
+            if gates:
+                self._add(self._gates, phase, torch.stack(gates).float(), group[0])
+
+    def _begin(self, run: SamplingRun, steps: int, device: torch.device) -> None:
+        self.runs = self.runs + 1 if run.prompt == self._run.prompt else 1
+        self._run, self._shares, self._gates = run, {}, {}
+        self._steps = torch.zeros(3, steps, device=device)
+
+    def _add(self, to: dict[tuple[int, int], _Sums], phase: Tensor, values: Tensor, where: Observation) -> None:
+        """values [S, *, C·P, h, w] of S sites"""
+        pictures = self._run.pictures
+        if where.canvas not in to:
+            to[where.canvas] = _Sums((*values.shape[1:-3], pictures, *where.canvas), values.device)
+        shown = len(where.pictures) if isinstance(where.pictures, list) else pictures
+        to[where.canvas].add(phase, values.unflatten(-3, (-1, shown)), where)
+
+    def _add_confusion(self, step: Tensor, shares: Tensor, acting: int) -> None:
+        """Weighted by sites and conds, so that it makes no difference whether the host evaluates conds together."""
+        count = torch.full_like(shares[0, 0, 0, 0, 0], len(shares) * shares.shape[2])
+        self._steps[:2].index_add_(1, step, torch.stack([confusion(shares, acting) * count, count]).unsqueeze(1))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
+from .maps import owners
 from .record import RecordedMaps
 
 LEAK = 0.35  # of the place that an object owns; more in another's hands mixes looks visibly
@@ -17,13 +17,12 @@ MIXED = 0.85  # confusion above this: the texts find no places at all
 def places(shares: Tensor) -> tuple[Tensor, Tensor]:
     """Who owns how much, and what happens there, from shares [M, B, H, W].
 
-    Returns owned [M], the part of the picture where the object has the largest share, and held [M, M]: row i is every
-    object's mean share of i's place, zeros where it has none.
+    Returns owned [M], the part of the picture where the object has the largest share, nobody's included, and held
+    [M, M]: row i is every object's mean share of i's place, zeros where it has none.
     """
-    objects = len(shares)
-    owner = torch.nn.functional.one_hot(shares.argmax(0).flatten(), objects).float()  # [P, M]
-    held = owner.T @ shares.flatten(1).T
-    return owner.mean(0), held / owner.sum(0).clamp_min(1).unsqueeze(1)
+    owner = owners(shares)[:-1].flatten(1)  # [M, P]
+    held = owner @ shares.flatten(1).T
+    return owner.mean(1), held / owner.sum(1, keepdim=True).clamp_min(1)
 
 
 def report(maps: RecordedMaps, shares: Tensor) -> str:
@@ -38,20 +37,29 @@ def report(maps: RecordedMaps, shares: Tensor) -> str:
             )
         else:
             lines.append(f"{name}: has the largest share nowhere.")
+    if (left := 1 - float(owned.sum())) >= 0.005:
+        lines.append(f"Nobody has the largest share of {left:.0%} of the picture.")
     return "\n".join([*lines, *_advice(maps, owned, held)])
 
 
 def _sampling(maps: RecordedMaps) -> str:
-    seen = maps.steps_seen().nonzero().flatten() + 1
+    seen = (maps.steps_seen().nonzero().flatten() + 1).tolist()
     steps = len(maps.steps_seen())
-    acted = "all" if len(seen) == steps else f"steps {int(seen[0])} to {int(seen[-1])}"
+    acted = f"all of {steps} steps" if len(seen) == steps else f"{len(seen)} of {steps} steps: {_stretches(seen)}"
     sizes = ", ".join(f"{width}×{height}" for height, width in maps.resolutions)
-    said = f"Maps of {sizes} positions; the references acted in {acted} of {steps} steps."
+    said = f"Maps of {sizes} positions; the references acted in {acted}."
     if maps.runs > 1:
         said += f" The model was sampled {maps.runs} times: these maps are the last run's."
     if maps.frozen:
         said += " The shares were frozen: they come from an earlier sampling."
     return said
+
+
+def _stretches(numbers: list[int]) -> str:
+    """1, 2, 3, 5 -> 1–3, 5"""
+    first = [n for n in numbers if n - 1 not in numbers]
+    last = [n for n in numbers if n + 1 not in numbers]
+    return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in zip(first, last, strict=True))
 
 
 def _confusion(maps: RecordedMaps) -> list[str]:

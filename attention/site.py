@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .area import Area
 from .fusion_head import fusion_gate
 from .merge import accumulate, block_attention, restrict_joint, split_queries
 from .plan import Plan, SitePlan
@@ -19,15 +20,14 @@ from .relevance import flat_shares, frozen_shares, raw_relevance, shares
 class Run(NamedTuple):
     """Consecutive rows of the batch that are treated alike: one branch of guidance, one area of the canvas.
 
-    area (height, width, y, x) of the canvas in latent pixels, or None for all of it; region [M, 1, N] and frozen
-    [M + 1, 1 or rows, N] are the plan's maps at this site's resolution.
+    region [M, 1, N] and frozen [M + 1, 1 or rows, N] are the plan's maps at this site's resolution.
     """
 
     start: int
     stop: int
     conditional: bool
     region: Tensor | None = None
-    area: tuple[int, ...] | None = None
+    area: Area = None
     frozen: Tensor | None = None
 
 

@@ -122,7 +122,7 @@ def test_the_host_s_own_preview_is_what_is_drawn_over(host, monkeypatch, tmp_pat
     from comfy.utils import ProgressBar, set_progress_bar_global_hook
     from comfy_execution.progress import ProgressHandler, get_progress_state
     from mip_adapter.attention import host_preview
-    from mip_adapter.attention.record import Observation, RelevanceRecord
+    from mip_adapter.attention.record import Observation, RelevanceRecord, SamplingRun
 
     sent = []
 
@@ -144,7 +144,8 @@ def test_the_host_s_own_preview_is_what_is_drawn_over(host, monkeypatch, tmp_pat
         drawn = host_preview.with_relevance(callback, records, SDXL())
         drawn(0, torch.zeros(1, 4, 1, 2), None, 2)
         shares = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 1.0]]]])  # the left half is the cat's
-        record.add(1, torch.zeros(1, dtype=torch.long), 2, [Observation(shares, None, (1, 2), (0, 0), 2)])
+        seen = Observation(shares, None, (1, 2), (0, 0), 2)
+        record.add(SamplingRun(record, 1), torch.zeros(1, dtype=torch.long), 2, [seen])
         records.append(record)
         drawn(1, torch.zeros(1, 4, 1, 2), None, 2)
     finally:

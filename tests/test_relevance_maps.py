@@ -164,7 +164,7 @@ def test_the_report_says_who_claims_what():
 
 def test_the_node_draws_what_was_recorded():
     model, record = applied()
-    graphs.sample(model, batch=2)
+    graphs.sample(model, steps=3, batch=2)
     images = torch.rand(2, 128, 128, 3)
     overlays, masks, heads, _ = maps(record, images)
     assert overlays.shape[0] == 2 * 3 and overlays.shape[2:] == (128, 3) and overlays.shape[1] > 128

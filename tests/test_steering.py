@@ -207,12 +207,14 @@ def test_frozen_maps_are_the_shares(first: dict, second: dict) -> None:
 
 
 def test_maps_frozen_are_kept() -> None:
+    from mip_adapter.attention.record import SamplingRun
+
     frozen, record = first_pass()
     before = frozen.shares()
     model, second = applied(frozen=frozen)
     sample(model, seed=1)
     sample(applied()[0], seed=9)
-    record.add(object(), torch.zeros(1, dtype=torch.long), 2, [])  # the first model samples again
+    record.add(SamplingRun(object(), 1), torch.zeros(1, dtype=torch.long), 2, [])  # the first model samples again
     assert torch.equal(frozen.shares(), before) and record.runs == 2
     one = second.shares((4, 4))
     sample(model, seed=2)
@@ -226,8 +228,8 @@ def test_frozen_batches_and_areas() -> None:
     model, _ = applied(frozen=frozen)
     both = sample(model, batch=2)
     swapped, _ = first_pass(batch=2)
-    for sums in swapped._sums.values():
-        sums.shares = sums.shares.flip(2)
+    for sums in swapped._shares.values():
+        sums.total = sums.total.flip(2)
     assert not torch.allclose(sample(applied(frozen=swapped)[0], batch=2), both)
     with pytest.raises(ValueError, match="maps are of 2 pictures and this sampling makes 1"):
         sample(model, batch=1)
