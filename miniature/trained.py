@@ -25,17 +25,17 @@ class Kind(NamedTuple):
 # 32 drawn scenes a step, every object with a reference in another pose. Beside that the paper's recipe, at a higher
 # rate for so small a model, with a running mean.
 _ALL = Recipe(
-    steps=3000, batch_size=32, learning_rate=1e-3, warmup=200, clip_norm=1.0, ema=0.998, workers=0, flip=0.0,
+    steps=2000, batch_size=32, learning_rate=1e-3, warmup=200, clip_norm=1.0, ema=0.998, workers=0, flip=0.0,
     checkpointing=False, resolution=128, save_every=250, keep=1,
 )  # fmt: skip
 _ONE = replace(_ALL, train="all", merge="uniform", gate="off", min_objects=1, max_objects=1)
-_TWO = replace(_ALL, train="adapter", merge="relevance", gate="image")
+_TWO = replace(_ALL, steps=1500, train="adapter", merge="relevance", gate="image")
 
 KINDS = {
     "stock": Kind(None, _ONE, "miniature_stock"),  # has never seen two references
     "mip": Kind("stock", _TWO, "miniature_mip"),
     "uniform-trained": Kind("stock", replace(_TWO, merge="uniform")),  # the control: all but the merge as with mip
-    "head-only": Kind("stock", replace(_TWO, train="head", steps=1000, learning_rate=1e-2)),
+    "head-only": Kind("stock", replace(_TWO, train="head", steps=500, learning_rate=1e-2)),
     "stock-plus": Kind(None, _ONE, "miniature_stock_plus"),
     "mip-plus": Kind("stock-plus", _TWO, "miniature_mip_plus"),
 }

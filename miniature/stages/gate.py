@@ -1,6 +1,7 @@
 """The gate before any adapter: does the base draw all objects it is told to, and do its words know where?
 
-*Presence*: pictures for captions of two objects are drawn, decoded and judged from pixels. *Right word*: on
+*Presence*: pictures for captions of two objects are drawn, decoded and judged from pixels; the gate asks it of pairs
+of kinds as training shows them, and tells it for pairs never seen beside. *Right word*: on
 drawn scenes made noisy, the relevance that the method reads (each object's own text against the queries of a
 cross-attention, softmax over positions) is compared between the objects of the scene; the share of an
 object's positions where its own text wins is counted, a site and a noise level at a time.
@@ -29,9 +30,11 @@ def gate(stage: Base, count: int = 64) -> dict[str, Any]:
     """Both numbers with their parts, and whether they pass."""
     right = right_words(stage, count)
     best = max(min(values.values()) for values in right.values())
-    present, pictures = presence(stage, count)
+    present, _ = presence(stage, count, held_out=False)
+    unseen, pictures = presence(stage, count)
     return {
         "presence": present,
+        "presence_of_unseen_pairs": unseen,
         "right_word": best,  # at the resolution where it is best, at the noise level where that is worst
         "right_word_by_resolution": right,
         "passes": present >= PRESENCE and best >= RIGHT_WORD,
@@ -39,9 +42,9 @@ def gate(stage: Base, count: int = 64) -> dict[str, Any]:
     }
 
 
-def presence(stage: Base, count: int, objects: int = 2) -> tuple[float, Tensor]:
-    """Share of pictures that hold every object of their caption, on pairs of kinds never seen; the pictures."""
-    scenes = world.sample(count, SEED, objects=(objects,), held_out=True)
+def presence(stage: Base, count: int, objects: int = 2, held_out: bool = True) -> tuple[float, Tensor]:
+    """Share of pictures that hold every object of their caption, on pairs of kinds never seen or not; the pictures."""
+    scenes = world.sample(count, SEED, objects=(objects,), held_out=held_out)
     wanted = [scenes.present(i) for i in range(count)]
     captions = [" and ".join(f"a {world_words.object_text(k)}" for k in kinds) for kinds in wanted]
     pictures = []

@@ -16,6 +16,7 @@ from ...training.digests import weights_sha256
 from .. import host_models
 from . import export, packing, stretch
 from .base import Base, Conditioner
+from .circumstances import circumstances
 from .encoders import Encoders, EncoderStage, VisionStage
 from .gate import gate
 from .latents import Shards
@@ -66,6 +67,7 @@ def export_files(work: Path, folder: Path) -> None:
     models, facts = {}, {}
     for part, name in names.items():
         models[part], facts[part] = opened(name, work, device)
+        facts[part] |= circumstances()
     for name, digest in export.write(folder, models, facts).items():
         say(f"{digest}  {name}.safetensors")
     if (work / "gate.json").is_file():
