@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from .direct import Direct, attention, object_relevance
 from .golden import FOLDER, host_unet, read, relative_error
 
 
@@ -38,24 +41,57 @@ def compiled_site(data: dict, metadata: dict, **options):
     return plan_of_row, key, heads
 
 
-@pytest.mark.parametrize("number", range(4))
-def test_site(number: int) -> None:
-    from mip_adapter.attention.site import Run, fuse
+def fused(data: dict, metadata: dict):
+    """Z [B, N, C] of a golden site, and a record for each row, since each has objects of its own."""
+    from mip_adapter.attention.host_call import Call
+    from mip_adapter.attention.record import RelevanceRecord
+    from mip_adapter.attention.site import fuse
 
-    data, metadata = read(f"site_{number}")
     plan_of_row, key, heads = compiled_site(data, metadata)
-    q = data["hidden"] @ data["to_q"].T
+    q, side = data["hidden"] @ data["to_q"].T, round(data["hidden"].shape[1] ** 0.5)
     k, v = data["text"] @ data["to_k"].T, data["text"] @ data["to_v"].T
     q_heads, k_heads, v_heads = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     text = F.scaled_dot_product_attention(q_heads, k_heads, v_heads).transpose(1, 2).flatten(2)
-    rows = []
-    for row in range(q.shape[0]):  # each row of the golden data has objects of its own
-        plan = plan_of_row(row)
-        site, one = plan.sites[key], text[row : row + 1].clone()
+    options = {"cond_or_uncond": [0], "sigmas": torch.ones(1), "sample_sigmas": torch.tensor([1.0, 0.0])}
+    rows, records = [], []
+    for row in range(len(q)):
+        plan, call = plan_of_row(row), Call(None, 1, options)
+        record, site, one = RelevanceRecord(plan.names), plan.sites[key], text[row : row + 1].clone()
         keys = lambda site=site: site.object_text @ data["to_k"].T  # noqa: E731
-        rows.append(fuse(one, one, q[row : row + 1], plan, site, (Run(0, 1, True),), keys))
-    out = F.linear(torch.cat(rows), data["to_out_weight"], data["to_out_bias"])
+        observe = partial(call.observe, record, plan, tuple(range(plan.objects)), (side, side))
+        rows.append(fuse(one, one, q[row : row + 1], plan, site, call.runs(), keys, observe))
+        call.close()
+        records.append(record)
+    return torch.cat(rows), records
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_site(number: int) -> None:
+    data, metadata = read(f"site_{number}")
+    out = F.linear(fused(data, metadata)[0], data["to_out_weight"], data["to_out_bias"])
     assert relative_error(out, data["out"]) < 1e-5
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_recorded_maps_of_a_site(number: int) -> None:
+    """Shares and g̃ in MIP_RELEVANCE, against the definition."""
+    data, metadata = read(f"site_{number}")
+    for row, record in enumerate(fused(data, metadata)[1]):
+        texts = [data["object_text"][row, i, 1 : 1 + n] for i, n in enumerate(data["object_token_counts"])]
+        head, heads = data["text_to_weight"][0], int(metadata["heads"])
+        shares, gate = defined(data["hidden"][row], data["text"][row], texts, head, heads, data)
+        assert relative_error(record.shares().flatten(1), shares) < 1e-5
+        assert relative_error(record.gate().flatten(), gate) < 1e-5
+
+
+def defined(hidden, context, texts, head, heads: int, weights: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ã [M, N] and g̃ [N] of a row: hidden [N, C], context [77, X], weights to_q, to_k, to_v of the UNet."""
+    direct = Direct(tokens=(), null=torch.empty(0), texts=texts, weights=(), to_k={}, to_v={}, head={1: head})
+    to_q, to_k, to_v = (weights[name].double().T for name in ("to_q", "to_k", "to_v"))
+    q, context = hidden.double() @ to_q, context.double()
+    text = attention(q, context @ to_k, context @ to_v, heads)
+    relevance = torch.stack([object_relevance(q, each.double() @ to_k, heads) for each in texts])
+    return direct.shares(relevance), direct.fusion_gate(text, 1)
 
 
 class GoldenClip:
@@ -148,3 +184,39 @@ def test_the_golden_numbers_tell_right_from_wrong(unet) -> None:
     for options in ({"merge": Merge("uniform")}, {"fusion_head": FusionHead({}, "off")}):
         patcher, data = patched(unet, "base", **options)
         assert relative_error(predict(patcher, data, 400, "c")["c"], data["eps_400"]) > 1e-3
+
+
+@pytest.mark.parametrize("branches", ["uc", "cu", "c"])
+def test_recorded_maps_of_a_unet(unet, branches: str) -> None:
+    """At each resolution the mean over its sites of what the definition gives for what entered the site."""
+    from mip_adapter.attention.record import RelevanceRecord
+    from mip_adapter.weights.sites import cross_attentions, unet_sites
+
+    record, entered = RelevanceRecord(("0", "1")), {}  # by module, its cond row
+    patcher, data = patched(unet, "base", record=record)
+    patcher.model_options["transformer_options"].update(sigmas=torch.ones(1), sample_sigmas=torch.tensor([1.0, 0.0]))
+    modules = cross_attentions(unet.diffusion_model)
+    # The host asks the projections, never the whole module; to_v for the context, since our patch asks to_k too.
+    asked = [getattr(module, name) for module in modules.values() for name in ("to_q", "to_v")]
+    hooks = [
+        module.register_forward_pre_hook(lambda module, x: entered.update({module: x[0][branches.index("c")]}))
+        for module in asked
+    ]
+    predict(patcher, data, 400, branches)
+    for hook in hooks:
+        hook.remove()
+
+    texts = [data["object_text"][i, 1 : 1 + n] for i, n in enumerate(data["object_token_counts"])]
+    heads = torch.load(FOLDER / "base_ip_adapter.bin", weights_only=True)["ip_adapter"]
+    found: dict = {}
+    for site in unet_sites(unet.diffusion_model):
+        module = modules[site.key]
+        weights = {name: getattr(module, name).weight.detach() for name in ("to_q", "to_k", "to_v")}
+        row = heads[f"{site.number}.text_to_weight.weight"][0]
+        maps = defined(entered[module.to_q], entered[module.to_v], texts, row, site.heads, weights)
+        found.setdefault(round(len(maps[1]) ** 0.5), []).append(maps)
+    assert [(side, side) for side in sorted(found)] == record.resolutions
+    for side, maps in found.items():
+        shares, gate = (torch.stack(each).mean(0) for each in zip(*maps, strict=True))
+        assert relative_error(record.shares((side, side)).flatten(1), shares) < 1e-5
+        assert relative_error(record.gate((side, side)).flatten(), gate) < 1e-5
