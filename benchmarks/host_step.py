@@ -1,10 +1,14 @@
-"""A whole UNet step in the host, with and without our patch: random weights serve, since only time is measured."""
+"""A whole UNet step in the host: plain, with our patch, and with the patch recording the relevance as MIP Apply's does.
+
+Random weights serve, since only time is measured.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -26,23 +30,28 @@ CASES = ((2, 4), (4, 4), (2, 16), (4, 16))  # objects, image tokens
 def bench_step(
     interleaved: Callable, rounds: int, device: torch.device, dtype: torch.dtype, *, small: bool, pixels: int
 ) -> list[dict]:
-    """Milliseconds of one guided step (cond and uncond rows in one call) plain and patched, and our share of it."""
+    """Milliseconds of one guided step (cond and uncond rows in one call), and what patch and record add to it."""
     if folder := os.environ.get("COMFYUI_PATH"):
         sys.path.insert(0, folder)
     from comfy.cli_args import args
+    from mip_adapter.attention.record import RelevanceRecord
 
     args.cpu = device.type == "cpu"
     model = _model(SMALL if small else SDXL, device, dtype)
     step = _Step(model, device, dtype, pixels // 8)
-    contestants = {"plain": lambda: step({})}
+    contestants, records = {"plain": lambda: step({})}, []
     for objects, tokens in CASES:
-        options = _patched(model, objects, tokens, device, dtype)
-        contestants[f"M {objects}, T {tokens}"] = lambda options=options: step(options)
+        records.append(RelevanceRecord(_names(objects)))
+        for name, record in (("", None), (", recorded", records[-1])):
+            options = _patched(model, objects, tokens, record, device, dtype)
+            contestants[f"M {objects}, T {tokens}{name}"] = lambda options=options: step(options)
     ms = interleaved(contestants, rounds, device)
+    for record in records:
+        record.require_shares()  # what records nothing costs nothing
     rows = []
     for name, value in ms.items():
         rows.append({"case": name, "pixels": pixels, "milliseconds": value, "added": value / ms["plain"] - 1})
-        print(f"{name:>10s}  {value:9.2f} ms   {rows[-1]['added']:+.1%}")
+        print(f"{name:>18s}  {value:9.2f} ms   {rows[-1]['added']:+.1%}")
     return rows
 
 
@@ -72,13 +81,19 @@ class _Step:
         self.unet, self.x = model.diffusion_model, draw(2, 4, side, side)
         self.context, self.y = draw(2, 77, config["context_dim"]), draw(2, config["adm_in_channels"])
         self.timesteps = torch.full((2,), 500.0, device=device)
+        sigmas = torch.tensor([1.0, 0.0], device=device)  # of a sampling of one step, which every call repeats
+        self.options = {"cond_or_uncond": [1, 0], "sigmas": sigmas[:1], "sample_sigmas": sigmas}
 
     def __call__(self, options: dict) -> torch.Tensor:
-        options = {**options, "cond_or_uncond": [1, 0]}
+        options = {**options, **self.options}
         return self.unet(self.x, self.timesteps, context=self.context, y=self.y, transformer_options=options)
 
 
-def _patched(model, objects: int, tokens: int, device: torch.device, dtype: torch.dtype) -> dict:
+def _names(objects: int) -> tuple[str, ...]:
+    return tuple(f"object {i}" for i in range(objects))
+
+
+def _patched(model, objects: int, tokens: int, record: Any, device: torch.device, dtype: torch.dtype) -> dict:
     """transformer_options of a model that MIPApply would give, compiled from random adapter weights."""
     from comfy.model_patcher import ModelPatcher
     from mip_adapter.attention.host_patch import install
@@ -95,13 +110,12 @@ def _patched(model, objects: int, tokens: int, device: torch.device, dtype: torc
     adapter = Adapter("bench", None, {}, weights)  # pyright: ignore[reportArgumentType]
     texts: Sequence[torch.Tensor] = [draw(1 + i % 2, width) for i in range(objects)]
     references = References(
-        tuple(f"object {i}" for i in range(objects)), draw(objects, tokens, width), draw(tokens, width), tuple(texts),
-        (1.0,) * objects,
-    )  # fmt: skip
+        _names(objects), draw(objects, tokens, width), draw(tokens, width), tuple(texts), (1.0,) * objects
+    )
     plan = compile_plan(
         adapter, sites, references, scale=0.75, merge=Merge(), head=FusionHead(adapter.head), device=device, dtype=dtype
     )
-    patcher = install(ModelPatcher(model, device, device), Schedule.always(plan), 0.0, 1.0)
+    patcher = install(ModelPatcher(model, device, device), Schedule.always(plan), 0.0, 1.0, record)
     return patcher.model_options["transformer_options"]
 
 
