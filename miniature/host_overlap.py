@@ -2,7 +2,8 @@
 
 Drawn scenes are made noisy and shown to the UNet once, by the host's own sampler. The maps that MIP Apply records are
 compared with the text attention alone (the softmax over the prompt's tokens, at the object's own word, of the model
-without an adapter), with random maps, and with the silhouettes themselves at the finest maps' resolution.
+without an adapter), with random maps, and with the silhouettes themselves at the finest maps' resolution. All become
+shares by the merge's own equation and masks as MIP Relevance Maps makes them. Thresholds are chosen on other scenes.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention.options import Merge
-from ..attention.record import RelevanceRecord
+from ..attention.record import Observation, RelevanceRecord, SamplingRun
 from ..attention.reference import make_reference
+from ..attention.relevance import shares
 from ..training.host_cli import prepare_host
-from ..weights.adapter import load_adapter
+from ..weights.adapter import Adapter, load_adapter
 from . import arms, overlap, trained, world
 
 LEVELS = (200, 400, 600, 800)  # of the 1000 noise levels
-# The background competitor adds no owner; it makes the recorded shares fall where no text points.
+# With the background competitor nobody has a position that suits every text less than the average position does.
 MERGE = Merge(background=1.0)
 RELEVANCE, TEXT, CHANCE, TRUTH = "relevance", "text attention", "chance", "the silhouettes at that resolution"
 
@@ -63,47 +65,64 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-@torch.inference_mode()
 def measure(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """By noise level, then by method."""
-    from ..attention.host_apply import apply_references
     from . import host_bundle
 
-    adapter = load_adapter(given.adapter)
-    model, clip, vae, vision = host_bundle.load(given.miniature)
-    trials = arms.make_trials(given.scenes, given.objects, arms.SEED_TEST)
+    adapter, bundle = load_adapter(given.adapter), host_bundle.load(given.miniature)
+    scenes, others = (_overlaps(given, adapter, bundle, seed) for seed in (arms.SEED_TEST, arms.SEED_TUNE))
+    return {
+        f"{level / 10:.0f} %": {name: overlap.summary(each, others[level][name]) for name, each in methods.items()}
+        for level, methods in scenes.items()
+    }
+
+
+def _overlaps(
+    given: argparse.Namespace, adapter: Adapter, bundle: tuple, seed: int
+) -> dict[int, dict[str, list[dict[str, Tensor]]]]:
+    """Of all scenes of a seed, by noise level and method."""
+    from ..attention.host_apply import apply_references
+
+    model, clip, vae, vision = bundle
+    trials = arms.make_trials(given.scenes, given.objects, seed)
     drawn = world.render(trials.scenes)
     found: dict[int, dict[str, list]] = {level: defaultdict(list) for level in LEVELS}
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(seed)
     for trial in range(len(trials)):
-        texts, masks = trials.texts(trial), drawn.masks[trial, : given.objects]
+        texts, silhouettes = trials.texts(trial), drawn.masks[trial, : given.objects]
         latent = vae.encode(drawn.images[trial].movedim(0, -1)[None])
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(trials.seeds[trial]))
         positive = _conditioning(clip, trials.prompts[trial])
         pictures = trials.references[trial].movedim(1, -1)
         references = tuple(make_reference(p[None], text) for p, text in zip(pictures, texts, strict=True))
-        record = RelevanceRecord(texts)
+        relevance, attention = RelevanceRecord(texts), RelevanceRecord(texts)
         patched = apply_references(
-            model, clip, vision, adapter, references, scale=given.scale, merge=MERGE, record=record
+            model, clip, vision, adapter, references, scale=given.scale, merge=MERGE, record=relevance
         )
         words = [_positions(clip, trials.prompts[trial], text) for text in texts]
         for level in LEVELS:
             _look(patched, latent, noise, level, positive)
             with _text_attention(model, words) as seen:
                 _look(model, latent, noise, level, positive)
-            maps = {f"{RELEVANCE}, {_sides(size)}": record.shares(size)[:, 0] for size in (None, *record.resolutions)}
-            maps |= {f"{TEXT}, {_sides(size)}": each for size, each in _means(seen).items()}
-            finest = record.resolutions[-1]
-            maps[CHANCE] = torch.rand(len(texts), *finest, generator=random)
-            maps[TRUTH] = F.adaptive_avg_pool2d(masks, finest)
+            attention.add(SamplingRun(seen, 1), torch.zeros(1, dtype=torch.long), 1, seen)
+            finest = relevance.resolutions[-1]
+            maps = {
+                f"{name}, {_sides(size)}": record.shares(size)[:, 0]
+                for name, record in ((RELEVANCE, relevance), (TEXT, attention))
+                for size in (None, *record.resolutions)
+            }
+            maps[CHANCE] = _shares(torch.rand(len(texts), *finest, generator=random))
+            maps[TRUTH] = _shares(F.adaptive_avg_pool2d(silhouettes, finest))
             for method, each in maps.items():
-                found[level][method].append(overlap.overlaps(each, masks))
+                found[level][method].append(overlap.overlaps(each, silhouettes))
         print(f"\r{trial + 1} of {len(trials)} scenes", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return {
-        f"{level / 10:.0f} %": {name: overlap.summary(scenes) for name, scenes in methods.items()}
-        for level, methods in found.items()
-    }
+    return found
+
+
+def _shares(maps: Tensor) -> Tensor:
+    """What the merge makes of maps [M, h, w] of anything as relevance."""
+    return shares(F.normalize(maps.flatten(1), p=1, dim=1), MERGE).view_as(maps)
 
 
 def _conditioning(clip: Any, text: str) -> list:
@@ -134,17 +153,19 @@ def _positions(clip: Any, prompt: str, text: str) -> list[int]:
 
 
 @contextmanager
-def _text_attention(model: Any, words: list[list[int]]) -> Iterator[list[Tensor]]:
-    """Collects, for each cross-attention, the attention to the objects' words: [M, N], mean over heads and tokens."""
+def _text_attention(model: Any, words: list[list[int]]) -> Iterator[list[Observation]]:
+    """Collects every cross-attention's attention to the objects' words, mean over heads and tokens, as shares."""
     from ..weights.sites import cross_attentions
 
-    seen: list[Tensor] = []
+    seen: list[Observation] = []
 
     def keep(module: Any, inputs: tuple, more: dict) -> None:
         q = module.to_q(inputs[0]).unflatten(-1, (module.heads, -1)).transpose(1, 2)[0].float()  # [h, N, d]
         k = module.to_k(more["context"]).unflatten(-1, (module.heads, -1)).transpose(1, 2)[0].float()  # [h, L, d]
         attention = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1).mean(0)  # [N, L]
-        seen.append(torch.stack([attention[:, each].mean(1) for each in words]))
+        side = round(len(attention) ** 0.5)
+        maps = torch.stack([attention[:, each].mean(1) for each in words]).unflatten(1, (side, side))
+        seen.append(Observation(_shares(maps).unsqueeze(1), None, (side, side), (0, 0), len(words)))
 
     modules = cross_attentions(model.model.diffusion_model).values()
     handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in modules]
@@ -153,18 +174,6 @@ def _text_attention(model: Any, words: list[list[int]]) -> Iterator[list[Tensor]
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _means(seen: list[Tensor]) -> dict[tuple[int, int] | None, Tensor]:
-    """[M, h, w] for each resolution of square maps, and their mean at the finest's size under None."""
-    groups = defaultdict(list)
-    for each in seen:
-        side = round(each.shape[-1] ** 0.5)
-        groups[side, side].append(each.unflatten(-1, (side, side)))
-    means = {size: torch.stack(each).mean(0) for size, each in sorted(groups.items())}
-    finest = max(means)
-    grown = [F.interpolate(m[None], size=finest, mode="bilinear", align_corners=False)[0] for m in means.values()]
-    return {None: torch.stack(grown).mean(0), **means}
 
 
 def _sides(size: tuple[int, int] | None) -> str:
