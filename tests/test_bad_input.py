@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from . import small
+from . import small, weights_samples
 from .graphs import bundle, photo, references
 from .sentences import told
 from .test_bad_input_apply import apply
@@ -55,10 +55,18 @@ def test_names_that_are_not_in_the_list(files, name: str) -> None:
 
 
 def test_a_head_of_another_model(files) -> None:
-    from mip_adapter.nodes.merge import MIPFusionHead
+    from mip_adapter.nodes.merge import FROM_ADAPTER, MIPFusionHead
 
     head = MIPFusionHead.execute(bundle().adapters["base"], "image", 1.0, "head of another model.safetensors").args[0]
-    told(lambda: apply(head=head), "head of another model", "1 rows", "17 sites")
+    told(lambda: apply(head=head), "head of another model", "1 rows", "17 sites", f"head_name to “{FROM_ADAPTER}”")
+
+
+def test_a_file_without_a_head(files) -> None:
+    from mip_adapter.nodes.merge import FROM_ADAPTER, MIPFusionHead
+
+    save_file(weights_samples.flat(weights_samples.SMALL["full-face"]), files / "stock.safetensors")
+    take = lambda: MIPFusionHead.execute(bundle().adapters["base"], "image", 1.0, "stock.safetensors")  # noqa: E731
+    told(take, "stock.safetensors", "has no fusion head", f"head_name to “{FROM_ADAPTER}”")
 
 
 def test_a_head_that_is_not_there() -> None:

@@ -78,7 +78,7 @@ def load_head(path: str | os.PathLike[str], name: str | None = None) -> Mapping[
         if not spec.has_head:
             raise ValueError(
                 f"“{name}” has no fusion head (no text_to_weight keys): it is an {spec}. Choose a "
-                "MIP-Adapter file or a saved head, or leave head_name empty."
+                "MIP-Adapter file or a saved head, or set head_name to “from the adapter”."
             )
     foreign_kind(tensors, name)
     expected = [f"{number}.{PARTS[2]}" for number in site_numbers(rows)]

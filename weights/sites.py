@@ -128,7 +128,7 @@ def check_head(head: Mapping[int, Tensor], name: str, sites: Sequence[Site]) -> 
         widths = f"site {wrong}: head {got.get(wrong, 'none')}, model {want.get(wrong, 'none')} wide"
         raise ValueError(
             f"The fusion head “{name}” has {len(got)} rows and this model has {len(want)} sites ({widths}): "
-            "it was trained for another model. Choose a head for this one, or leave head_name empty."
+            "it was trained for another model. Choose a head for this one, or set head_name to “from the adapter”."
         )
 
 
