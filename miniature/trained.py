@@ -22,10 +22,10 @@ class Kind(NamedTuple):
     listed: str = ""
 
 
-# 32 drawn scenes a step, every object with a reference in another pose. Beside that the paper's recipe, at a higher
+# 16 drawn scenes a step, every object with a reference in another pose. Beside that the paper's recipe, at a higher
 # rate for so small a model, with a running mean.
 _ALL = Recipe(
-    steps=2000, batch_size=32, learning_rate=1e-3, warmup=200, clip_norm=1.0, ema=0.998, workers=0, flip=0.0,
+    steps=2000, batch_size=16, learning_rate=1e-3, warmup=200, clip_norm=1.0, ema=0.998, workers=0, flip=0.0,
     checkpointing=False, resolution=128, save_every=250, keep=1,
 )  # fmt: skip
 _ONE = replace(_ALL, train="all", merge="uniform", gate="off", min_objects=1, max_objects=1)

@@ -13,6 +13,7 @@ from .. import clip, world, world_words
 from . import noise
 from .encoders import Encoders
 from .latents import Shards
+from .precision import autocast
 from .words import Words
 
 BATCH = 32
@@ -83,7 +84,7 @@ class Base:
     def predict(self, x: Tensor, steps: Tensor, captions: Sequence[str]) -> Tensor:
         """v [B, 4, h, w] of noisy latents at step numbers [B]."""
         context, vector = self.condition(captions)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast(self.device):
             return self.call(self.model, x, steps, context, vector).float()
 
     @torch.no_grad()

@@ -5,13 +5,21 @@ from pathlib import Path
 
 import torch
 
+from .precision import activations
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def circumstances() -> dict[str, str | int]:
-    """The processor or GPU, threads, PyTorch, and the commit of the code ("" outside of a checkout)."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    return {"machine": device, "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": _commit()}
+    """The processor or GPU, the activations' dtype, threads, PyTorch, and the commit of the code ("" without one)."""
+    gpu = torch.cuda.is_available()
+    return {
+        "machine": torch.cuda.get_device_name() if gpu else _processor(),
+        "activations": str(activations("cuda" if gpu else "cpu")).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": _commit(),
+    }
 
 
 def _processor() -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .. import clip, config, seeded, world
 from ..world_looks import PATTERNS, PLAIN, palette
 from ..world_shapes import KINDS
+from .precision import autocast
 from .words import Words
 
 SINGLES, SCENES = 96, 48
@@ -82,7 +83,7 @@ class EncoderStage:
         """Contrastive loss of pictures with their captions, and how often the image finds its text."""
         images = world.render(scenes, config.CLIP_VISION["image_size"], self.device).images
         rows = (self.words.rows(captions, pad).to(self.device) for pad in (clip.PAD_L, clip.PAD_G))
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast(self.device):
             _, pooled = self.model.vision.hidden(clip.normalised(images))
             image_g, image_l = self.model.vision.visual_projection(pooled), self.model.project_l(pooled)
             _, text_g, text_l = self.model.text(*rows)

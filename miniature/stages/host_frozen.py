@@ -17,6 +17,7 @@ from .. import config, host_models
 from . import noise
 from .base import Conditioner
 from .paired import Paired
+from .precision import autocast
 
 REMEMBERED = 4096  # captions
 
@@ -24,7 +25,7 @@ REMEMBERED = 4096  # captions
 class Frozen:
     """A `training.objective.FrozenModel` whose pictures are encoded already.
 
-    Activations are bf16 within the UNet, as in the training of the base; what is trained stays float32.
+    Activations within the UNet are of the dtype the base was trained in; what is trained stays float32.
     """
 
     prediction: Literal["eps", "v"] = "v"
@@ -81,7 +82,7 @@ class Frozen:
 
     def predict(self, noisy: Tensor, steps: Tensor, batch: Batch, merging: Merging) -> Tensor:
         replace = {site.key: partial(self._merge, site, merging) for site in self.sites}
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast(self.device):
             patches = {"patches_replace": {"attn2": replace}}
             return host_models.run_unet(self.unet, noisy, steps, batch.context, batch.vector, patches).float()
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import world
+from .precision import autocast
 
 SHARD = 2048  # scenes
 WINDOW, PASSES = 4, 12  # shards a window, times through it
@@ -59,7 +60,7 @@ class Shards:
             pixels = world.render(scenes.rows(rows), device=self.device).images.contiguous(
                 memory_format=torch.channels_last
             )
-            with torch.autocast(self.device.type, torch.bfloat16):
+            with autocast(self.device):
                 parts.append(self.vae.taesd_encoder(pixels).float())
         return torch.cat(parts)
 

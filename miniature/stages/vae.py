@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import world
+from .precision import autocast
 
 SMALL_UNTIL = 1_900  # at first small pieces, for more steps an hour
 SIZES = ((64, 12), (128, 3))  # then in turn: pixels a side and how many, so that edges are not all it knows
@@ -27,7 +28,7 @@ class Vae:
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = crops(step, self.wide).to(self.device, memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast(self.device):
             latents = self.model.taesd_encoder(pixels).float()
             g = torch.Generator().manual_seed(step)
             spread = 0.1 * torch.rand(len(latents), 1, 1, 1, generator=g)
