@@ -7,11 +7,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .colours import colour
 from .record import nobody
 
-# Okabe and Ito's colours, told apart by colour-blind people too; black is left for text. From the eighth object on they
-# come again, hatched.
-COLOURS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233), (240, 228, 66))
 MASKS = ("owner", "soft", "threshold")
 
 
@@ -44,49 +42,34 @@ def dominance(shares: Tensor) -> Tensor:
     return ((shares - equal) / (1 - equal) if len(shares) > 1 else shares).clamp(0, 1)
 
 
-def overlay(image: Tensor, strengths: Tensor, colours: list[int], opacity: float) -> Tensor:
-    """Lay colours over a picture. image [H, W, 3]; strengths [K, H, W] in 0..1; colours: K numbers of objects."""
+def overlay(image: Tensor, strengths: Tensor, numbers: list[int], opacity: float) -> Tensor:
+    """Lay colours over a picture. image [H, W, 3]; strengths [K, H, W] in 0..1, of the K objects of these numbers."""
     grey = image.mean(-1, keepdim=True).expand(-1, -1, 3)  # the picture steps back so that the colours speak
     out = torch.lerp(image, grey, 0.5 * opacity)
     total = strengths.sum(0).clamp_min(1)
-    for strength, index in zip(strengths / total, colours, strict=True):
-        colour = torch.tensor(COLOURS[index % len(COLOURS)], dtype=image.dtype) / 255
-        strength = opacity * strength * hatch(index, *strength.shape)
-        out = out + (colour - out) * strength.unsqueeze(-1)
+    for strength, number in zip(strengths / total, numbers, strict=True):
+        ink = torch.tensor(colour(number), dtype=image.dtype) / 255
+        out = out + (ink - out) * (opacity * strength).unsqueeze(-1)
     return out.clamp(0, 1)
 
 
-def hatch(number: int, height: int, width: int) -> Tensor:
-    """[H, W] of 0 and 1: all of an object's colour at its first turn, stripes down to the left at the second, down to
-    the right at the third."""
-    turn = number // len(COLOURS)
-    if turn == 0:
-        return torch.ones(height, width)
-    stripe = max(2, max(height, width) // 48)
-    along = torch.arange(width) + (1 if turn == 1 else -1) * torch.arange(height).unsqueeze(1)
-    return (along // stripe % 2 == 0).float()
-
-
 def legend(entries: list[tuple[str, int | None]], width: int) -> Image.Image:
-    """A strip of words, each with its colour's swatch or none."""
+    """A strip of words, each with the swatch of an object's number or none."""
     size = max(10, min(22, width // 24), width // 40)
     font = ImageFont.load_default(size)
     x, y, line = size // 2, size // 2, round(size * 1.5)
     placed = []
-    for words, colour in entries:
-        length = font.getlength(words) + (size * 1.4 if colour is not None else 0)
+    for words, number in entries:
+        length = font.getlength(words) + (size * 1.4 if number is not None else 0)
         if x > size // 2 and x + length > width - size // 2:
             x, y = size // 2, y + line
-        placed.append((x, y, words, colour))
+        placed.append((x, y, words, number))
         x += round(length + size)
     strip = Image.new("RGB", (width, y + line + size // 4), "white")
     pen = ImageDraw.Draw(strip)
-    for x, y, words, colour in placed:
-        if colour is not None:
-            ink, box = COLOURS[colour % len(COLOURS)], (x, y + size // 8, x + size + 1, y + size // 8 + size + 1)
-            filled = hatch(colour, size + 1, size + 1).mul(255).byte()
-            strip.paste(ink, box, Image.fromarray(filled.numpy()))
-            pen.rectangle((*box[:2], box[2] - 1, box[3] - 1), outline=ink)
+    for x, y, words, number in placed:
+        if number is not None:
+            pen.rectangle((x, y + size // 8, x + size, y + size // 8 + size), fill=colour(number))
             x += round(size * 1.4)
         pen.text((x, y), words, font=font, fill="black")
     return strip

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..attention.maps import COLOURS
+from ..attention.colours import colour
 from .canvas import Canvas, fitted, ink_on
 from .crops import MASK_THRESHOLD, as_bytes, check_pictures
 from .detections import Detection, Detections
@@ -92,8 +92,3 @@ def _label(
 def _free(taken: list[tuple[float, float, float, float]], wide: float, high: float, at: tuple[float, float]) -> bool:
     x, y = at
     return all(x >= x1 or x + wide <= x0 or y >= y1 or y + high <= y0 for x0, y0, x1, y1 in taken)
-
-
-def colour(text: int) -> tuple[int, int, int]:
-    """The colour of a text, as in the relevance maps."""
-    return COLOURS[text % len(COLOURS)]

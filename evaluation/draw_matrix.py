@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..attention.maps import COLOURS
+from ..attention.colours import colour
 from .binding import Binding, PictureBinding
 from .canvas import BLACK, PALE, SOFT, WHITE, Canvas, cividis, ink_on, thumbnail, wrapped
 from .tables import NOTHING, number
@@ -53,7 +53,7 @@ def draw_matrix(binding: Binding, b: int, sentences: Sequence[str] = ()) -> Imag
     for m, name in enumerate(binding.names):
         x = LEFT + m * CELL
         sheet.words((x + CELL / 2, TOP - CELL - 34), name, 16, width=CELL - 4, centred=True)
-        sheet.pen.rectangle((x + 4, TOP - CELL - 12, x + CELL - 5, TOP - CELL - 8), fill=_colour(m))
+        sheet.pen.rectangle((x + 4, TOP - CELL - 12, x + CELL - 5, TOP - CELL - 8), fill=colour(m))
         sheet.paste((x + 4, TOP - CELL - 4), thumbnail(binding.thumbnails[m], CELL - 8))
     span = _span(binding)
     for line, (m, row) in enumerate(rows):
@@ -77,7 +77,7 @@ def _draw_row(
 ) -> None:
     extra = row is not None and row != each.own[m]
     below = "one too many" if extra else "not found" if row is None else number(each.margins().get(m), sign=True)
-    sheet.pen.rectangle((EDGE, y + 6, EDGE + 4, y + CELL - 8), fill=_colour(m))
+    sheet.pen.rectangle((EDGE, y + 6, EDGE + 4, y + CELL - 8), fill=colour(m))
     name = f"{binding.names[m]}, again" if extra else binding.names[m]
     sheet.words((EDGE + 14, y + CELL / 2 - 20), name, 18, width=NAMES - 20)
     sheet.words((EDGE + 14, y + CELL / 2 + 4), below, 14, SOFT)
@@ -91,9 +91,9 @@ def _draw_row(
             sheet.words((middle, y + CELL / 2 - 10), NOTHING, 16, SOFT, centred=True)
             continue
         value = float(each.similarity[row, j])
-        colour = cividis((value - span[0]) / (span[1] - span[0]))
-        ink = ink_on(colour)
-        sheet.pen.rectangle((x0, y0, x1, y1), fill=colour)
+        ground = cividis((value - span[0]) / (span[1] - span[0]))
+        ink = ink_on(ground)
+        sheet.pen.rectangle((x0, y0, x1, y1), fill=ground)
         sheet.words((middle, y + CELL / 2 - 13), number(value, 2), 22, ink, centred=True)
         if j == m and not extra:
             sheet.pen.rectangle((x0 + 3, y0 + 3, x1 - 3, y1 - 3), outline=ink, width=3)
@@ -122,9 +122,9 @@ def _with_boxes(pixels: np.ndarray, each: PictureBinding, side: int) -> Image.Im
     pen = ImageDraw.Draw(small)
     for box, m in zip(each.boxes, each.found_as, strict=True):
         x0, y0, x1, y1 = (round(edge * scale) for edge in box)
-        for inset, colour, width in ((0, WHITE, 5), (1, _colour(m), 3)):
+        for inset, ink, width in ((0, WHITE, 5), (1, colour(m), 3)):
             frame = (x0 + inset, y0 + inset, max(x1 - 1 - inset, x0 + inset), max(y1 - 1 - inset, y0 + inset))
-            pen.rectangle(frame, outline=colour, width=width)
+            pen.rectangle(frame, outline=ink, width=width)
     return small
 
 
@@ -133,7 +133,3 @@ def _span(binding: Binding) -> tuple[float, float]:
     values = [value for each in binding.pictures for value in each.similarity.flatten().tolist()] or [0.0, 1.0]
     low, high = min(values), max(values)
     return (low, high) if high - low > 1e-3 else (low - 0.5, high + 0.5)
-
-
-def _colour(m: int) -> tuple[int, int, int]:
-    return COLOURS[m % len(COLOURS)]

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..attention.colours import colour
 from .batches import Tick
 from .canvas import SOFT, Canvas
 from .crops import as_bytes, check_pictures, crop
-from .detect_picture import annotated, colour
+from .detect_picture import annotated
 from .detections import Detections
 from .embeddings import embed, embed_words
 from .encoders import ImageEncoder, need_words

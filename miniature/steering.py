@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..attention.maps import COLOURS, dominance, overlay, upscale
+from ..attention.colours import colour
+from ..attention.maps import dominance, overlay, upscale
 from ..attention.options import Merge
 from ..attention.region import box_region
 from .arms import Trials
@@ -87,7 +88,7 @@ def draw(name: str, trials: Trials, before: Shown, after: Shown) -> Image.Image:
         for i, (reference, words) in enumerate(zip(trials.references[column], trials.texts(column), strict=True)):
             at = x + i * (SIDE + GAP), head
             sheet.paste(to_pil(reference).resize((thumb, thumb), Image.Resampling.LANCZOS), at)
-            pen.rectangle((at[0] - 1, at[1] - 1, at[0] + thumb, at[1] + thumb), outline=COLOURS[i], width=3)
+            pen.rectangle((at[0] - 1, at[1] - 1, at[0] + thumb, at[1] + thumb), outline=colour(i), width=3)
             pen.text((at[0] + thumb + 6, at[1] + 4), words, INK, text)
         prompt = textwrap.shorten(trials.prompts[column], 52, placeholder=" …")
         pen.text((x, head + thumb + 6), prompt, GREY, small)

@@ -350,11 +350,19 @@ COLOURFUL = """() => {
 }"""
 
 
-def test_the_colours_are_those_of_the_maps() -> None:
-    from mip_adapter.attention.maps import COLOURS
+def test_the_colours_are_those_of_the_maps(page) -> None:
+    from mip_adapter.attention.colours import colour
 
-    script = (ROOT / "web" / "js" / "objects.js").read_text("utf-8")
-    assert json.dumps([f"#{r:02x}{g:02x}{b:02x}" for r, g, b in COLOURS]) in script
+    drawn = page.evaluate(f"""async () => {{
+        const {{colour}} = await import("/extensions/{PACK}/js/objects.js")
+        const ctx = document.createElement("canvas").getContext("2d")
+        return [...Array(20).keys()].map(number => {{
+            ctx.fillStyle = colour(number)
+            return ctx.fillStyle
+        }})
+    }}""")
+    for number, said in enumerate(drawn):
+        assert max(abs(a - b) for a, b in zip(bytes.fromhex(said[1:]), colour(number), strict=True)) <= 1
 
 
 def test_a_folded_node_says_which_it_is(page) -> None:

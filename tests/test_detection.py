@@ -282,15 +282,15 @@ def test_the_report_says_what_was_not_found():
 
 def test_annotated_pictures():
     """Frames in the texts' colours where the boxes are, and nothing else changed far from them."""
-    from mip_adapter.attention.maps import COLOURS
+    from mip_adapter.attention.colours import colour
 
     images = torch.full((2, 60, 90, 3), 0.5)
     drawn = annotated(images, two_found())
     assert drawn.shape == (2, 540, 810, 3)
     pixels = (drawn * 255).round().long()
-    for colour, (x, y) in zip(COLOURS[:2], ((2, 3 + 14), (40, 10 + 20)), strict=True):
+    for text, (x, y) in enumerate(((2, 3 + 14), (40, 10 + 20))):
         strip = pixels[0, y * 9, x * 9 : x * 9 + 6]
-        assert (strip == torch.tensor(colour)).all(-1).any()
+        assert (strip == torch.tensor(colour(text))).all(-1).any()
     assert (drawn[1, 400:, 400:] - 0.5).abs().max() < 1e-2  # no dog in the second
     told(lambda: annotated(images[:1], two_found()), "1 of 90×60", "2 of 90×60")
     whole = Detections(("cat",), 60, 90, (((Detection((0, 0, 90, 60), mask=torch.ones(60, 90)),),),))

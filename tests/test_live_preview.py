@@ -89,10 +89,10 @@ async def _run(server, graph: dict):
 
 def swatches(image: Image.Image) -> list[int]:
     """How many pixels of the legend have the first two objects' colours."""
-    from mip_adapter.attention.maps import COLOURS
+    from mip_adapter.attention.colours import colour
 
     legend = np.asarray(image.crop((0, image.width // 2, image.width, image.height))).astype(int)
-    return [int((np.abs(legend - colour).max(-1) < 30).sum()) for colour in COLOURS[:2]]
+    return [int((np.abs(legend - colour(i)).max(-1) < 30).sum()) for i in range(2)]
 
 
 def test_off_and_on(prepared) -> None:

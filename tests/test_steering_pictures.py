@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from mip_adapter.attention.maps import COLOURS
+from mip_adapter.attention.colours import colour
 from mip_adapter.attention.reference import make_reference
 from mip_adapter.miniature import arms, steering
 
@@ -30,9 +30,9 @@ def test_the_picture_shows_both() -> None:
     drawn = np.asarray(steering.draw("boxes", trials, before, after)).astype(int)
     third = drawn.shape[0] - steering.SIDE // 2 - 2 * steering.GAP  # through the maps of the second row
 
-    def like(colour: tuple[int, ...], row: int) -> int:
-        return int((np.abs(drawn[row] - np.array(colour) * 0.7 - 0.3 * 0.8 * 255).max(-1) < 40).sum())
+    def like(number: int, row: int) -> int:
+        return int((np.abs(drawn[row] - np.array(colour(number)) * 0.7 - 0.3 * 0.8 * 255).max(-1) < 40).sum())
 
-    for colour in COLOURS[:2]:
-        assert like(colour, third) > 60  # half of each map, in two columns
-        assert like(colour, third - steering.SIDE - steering.GAP - steering.LINE) == 0
+    for number in range(2):
+        assert like(number, third) > 60  # half of each map, in two columns
+        assert like(number, third - steering.SIDE - steering.GAP - steering.LINE) == 0

@@ -12,8 +12,14 @@ const GAP = 6
 const ABOVE = 8
 const NODE_MARGIN = 15
 const MOST_KEPT = 64
-// Okabe and Ito's colours, as in attention/maps.py.
+// As in attention/colours.py, which says why.
 const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442"]
+
+/** @param {number} number of an object, from 0 @returns {string} its colour */
+export function colour(number) {
+  const turn = number - COLOURS.length
+  return COLOURS[number] ?? `hsl(${(115 + turn * 137.5) % 360}, 65%, ${[25, 70, 55][turn % 3]}%)`
+}
 
 /** Pictures by query, the least recently drawn first. @type {Map<string, HTMLImageElement>} */
 const kept = new Map()
@@ -71,9 +77,9 @@ function drawPicture(ctx, picture, x, y) {
 }
 
 /** Of pictures that a node makes while the graph runs nothing is known before: the text's first letter stands for them. */
-function drawInstead(ctx, connected, text, colour, x, y) {
+function drawInstead(ctx, connected, text, ink, x, y) {
   const font = ctx.font
-  ctx.fillStyle = connected ? colour : LiteGraph.WIDGET_SECONDARY_TEXT_COLOR
+  ctx.fillStyle = connected ? ink : LiteGraph.WIDGET_SECONDARY_TEXT_COLOR
   if (connected) ctx.font = `bold 32px ${LiteGraph.NODE_FONT ?? "sans-serif"}`
   ctx.fillText(connected ? ([...text][0] ?? "?").toUpperCase() : say("no picture"), x, y)
   ctx.font = font
@@ -105,9 +111,9 @@ function draw(ctx, node, width, top, _height, lowQuality) {
     ctx.fillStyle = LiteGraph.WIDGET_BGCOLOR
     ctx.fillRect(x, y, SIDE, SIDE)
     if (loaded?.complete && loaded.naturalWidth) drawPicture(ctx, loaded, x, y)
-    else if (!lowQuality) drawInstead(ctx, connected, text, COLOURS[i % COLOURS.length], middle, y + SIDE / 2)
+    else if (!lowQuality) drawInstead(ctx, connected, text, colour(i), middle, y + SIDE / 2)
     ctx.fillStyle = LiteGraph.WIDGET_SECONDARY_TEXT_COLOR
-    ctx.strokeStyle = COLOURS[i % COLOURS.length]
+    ctx.strokeStyle = colour(i)
     ctx.lineWidth = 2
     ctx.strokeRect(x, y, SIDE, SIDE)
     if (lowQuality) return
