@@ -71,9 +71,9 @@ class SitePatch(ABC):
         if isinstance(self.occupant, SitePatch):
             return self.occupant._attend(q, k, v, options, keep_text=needs_text)
         if self.occupant is None:
-            text = _text_attention(q, k, v, options)
+            text = text_attention(q, k, v, options)
             return text, text
-        text = _text_attention(q, k, v, options) if needs_text else None
+        text = text_attention(q, k, v, options) if needs_text else None
         return self.occupant(q, k, v, options).clone(), text
 
     def add(self, callback: Callable, **kwargs: Any) -> None:
@@ -96,7 +96,7 @@ class SitePatch(ABC):
         return copy(self)  # a new shell: same plan, same occupant, its own (immutable) tuple of guests
 
 
-def _text_attention(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
+def text_attention(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
     """Z_text by the host's attention of choice: sage, flash and overrides keep working."""
     precision = options.get("attn_precision")
     return optimized_attention(q, k, v, options["n_heads"], attn_precision=precision, transformer_options=options)

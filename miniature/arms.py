@@ -15,9 +15,12 @@ from torch import Tensor
 
 from ..attention.options import Gate, Merge
 from . import world, world_words
+from .trained import SEEDS
 
 SEED_TEST, SEED_TUNE = 5_000_000_000, 6_000_000_000  # of trials: the ones that count, and those that choose scales
 REFERENCE_SIDE = 224  # pixels
+SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # from which each arm's own best is chosen
+TUNED_ON = 24  # prompts
 
 
 class Arm(NamedTuple):
@@ -27,6 +30,11 @@ class Arm(NamedTuple):
     adapter: str
     merge: Merge
     gate: Gate = "off"
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Those to choose from: none for "sum", which at scale s / M is "uniform" at s, to the last digit."""
+        return () if self.merge.strategy == "sum" else SCALES
 
 
 RELEVANCE, UNIFORM = Merge("relevance"), Merge("uniform")
@@ -54,13 +62,14 @@ EFFECTS = (
     ("merging alone, on stock weights", "stock + relevance", "stock + uniform"),
     ("merging, on weights trained without it", "uniform-trained + relevance", "uniform-trained + uniform"),
     ("merging, on weights trained with it", "mip + relevance", "mip + uniform"),
-    ("training alone, uniform merge", "uniform-trained + uniform", "stock + uniform"),
-    ("training with relevance, seen under relevance", "mip + relevance", "stock + relevance"),
-    ("training with relevance, seen under uniform", "mip + uniform", "stock + uniform"),
+    ("training on two objects, head included, uniform merge", "uniform-trained + uniform", "stock + uniform"),
+    ("training with relevance, head included, seen under relevance", "mip + relevance", "stock + relevance"),
+    ("training with relevance, head included, seen under uniform", "mip + uniform", "stock + uniform"),
     ("relevance instead of uniform in training", "mip + relevance", "uniform-trained + relevance"),
     ("the fusion head", "mip + relevance", "mip + relevance, no head"),
     ("both: the paper's method against plain IP-Adapter", "mip + relevance", "stock + concat"),
 )
+QUESTION = (EFFECTS[0][0], EFFECTS[3][0], EFFECTS[-1][0])  # merging, training, both
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +127,15 @@ def _distinct(looks: Tensor) -> Tensor:
 
 def _joined(parts: Sequence[world.Scenes]) -> world.Scenes:
     return world.Scenes(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+
+
+def shared_out(count: int, seeds: Sequence[int], every_seed: bool = False) -> dict[int, tuple[int, ...]]:
+    """Which of `count` trials the adapter of each training seed gets: a share of its own, or all of them.
+
+    Shares cost a third, and more prompts tell more than the same prompt again. A trial's seed does not depend on which
+    adapters there are, so that all arms have the same trials on the same seed.
+    """
+    return {seed: tuple(range(count) if every_seed else range(seed, count, len(SEEDS))) for seed in seeds}
 
 
 def chosen(names: Sequence[str] | None, kinds: Sequence[str]) -> list[Arm]:

@@ -1,21 +1,20 @@
 """Lines of measured pictures to numbers with their intervals, and to a page that says what they mean.
 
-Intervals are 95 % bootstrap intervals over prompts (scipy.stats.bootstrap): prompts are drawn with all their pictures
-and objects, because those are alike. Training seeds are too few to draw from: they are averaged, and each one's value
-stands beside the mean.
+Intervals are 95 % bootstrap intervals over prompts and over training seeds at once, each drawn with all its pictures
+and objects, because those are alike (the pigeonhole bootstrap of Owen, Annals of Applied Statistics 2007, doi
+10.1214/07-AOAS122; scipy's draws along one axis). Three seeds are few to draw from: an effect counts as sure only if
+its interval leaves out zero and every seed agrees.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap
 
-from .arms import ARMS, EFFECTS, METHOD
+from .arms import ARMS, EFFECTS, METHOD, QUESTION, TUNED_ON, Arm
 
 RESAMPLES = 2000
 Row = Mapping[str, Any]
@@ -60,11 +59,20 @@ class Estimate(NamedTuple):
     high: float
 
 
+class Best(NamedTuple):
+    """The best scale of those tried; edge: "≤" or "≥" if it is the smallest or the largest and a better one may lie
+    beyond, else ""."""
+
+    scale: float
+    edge: str
+
+
 Cells = dict[int, dict[int, Row]]  # by training seed, by prompt
 
 
 def summarise(rows: Iterable[Row], scale: float) -> dict[str, Any]:
     """All tables as plain values, by number of objects: "equal" and "best" scale, "effects", "real"."""
+    rows = list(rows)
     found: dict[tuple, Cells] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         measure, arm, seed, objects, at, trial = row["key"]
@@ -72,8 +80,8 @@ def summarise(rows: Iterable[Row], scale: float) -> dict[str, Any]:
     tuned = [row for row in rows if row["key"][0] == "tune"]
     results: dict[str, Any] = {}
     for objects in sorted({key[2] for key in found}):
-        equal = {arm.name: scale for arm in ARMS}
-        best = {arm.name: best_scale(tuned, arm.name, objects) or scale for arm in ARMS}
+        equal = {arm.name: Best(scale, "") for arm in ARMS}
+        best = {arm.name: own for arm in ARMS if (own := best_scale(tuned, arm, objects))}
         real = [
             {"arm": arm.name, **_measures(cells, REAL)}
             for arm in ARMS
@@ -81,106 +89,118 @@ def summarise(rows: Iterable[Row], scale: float) -> dict[str, Any]:
         ]
         results[f"{objects} objects"] = {
             "equal": _arms(found, objects, equal),
-            "best": _arms(found, objects, best) if tuned else [],
+            "best": _arms(found, objects, best),
             "effects": _effects(found, objects, equal),
-            "effects at best scales": _effects(found, objects, best) if tuned else [],
+            "effects at best scales": _effects(found, objects, best),
             "real": real,
         }
     return results
 
 
-def best_scale(rows: Iterable[Row], arm: str, objects: int, needed: int = 1) -> float | None:
+def best_scale(rows: Iterable[Row], arm: Arm, objects: int) -> Best | None:
     """The scale at which most objects are there and bound, on the prompts for choosing; None before all are made."""
-    scores: dict[float, list[float]] = defaultdict(list)
+    scores: dict[float, list[float]] = {scale: [] for scale in arm.scales}
     for row in rows:
         measure, name, _, count, scale, _ = row["key"]
-        if (measure, name, count) == ("tune", arm, objects):
+        if (measure, name, count) == ("tune", arm.name, objects) and scale in scores:
             bound, of = MEASURES["bound"](row)
             scores[scale].append(bound / of)
-    if sum(map(len, scores.values())) < needed:
+    if not scores or any(len(each) < TUNED_ON for each in scores.values()):
         return None
-    return max(scores, key=lambda scale: float(np.mean(scores[scale])))
+    best = max(scores, key=lambda scale: float(np.mean(scores[scale])))
+    return Best(best, {arm.scales[0]: "≤", arm.scales[-1]: "≥"}.get(best, ""))
 
 
-def _arms(found: Mapping[tuple, Cells], objects: int, scales: Mapping[str, float]) -> list[dict[str, Any]]:
+def _arms(found: Mapping[tuple, Cells], objects: int, scales: Mapping[str, Best]) -> list[dict[str, Any]]:
     """A row for each arm that has pictures at its scale."""
     rows = []
-    for arm in ARMS:
-        if cells := found.get(("picture", arm.name, objects, scales[arm.name])):
-            rows.append({"arm": arm.name, "scale": scales[arm.name], **_measures(cells, MEASURES)})
+    for name, own in scales.items():
+        if cells := found.get(("picture", name, objects, own.scale)):
+            rows.append({"arm": name, **own._asdict(), **_measures(cells, MEASURES)})
     return rows
 
 
 def _measures(cells: Cells, measures: Mapping[str, Callable[[Row], Parts]]) -> dict[str, Any]:
     prompts = sorted(set.union(*(set(trials) for trials in cells.values())))
-    out: dict[str, Any] = {"prompts": len(prompts), "pictures": sum(map(len, cells.values()))}
+    out: dict[str, Any] = {"prompts": len(prompts), "pictures": sum(map(len, cells.values())), "seeds": len(cells)}
     for name, parts in measures.items():
-        estimate = _ratio(_sums(cells, prompts, parts))
-        seeds = {seed: _value(_sums({seed: trials}, prompts, parts)) for seed, trials in sorted(cells.items())}
-        out[name] = None if estimate is None else {**estimate._asdict(), "seeds": seeds}
+        sums = _sums(cells, prompts, parts)
+        out[name] = _estimated(_ratio(sums), _by_seed(cells, sums), _drawn(sums))
     return out
 
 
-def _effects(found: Mapping[tuple, Cells], objects: int, scales: Mapping[str, float]) -> list[dict[str, Any]]:
+def _effects(found: Mapping[tuple, Cells], objects: int, scales: Mapping[str, Best]) -> list[dict[str, Any]]:
     """Differences between arms on the prompts and training seeds that both have."""
     rows = []
-    for what, one, other in EFFECTS:
-        pair = [found.get(("picture", arm, objects, scales[arm]), {}) for arm in (one, other)]
-        seeds = sorted(pair[0].keys() & pair[1].keys())
-        prompts = sorted(set.intersection(*(set(each[seed]) for each in pair for seed in seeds))) if seeds else []
+    for what, *names in EFFECTS:
+        pair = [found.get(("picture", arm, objects, scales[arm].scale), {}) for arm in names if arm in scales]
+        if len(pair) < 2:
+            continue
+        shared = {seed: pair[0][seed].keys() & pair[1][seed].keys() for seed in sorted(pair[0].keys() & pair[1].keys())}
+        prompts = sorted(set().union(*shared.values()))
         if not prompts:
             continue
-        row: dict[str, Any] = {"effect": what, "from": other, "to": one, "prompts": len(prompts)}
+        pair = [{seed: {p: each[seed][p] for p in some} for seed, some in shared.items()} for each in pair]
+        row: dict[str, Any] = {"effect": what, "from": names[1], "to": names[0], "prompts": len(prompts)}
+        row["pictures"], row["seeds"] = sum(map(len, shared.values())), len(shared)
         for name in ("binding", "bound", "confused", "present"):
-            sums = [_sums({s: each[s] for s in seeds}, prompts, MEASURES[name]) for each in pair]
-            each_seed = {}
-            for seed in seeds:
-                values = [_value(_sums({seed: cells[seed]}, prompts, MEASURES[name])) for cells in pair]
-                each_seed[seed] = None if None in values else values[0] - values[1]  # pyright: ignore[reportOperatorIssue]
-            estimate = _ratio(sums[0], sums[1])
-            row[name] = None if estimate is None else {**estimate._asdict(), "seeds": each_seed}
+            one, other = (_sums(cells, prompts, MEASURES[name]) for cells in pair)
+            by_seed = [_by_seed(cells, sums) for cells, sums in zip(pair, (one, other), strict=True)]
+            each_seed = {seed: _minus(by_seed[0][seed], by_seed[1][seed]) for seed in shared}
+            row[name] = _estimated(_minus(_ratio(one), _ratio(other)), each_seed, _drawn(one) - _drawn(other))
         rows.append(row)
     return rows
 
 
-def _sums(cells: Mapping[int, Mapping[int, Row]], prompts: Sequence[int], parts: Callable[[Row], Parts]) -> np.ndarray:
-    """[2, prompts] sums over seeds of what is counted, and of what it is divided by."""
-    sums = np.zeros((2, len(prompts)))
-    for trials in cells.values():
-        for i, prompt in enumerate(prompts):
-            if prompt in trials:
-                sums[:, i] += parts(trials[prompt])
+def _sums(cells: Cells, prompts: Sequence[int], parts: Callable[[Row], Parts]) -> np.ndarray:
+    """[2, seeds, prompts] of what is counted, and of what it is divided by; zero where there is no picture."""
+    sums = np.zeros((2, len(cells), len(prompts)))
+    places = {prompt: i for i, prompt in enumerate(prompts)}
+    for s, seed in enumerate(sorted(cells)):
+        for prompt, row in cells[seed].items():
+            sums[:, s, places[prompt]] = parts(row)
     return sums
 
 
-def _value(sums: np.ndarray) -> float | None:
-    return float(sums[0].sum() / sums[1].sum()) if sums[1].sum() else None
+def _ratio(sums: np.ndarray) -> float | None:
+    counted, of = sums.reshape(2, -1).sum(1)
+    return float(counted / of) if of else None
 
 
-def _ratio(sums: np.ndarray, minus: np.ndarray | None = None) -> Estimate | None:
-    """A ratio of sums over prompts, or the difference of two, with its interval; None where nothing was counted."""
-    data = [*sums] if minus is None else [*sums, *minus]
+def _by_seed(cells: Cells, sums: np.ndarray) -> dict[int, float | None]:
+    return {seed: _ratio(sums[:, s]) for s, seed in enumerate(sorted(cells))}
 
-    def statistic(*given: np.ndarray, axis: int = -1) -> np.ndarray:
-        total = [each.sum(axis) for each in given]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratios = [a / b for a, b in zip(total[::2], total[1::2], strict=True)]
-        return ratios[0] if len(ratios) == 1 else ratios[0] - ratios[1]
 
-    value = float(statistic(*data))
-    if not np.isfinite(value):
+def _minus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def _drawn(sums: np.ndarray) -> np.ndarray:
+    """[RESAMPLES] ratios of prompts and seeds drawn with replacement, the same ones for arms of the same size."""
+    rng = np.random.default_rng(0)
+    seeds, prompts = (
+        rng.multinomial(count, np.full(count, 1 / count), RESAMPLES) for count in sums.shape[1:]
+    )  # [RESAMPLES, count] how often each was drawn
+    counted, of = np.einsum("rs,rp,csp->cr", seeds, prompts, sums, optimize=True)
+    return np.divide(counted, of, out=np.full(RESAMPLES, np.nan), where=of > 0)  # nothing drawn: says nothing
+
+
+def _estimated(value: float | None, by_seed: Mapping[int, float | None], drawn: np.ndarray) -> dict[str, Any] | None:
+    """None where nothing was counted."""
+    if value is None:
         return None
-    if len(data[0]) < 2:
-        return Estimate(value, value, value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where all prompts agree, the interval is a point
-        drawn = bootstrap(
-            data, statistic, paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile",
-            rng=np.random.default_rng(0),
-        )  # fmt: skip
-    # A resample of few prompts may hold no object at all; it says nothing.
-    low, high = np.nanpercentile(drawn.bootstrap_distribution, (2.5, 97.5))
-    return Estimate(value, float(low), float(high))
+    low, high = np.nanpercentile(drawn, (2.5, 97.5))
+    return {**Estimate(value, float(low), float(high))._asdict(), "by seed": dict(by_seed)}
+
+
+def is_sure(difference: Mapping[str, Any]) -> bool:
+    """Whether a difference can be told from nothing: the interval leaves out zero, and so does every training seed."""
+    signs = {
+        np.sign(value)
+        for value in (difference["low"], difference["high"], *difference["by seed"].values())
+        if value is not None
+    }
+    return signs in ({1.0}, {-1.0})
 
 
 # ---- the page ----
@@ -188,24 +208,31 @@ def _ratio(sums: np.ndarray, minus: np.ndarray | None = None) -> Estimate | None
 LIMITS = (
     "What the miniature cannot tell about SDXL: its objects are flat shapes whose looks are two colours and a pattern, "
     "its words are twelve, its references are clean, its UNet is 350 times smaller and was trained by us on the same "
-    "world that it is measured in. It can tell which part of the method moves binding where everything else is equal; "
-    "how far that carries to photographs has to be measured there, by the same arms."
+    "world that it is measured in. That training told the base where its captions' words belong (stage `places` of "
+    "TRAINING.md), because words alone find their places late in so small a model; SDXL was told nothing of the kind, "
+    "and how much of the relevance's use rests on it is not measured here: an unaided base is the ablation that is "
+    "owed. The miniature can tell which part of the method moves binding where everything else is equal; how far that "
+    "carries to photographs has to be measured there, by the same arms."
 )
 
 
 def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    share = "all prompts on every training seed" if settings["every_seed"] else "a third of them on each training seed"
     lines = [
         "# Arms: merging or training?",
         "",
-        f"{settings['prompts']} prompts for each number of objects, with pairs of kinds and looks never seen in "
-        f"training; {settings['steps']} steps, guidance {settings['guidance']:g}; every arm has the same prompts, "
-        "references and noise. Judged from pixels. In brackets: 95 % bootstrap intervals over prompts; training seeds "
-        "are averaged, and each one's value stands beside.",
+        f"{settings['prompts']} prompts for each number of objects, {share}. Every prompt holds a pair of kinds that "
+        "captions of the training never held together, and two-coloured looks that it never showed; one-coloured "
+        f"ones, more than half, it did. {settings['steps']} steps of {settings['sampler']}, guidance "
+        f"{settings['guidance']:g}; every arm has the same prompts, references and noise. Judged from pixels. In "
+        "brackets: 95 % bootstrap intervals over prompts and training seeds.",
         "",
         "*Binding*: of the objects that are there, how many wear colours nearer to their own reference than to any "
         "other (chance is 1 / objects). *Bound*: of all objects asked for, how many are there and bound. *Confused*: "
         "clearly wear another's colours. *Margin*: how much nearer, in mean absolute RGB difference. *Look error*: "
-        "distance from the own look laid out in its pattern.",
+        "distance from the own look laid out in its pattern. *Sum* at scale s / objects is *uniform* at s, to the last "
+        "digit, and so has no best scale of its own.",
+        *_missing(results, settings),
     ]
     for objects, tables in results.items():
         lines += ["", f"## {objects.capitalize()}", "", *_verdict(objects, tables)]
@@ -223,32 +250,58 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", LIMITS, ""])
 
 
+def _missing(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before he believes the tables."""
+    rows = [row for tables in results.values() for row in tables["equal"] + tables["best"]]
+    few = sorted({row["arm"] for row in rows if row["seeds"] < 3})
+    wanted = {
+        row["arm"]: settings["prompts"] * (row["seeds"] if settings["every_seed"] else row["seeds"] / 3) for row in rows
+    }
+    short = sorted({row["arm"] for row in rows if row["pictures"] < int(wanted[row["arm"]])})
+    lines = [f"**Fewer than three training seeds**: {', '.join(few)}."] * bool(few)
+    lines += [f"**Not finished**, tables hold what is there: {', '.join(short)}."] * bool(short)
+    return ["", " ".join(lines)] if lines else []
+
+
 def _verdict(objects: str, tables: Mapping[str, Any]) -> list[str]:
-    effects = {row["effect"]: row["binding"] for row in tables["effects"] if row["binding"] is not None}
+    """The open question, at both scales, in what is bound of all objects and of those that are there."""
+    lines = []
+    for scale, name in (
+        ("At equal scale", "effects"),
+        ("With each arm at its own best scale", "effects at best scales"),
+    ):
+        effects = {row["effect"]: row for row in tables[name]}
+        if all(effect in effects and effects[effect]["bound"] and effects[effect]["binding"] for effect in QUESTION):
+            merging, training, both = (_said(effects[effect]) for effect in QUESTION)
+            lines.append(
+                f"{scale} relevance in place of uniform shares changes stock weights by {merging}; training on two "
+                f"objects, with a head but without relevance, by {training}; both together, from plain IP-Adapter to "
+                f"the paper's method, by {both}."
+            )
+    return [f"**Merging or training?** With {objects}: {' '.join(lines)}"] if lines else []
 
-    def said(effect: str) -> str:
-        each = effects[effect]
-        sure = "" if each["low"] > 0 or each["high"] < 0 else ", which cannot be told from nothing"
-        return f"{_points(each)} points{sure}"
 
-    wanted = ("merging alone, on stock weights", "training alone, uniform merge", EFFECTS[-1][0])
-    if not all(effect in effects for effect in wanted):
-        return []
-    return [
-        f"**Merging or training?** With {objects}, relevance in place of uniform shares changes the binding of stock "
-        f"weights by {said(wanted[0])}; training on two objects without relevance changes it by {said(wanted[1])}; "
-        f"both together, from plain IP-Adapter to the paper's method, by {said(wanted[2])}."
-    ]
+def _said(effect: Mapping[str, Any]) -> str:
+    def points(name: str) -> str:
+        return _points(effect[name]) + ("" if is_sure(effect[name]) else ", not to be told from nothing")
+
+    return f"{points('bound')} points of all objects bound ({points('binding')} of those that are there)"
 
 
 def _arm_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     percent = ("binding", "bound", "confused", "present", "all present", "count right", "pattern")
     plain = ("margin", "look error", "CLIP-T", "CLIP-I")
-    head = ["arm", "scale", "binding %", "by seed", *(f"{name} %" for name in percent[1:]), *plain]
+    head = ["arm", "scale", "pictures", "binding %", "by seed", *(f"{name} %" for name in percent[1:]), *plain]
     lines = _head(head)
     for row in rows:
         name = f"**{row['arm']}**" if row["arm"] == METHOD else row["arm"]
-        first = [name, f"{row['scale']:g}", _percent(row["binding"], True), _seeds(row["binding"])]
+        first = [
+            name,
+            f"{row['edge']}{row['scale']:g}",
+            str(row["pictures"]),
+            _percent(row["binding"], True),
+            _seeds(row["binding"]),
+        ]
         others = [_percent(row[each], each == "bound") for each in percent[1:]]
         lines.append(_line([*first, *others, *(_plain(row[each]) for each in plain)]))
     return lines
@@ -301,5 +354,5 @@ def _points(each: Mapping[str, Any] | None) -> str:
 def _seeds(each: Mapping[str, Any] | None, signed: bool = False) -> str:
     if each is None:
         return "–"
-    values = each["seeds"].values()
+    values = each["by seed"].values()
     return ", ".join("–" if v is None else f"{100 * v:+.1f}" if signed else f"{100 * v:.1f}" for v in values)

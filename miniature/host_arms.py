@@ -1,7 +1,8 @@
 """`python mip.py arms`: every arm over the same prompts, measured by the judge; see arms.py for what they are.
 
 Pictures come from the nodes (MIP Reference, MIP Apply) and the host's sampler. Each measured picture is a line of JSON
-in the output folder, so that a run that was stopped goes on where it was, and several may work side by side.
+in the output folder, so that a run that was stopped goes on where it was, and several may work side by side, a shard
+each. What the lines were made with is written beside them: others' lines are never mixed in.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ..attention.options import FusionHead
 from ..attention.record import RelevanceRecord
@@ -26,10 +30,13 @@ from ..training.host_cli import prepare_host
 from ..weights.adapter import load_adapter
 from . import arms, arms_grid, arms_score, arms_table, trained
 from .arms import Arm, Trials
+from .stages.precision import activations
 
-BATCH = 32
-SCALES = (0.5, 0.75, 1.0, 1.4)  # from which each arm's own best is chosen
-TUNED_ON = 48  # prompts
+BF16 = torch.bfloat16
+SETTINGS = ("steps", "sampler", "guidance", "precision")  # that every line depends on
+PARTS = ("unet", "clip", "vae", "clip_vision")  # files of the model
+BATCH = 32  # pictures at most
+DECODED = 4  # at once: more of them leave the processor's cache
 LEVELS = (200, 400, 600)  # noise levels of the real scenes, of 1000
 GRID = 8  # prompts whose pictures are kept
 
@@ -73,16 +80,25 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mip.py arms", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/arms"), help="lines, tables, pictures")
-    parser.add_argument("--prompts", type=int, default=300)
+    parser.add_argument("--prompts", type=int, default=300, help="for each number of objects")
+    parser.add_argument(
+        "--every-seed", action="store_true", help="all prompts on every training seed, not a share each"
+    )
     parser.add_argument("--objects", type=int, nargs="+", default=[2, 3, 4], choices=(2, 3, 4))
     parser.add_argument("--seed", type=int, action="append", help="of the adapters' training; without it all there are")
     parser.add_argument("--arm", action="append", help="one of the arms by its name; without it all")
     parser.add_argument("--scale", type=float, default=0.75, help="the scale at which all arms are compared")
     parser.add_argument("--no-tuning", action="store_true", help="not at each arm's own best scale")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--sampler", default="dpmpp_2m")
     parser.add_argument("--guidance", type=float, default=2.0)
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the UNet's activations")
-    parser.add_argument("--shard", default="0/1", metavar="I/N", help="do every N-th batch from the I-th on")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="of activations; auto: bf16 where it is fast",
+    )
+    parser.add_argument("--shard", default="0/1", metavar="I/N", help="do the I-th of N shares of the batches, from 0")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long; the same command goes on")
     parser.add_argument("--quick", action="store_true", help="8 prompts of two objects, 8 steps, no tuning")
@@ -96,72 +112,108 @@ class Run:
     def __init__(self, given: argparse.Namespace, chosen: Sequence[Arm]):
         if given.quick:
             given.prompts, given.objects, given.steps, given.no_tuning = 8, [2], 8, True
+            given.every_seed = True
+        if given.precision == "auto":
+            given.precision = "bf16" if activations("cuda" if torch.cuda.is_available() else "cpu") == BF16 else "fp32"
         self.given, self.arms = given, chosen
         self.folder: Path = given.output
         self.folder.mkdir(parents=True, exist_ok=True)
-        shard, shards = map(int, given.shard.split("/"))
-        self.mine: Callable[[int], bool] = lambda number: number % shards == shard
-        self.lines = self.folder / f"rows-{shard}-of-{shards}.jsonl"
+        self.shard, self.shards = _share(given.shard)
+        self.lines = self.folder / f"rows-{self.shard}-of-{self.shards}.jsonl"
         self.end = time.monotonic() + 60 * given.minutes
 
     # ---- what is to be done ----
 
     def work(self) -> None:
-        """Real scenes first (seconds an arm), then scales, then pictures, a training seed after the other."""
+        """Real scenes (seconds an arm), then scales to choose from, then pictures: at the equal scale, then at the best
+        ones. All shards' scales must be there by then; else say so, for the same command to go on later."""
+        self._same_circumstances()
         done = {tuple(row["key"]) for row in self.rows()}
         maker = Maker(self.given)
-        for stage in (self._real, *(() if self.given.no_tuning else (self._tuning,)), self._pictures):
-            parts = list(stage())
-            left = sum(len(part.trials) for part in parts)
-            begun, made = time.monotonic(), 0
-            for number, part in enumerate(parts):
-                if not self.mine(number) or all(part.key(trial) in done for trial in part.trials):
-                    left -= len(part.trials)
-                    continue
+        tuned = () if self.given.no_tuning else (self._tuning, self._equal, self._best)
+        for stage in (self._real, *(tuned or (self._equal,))):
+            parts = [part for part in stage() if self._mine(part)]
+            parts = [part for part in parts if not all(part.key(trial) in done for trial in part.trials)]
+            left, begun, made = sum(len(part.trials) for part in parts), time.monotonic(), 0
+            for part in parts:
                 if time.monotonic() > self.end:
                     return
                 rows = maker.real(part) if part.measure == "real" else maker.pictures(part, self._keep(part))
-                with self.lines.open("a") as out:
-                    out.writelines(json.dumps(row) + "\n" for row in rows)
+                self._append(rows)
                 made += len(rows)
                 left -= len(rows)
                 pace = (time.monotonic() - begun) / made
                 print(
                     f"{part.measure}: {part.arm.name}, seed {part.seed}, {part.objects} objects, scale {part.scale:g}: "
-                    f"{pace:.2f} s each, at most {pace * left / 60:.0f} min left",
+                    f"{pace:.2f} s each, {pace * left / 60:.0f} min left",
                     flush=True,
                 )
+
+    def _mine(self, part: Part) -> bool:
+        """By what the part is, so that it stays the same shard's when other adapters or arms come."""
+        return zlib.crc32(repr(part.key(part.trials[0])).encode()) % self.shards == self.shard
+
+    def _append(self, rows: Sequence[dict[str, Any]]) -> None:
+        cut_off = self.lines.is_file() and not self.lines.read_bytes().endswith(b"\n")
+        with self.lines.open("a") as out:
+            out.write("\n" * cut_off)  # what a kill left of a line stays a line of its own
+            out.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def _same_circumstances(self) -> None:
+        """Raises ValueError if the folder's lines were made by other weights or settings."""
+        now: dict[str, Any] = {name: getattr(self.given, name) for name in SETTINGS}
+        now |= {part: _sha256(self.given.miniature / f"{part}.safetensors") for part in PARTS}
+        for arm in self.arms:
+            for seed in self._seeds(arm):
+                now[f"{arm.adapter}-{seed}"] = _sha256(trained.file(arm.adapter, seed, self.given.adapters))
+        plan = self.folder / "plan.json"
+        before = json.loads(plan.read_text()) if plan.is_file() else {}
+        if changed := [name for name in before.keys() & now.keys() if before[name] != now[name]]:
+            raise ValueError(
+                f"The lines in {self.folder} were made with another {', another '.join(sorted(changed))}. Give another "
+                "--output, or delete that folder to begin anew."
+            )
+        _write(plan, json.dumps(before | now, indent=1))
 
     def _seeds(self, arm: Arm) -> tuple[int, ...]:
         there = trained.seeds(arm.adapter, self.given.adapters)
         return tuple(seed for seed in there if not self.given.seed or seed in self.given.seed)
 
-    def _each(
-        self, measure: str, count: int, scales: Callable[[Arm, int], Sequence[float]], seeds: Sequence[int]
-    ) -> Iterator[Part]:
-        for seed in seeds:
+    def _each(self, measure: str, scales: Callable[[Arm, int], Sequence[float]]) -> Iterator[Part]:
+        """A training seed after the other, so that a run that is stopped has something of everything."""
+        shares = arms.shared_out(self.given.prompts, trained.SEEDS, self.given.every_seed)
+        for seed in trained.SEEDS:
             for objects in self.given.objects:
                 for arm in self.arms:
                     if seed in self._seeds(arm):
                         for scale in scales(arm, objects):
-                            for start in range(0, count, BATCH):
-                                trials = tuple(range(start, min(start + BATCH, count)))
-                                yield Part(measure, arm, seed, objects, scale, trials)
+                            yield from _parts(measure, arm, seed, objects, scale, shares[seed])
 
     def _real(self) -> Iterator[Part]:
-        return self._each("real", self.given.prompts, lambda *_: (self.given.scale,), trained.SEEDS)
+        return self._each("real", lambda *_: (self.given.scale,))
 
     def _tuning(self) -> Iterator[Part]:
-        return self._each("tune", TUNED_ON, lambda *_: SCALES, trained.SEEDS[:1])
+        """On the first training seed alone."""
+        for objects in self.given.objects:
+            for arm in self.arms:
+                for scale in arm.scales:
+                    yield from _parts("tune", arm, self._seeds(arm)[0], objects, scale, range(arms.TUNED_ON))
 
-    def _pictures(self) -> Iterator[Part]:
-        rows = self.rows()
+    def _equal(self) -> Iterator[Part]:
+        return self._each("picture", lambda *_: (self.given.scale,))
 
-        def scales(arm: Arm, objects: int) -> list[float]:
-            best = arms_table.best_scale(rows, arm.name, objects, len(SCALES) * TUNED_ON)
-            return sorted({self.given.scale, self.given.scale if self.given.no_tuning or best is None else best})
+    def _best(self) -> Iterator[Part]:
+        rows, missing = self.rows(), set()
 
-        return self._each("picture", self.given.prompts, scales, trained.SEEDS)
+        def scales(arm: Arm, objects: int) -> tuple[float, ...]:
+            best = arms_table.best_scale(rows, arm, objects)
+            if best is None and arm.scales:
+                missing.add(f"{arm.name}, {objects} objects")
+            return () if best is None or best.scale == self.given.scale else (best.scale,)
+
+        yield from self._each("picture", scales)
+        if missing:
+            print(f"Not all scales are tried yet ({'; '.join(sorted(missing))}): run this again when they are.")
 
     def _keep(self, part: Part) -> Callable[[int, Tensor], None]:
         """Keeps the pictures that the grid shows."""
@@ -189,7 +241,7 @@ class Run:
         return list({tuple(row["key"]): row for row in rows}.values())
 
     def report(self) -> None:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.given).items()}
+        settings = {name: getattr(self.given, name) for name in (*SETTINGS, "scale", "prompts", "every_seed")}
         results = arms_table.summarise(self.rows(), self.given.scale)
         _write(self.folder / "arms.json", json.dumps({"settings": settings, **results}, indent=1))
         _write(self.folder / "arms.md", arms_table.markdown(results, settings))
@@ -201,6 +253,25 @@ class Run:
             if (grid := arms_grid.draw(trials, columns)) is not None:
                 grid.save(self.folder / f"arms, {objects} objects.png")
         print(f"{self.folder.resolve()}: arms.json, arms.md, and a picture for each number of objects")
+
+
+def _parts(measure: str, arm: Arm, seed: int, objects: int, scale: float, trials: Sequence[int]) -> Iterator[Part]:
+    """Batches of about one size."""
+    if trials:
+        for some in torch.tensor(trials).tensor_split(math.ceil(len(trials) / BATCH)):
+            yield Part(measure, arm, seed, objects, scale, tuple(some.tolist()))
+
+
+def _share(text: str) -> tuple[int, int]:
+    shard, _, shards = text.partition("/")
+    if not (shard.isdigit() and shards.isdigit() and int(shard) < int(shards)):
+        raise ValueError(f"--shard is {text}; it must be I/N with I from 0 to N - 1, such as 0/2 and 1/2.")
+    return int(shard), int(shards)
+
+
+def _sha256(file: Path) -> str | None:
+    """None for a file that is not there: then the numbers are seeded."""
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def _write(file: Path, text: str) -> None:
@@ -220,14 +291,16 @@ class Maker:
             model, clip, self.vae, vision = host_bundle.load(given.miniature)
             if given.precision == "bf16":
                 model = model.clone()
-                model.set_model_compute_dtype(torch.bfloat16)
+                model.set_model_compute_dtype(BF16)
+                self.vae.vae_dtype = BF16
+                self.vae.first_stage_model.to(BF16)
         self.model, self.clip, self.vision = model, _Remembering(clip), _Seen(vision)
         self.trials: Callable[[int, str], Trials] = lru_cache(16)(self._trials)
         self.adapter = lru_cache(64)(lambda kind, seed: load_adapter(trained.file(kind, seed, given.adapters)))
 
     def _trials(self, objects: int, measure: str) -> Trials:
         tune = measure == "tune"
-        seed, count = (arms.SEED_TUNE, TUNED_ON) if tune else (arms.SEED_TEST, self.given.prompts)
+        seed, count = (arms.SEED_TUNE, arms.TUNED_ON) if tune else (arms.SEED_TEST, self.given.prompts)
         return arms.make_trials(count, objects, seed)
 
     @torch.inference_mode()
@@ -241,20 +314,20 @@ class Maker:
         negative = host_rows.conditioning([self.clip.conditioning("")])
         noise = host_rows.noise_of([trials.seeds[trial] for trial in part.trials], 16)
         latents = host_rows.sample(
-            host_rows.combine(models), positive, negative, noise, self.given.steps, self.given.guidance
-        )
-        images = self.vae.decode(latents).float().clamp(0, 1)  # [B, H, W, 3]
-        seen = torch.nn.functional.normalize(self.vision.encode(images), dim=-1)
+            host_rows.combine(models), positive, negative, noise, self.given.steps, self.given.guidance,
+            self.given.sampler,
+        )  # fmt: skip
+        images = torch.cat([self.vae.decode(some) for some in latents.split(DECODED)])  # [B, H, W, 3]
+        images = images.float().clamp(0, 1)
+        seen = normalize(self.vision.vision.encode_image(images)["image_embeds"].float(), dim=-1)
         rows = []
         for trial, image, embed in zip(part.trials, images.movedim(-1, 1), seen, strict=True):
             keep(trial, image)
             n = part.objects
             looks, colours = trials.scenes.looks[trial, :n], trials.scenes.colours[trial, :n]
             measures = arms_score.score(image, trials.scenes.present(trial), looks, colours)
-            text = torch.nn.functional.normalize(self.clip.conditioning(trials.prompts[trial])[1], dim=-1)[0]
-            references = torch.nn.functional.normalize(
-                self.vision.encode(trials.references[trial].movedim(1, -1)), dim=-1
-            )
+            text = normalize(self.clip.conditioning(trials.prompts[trial])[1], dim=-1)[0]
+            references = normalize(self.vision.embeddings(trials.references[trial].movedim(1, -1)), dim=-1)
             measures["clip_t"] = round(2.5 * max(float(embed @ text), 0.0), 4)
             measures["clip_i"] = round(float((references @ embed).mean()), 4)
             rows.append({"key": part.key(trial), **measures})
@@ -272,8 +345,7 @@ class Maker:
 
         trials = self.trials(part.objects, part.measure)
         rows = list(part.trials)
-        some = {name: value[rows] for name, value in vars(trials.scenes).items()}
-        latents, masks = self._drawn(type(trials.scenes)(**some))
+        latents, masks = self._drawn(trials.scenes.rows(torch.tensor(rows)))
         share, owner = torch.nn.functional.adaptive_avg_pool2d(masks, latents.shape[-1]).max(1)  # [B, h, w]
         inside = (share > 0.5).float()
         noise = host_rows.noise_of([trials.seeds[trial] for trial in rows], latents.shape[-1])
@@ -382,6 +454,6 @@ class _Seen:
             self._known[key] = self.vision.encode_image(image)
         return self._known[key]
 
-    def encode(self, images: Tensor) -> Tensor:
-        """[B, D] embeddings of pictures [B, H, W, 3]."""
-        return self.vision.encode_image(images)["image_embeds"].float()
+    def embeddings(self, images: Tensor) -> Tensor:
+        """[B, D] of pictures [B, H, W, 3], each known by itself."""
+        return torch.cat([self.encode_image(image[None])["image_embeds"].float() for image in images])

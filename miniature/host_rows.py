@@ -16,12 +16,14 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..attention.host_call import CALL, Call
+from ..attention.host_patch import MergePatch, text_attention
 
 ROWS = "mip_adapter_rows"
 
 
 def combine(models: Sequence[Any], record: bool = False) -> Any:
-    """One model whose row i (of each branch of guidance) is models[i]'s. They must be MIP Apply's, of one MODEL.
+    """One model whose row i (of each branch of guidance) is models[i]'s. They must be MIP Apply's, of one MODEL that
+    nothing else patches, and act at every step.
 
     record: fill the relevance records of the models while it samples.
     """
@@ -47,14 +49,19 @@ def combine(models: Sequence[Any], record: bool = False) -> Any:
 
 
 class _RowPatch:
-    def __init__(self, patches: Sequence[Any]) -> None:
+    """The text attention is the same for all rows, and so done once; each patch adds its term to its own."""
+
+    def __init__(self, patches: Sequence[MergePatch]) -> None:
+        assert all(patch.window is None and patch.occupant is None for patch in patches)
         self.patches = patches
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
-        out, count = torch.empty_like(q), len(self.patches)
+        text, count = text_attention(q, k, v, options), len(self.patches)
+        out = torch.empty_like(q)
         for i, (patch, call) in enumerate(zip(self.patches, options[ROWS], strict=True)):
             row = slice(i, None, count)  # one of every branch
-            out[row] = patch(q[row], k[row], v[row], {**options, CALL: call})
+            own = text[row].clone()
+            out[row] = patch.act(own, own, q[row], {**options, CALL: call}, call)
         return out
 
     def __deepcopy__(self, memo: dict) -> _RowPatch:
@@ -73,8 +80,10 @@ def conditioning(parts: Sequence[tuple[Tensor, Tensor]]) -> list:
     return [[context, {"pooled_output": pooled}]]
 
 
-def sample(model: Any, positive: list, negative: list, noise: Tensor, steps: int, guidance: float) -> Tensor:
-    """Latents for every row, by the host's sampler as KSampler calls it (euler, normal)."""
+def sample(
+    model: Any, positive: list, negative: list, noise: Tensor, steps: int, guidance: float, sampler: str = "euler"
+) -> Tensor:
+    """Latents for every row, by the host's sampler as KSampler calls it (schedule: normal)."""
     latent = torch.zeros_like(noise)
-    given = (noise, steps, guidance, "euler", "normal", positive, negative, latent)
+    given = (noise, steps, guidance, sampler, "normal", positive, negative, latent)
     return comfy.sample.sample(model, *given, disable_pbar=True, seed=0)

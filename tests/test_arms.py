@@ -114,21 +114,39 @@ def test_binding_counts_found_objects_and_bound_counts_all():
     assert (row["prompts"], row["pictures"]) == (2, 2)
 
 
-def test_intervals_are_those_of_a_bootstrap_over_prompts():
+def test_intervals_draw_prompts_and_seeds():
+    """As a loop that draws both with replacement and counts every cell as often as its prompt and its seed came."""
     rng = np.random.default_rng(1)
-    rows, sums = [], np.zeros((60, 2))
+    rows, counted = [], np.zeros((2, 3, 60))
     for prompt in range(60):
         easy = rng.random()
         for seed in range(3):
-            own = [bool(rng.random() < easy), None if rng.random() < 0.2 else bool(rng.random() < easy)]
+            own = [bool(rng.random() < easy - 0.1 * seed), None if rng.random() < 0.2 else bool(rng.random() < easy)]
             rows.append(line("stock + uniform", prompt, own, seed))
-            sums[prompt] += sum(filter(None, own)), sum(each is not None for each in own)
-    drawn = sums[np.random.default_rng(2).integers(60, size=(4000, 60))].sum(1)
-    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], (2.5, 97.5))
+            counted[:, seed, prompt] = sum(filter(None, own)), sum(each is not None for each in own)
+    rng, drawn = np.random.default_rng(2), []
+    for _ in range(3000):
+        seeds, prompts = rng.integers(3, size=3), rng.integers(60, size=60)
+        bound, of = counted[:, seeds][:, :, prompts].sum((1, 2))
+        drawn.append(bound / of)
     (row,) = arms_table.summarise(rows, 0.75)["2 objects"]["equal"]
-    assert row["binding"]["value"] == pytest.approx(sums[:, 0].sum() / sums[:, 1].sum())
+    bound, of = counted.sum((1, 2))
+    assert row["binding"]["value"] == pytest.approx(bound / of)
+    low, high = np.percentile(drawn, (2.5, 97.5))
     assert (row["binding"]["low"], row["binding"]["high"]) == pytest.approx((low, high), abs=0.02)
-    assert set(row["binding"]["seeds"]) == {0, 1, 2}
+    bound, of = counted.sum(2)
+    assert list(row["binding"]["by seed"].values()) == pytest.approx(list(bound / of))
+
+
+def test_seeds_that_differ_make_wide_intervals():
+    """Every seed has prompts of its own, as when they are shared out."""
+
+    def width(wins):
+        rows = [line("stock + uniform", p, [p // 3 % 10 < wins[p % 3], True], p % 3) for p in range(300)]
+        binding = arms_table.summarise(rows, 0.75)["2 objects"]["equal"][0]["binding"]
+        return binding["high"] - binding["low"]
+
+    assert width((9, 5, 1)) > 2 * width((5, 5, 5))
 
 
 def test_effects_compare_the_same_prompts_and_seeds():
@@ -138,14 +156,42 @@ def test_effects_compare_the_same_prompts_and_seeds():
     tables = arms_table.summarise(rows, 0.75)["2 objects"]
     (effect,) = tables["effects"]
     assert effect["prompts"] == 8 and effect["binding"]["value"] == pytest.approx(1 - 13 / 16)
-    assert effect["binding"]["low"] > 0 and list(effect["binding"]["seeds"]) == [0]
+    assert effect["binding"]["low"] > 0 and list(effect["binding"]["by seed"]) == [0]
+
+
+def tuned(arm, best, prompts=arms.TUNED_ON):
+    return [line(arm.name, p, [True, s == best], measure="tune", scale=s) for p in range(prompts) for s in arm.scales]
 
 
 def test_the_best_scale_is_the_one_that_binds_most():
-    rows = [line("stock + uniform", p, [True, s == 1.0], measure="tune", scale=s) for p in range(3) for s in (0.5, 1.0)]
-    assert arms_table.best_scale(rows, "stock + uniform", 2) == 1.0
-    assert arms_table.best_scale(rows, "stock + uniform", 2, needed=7) is None
-    assert arms_table.best_scale(rows, "stock + uniform", 3) is None
+    arm = next(arm for arm in arms.ARMS if arm.name == "stock + uniform")
+    assert arms_table.best_scale(tuned(arm, 1.0), arm, 2) == (1.0, "")
+    assert arms_table.best_scale(tuned(arm, arm.scales[-1]), arm, 2) == (arm.scales[-1], "≥")
+    assert arms_table.best_scale(tuned(arm, 1.0, arms.TUNED_ON - 1), arm, 2) is None
+    assert arms_table.best_scale(tuned(arm, 1.0), arm, 3) is None
+
+
+def test_best_scales_have_tables_of_their_own():
+    one, other = (next(arm for arm in arms.ARMS if arm.name == f"stock + {name}") for name in ("relevance", "uniform"))
+    rows = tuned(one, 1.4) + tuned(other, 0.5)
+    rows += [line(one.name, p, [True, True], scale=1.4) for p in range(9)]
+    rows += [line(other.name, p, [True, False], scale=0.5) for p in range(9)]
+    tables = arms_table.summarise(rows, 0.75)["2 objects"]
+    assert [(row["scale"], row["edge"]) for row in tables["best"]] == [(0.5, "≤"), (1.4, "")] and not tables["equal"]
+    (effect,) = tables["effects at best scales"]
+    assert effect["bound"]["value"] == 0.5 and arms_table.is_sure(effect["bound"])
+
+
+def test_an_effect_is_sure_only_if_every_seed_agrees():
+    rows = []
+    for p in range(300):
+        rows.append(line("stock + uniform", p, [True, p % 3 == 2], p % 3))
+        rows.append(line("stock + relevance", p, [True, p % 3 < 2], p % 3))
+    (effect,) = arms_table.summarise(rows, 0.75)["2 objects"]["effects"]
+    assert effect["bound"]["value"] == pytest.approx(1 / 6) and not arms_table.is_sure(effect["bound"])
+    rows = [row for row in rows if row["key"][2] < 2]
+    (effect,) = arms_table.summarise(rows, 0.75)["2 objects"]["effects"]
+    assert arms_table.is_sure(effect["bound"])
 
 
 def test_the_page_says_what_the_numbers_say():
@@ -156,10 +202,13 @@ def test_the_page_says_what_the_numbers_say():
         for prompt in range(40)
     ]  # fmt: skip
     results = arms_table.summarise(rows, 0.75)
-    page = arms_table.markdown(results, {"prompts": 40, "steps": 8, "guidance": 2.0})
+    settings = {"prompts": 40, "steps": 8, "guidance": 2.0, "sampler": "euler", "every_seed": True}
+    page = arms_table.markdown(results, settings)
     assert json.loads(json.dumps(results))
     verdict = next(text for text in page.splitlines() if text.startswith("**Merging or training?**"))
-    assert "+25.0" in verdict and "+37.5" in verdict and verdict.count("cannot be told from nothing") == 1
+    assert "+25.0" in verdict and "+37.5" in verdict and verdict.count("not to be told from nothing") == 2
+    assert "Fewer than three training seeds" in page and "Not finished" not in page
+    assert "Not finished" in arms_table.markdown(results, settings | {"prompts": 41})
     tables = [text for text in page.splitlines() if text.startswith("| ")]
     assert any("**mip + relevance**" in text for text in tables)
     assert "nan" not in page and "What the miniature cannot tell" in page
@@ -254,12 +303,42 @@ def test_arms_run_stop_and_go_on(host, adapters, tmp_path, capsys):
     assert "mip + relevance" in (tmp_path / "arms.md").read_text()
     assert (tmp_path / "arms, 2 objects.png").stat().st_size > 10_000
     # A line cut in the middle: its batch, and only that, is made again, to the same numbers.
-    (tmp_path / "rows-0-of-1.jsonl").write_text("\n".join(lines[:-1] + [lines[-1][:20]]) + "\n")
+    (tmp_path / "rows-0-of-1.jsonl").write_text("\n".join(lines[:-1] + [lines[-1][:20]]))
     capsys.readouterr()
     assert run(tmp_path, adapters) == 0
     assert capsys.readouterr().out.count("s each") == 1
     last = json.loads((tmp_path / "rows-0-of-1.jsonl").read_text().splitlines()[-1])
     assert last == rows[-1]
+    # Lines of other settings are not mixed in.
+    assert run(tmp_path, adapters, "--guidance", "3") == 1
+    assert "another guidance" in capsys.readouterr().err
+
+
+def test_shards_share_the_batches(host, adapters, tmp_path):
+    from mip_adapter.miniature import host_arms
+
+    given = host_arms._parser().parse_args(["--output", str(tmp_path), "--adapters", str(adapters)])
+    there = arms.chosen(None, ["stock", "mip"])
+    shards = []
+    for share in ("0/2", "1/2"):
+        given.shard = share
+        run = host_arms.Run(given, there)
+        shards.append([part for part in run._equal() if run._mine(part)])
+    both = sorted(part.key(trial) for shard in shards for part in shard for trial in part.trials)
+    assert both == sorted(part.key(trial) for part in run._equal() for trial in part.trials)
+    assert len(set(both)) == len(both) == 3 * 9 * 100  # objects, arms, prompts of the one training seed
+    assert 0.8 < len(shards[0]) / len(shards[1]) < 1.25
+    for wrong in ("2/2", "1", "a/b"):
+        given.shard = wrong
+        with pytest.raises(ValueError, match="--shard is"):
+            host_arms.Run(given, there)
+
+
+def test_every_prompt_has_one_training_seed():
+    shares = arms.shared_out(10, (0, 1, 2))
+    assert sorted(trial for share in shares.values() for trial in share) == list(range(10))
+    assert arms.shared_out(10, (1,)) == {1: shares[1]}
+    assert arms.shared_out(3, (0, 1), every_seed=True) == {0: (0, 1, 2), 1: (0, 1, 2)}
 
 
 def test_arms_without_adapters_say_how_to_get_them(host, tmp_path, capsys):
@@ -282,3 +361,15 @@ def test_right_and_swapped_differ_by_the_references_alone(parts, adapters, tmp_p
     same = replace(trials, references=trials.references[:, :1].expand(-1, 2, -1, -1, -1))
     maker.trials = lambda *_: same
     assert all(row["right"] == pytest.approx(row["swapped"], rel=1e-4) for row in maker.real(part))
+
+
+@torch.inference_mode()
+def test_sum_is_uniform_at_a_share_of_the_scale(parts, adapters):
+    from mip_adapter.miniature import host_arms
+
+    maker = host_arms.Maker(host_arms._parser().parse_args(["--adapters", str(adapters), "--prompts", "2"]))
+    added, shared = (
+        maker.real(host_arms.Part("real", arms.Arm("x", "stock", Merge(strategy)), 0, 2, scale, (0, 1)))
+        for strategy, scale in (("sum", 0.5), ("uniform", 1.0))
+    )
+    assert [row["right"] for row in added] == pytest.approx([row["right"] for row in shared], rel=1e-5)

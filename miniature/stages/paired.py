@@ -23,7 +23,7 @@ from ...training.seeds import generator, seed_of
 from .. import clip, config, world, world_words
 from .latents import Shards, fingerprint
 
-SHARD, SHARDS = 2048, 4
+SHARD, SHARDS = 2048, 2
 SEED, SEED_HELD_OUT = 2_000_000, 3_000_000_000
 BATCH = 128  # pictures that the image encoder sees at once
 
