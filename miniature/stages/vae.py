@@ -45,7 +45,7 @@ class Vae:
 class Decoder(Vae):
     """The decoder alone, over an encoder that later stages already rely on."""
 
-    name, total = "decoder", 8_000
+    name, total = "decoder", 2_500
 
     def __init__(self, model: Any, device: torch.device, wide: int = 1):
         super().__init__(model, device, wide)
