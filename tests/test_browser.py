@@ -186,8 +186,8 @@ def test_pictures_are_made_by_a_command(stocked, browser, tmp_path) -> None:
 def test_add_another_object_by_mouse_and_undo(page) -> None:
     before = page.evaluate(COUNT, "MIPReference")
     page.evaluate(frontend.FIT)
-    page.wait_for_timeout(300)
     x, y = page.evaluate("""() => {
+        app.canvas.draw(true, true)  // which is when it learns what lies where
         const node = app.graph._nodes.find(node => node.type === "MIPReference")
         const button = node.widgets.find(widget => widget.type === "button")
         const [left, top] = node.pos
@@ -204,6 +204,8 @@ def test_add_another_object_by_mouse_and_undo(page) -> None:
     assert not [1 for i, a in enumerate(boxes) for b in boxes[i + 1 :] if overlap(a, b)]
     frontend.screenshot(page, "one more object")
 
+    # When a prompt is queued the host looks for changes to undo: there must be none beside ours.
+    page.evaluate("() => app.api.dispatchCustomEvent('promptQueued')")
     page.keyboard.press("Control+z")
     page.wait_for_function(f"() => ({COUNT})('MIPReference') === {before}")
     assert [len(objects) for objects in queued_objects(page.evaluate(QUEUED))] == [before] * APPLIES

@@ -29,6 +29,7 @@ export function addObject(clicked) {
     moveOutput(graph, reference, next)
     reference.connect(0, next, "references")
     picture?.connect(slot, next, "image")
+    graph.updateExecutionOrder() // else Run does, which undo would count as a step
     return next
   } finally {
     graph.afterChange()
