@@ -209,6 +209,21 @@ def test_min_snr_weights() -> None:
     assert snr_weight(alpha, "v", 0).eq(1).all()
 
 
+def test_cubic_timesteps_are_mostly_those_of_much_noise() -> None:
+    """t = (1 − u³) · 1000: below 1000 (1 − u³) lies a share of 1 − u."""
+    from types import SimpleNamespace
+
+    from mip_adapter.training.objective import draw
+
+    batch = SimpleNamespace(positions=range(4000), latents=torch.zeros(4000, 1, 1, 1))
+    _, steps = draw(batch, small_recipe(timesteps="cubic"), 1000)  # pyright: ignore[reportArgumentType]
+    assert steps.min() >= 0 and steps.max() == 999
+    for u in (0.25, 0.5, 0.75):
+        assert float((steps < 1000 * (1 - u**3)).float().mean()) == pytest.approx(1 - u, abs=0.03)
+    _, uniform = draw(batch, small_recipe(), 1000)  # pyright: ignore[reportArgumentType]
+    assert float((uniform < 500).float().mean()) == pytest.approx(0.5, abs=0.03)
+
+
 def test_validation_sees_the_averaged_adapter(data: Path) -> None:
     from mip_adapter.training.dataset import SubjectFolder
     from mip_adapter.training.trainer import train

@@ -12,6 +12,7 @@ from .filters import Filters
 Trained = Literal["adapter", "head", "all"]
 Merged = Literal["relevance", "uniform", "sum"]
 Gated = Literal["image", "text", "off"]
+Timesteps = Literal["uniform", "cubic"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
@@ -21,6 +22,8 @@ class Recipe:
     merge: how objects are merged while training; gate: where the fusion head acts, "off" for an adapter without one.
     batch_size: pictures of one process in one pass; a step sees batch_size × accumulate × processes pictures.
     min_snr: γ of min-SNR weighting, 0 for none. ema: decay of an averaged copy that is saved instead, 0 for none.
+    timesteps: which noise levels a step sees, all alike or "cubic" (arXiv 2302.08453): more often those of much noise,
+    where looks are decided.
     clip_norm: longest gradient, 0 for any. resolution: side of the training pictures in pixels.
     drop_text, drop_image, drop_both: how often the caption, the references or both are left out, for guidance.
     flip: how often a reference is mirrored. min_objects, max_objects: objects a picture may have.
@@ -44,6 +47,7 @@ class Recipe:
     min_objects: int = 2
     max_objects: int = 2
     resolution: int = 512
+    timesteps: Timesteps = "uniform"
     drop_text: float = 0.05
     drop_image: float = 0.05
     drop_both: float = 0.05
@@ -58,7 +62,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
-        for each in ("train", "merge", "gate", "precision"):
+        for each in ("train", "merge", "gate", "timesteps", "precision"):
             allowed = get_args(hints[each])
             if getattr(self, each) not in allowed:
                 raise ValueError(f"{each} is {getattr(self, each)!r}; choose one of {', '.join(allowed)}.")

@@ -6,7 +6,9 @@ import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from ..attention.letters import letters, written
 
 SIDE, GAP, TEXT = 192, 10, 46  # a picture's square, the space around it, the words below it
 COLORS = ("#d9480f", "#1c7ed6", "#2b8a3e", "#9c36b5", "#e8a700", "#0b7285")
@@ -30,7 +32,7 @@ def contact_sheet(sections: Sequence[tuple[str, Sequence[Entry]]], columns: int 
     draw = ImageDraw.Draw(sheet)
     top = GAP
     for title, entries in rows:
-        draw.text((GAP, top + 4), title, fill="black", font=ImageFont.load_default(20))
+        draw.text((GAP, top + 4), title, fill="black", font=letters(title, 20))
         top += 40
         for start in range(0, len(entries), columns):
             for column, entry in enumerate(entries[start : start + columns]):
@@ -47,12 +49,11 @@ def _draw(sheet: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: int, en
     x, y = left + (SIDE - size[0]) // 2, top + (SIDE - size[1]) // 2
     draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), fill="#f1f3f5")
     sheet.paste(entry.picture.convert("RGB").resize((size[0], size[1])), (x, y))
-    font = ImageFont.load_default(13)
-    for i, (box, label) in enumerate(zip(entry.boxes, entry.labels, strict=True)):
+    for i, (box, label) in enumerate(zip(entry.boxes, written(entry.labels), strict=True)):
         color = COLORS[i % len(COLORS)]
         corners = [x + box[0] * scale, y + box[1] * scale, x + box[2] * scale, y + box[3] * scale]
         draw.rectangle(corners, outline=color, width=2)
-        at = (corners[0] + 3, corners[1] + 2)
+        at, font = (corners[0] + 3, corners[1] + 2), letters(label, 13)
         draw.rectangle(draw.textbbox(at, label, font=font), fill="white")
         draw.text(at, label, fill=color, font=font)
-    draw.multiline_text((left, top + SIDE + 3), entry.caption, fill="black", font=font, spacing=2)
+    draw.multiline_text((left, top + SIDE + 3), entry.caption, fill="black", font=letters(entry.caption, 13), spacing=2)

@@ -70,7 +70,7 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         model, recipe = self._model[0], self.recipe
-        noise, steps = draw(batch, recipe.seed, len(model.alphas))
+        noise, steps = draw(batch, recipe, len(model.alphas))
         alpha = model.alphas[steps.to(model.alphas.device)].view(-1, 1, 1, 1)
         latents, noise = batch.latents, noise.to(batch.latents)
         noisy, target = diffuse(latents, noise, alpha, model.prediction)
@@ -82,10 +82,17 @@ class Objective(nn.Module):
         return (error * snr_weight(alpha.flatten(), model.prediction, recipe.min_snr)).mean()
 
 
-def draw(batch: Batch, seed: int, levels: int) -> tuple[Tensor, Tensor]:
-    """Noise like the latents and noise levels [B], by the samples' positions: whoever computes them."""
-    generators = [generator(seed, "noise", position) for position in batch.positions]
-    steps = torch.cat([torch.randint(levels, (1,), generator=each) for each in generators])
+def draw(batch: Batch, recipe: Recipe, levels: int) -> tuple[Tensor, Tensor]:
+    """Noise like the latents and noise levels [B], by the samples' positions: whoever computes them.
+
+    cubic: t = (1 − u³) · levels with u uniform in 0..1; its median is 7/8 of the levels.
+    """
+    generators = [generator(recipe.seed, "noise", position) for position in batch.positions]
+    if recipe.timesteps == "cubic":
+        uniform = torch.cat([torch.rand(1, generator=each) for each in generators])
+        steps = ((1 - uniform**3) * levels).long().clamp_max(levels - 1)
+    else:
+        steps = torch.cat([torch.randint(levels, (1,), generator=each) for each in generators])
     shape = batch.latents.shape[1:]
     return torch.stack([torch.randn(shape, generator=each) for each in generators]), steps
 

@@ -185,8 +185,9 @@ class _Run:
 
     @torch.no_grad()
     def held_out(self, adapter: Adapter) -> float:
-        """Loss on scenes with looks, and pairs of kinds, that training never shows; the same noise for all."""
-        recipe = replace(self.recipe, seed=0)
+        """Loss on scenes with looks, and pairs of kinds, that training never shows; the same noise for all adapters, of
+        all levels alike."""
+        recipe = replace(self.recipe, seed=0, timesteps="uniform")
         objective = Objective(Student(adapter, recipe).to(self.test.device), self.test, recipe)
         rows, total = range(len(self.test.scenes)), 0.0
         for start in range(0, len(rows), recipe.batch_size):
