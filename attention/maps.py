@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .colours import colour
+from .letters import letters, written
 from .record import nobody
 
 MASKS = ("owner", "soft", "threshold")
@@ -56,11 +57,10 @@ def overlay(image: Tensor, strengths: Tensor, numbers: list[int], opacity: float
 def legend(entries: list[tuple[str, int | None]], width: int) -> Image.Image:
     """A strip of words, each with the swatch of an object's number or none."""
     size = max(10, min(22, width // 24), width // 40)
-    font = ImageFont.load_default(size)
     x, y, line = size // 2, size // 2, round(size * 1.5)
     placed = []
     for words, number in entries:
-        length = font.getlength(words) + (size * 1.4 if number is not None else 0)
+        length = letters(words, size).getlength(words) + (size * 1.4 if number is not None else 0)
         if x > size // 2 and x + length > width - size // 2:
             x, y = size // 2, y + line
         placed.append((x, y, words, number))
@@ -71,7 +71,7 @@ def legend(entries: list[tuple[str, int | None]], width: int) -> Image.Image:
         if number is not None:
             pen.rectangle((x, y + size // 8, x + size, y + size // 8 + size), fill=colour(number))
             x += round(size * 1.4)
-        pen.text((x, y), words, font=font, fill="black")
+        pen.text((x, y), words, font=letters(words, size), fill="black")
     return strip
 
 
@@ -86,10 +86,10 @@ def draw(image: Tensor, shares: Tensor, names: tuple[str, ...], opacity: float, 
     """All objects on one picture, then each alone: [H', W, 3] each, of the same height. shares [M, H, W]."""
     strengths = dominance(shares)
     everyone = list(range(len(names)))
-    entries = [(name, i) for i, name in enumerate(names)]
+    entries = [*zip(written(names), everyone, strict=True)]
     pictures = [captioned(overlay(image, strengths, everyone, opacity), [*entries, (note, None)])]
-    for i, name in enumerate(names):
-        pictures.append(captioned(overlay(image, strengths[i : i + 1], [i], opacity), [(name, i)]))
+    for i in everyone:
+        pictures.append(captioned(overlay(image, strengths[i : i + 1], [i], opacity), [entries[i]]))
     height = max(picture.shape[0] for picture in pictures)
     return [F.pad(p, (0, 0, 0, 0, 0, height - p.shape[0]), value=1.0) for p in pictures]
 
@@ -108,9 +108,10 @@ def preview(
     # The colours are soft: they are laid on before the picture grows, which costs a fraction.
     image = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3)
     strengths = dominance(upscale(shares, (picture.height, picture.width)).clamp(0, 1))
-    covered = overlay(image / 255, strengths, list(range(len(names))), 0.6)
+    everyone = list(range(len(names)))
+    covered = overlay(image / 255, strengths, everyone, 0.6)
     grown = Image.fromarray((covered * 255).round().byte().numpy()).resize(size, Image.Resampling.BILINEAR)
-    under = legend([*((name, i) for i, name in enumerate(names)), (confused(confusion), None)], grown.width)
+    under = legend([*zip(written(names), everyone, strict=True), (confused(confusion), None)], grown.width)
     whole = Image.new("RGB", (grown.width, grown.height + under.height))
     whole.paste(grown, (0, 0))
     whole.paste(under, (0, grown.height))

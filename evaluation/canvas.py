@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+from PIL.ImageFont import FreeTypeFont
+
+from ..attention.letters import letters
 
 # Cividis, dark to light in the same order to all eyes (Nuñez, Anderton, Renslow, doi 10.1371/journal.pone.0199239).
 CIVIDIS = ((0, 34, 78), (65, 77, 107), (124, 123, 120), (188, 175, 111), (254, 232, 56))
@@ -28,9 +28,9 @@ class Canvas:
         centred: bool = False,
     ) -> None:  # fmt: skip
         """One line from its upper left, or about its upper middle; smaller, then shortened, where it is too wide."""
-        words, letters = fitted(words, size, width)
-        x = at[0] - letters.getlength(words) / 2 if centred else at[0]
-        self.pen.text((x, at[1]), words, font=letters, fill=ink)
+        words, font = fitted(words, size, width)
+        x = at[0] - font.getlength(words) / 2 if centred else at[0]
+        self.pen.text((x, at[1]), words, font=font, fill=ink)
 
     def paste(self, at: tuple[int, int], picture: Image.Image) -> None:
         self.image.paste(picture, at)
@@ -62,33 +62,30 @@ def thumbnail(pixels: np.ndarray, side: int) -> Image.Image:
 
 def wrapped(words: str, size: int, width: float) -> list[str]:
     """Lines of at most `width` pixels, broken between words."""
-    lines, letters = [""], font(size)
-    for word in _plain(words).split():
+    words = _plain(words)
+    lines, font = [""], letters(words, size)
+    for word in words.split():
         longer = f"{lines[-1]} {word}".strip()
-        if not lines[-1] or letters.getlength(longer) <= width:
+        if not lines[-1] or font.getlength(longer) <= width:
             lines[-1] = longer
         else:
             lines.append(word)
     return lines
 
 
-def fitted(words: str, size: int, width: float | None = None) -> tuple[str, Any]:
+def fitted(words: str, size: int, width: float | None = None) -> tuple[str, FreeTypeFont]:
     """The words, shortened if need be, and the font in which they take at most `width` pixels."""
     words = _plain(words)
     if width is None:
-        return words, font(size)
-    while size > SMALLEST and font(size).getlength(words) > width:
+        return words, letters(words, size)
+    while size > SMALLEST and letters(words, size).getlength(words) > width:
         size -= 1
-    if font(size).getlength(words) > width:
-        while words and font(size).getlength(words + "…") > width:
+    font = letters(words + "…", size)
+    if font.getlength(words) > width:
+        while words and font.getlength(words + "…") > width:
             words = words[:-1]
         words = words.rstrip() + "…"
-    return words, font(size)
-
-
-@cache
-def font(size: int) -> Any:
-    return ImageFont.load_default(size)
+    return words, font
 
 
 def _plain(words: str) -> str:

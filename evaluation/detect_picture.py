@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..attention.colours import colour
+from ..attention.letters import written
 from .canvas import Canvas, fitted, ink_on
 from .crops import MASK_THRESHOLD, as_bytes, check_pictures
 from .detections import Detection, Detections
@@ -33,7 +34,7 @@ def _annotate(image: Tensor, detections: Detections, number: int) -> np.ndarray:
     pixels = as_bytes(image[..., :3])
     height, width = pixels.shape[:2]
     scale = max(1, -(-LEAST // min(height, width)))  # whole, so that pixels stay pixels
-    found = list(detections.every(number))
+    found, names = list(detections.every(number)), written(detections.texts)
     sheet = Canvas(width * scale, height * scale)
     sheet.paste((0, 0), Image.fromarray(pixels).resize((width * scale, height * scale), Image.Resampling.NEAREST))
     size = max(14, round(min(height, width) * scale / 32))
@@ -45,7 +46,7 @@ def _annotate(image: Tensor, detections: Detections, number: int) -> np.ndarray:
         _frame(sheet.pen, [edge * scale for edge in each.box], colour(text), max(2, size // 6))
     taken: list[tuple[float, float, float, float]] = []
     for text, each in found:
-        _label(sheet, each, scale, f"{detections.texts[text]} {each.score:.2f}", colour(text), size, taken)
+        _label(sheet, each, scale, f"{names[text]} {each.score:.2f}", colour(text), size, taken)
     return np.asarray(sheet.image)
 
 
@@ -75,8 +76,8 @@ def _label(
     taken: list[tuple[float, float, float, float]],
 ) -> None:
     """Above its box where there is room, else inside, else wherever no other label is."""
-    words, letters = fitted(words, size, sheet.image.width - size)
-    wide, high = letters.getlength(words) + size * 0.6, size * 1.4
+    words, font = fitted(words, size, sheet.image.width - size)
+    wide, high = font.getlength(words) + size * 0.6, size * 1.4
     x0, y0, x1, y1 = (edge * scale for edge in detection.box)
     left = min(max(x0, 0), sheet.image.width - wide)
     right = min(max(x1 - wide, 0), sheet.image.width - wide)
@@ -86,7 +87,7 @@ def _label(
     x, y = next(filter(free, places), places[0])
     taken.append((x, y, x + wide, y + high))
     sheet.pen.rectangle((x, y, x + wide, y + high), fill=ink)
-    sheet.pen.text((x + size * 0.3, y + size * 0.1), words, font=letters, fill=ink_on(ink))
+    sheet.pen.text((x + size * 0.3, y + size * 0.1), words, font=font, fill=ink_on(ink))
 
 
 def _free(taken: list[tuple[float, float, float, float]], wide: float, high: float, at: tuple[float, float]) -> bool:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..attention.colours import colour
+from ..attention.letters import written
 from .batches import Tick
 from .canvas import SOFT, Canvas
 from .crops import as_bytes, check_pictures, crop
@@ -116,7 +117,7 @@ def _sheet(whole: Tensor, measured: MeasuredQuality, picture: int) -> np.ndarray
     if picture not in measured.scored:
         sheet.words((x0, EDGE), f"{NOTHING} not scored, see the report", 16, width=wide)
         return np.asarray(sheet.image)
-    row = measured.scored.index(picture)
+    row, names = measured.scored.index(picture), written(measured.texts)
     single, pair, total = (number(float(values[row])) for values in measured.quality)
     sheet.words((x0, EDGE), f"quality {total} = single {single} + pair {pair}", 18, width=wide)
     for text, cut in enumerate(measured.crops[row]):
@@ -124,11 +125,11 @@ def _sheet(whole: Tensor, measured: MeasuredQuality, picture: int) -> np.ndarray
         sheet.paste((x, y), cut.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
         sheet.pen.rectangle((x, y, x + SIDE - 1, y + SIDE - 1), outline=colour(text), width=3)
         own = number(float(measured.own[row, text]))
-        sheet.words((x, y + SIDE + 4), f"{measured.texts[text]}: {own}", 16, width=SIDE)
+        sheet.words((x, y + SIDE + 4), f"{names[text]}: {own}", 16, width=SIDE)
         if len(measured.texts) > 1:
             others = measured.between[row, text].clone()
             others[text] = -torch.inf
             like = int(others.argmax())
-            words = f"most like {measured.texts[like]}: {number(float(others[like]))}"
+            words = f"most like {names[like]}: {number(float(others[like]))}"
             sheet.words((x, y + SIDE + 25), words, 14, SOFT, width=SIDE)
     return np.asarray(sheet.image)

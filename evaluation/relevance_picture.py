@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 
+from ..attention.letters import written
 from .canvas import SOFT, Canvas, cividis
 from .crops import as_bytes
 from .relevance_score import Change, ObjectRelevance, difference
@@ -45,7 +46,7 @@ def _sheet(
         sheet.paste((left, TITLE), _outlined(_resized(pixels, width, height), outline))
     below = TITLE + height + 8
     result = "not scored" if change.ratio is None else f"ratio {number(change.ratio, 2)}"
-    sheet.words((GAP, below), f"{name}: {result}", 18, width=2 * width)
+    sheet.words((GAP, below), f"{written([name])[0]}: {result}", 18, width=2 * width)
     said = (
         change.why or f"mean change inside the outline {number(change.inside, 4)}, outside {number(change.outside, 4)}"
     )
