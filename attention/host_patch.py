@@ -81,7 +81,7 @@ class SitePatch(ABC):
         self.guests += ((callback, kwargs),)
 
     def to(self, device_or_dtype: Any) -> SitePatch:
-        """The host moves patches with their model. The plan stays (a few MB, cast at use); an occupant may move."""
+        """The host moves patches with their model. The plan stays, cast at use; an occupant may move."""
         move = getattr(self.occupant, "to", None)
         if move is not None:
             self.occupant = move(device_or_dtype)

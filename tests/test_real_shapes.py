@@ -63,6 +63,20 @@ def test_a_step_through_every_site(host, kind, family, strategy, regional):
     assert out.shape == latent.shape
 
 
+@pytest.mark.parametrize(("family", "objects", "megabytes"), [("base", 2, 4), ("plus", 4, 27)])
+def test_a_plan_is_as_small_as_we_say(host, family: str, objects: int, megabytes: int):
+    """In half precision on SDXL."""
+    _, plan, _ = patched("SDXL", family, objects=objects)
+    names = ("keys", "values", "null_keys", "null_values", "head", "object_text")
+    kept = {
+        id(tensor): tensor
+        for site in plan.sites.values()
+        for name in names
+        if (tensor := getattr(site, name)) is not None
+    }
+    assert round(sum(2 * tensor.numel() for tensor in kept.values()) / 1e6) == megabytes
+
+
 def plain_attention(_, *args, **kwargs):
     """The host's attention of choice asks the device for free memory, which meta does not have."""
     from comfy.ldm.modules.attention import attention_pytorch
