@@ -465,8 +465,6 @@ def demo(arguments: list[str]) -> int:
     output.mkdir(parents=True, exist_ok=True)
     script, log = [python, "-m", "miniature.demo"], output / "server.log"
     with tempfile.TemporaryDirectory(prefix="mip-demo-", ignore_cleanup_errors=True) as base:
-        if code := call([*script, "prepare", "--base-directory", base], host, ROOT):
-            return code
         say("Starting ComfyUI …")
         with Server(python, host, Path(base), device_arguments(python), log=log) as server:
             say(f"ComfyUI answers at {server.url}")
@@ -504,7 +502,7 @@ def serve(arguments: list[str]) -> int:
     chosen, more = parser.parse_known_args(arguments)
     python, host = prepare()
     base = cache_home() / "serve"
-    # So that "start here - miniature" finds its photographs and adapters; without them the rest still works.
+    # Photographs for the workflows that ask for two of yours; without them the rest still works.
     call([python, "-m", "miniature.demo", "prepare", "--base-directory", base], host, ROOT)
     say("Starting ComfyUI …")
     with Server(python, host, base, device_arguments(python) + more, port=chosen.port) as server:

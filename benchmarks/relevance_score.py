@@ -135,7 +135,7 @@ def summary(rows: Sequence[Row], seed: int = 0) -> dict[str, Any]:
     if len(scored) < 3:
         raise RuntimeError(
             f"Only {len(scored)} of {len(rows)} prompts have a score, and an interval needs 3. Raise --prompts or "
-            "--pictures; a miniature that is not trained draws no objects to be found."
+            "--pictures."
         )
     uniform, relevance = np.array(scored).T
     said: dict[str, Any] = {"prompts": len(rows), "scored": len(scored)}

@@ -12,11 +12,10 @@ from PIL import Image
 from ..attention.host_apply import apply_references
 from ..attention.options import FusionHead, Merge
 from ..attention.reference import Reference
-from ..miniature import seeded
 from ..training.host_cli import load_parts
 from ..training.job import MINIATURE, Base, Job
 from ..weights import host_files
-from ..weights.adapter import Adapter, build_adapter, load_adapter
+from ..weights.adapter import Adapter, load_adapter
 from .concept101_settings import Settings
 
 
@@ -79,5 +78,4 @@ class Painter:
 def _adapter(file: str) -> Adapter:
     if file != MINIATURE:
         return load_adapter(file)
-    trained = Path(host_files.MINIATURE) / "miniature_mip.safetensors"
-    return load_adapter(trained) if trained.is_file() else build_adapter(seeded.base_adapter(), MINIATURE)
+    return load_adapter(Path(host_files.MINIATURE) / "miniature_mip.safetensors")

@@ -1,6 +1,6 @@
 """The demo: a shipped workflow, posted to a running server and followed to its pictures.
 
-python -m miniature.demo prepare --base-directory DIR      photographs and adapters, before the server starts
+python -m miniature.demo prepare --base-directory DIR      photographs for a server's other workflows
 python -m miniature.demo run --server URL --output DIR     post, follow, download
 """
 
@@ -17,13 +17,10 @@ from typing import Any
 
 import aiohttp
 from PIL import Image
-from safetensors.torch import save_file
 
-from . import demo_sheet, seeded
+from . import demo_sheet
 
 WORKFLOW = Path(__file__).with_name("demo_api.json")
-UNET = Path(__file__).with_name("unet.safetensors")
-ADAPTER = Path(__file__).parent / "adapters" / "miniature_mip.safetensors"
 SHEET = "demo.png"
 ROWS = (
     ("uniform", "every place listens to both references alike"),
@@ -35,10 +32,6 @@ PHOTOGRAPHS = {
     "rocket.jpg": "rocket.jpg",
     "astronaut.png": "astronaut.png",
 }
-UNTRAINED = (
-    "The miniature is seeded, not trained yet: its pictures are coloured noise. What they show is the "
-    "wiring: same seed, same references, two merges, two different pictures."
-)
 QUIET_S = 300  # without a word from the server for so long, something hangs
 
 
@@ -47,7 +40,7 @@ class DemoError(Exception):
 
 
 def prepare(base: Path) -> None:
-    """Put photographs (from scikit-image's wheel) and seeded adapters where the server looks for them."""
+    """Put photographs (from scikit-image's wheel) where the server looks for them."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
         raise DemoError("The demo's photographs come with scikit-image: pip install scikit-image.")
@@ -55,10 +48,6 @@ def prepare(base: Path) -> None:
     inputs.mkdir(parents=True, exist_ok=True)
     for name, source in PHOTOGRAPHS.items():
         shutil.copyfile(Path(spec.origin).parent / "data" / source, inputs / name)
-    adapters = base / "models" / "ipadapter"
-    seeded.write_adapters(adapters)
-    if not ADAPTER.is_file():
-        save_file(seeded.base_adapter(), adapters / ADAPTER.name, {"format": "pt", "origin": "seeded, untrained"})
 
 
 async def run(server: str, output: Path, workflow: dict[str, Any]) -> list[Path]:
@@ -189,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m miniature.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     steps = parser.add_subparsers(dest="step", required=True)
-    step = steps.add_parser("prepare", help="photographs and adapters into a server's folders")
+    step = steps.add_parser("prepare", help="photographs into a server's folders")
     step.add_argument("--base-directory", type=Path, required=True)
     step = steps.add_parser("run", help="post the workflow to a running server and fetch its pictures")
     step.add_argument("--server", required=True, help="for example http://127.0.0.1:8188")
@@ -208,9 +197,6 @@ def main(arguments: list[str] | None = None) -> int:
     for path in paths:
         print(path.resolve())
     if options.workflow != WORKFLOW:
-        return 0
-    if not (UNET.is_file() and ADAPTER.is_file()):
-        print(UNTRAINED)
         return 0
     counts = explain(workflow, paths, options.output / SHEET)
     for name, (own, of) in counts.items():

@@ -89,9 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--arm", action="append", help="one of the arms by its name; without it all")
     parser.add_argument("--scale", type=float, default=0.75, help="the scale at which all arms are compared")
     parser.add_argument("--no-tuning", action="store_true", help="not at each arm's own best scale")
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--sampler", default="dpmpp_2m")
-    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--steps", type=int, default=arms.STEPS)
+    parser.add_argument("--sampler", default=arms.SAMPLER)
+    parser.add_argument("--guidance", type=float, default=arms.GUIDANCE)
     parser.add_argument(
         "--precision",
         choices=("auto", "bf16", "fp32"),

@@ -2,8 +2,6 @@
 
 import json
 import tempfile
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import comfy.model_base
@@ -18,59 +16,48 @@ import torch
 from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 
-from . import config, seeded
+from . import config
 
-FOLDER = Path(__file__).parent  # trained files lie here
-PARTS = ("unet", "clip", "vae", "clip_vision")
+FOLDER = Path(__file__).parent
+PARTS = ("unet", "clip", "vae", "clip_vision")  # a .safetensors file each
 
 Bundle = tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE, ClipVisionModel]
-Seeding = Callable[[seeded.Shapes], dict[str, torch.Tensor]]
 
 
-def is_trained(folder: Path | None = None) -> bool:
-    """Whether trained files are there, or at least some of them."""
-    return any(((folder or FOLDER) / f"{part}.safetensors").exists() for part in PARTS)
+def load(folder: Path = FOLDER) -> Bundle:
+    """MODEL, CLIP, VAE and CLIP_VISION, new ones on every call, from the files of a folder.
 
-
-def load(folder: Path | None = None) -> Bundle:
-    """MODEL, CLIP, VAE and CLIP_VISION, new ones on every call, from the trained files of a folder (FOLDER).
-
-    Where there is none at all the numbers are seeded. Raises ValueError, which names the file and how to get it back,
-    if one of them is missing, damaged or of another model.
+    Raises ValueError, which names the file and how to get it back, if one of them is missing, damaged or of another
+    model.
     """
-    weights = _Weights(folder or FOLDER)
-    return _model(weights), _clip(weights), _vae(weights), _clip_vision(weights)
+    return _model(folder), _clip(folder), _vae(folder), _clip_vision(folder)
 
 
-class _Weights:
-    def __init__(self, folder: Path):
-        self.folder, self.trained = folder, is_trained(folder)
-
-    def of(self, part: str, module: torch.nn.Module, seed: Seeding | None = None) -> dict[str, torch.Tensor]:
-        """Tensors for every key of the module, of its shapes."""
-        shapes = {key: value.shape for key, value in module.state_dict().items()}
-        if not self.trained:
-            return (seed or partial(seeded.fill, part))(shapes)
-        file = self.folder / f"{part}.safetensors"
-        try:
-            tensors = comfy.utils.load_torch_file(str(file), safe_load=True)
-        except Exception as error:  # whatever a damaged file makes its reader raise
-            reason = "is missing" if not file.exists() else f"is damaged ({type(error).__name__}: {error})"
-            raise ValueError(_mend(file, reason)) from error
-        wrong = [key for key, shape in shapes.items() if key not in tensors or tensors[key].shape != shape]
-        if wrong:
-            raise ValueError(_mend(file, f"is of another model ({wrong[0]} is missing or of another shape)"))
-        return tensors
+def _weights(folder: Path, part: str, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Tensors for every key of the module, of its shapes."""
+    file = folder / f"{part}.safetensors"
+    try:
+        tensors = comfy.utils.load_torch_file(str(file), safe_load=True)
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        reason = "is missing" if not file.exists() else f"is damaged ({type(error).__name__}: {error})"
+        raise ValueError(_mend(file, reason)) from error
+    shapes = {key: value.shape for key, value in module.state_dict().items()}
+    wrong = [
+        key for key in shapes.keys() | tensors.keys() if key not in tensors or tensors[key].shape != shapes.get(key)
+    ]
+    if wrong:
+        raise ValueError(_mend(file, f"is of another model ({min(wrong)} does not fit)"))
+    return tensors
 
 
 def _mend(file: Path, reason: str) -> str:
     return (
-        f"The miniature's file {file} {reason}. Get it back with “git checkout -- miniature/{file.name}”, or build it "
-        "again with “python miniature/train.py --export miniature”."
+        f"The miniature's file {file} {reason}. Install the pack again, or in a git checkout get it back with “git "
+        f"checkout -- miniature/{file.name}”, or build it again with “python miniature/train.py --export miniature”."
     )
 
 
-def _model(weights: _Weights) -> ModelPatcher:
+def _model(folder: Path) -> ModelPatcher:
     settings = comfy.supported_models.SDXL(config.UNET)
     settings.unet_config["num_head_channels"] = config.UNET["num_head_channels"]  # not SDXL's 64
     device, offload = management.get_torch_device(), management.unet_offload_device()
@@ -80,7 +67,7 @@ def _model(weights: _Weights) -> ModelPatcher:
     kind = comfy.model_base.ModelType.V_PREDICTION  # on SDXL's discrete schedule
     model = comfy.model_base.SDXL(settings, kind, device=offload)
     unet = model.diffusion_model
-    unet.load_state_dict(weights.of("unet", unet, seeded.unet), strict=True)
+    unet.load_state_dict(_weights(folder, "unet", unet), strict=True)
     return ModelPatcher(model, load_device=device, offload_device=offload)
 
 
@@ -92,23 +79,23 @@ class _Target:
     tokenizer = comfy.sdxl_clip.SDXLTokenizer
 
 
-def _clip(weights: _Weights) -> comfy.sd.CLIP:
+def _clip(folder: Path) -> comfy.sd.CLIP:
     options = {"clip_l_model_config": config.CLIP_L, "clip_g_model_config": config.CLIP_G}
     embeddings = folder_paths.get_folder_paths("embeddings")
     clip = comfy.sd.CLIP(_Target, embedding_directory=embeddings, model_options=options)
-    clip.cond_stage_model.load_state_dict(weights.of("clip", clip.cond_stage_model), strict=True)
+    clip.cond_stage_model.load_state_dict(_weights(folder, "clip", clip.cond_stage_model), strict=True)
     return clip
 
 
-def _vae(weights: _Weights) -> comfy.sd.VAE:
+def _vae(folder: Path) -> comfy.sd.VAE:
     layout = comfy.taesd.taesd.TAESD(latent_channels=config.VAE_LATENT_CHANNELS)
-    return comfy.sd.VAE(sd=weights.of("vae", layout, seeded.vae))
+    return comfy.sd.VAE(sd=_weights(folder, "vae", layout))
 
 
-def _clip_vision(weights: _Weights) -> ClipVisionModel:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "config.json"
+def _clip_vision(folder: Path) -> ClipVisionModel:
+    with tempfile.TemporaryDirectory() as made:
+        file = Path(made) / "config.json"
         file.write_text(json.dumps(config.CLIP_VISION))
         encoder = ClipVisionModel(str(file))
-    encoder.model.load_state_dict(weights.of("clip_vision", encoder.model), strict=True)
+    encoder.model.load_state_dict(_weights(folder, "clip_vision", encoder.model), strict=True)
     return encoder

@@ -81,7 +81,7 @@ def conditioning(parts: Sequence[tuple[Tensor, Tensor]]) -> list:
 
 
 def sample(
-    model: Any, positive: list, negative: list, noise: Tensor, steps: int, guidance: float, sampler: str = "euler"
+    model: Any, positive: list, negative: list, noise: Tensor, steps: int, guidance: float, sampler: str
 ) -> Tensor:
     """Latents for every row, by the host's sampler as KSampler calls it (schedule: normal)."""
     latent = torch.zeros_like(noise)

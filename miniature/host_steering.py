@@ -33,8 +33,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--adapter", type=Path, default=trained.file("mip", 0), help="the miniature's by default")
     parser.add_argument("--miniature", type=Path, default=trained.FOLDER, help="folder of the model's four files")
     parser.add_argument("--prompts", type=int, default=24, help=f"that count; {COLUMNS} are shown")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--steps", type=int, default=arms.STEPS)
+    parser.add_argument("--guidance", type=float, default=arms.GUIDANCE)
     parser.add_argument("--scale", type=float, default=0.75)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(argv)
@@ -124,4 +124,4 @@ class Maker:
             for text in (trials.prompts[trial], "")
         )
         noise = host_rows.noise_of([trials.seeds[trial]], 16)
-        return host_rows.sample(model, positive, negative, noise, steps, self.given.guidance), record
+        return host_rows.sample(model, positive, negative, noise, steps, self.given.guidance, arms.SAMPLER), record

@@ -1,4 +1,4 @@
-"""Seeded weights: the miniature before training, and adapters for it. The same numbers on every machine."""
+"""Seeded weights: adapters before training. The same numbers on every machine."""
 
 import math
 import zlib
@@ -35,36 +35,6 @@ def _tensor(name: str, key: str, shape: tuple[int, ...]) -> Tensor:
     if key.endswith("token_embedding.weight"):
         return normal(name, shape)
     return normal(name, shape, 1 / math.sqrt(math.prod(shape[1:])))
-
-
-def unet(shapes: Shapes) -> dict[str, Tensor]:
-    """UNet weights whose pictures depend visibly on words and references.
-
-    The model predicts v, so that even a random answer of unit size leads to latents of about unit size.
-    """
-    weights = fill("unet", shapes)
-    for key in weights:
-        if key.endswith((".attn2.to_q.weight", ".attn2.to_k.weight")):
-            weights[key] *= 2  # words that prefer some places to others
-        elif key.endswith((".attn2.to_out.0.weight", ".proj_out.weight")):
-            weights[key] *= 3  # and that are heard
-    weights["out.2.weight"] *= 0.5
-    return weights
-
-
-def vae(shapes: Shapes) -> dict[str, Tensor]:
-    """TAESD-shaped weights. ReLU halves the variance (hence √2); small residual branches keep it tame."""
-    weights = fill("vae", shapes)
-    for key, value in weights.items():
-        if value.ndim == 4:
-            value *= math.sqrt(2) * (0.3 if key.endswith(".conv.4.weight") else 1)
-    last = max((k for k in weights if k.startswith("taesd_decoder.")), key=lambda k: int(k.split(".")[1]))
-    layer = last.rsplit(".", 1)[0]
-    weights[f"{layer}.weight"] *= 0.15  # the decoder's pictures live in 0…1:
-    weights[f"{layer}.bias"] += 0.5  # centre them, and stay inside
-    weights["vae_scale"] = torch.tensor(config.VAE_SCALE)
-    weights["vae_shift"] = torch.tensor(0.0)
-    return weights
 
 
 def base_adapter() -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ class Kind(NamedTuple):
 # rate for so small a model, with a running mean, and mostly at noise levels that still hide the colours: latents so
 # small show them early.
 _ALL = Recipe(
-    steps=2000, batch_size=16, learning_rate=1e-3, warmup=200, clip_norm=1.0, ema=0.998, workers=0, flip=0.0,
+    steps=2000, batch_size=16, learning_rate=3e-3, warmup=200, clip_norm=1.0, ema=0.998, workers=0, flip=0.0,
     checkpointing=False, timesteps="cubic", resolution=128, save_every=250, keep=1,
 )  # fmt: skip
 _ONE = replace(_ALL, train="all", merge="uniform", gate="off", min_objects=1, max_objects=1)

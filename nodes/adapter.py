@@ -1,7 +1,7 @@
 from comfy_api.latest import io
 
 from ..weights.adapter import load_adapter
-from ..weights.host_files import adapter_names, adapter_path, fingerprint
+from ..weights.host_files import adapter_names, adapter_path, cure, fingerprint
 from .types import CATEGORY, MIPAdapter
 
 
@@ -39,4 +39,8 @@ class MIPAdapterLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter_name: str) -> io.NodeOutput:
-        return io.NodeOutput(load_adapter(adapter_path(adapter_name), name=adapter_name))
+        path = adapter_path(adapter_name)
+        try:
+            return io.NodeOutput(load_adapter(path, name=adapter_name))
+        except ValueError as error:
+            raise ValueError(f"{error}{cure(path)}") from error

@@ -18,8 +18,7 @@ class MIPMiniatureLoader(io.ComfyNode):
             category=CATEGORY,
             description="A tiny stand-in for SDXL, for a world of drawn shapes: nothing to download, 128×128 pictures "
             "on any CPU. To see the method work and to try workflows, not to make art. Its prompts name "
-            "shapes only, such as “a star and a fish”; colours and patterns come from the references. (Without its "
-            "trained files the weights are seeded and pictures are coloured noise.)",
+            "shapes only, such as “a star and a fish”; colours and patterns come from the references.",
             inputs=[],
             outputs=[
                 io.Model.Output(tooltip="In place of a checkpoint's model."),

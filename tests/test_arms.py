@@ -272,7 +272,8 @@ def test_rows_sampled_together_are_those_sampled_alone(parts, adapters):
     conds = [clip.encode_from_tokens(clip.tokenize(text), return_pooled=True) for text in (*trials.prompts, "")]
     negative = host_rows.conditioning(conds[-1:])
     noise = host_rows.noise_of(trials.seeds, 16)
-    together = host_rows.sample(host_rows.combine(models), host_rows.conditioning(conds[:3]), negative, noise, 3, 2.0)
+    positive = host_rows.conditioning(conds[:3])
+    together = host_rows.sample(host_rows.combine(models), positive, negative, noise, 3, 2.0, "euler")
     empty = {"samples": torch.zeros(1, 4, 16, 16)}
     for i, patched in enumerate(models):
         positive = host_rows.conditioning(conds[i : i + 1])
@@ -310,7 +311,7 @@ def test_arms_run_stop_and_go_on(host, adapters, tmp_path, capsys):
     last = json.loads((tmp_path / "rows-0-of-1.jsonl").read_text().splitlines()[-1])
     assert last == rows[-1]
     # Lines of other settings are not mixed in.
-    assert run(tmp_path, adapters, "--guidance", "3") == 1
+    assert run(tmp_path, adapters, "--guidance", "4") == 1
     assert "another guidance" in capsys.readouterr().err
 
 

@@ -22,6 +22,7 @@ def prepared(server):
     """The server with the miniature's adapters, some that are not sound, and some pictures."""
     demo.prepare(server.base)
     folder = server.base / "models" / "ipadapter"
+    seeded.write_adapters(folder)
     (folder / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     (folder / "cut off.safetensors").write_bytes((folder / "miniature_base.safetensors").read_bytes()[:5000])
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}, folder / "a lora.safetensors")

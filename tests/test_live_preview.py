@@ -30,7 +30,7 @@ def prepared(server):
 def prompt(seed: int, strategy: str = "relevance", model: str = "apply") -> dict:
     nodes = {
         "bundle": ("MIPMiniatureLoader", {}),
-        "adapter": ("MIPAdapterLoader", {"adapter_name": "miniature_base.safetensors"}),
+        "adapter": ("MIPAdapterLoader", {"adapter_name": "miniature_mip.safetensors"}),
         "picture": ("LoadImage", {"image": "cat.png"}),
         "one": ("MIPReference", {"image": ["picture", 0], "text": "cat", "weight": 1.0}),
         "two": ("MIPReference", {"image": ["picture", 0], "text": "cup", "weight": 1.0, "references": ["one", 0]}),

@@ -241,6 +241,15 @@ def test_the_pack_lists_its_own_adapters_after_the_users(host, monkeypatch, tmp_
     ]
     (adapter,) = MIPAdapterLoader.execute("miniature_mip.safetensors").result
     assert adapter.spec.sites == config.sites()
+    # What comes with the pack says how to get it back; what is the artist's own does not.
+    for folder, name, cured in ((ours, "miniature_mip", True), (users, "zebra", False)):
+        (folder / f"{name}.safetensors").write_bytes(b"cut off")
+        with pytest.raises(ValueError) as error:
+            MIPAdapterLoader.execute(f"{name}.safetensors")
+        assert ("train.py --stage adapters" in str(error.value)) == cured and name in str(error.value)
+    (ours / "miniature_mip.safetensors").unlink()
+    said = MIPAdapterLoader.validate_inputs("miniature_mip.safetensors")
+    assert isinstance(said, str) and "git checkout -- miniature/adapters/miniature_mip.safetensors" in said
 
 
 def test_listed_adapters_lie_where_the_host_looks():
@@ -288,7 +297,7 @@ def check_export(folder: Path) -> None:
         merged = apply_references(model, text, vision, adapter, references)
         context, pooled = text.encode_from_tokens(text.tokenize("a star and a ring"), return_pooled=True)
         positive = host_rows.conditioning([(context, pooled)])
-        latents = host_rows.sample(merged, positive, positive, host_rows.noise_of([0], 16), 2, 1.0)
+        latents = host_rows.sample(merged, positive, positive, host_rows.noise_of([0], 16), 2, 1.0, "euler")
         assert vae.decode(latents).isfinite().all()
 
 

@@ -12,7 +12,7 @@ from torch import nn
 class Toy:
     """A stage that is quick: a linear map learns a fixed one."""
 
-    name, rate, total, ema_decay, wide = "toy", 1e-2, 1000, 0.9, 1
+    name, rate, total, stop, ema_decay, wide = "toy", 1e-2, 1000, 1000, 0.9, 1
 
     def __init__(self, matrix_rate=None):
         self.matrix_rate = matrix_rate

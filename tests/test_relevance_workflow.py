@@ -13,9 +13,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = {"star", "ring", "heart", "cross", "moon", "square", "triangle", "arrow", "drop", "flower", "fish", "mushroom"}
-trained = pytest.mark.skipif(
-    not (ROOT / "miniature" / "unet.safetensors").exists(), reason="the miniature is not trained: it draws no objects"
-)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +111,6 @@ def test_an_object_that_is_not_there_is_left_out_and_not_an_error(bench, server)
         bench.run(server.url, prompt, graph(32))
 
 
-@trained
 def test_the_workflow_runs_and_relevance_scores_higher(bench, workflow, server) -> None:
     prompt = bench.Prompt("a mushroom and an arrow", ("mushroom", "arrow"), 420)
     row = bench.run(server.url, prompt, bench.graph(workflow, prompt, 4, 0.5, 12))

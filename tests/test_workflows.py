@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = frontend.WORKFLOWS
 MINIATURE = ROOT / "workflows" / "start here - miniature.json"
 NOTES = ("MarkdownNote", "Note")  # the frontend's own; the server does not know them
-WITHOUT_MAPS = {"merge strategies side by side", "binding report and seed picker"}
+WITHOUT_MAPS = {"merge strategies side by side", "merging or training", "binding report and seed picker"}
 TITLE = 30  # a node's title bar stands above its position
 
 each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -50,6 +50,7 @@ def test_there_is_one_for_every_job():
         "merge strategies side by side",
         "start here - miniature",
         "two passes",
+        "merging or training",
         "binding report and seed picker",
         "object relevance score",
         "quality of a picture's objects",

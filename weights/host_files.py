@@ -51,7 +51,20 @@ def adapter_path(name: str) -> Path:
                 raise ValueError(f"“{name}” leads out of the models folder; choose a file from the list.")
             if path.is_file():
                 return path
+    own = Path(MINIATURE, name)
+    if name.startswith("miniature_"):
+        raise ValueError(f"Adapter “{name}”, which comes with this pack, is missing: {own}.{cure(own)}")
     raise ValueError(f"Adapter “{name}” was not found in {_places()}. Put it there and press R to refresh the lists.")
+
+
+def cure(path: Path) -> str:
+    """A sentence on how to get a file back that comes with the pack; nothing for an artist's own."""
+    if path.parent != Path(MINIATURE):
+        return ""
+    return (
+        " Install the pack again, or in a git checkout get it back with “git checkout -- miniature/adapters/"
+        f"{path.name}”, or build it again with “python miniature/train.py --stage adapters” and “--export miniature”."
+    )
 
 
 def model_folders(key: str) -> list[str]:

@@ -51,7 +51,7 @@ class Example(NamedTuple):
 
 
 class Base:
-    name, rate, total, ema_decay = "base", 6e-4, 16_000, 0.9995
+    name, rate, total, stop, ema_decay = "base", 6e-4, 16_000, 5_275, 0.9995
     matrix_rate = 2e-3
 
     def __init__(self, model: nn.Module, call: Callable, shards: Shards, condition: Conditioner, wide: int = 1):

@@ -62,7 +62,7 @@ class Encoders(nn.Module):
 
 
 class EncoderStage:
-    name, rate, total, ema_decay = "encoders", 1e-3, 8_000, 0.998
+    name, rate, total, stop, ema_decay = "encoders", 1e-3, 8_000, 2_374, 0.998
     matrix_rate: float | None = None
 
     def __init__(self, model: Encoders, words: Words, device: torch.device, wide: int = 1):
@@ -97,7 +97,7 @@ class EncoderStage:
 class VisionStage(EncoderStage):
     """The image encoder alone, against texts that later stages already rely on."""
 
-    name, rate, total = "vision", 5e-4, 4_000
+    name, rate, total, stop = "vision", 5e-4, 4_000, 4_000
 
     def __init__(self, model: Encoders, words: Words, device: torch.device, wide: int = 1):
         super().__init__(model, words, device, wide)

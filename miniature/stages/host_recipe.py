@@ -41,7 +41,8 @@ def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick
         progress = open_stage(name, folder, device, packed=not quick, wide=wide)
         seconds, log_every = 60 * minutes, stretch.LOG_EVERY
         if quick:
-            progress.stage.total, log_every = QUICK[name], 5
+            progress.stage.total = progress.stage.stop = QUICK[name]
+            log_every = 5
         stretch.run(progress, folder / f"{name}.pt", seconds, say, log_every)
 
 
@@ -67,7 +68,7 @@ def export_files(work: Path, folder: Path) -> None:
     models, facts = {}, {}
     for part, name in names.items():
         models[part], facts[part] = opened(name, work, device)
-        facts[part] |= circumstances()
+        facts[part]["exported"] = circumstances()
     for name, digest in export.write(folder, models, facts).items():
         say(f"{digest}  {name}.safetensors")
     if (work / "gate.json").is_file():

@@ -24,7 +24,7 @@ NOISIEST = 800  # later steps hide the objects: their words cannot know yet
 
 
 class Places(Base):
-    name, rate, total, ema_decay = "places", 5e-4, 10_000, 0.999
+    name, rate, total, stop, ema_decay = "places", 5e-4, 10_000, 10_000, 0.999
     matrix_rate = 1.6e-3
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -29,7 +29,8 @@ class Stage(Protocol):
     model: nn.Module  # only its parameters that want gradients are trained and kept
     rate: float  # learning rate at its highest
     matrix_rate: float | None  # Muon's, for matrices; None: AdamW for all
-    total: int  # steps of the whole recipe, over which the rate falls
+    total: int  # steps over which the rate falls
+    stop: int  # the last step, where later stages took over
     ema_decay: float
     wide: int  # batches of the recipe in one: more than 1 on a GPU, which then makes fewer, larger steps
 
@@ -141,7 +142,7 @@ def run(
     before, first = progress.seconds, progress.step
     sums: dict[str, Tensor] = {}
     seen = 0
-    while not stopped and (now := time.monotonic()) - start < seconds and progress.step < progress.stage.total:
+    while not stopped and (now := time.monotonic()) - start < seconds and progress.step < progress.stage.stop:
         for key, value in progress.advance().items():
             sums[key] = sums.get(key, 0) + value.detach()
         progress.seconds = before + time.monotonic() - start

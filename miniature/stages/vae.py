@@ -18,7 +18,7 @@ SIZES = ((64, 12), (128, 3))  # then in turn: pixels a side and how many, so tha
 
 
 class Vae:
-    name, rate, total, ema_decay = "vae", 6e-4, 16_000, 0.998
+    name, rate, total, stop, ema_decay = "vae", 6e-4, 16_000, 4_793, 0.998
     matrix_rate: float | None = None
 
     def __init__(self, model: Any, device: torch.device, wide: int = 1):
@@ -45,7 +45,7 @@ class Vae:
 class Decoder(Vae):
     """The decoder alone, over an encoder that later stages already rely on."""
 
-    name, total = "decoder", 2_500
+    name, total, stop = "decoder", 2_500, 2_500
 
     def __init__(self, model: Any, device: torch.device, wide: int = 1):
         super().__init__(model, device, wide)
