@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,8 +22,8 @@ from mip_adapter.evaluation.draw_matrix import MOST_ROWS, draw_matrices, draw_ma
 from mip_adapter.evaluation.things import by_look, choose, overlap
 from mip_adapter.evaluation.verdict import LEAK, verdict
 from mip_adapter.miniature import clip, config
-from mip_adapter.miniature.stages.packing import unpack
 from PIL import Image
+from safetensors.torch import load_file
 
 from .drawn import Colours, draw, thing
 from .sentences import told
@@ -223,16 +224,13 @@ def test_right_looks_are_found_right_and_exchanged_ones_exchanged(seed):
 
 
 class Vision:
-    """The miniature's image encoder as far as it is trained, in plain torch."""
+    """The miniature's image encoder in plain torch."""
 
     name = "miniature"
 
     def __init__(self) -> None:
-        packed = unpack("encoders")
-        assert packed
-        weights = {key.removeprefix("vision."): w for key, w in packed["ema"].items() if key.startswith("vision.")}
         self.model = clip.Vision(config.CLIP_VISION)
-        self.model.load_state_dict(weights)
+        self.model.load_state_dict(load_file(Path(config.__file__).with_name("clip_vision.safetensors")))
 
     @torch.no_grad()
     def images(self, pictures):

@@ -88,7 +88,7 @@ class Base:
             return self.call(self.model, x, steps, context, vector).float()
 
     @torch.no_grad()
-    def draw(self, captions: Sequence[str], seed: int, guidance: float = 2.0, count: int = 20) -> Tensor:
+    def draw(self, captions: Sequence[str], seed: int, guidance: float = 3.0, count: int = 20) -> Tensor:
         """Latents for captions, with classifier-free guidance."""
         g = torch.Generator().manual_seed(seed)
         start = torch.randn(len(captions), 4, world.SIZE // 8, world.SIZE // 8, generator=g).to(self.device)
