@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import config
@@ -19,7 +19,8 @@ FOLDER = Path(__file__).resolve().parents[1]  # where the loader reads them
 def write(folder: Path, models: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Write unet, clip, vae and clip_vision .safetensors and weights.json; returns each file's sha256.
 
-    models: by part, clip and clip_vision as `Encoders`; facts: stage, step and seconds of each, kept with it.
+    models: by part, clip and clip_vision as `Encoders`; facts: stage, step and seconds of each, kept with it. A file
+    that holds the same numbers already stays as it is.
     """
     scale = {f"{name}.logit_scale": torch.tensor(4.6055) for name in models["clip"].clip}
     shift = {"vae_scale": torch.tensor(config.VAE_SCALE), "vae_shift": torch.tensor(0.0)}
@@ -29,8 +30,11 @@ def write(folder: Path, models: Mapping[str, Any], facts: Mapping[str, Mapping[s
         "vae": models["vae"].state_dict() | shift,
         "clip_vision": models["clip_vision"].vision.state_dict(),
     }
-    digests = {name: _save(tensors, folder / f"{name}.safetensors", facts[name]) for name, tensors in parts.items()}
-    about = {f"{name}.safetensors": {"sha256": digest, **facts[name]} for name, digest in digests.items()}
+    files = {name: folder / f"{name}.safetensors" for name in parts}
+    for name, tensors in parts.items():
+        _save({k: v.detach().half().contiguous().cpu() for k, v in tensors.items()}, files[name], facts[name])
+    digests = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    about = {file.name: {"sha256": digests[name], **facts_of(file)} for name, file in files.items()}
     (folder / "weights.json").write_text(json.dumps(about, indent=1) + "\n")
     return digests
 
@@ -41,10 +45,12 @@ def facts_of(file: Path) -> dict[str, Any]:
         return json.loads((tensors.metadata() or {}).get("training", "{}"))
 
 
-def _save(tensors: dict[str, Tensor], file: Path, facts: Mapping[str, Any]) -> str:
+def _save(tensors: dict[str, Tensor], file: Path, facts: Mapping[str, Any]) -> None:
+    if file.is_file():
+        there = load_file(file)
+        if there.keys() == tensors.keys() and all(torch.equal(there[key], tensors[key]) for key in there):
+            return
     file.parent.mkdir(parents=True, exist_ok=True)
-    about = {"format": "pt", "training": json.dumps(facts)}
     part = file.with_suffix(".part")
-    save_file({k: v.detach().half().contiguous().cpu() for k, v in tensors.items()}, part, about)
+    save_file(tensors, part, {"format": "pt", "training": json.dumps(facts)})
     part.replace(file)
-    return hashlib.sha256(file.read_bytes()).hexdigest()
