@@ -169,12 +169,12 @@ class _Run:
     def _start(self) -> Adapter:
         kind, seed = trained.KINDS[self.kind], self.recipe.seed
         if kind.start is not None:
-            shipped = trained.file(kind.start, seed)
-            own = shipped.is_file() and _base_of(shipped) == self.sha256
-            file = shipped if own else result(kind.start, seed, self.runs)
-            if not file.is_file():
-                raise ValueError(f"{self.kind} goes on from {kind.start}: run train.py --stage {kind.start} first.")
-            return load_adapter(file)
+            made, shipped = result(kind.start, seed, self.runs), trained.file(kind.start, seed)
+            if made.is_file():
+                return load_adapter(made)
+            if shipped.is_file() and _base_of(shipped) == self.sha256:
+                return load_adapter(shipped)
+            raise ValueError(f"{self.kind} goes on from {kind.start}: run train.py --stage {kind.start} first.")
         adapter = fresh_adapter(
             self.model.sites, self.model.attentions, config.CLIP_VISION["projection_dim"], config.BASE_TOKENS, seed
         )
