@@ -114,7 +114,7 @@ def test_one_step_equals_the_recipe_written_down(unet) -> None:
     learnt = [key for key in weights if key.startswith("ip_adapter.")]
     for key in learnt:
         weights[key].requires_grad_()
-    noise, steps = draw(batch, recipe.seed, 1000)
+    noise, steps = draw(batch, recipe, 1000)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alpha = (1 - betas).cumprod(0)[steps].float().view(-1, 1, 1, 1)
     tokens = project(adapter, batch.features).unflatten(0, (2, -1))
