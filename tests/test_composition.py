@@ -49,7 +49,7 @@ def test_strategies(family: str, strategy: str) -> None:
         {"head": {"gate": "image", "strength": 0.4}},
         {"head": {"gate": "text", "strength": 1.7}},
         {"head": {"gate": "off"}},
-        {"scale": 0.3, "start": 0.3, "end": 0.8},
+        {"scale": 1.4, "start": 0.3, "end": 0.8},
     ],
     ids=str,
 )
