@@ -28,13 +28,12 @@ from ..attention.record import RelevanceRecord
 from ..attention.reference import make_reference
 from ..training.host_cli import prepare_host
 from ..weights.adapter import load_adapter
-from . import arms, arms_grid, arms_score, arms_table, trained
+from . import arms, arms_grid, arms_page, arms_score, arms_table, trained
 from .arms import Arm, Trials
 from .stages.precision import activations
 
 BF16 = torch.bfloat16
 SETTINGS = ("steps", "sampler", "guidance", "precision")  # that every line depends on
-PARTS = ("unet", "clip", "vae", "clip_vision")  # files of the model
 BATCH = 32  # pictures at most
 DECODED = 4  # at once: more of them leave the processor's cache
 LEVELS = (200, 400, 600)  # noise levels of the real scenes, of 1000
@@ -127,11 +126,11 @@ class Run:
     def work(self) -> None:
         """Real scenes (seconds an arm), then scales to choose from, then pictures: at the equal scale, then at the best
         ones. All shards' scales must be there by then; else say so, for the same command to go on later."""
+        maker = Maker(self.given)
         self._same_circumstances()
         done = {tuple(row["key"]) for row in self.rows()}
-        maker = Maker(self.given)
-        tuned = () if self.given.no_tuning else (self._tuning, self._equal, self._best)
-        for stage in (self._real, *(tuned or (self._equal,))):
+        tuned = (self._real, self._tuning, self._equal, self._best)
+        for stage in (self._real, self._equal) if self.given.no_tuning else tuned:
             parts = [part for part in stage() if self._mine(part)]
             parts = [part for part in parts if not all(part.key(trial) in done for trial in part.trials)]
             left, begun, made = sum(len(part.trials) for part in parts), time.monotonic(), 0
@@ -161,6 +160,8 @@ class Run:
 
     def _same_circumstances(self) -> None:
         """Raises ValueError if the folder's lines were made by other weights or settings."""
+        from .host_bundle import PARTS
+
         now: dict[str, Any] = {name: getattr(self.given, name) for name in SETTINGS}
         now |= {part: _sha256(self.given.miniature / f"{part}.safetensors") for part in PARTS}
         for arm in self.arms:
@@ -244,7 +245,7 @@ class Run:
         settings = {name: getattr(self.given, name) for name in (*SETTINGS, "scale", "prompts", "every_seed")}
         results = arms_table.summarise(self.rows(), self.given.scale)
         _write(self.folder / "arms.json", json.dumps({"settings": settings, **results}, indent=1))
-        _write(self.folder / "arms.md", arms_table.markdown(results, settings))
+        _write(self.folder / "arms.md", arms_page.markdown(results, settings))
         for objects in self.given.objects:
             trials = arms.make_trials(GRID, objects, arms.SEED_TEST)
             columns = {
@@ -269,9 +270,8 @@ def _share(text: str) -> tuple[int, int]:
     return int(shard), int(shards)
 
 
-def _sha256(file: Path) -> str | None:
-    """None for a file that is not there: then the numbers are seeded."""
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _write(file: Path, text: str) -> None:

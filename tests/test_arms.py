@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mip_adapter.attention.options import Merge
-from mip_adapter.miniature import arms, arms_grid, arms_score, arms_table, seeded, trained, world
+from mip_adapter.miniature import arms, arms_grid, arms_page, arms_score, arms_table, seeded, trained, world
 from mip_adapter.miniature.world_looks import PLAIN
 from mip_adapter.miniature.world_split import has_reserved_pair, reserved_look
 from safetensors.torch import save_file
@@ -203,12 +203,12 @@ def test_the_page_says_what_the_numbers_say():
     ]  # fmt: skip
     results = arms_table.summarise(rows, 0.75)
     settings = {"prompts": 40, "steps": 8, "guidance": 2.0, "sampler": "euler", "every_seed": True}
-    page = arms_table.markdown(results, settings)
+    page = arms_page.markdown(results, settings)
     assert json.loads(json.dumps(results))
     verdict = next(text for text in page.splitlines() if text.startswith("**Merging or training?**"))
     assert "+25.0" in verdict and "+37.5" in verdict and verdict.count("not to be told from nothing") == 2
     assert "Fewer than three training seeds" in page and "Not finished" not in page
-    assert "Not finished" in arms_table.markdown(results, settings | {"prompts": 41})
+    assert "Not finished" in arms_page.markdown(results, settings | {"prompts": 41})
     tables = [text for text in page.splitlines() if text.startswith("| ")]
     assert any("**mip + relevance**" in text for text in tables)
     assert "nan" not in page and "What the miniature cannot tell" in page
