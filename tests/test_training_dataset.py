@@ -23,7 +23,7 @@ def open_folder(folder: Path, **changes):
 def same(a, b) -> bool:
     plain = ("id", "position", "caption", "names", "original_size", "crop", "drop_text", "drop_image", "broken")
     return all(getattr(a, key) == getattr(b, key) for key in plain) and all(
-        torch.equal(getattr(a, key), getattr(b, key)) for key in ("image", "references")
+        torch.equal(getattr(a, key), getattr(b, key)) for key in ("image", "references", "mask")
     )
 
 
@@ -38,6 +38,10 @@ def test_a_sample(tmp_path: Path) -> None:
     corners = sample.references[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
     assert (corners > 0.99).all()  # white around the object
     assert (sample.references[:, :, 112, 112] < 0.99).any(1).all()  # the object in the middle
+    ground = sample.image[:, :1, :1]
+    objects = (sample.image - ground).abs().amax(0) > 0.02  # the rectangles, as they lie in the picture
+    assert sample.mask.shape == (8, 8) and sample.mask.amax() == 1 and sample.mask.amin() == 0
+    assert (sample.mask - objects.float().unflatten(0, (8, 8)).unflatten(2, (8, 8)).mean((1, 3))).abs().max() < 0.3
 
 
 def test_the_reference_is_the_masked_object_in_its_own_shape() -> None:
@@ -55,6 +59,19 @@ def test_the_reference_is_the_masked_object_in_its_own_shape() -> None:
     assert abs(float(red.float().mean()) - (20 * 40 - 100) / 40**2) < 0.04
     assert abs(float(black.float().mean()) - 100 / 40**2) < 0.02  # the hole belongs to the object
     assert reference(picture, values * 0, (10, 10, 50, 50), False) is None
+
+
+def test_the_mask_is_that_of_the_objects_of_the_boxes() -> None:
+    from mip_adapter.training.pictures import latent_mask
+
+    values = np.zeros((64, 64), np.uint8)
+    values[8:24, 8:20], values[8:24, 40:64], values[40:64, :] = 1, 2, 3
+    values[20:24, 8:12] = 2  # another's piece within the first box
+    mask = latent_mask(values, [(8, 8, 20, 24), (0, 40, 64, 64)], 64)
+    wanted = torch.zeros(8, 8)
+    wanted[1:3, 1], wanted[1:3, 2], wanted[5:, :] = 1, 0.5, 1
+    wanted[2, 1] = 1 - 16 / 64
+    assert torch.allclose(mask, wanted, atol=1 / 255)
 
 
 def test_the_same_whatever_the_number_of_workers_and_the_order(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def golden_case(model, family: str = "base", **changes):
         vector=torch.cat([data["pooled"], _time_embedding(data["time_ids"])], 1).repeat(rows, 1),
         features=torch.cat([data["image_embeds"]] * rows),
         texts=(texts,) * rows,
+        mask=torch.ones(rows, *data["x"].shape[-2:]),
     )
     return frozen, load_adapter(FOLDER / f"{family}_ip_adapter.bin"), batch, data, float(metadata["scale"])
 

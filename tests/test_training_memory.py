@@ -79,6 +79,7 @@ def one_step(checkpointing: bool, train: str = "adapter", batch_size: int = 4, s
             latents=empty(batch_size, 4, side // 8, side // 8), context=empty(batch_size, 77, 2048),
             vector=empty(batch_size, 2816), features=empty(2 * batch_size, 1280),
             texts=((empty(1, 2048), empty(2, 2048)),) * batch_size,
+            mask=empty(batch_size, side // 8, side // 8),
         )  # fmt: skip
         objective(batch).backward()
         optimizer.step()

@@ -196,7 +196,7 @@ def test_fp16_scales_the_loss_and_skips_a_step_that_overflows(data: Path, tmp_pa
     outcome = run(data, tmp_path, model=model)
     state = torch.load(tmp_path / "checkpoints" / "step-00000004.pt")
     assert state["scaler"]["scale"] == 2.0**15  # halved once
-    assert all(step["step"] == 3 for step in state["optimizer"]["state"].values())
+    assert all(step["step"] == 3 for step in state["optimizers"][0]["state"].values())
     assert all(torch.isfinite(tensor).all() for tensor in flat(outcome.adapter).values())
 
 
@@ -207,6 +207,54 @@ def test_min_snr_weights() -> None:
     torch.testing.assert_close(snr_weight(alpha, "eps", 5), torch.tensor([1, 5 / 9, 5 / 99]))
     torch.testing.assert_close(snr_weight(alpha, "v", 5), torch.tensor([1 / 2, 5 / 10, 5 / 100]))
     assert snr_weight(alpha, "v", 0).eq(1).all()
+
+
+def test_masked_loss_counts_the_background_less() -> None:
+    from mip_adapter.training.objective import masked_mean
+
+    error = torch.rand(3, 4, 5)
+    mask = torch.zeros(3, 4, 5)
+    mask[0, 1, 2], mask[1] = 1, 1  # one place; everything; nothing
+    torch.testing.assert_close(masked_mean(error, mask, 1.0), error.mean((1, 2)))
+    other = error[0].sum() - error[0, 1, 2]
+    got = masked_mean(error, mask, 0.1)
+    torch.testing.assert_close(got[0], (error[0, 1, 2] + 0.1 * other) / (1 + 0.1 * 19))
+    torch.testing.assert_close(got[1:], error[1:].mean((1, 2)))
+    for wrong in (0.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="background is"):
+            small_recipe(background=wrong)
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12), (16, 16)])
+def test_muon_is_torchs_own_in_float32(shape: tuple[int, int]) -> None:
+    from mip_adapter.training.muon import Muon
+
+    ours, theirs = (
+        torch.nn.Parameter(torch.linspace(-1, 1, 240 if shape[0] != shape[1] else 256).view(shape)) for _ in "ab"
+    )
+    start = ours.detach().clone()
+    optimizers = Muon([ours], 0.02, 0.1), torch.optim.Muon([theirs], 0.02, 0.1, adjust_lr_fn="match_rms_adamw")
+    for step in range(5):
+        gradient = torch.randn(shape, generator=torch.Generator().manual_seed(step))
+        for own, optimizer in zip((ours, theirs), optimizers, strict=True):
+            own.grad = gradient.clone()
+            optimizer.step()
+    moved, apart = (ours - start).norm(), (ours - theirs).norm()
+    assert moved > 0.1 and apart < 0.02 * moved  # bfloat16 has 8 bits
+
+
+def test_matrices_by_muon_the_rest_by_adamw_and_resumed_to_the_bit(data: Path, tmp_path: Path) -> None:
+    whole = run(data, tmp_path / "whole", matrix_rate=0.02, steps=4)
+    state = torch.load(tmp_path / "whole" / "checkpoints" / "step-00000004.pt")
+    adamw, muon = state["optimizers"]
+    assert adamw["param_groups"][0]["lr"] != muon["param_groups"][0]["lr"] == 0.02
+    assert {key.rsplit(".", 2)[1] for key in state["keys"]} >= {"to_k_ip", "to_v_ip", "text_to_weight"}
+    assert len(muon["state"]) == 4 and len(adamw["state"]) == 2  # k and v of two sites; their heads
+    run(data, tmp_path / "part", matrix_rate=0.02, steps=2)
+    again = run(data, tmp_path / "part", matrix_rate=0.02, steps=4)
+    assert all(
+        torch.equal(a, b) for a, b in zip(flat(whole.adapter).values(), flat(again.adapter).values(), strict=True)
+    )
 
 
 def test_cubic_timesteps_are_mostly_those_of_much_noise() -> None:

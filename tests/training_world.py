@@ -101,6 +101,7 @@ class PlainModel:
             vector=None,
             features=F.adaptive_avg_pool2d(references.mean(1), 3).flatten(1),
             texts=tuple(tuple(normal(name, 1 + len(name) % 2, CONTEXT, std=1) for name in s.names) for s in samples),
+            mask=torch.stack([F.adaptive_avg_pool2d(s.mask[None], 8)[0] for s in samples]),
         )
 
     def predict(self, noisy, steps, batch, merging):

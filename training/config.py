@@ -19,11 +19,14 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 @dataclass(frozen=True)
 class Recipe:
     """train: "adapter" is to_k_ip, to_v_ip and the fusion head, "head" the head alone, "all" the image projection too.
+    matrix_rate: learning rate of Muon, which then steps the matrices, and AdamW only the rest; 0: AdamW for all.
     merge: how objects are merged while training; gate: where the fusion head acts, "off" for an adapter without one.
     batch_size: pictures of one process in one pass; a step sees batch_size × accumulate × processes pictures.
     min_snr: γ of min-SNR weighting, 0 for none. ema: decay of an averaged copy that is saved instead, 0 for none.
     timesteps: which noise levels a step sees, all alike or "cubic" (arXiv 2302.08453): more often those of much noise,
     where looks are decided.
+    background: how much the loss counts what lies outside the objects, beside 1 within them (masked loss): below 1 an
+    adapter learns looks sooner and draws objects too eagerly; 1 is the paper's.
     clip_norm: longest gradient, 0 for any. resolution: side of the training pictures in pixels.
     drop_text, drop_image, drop_both: how often the caption, the references or both are left out, for guidance.
     flip: how often a reference is mirrored. min_objects, max_objects: objects a picture may have.
@@ -35,10 +38,12 @@ class Recipe:
     batch_size: int = 4
     accumulate: int = 1
     learning_rate: float = 1e-4
+    matrix_rate: float = 0.0
     weight_decay: float = 0.01
     warmup: int = 0
     clip_norm: float = 0.0
     min_snr: float = 0.0
+    background: float = 1.0
     ema: float = 0.0
     seed: int = 0
     train: Trained = "adapter"
@@ -69,13 +74,24 @@ class Recipe:
         for each in ("steps", "batch_size", "accumulate", "min_objects", "keep"):
             if getattr(self, each) < 1:
                 raise ValueError(f"{each} is {getattr(self, each)}; it must be 1 or more.")
-        for each in ("weight_decay", "warmup", "clip_norm", "min_snr", "workers", "save_every", "validate_every"):
+        for each in (
+            "weight_decay",
+            "matrix_rate",
+            "warmup",
+            "clip_norm",
+            "min_snr",
+            "workers",
+            "save_every",
+            "validate_every",
+        ):
             if not getattr(self, each) >= 0:
                 raise ValueError(f"{each} is {getattr(self, each)}; it must be 0 or more.")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0 (the paper's is 1e-4).")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; it must be 0 (off) or a decay below 1, such as 0.999.")
+        if not 0 < self.background <= 1:
+            raise ValueError(f"background is {self.background}; it must be above 0, and at most 1 (the paper's).")
         drops = (self.drop_text, self.drop_image, self.drop_both)
         if min(drops) < 0 or sum(drops) > 1 or not 0 <= self.flip <= 1:
             raise ValueError("drop_text, drop_image, drop_both and flip are shares: 0 or more, together at most 1.")

@@ -25,7 +25,7 @@ from torch import Tensor
 from .config import Recipe
 from .filters import Found, candidates, mask_is_sound, refuse_names, shape_is_usable
 from .kept import picture_ids
-from .pictures import choose_crop, cropped, reference, training_picture
+from .pictures import choose_crop, cropped, latent_mask, reference, training_picture
 from .seeds import generator, seed_of
 
 log = logging.getLogger(__name__)
@@ -38,9 +38,10 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 class Sample:
     """One training picture with M objects.
 
-    position in the endless row of samples; image [3, S, S] and references [M, 3, 224, 224] in 0..1; names: the object
-    texts; original_size and crop (height, width), (top, left): what SDXL is told about the picture; drop_text and
-    drop_image leave out the caption and the references; broken: what was passed over on the way here, id and reason.
+    position in the endless row of samples; image [3, S, S] and references [M, 3, 224, 224] in 0..1; mask [S/8, S/8] in
+    0..1: how much of each place in the latent is one of the objects; names: the object texts; original_size and crop
+    (height, width), (top, left): what SDXL is told about the picture; drop_text and drop_image leave out the caption
+    and the references; broken: what was passed over on the way here, id and reason.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Sample:
     caption: str
     names: tuple[str, ...]
     references: Tensor
+    mask: Tensor
     original_size: tuple[int, int]
     crop: tuple[int, int]
     drop_text: bool = False
@@ -159,7 +161,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         crop = choose_crop(picture.size, [each.box for each in found[: recipe.max_objects]], rng)
         left, top, side = crop
         window = (slice(top, top + side), slice(left, left + side))
-        chosen, references = [], []
+        chosen, references, boxes = [], [], []
         for each in found:
             box = cropped(each.box, crop)
             share = (box[2] - box[0]) * (box[3] - box[1]) / side**2
@@ -169,6 +171,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
             if cut is not None:
                 chosen.append(each)
                 references.append(cut)
+                boxes.append(box)
             if len(chosen) == recipe.max_objects:
                 break
         if len(chosen) < recipe.min_objects:
@@ -183,6 +186,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
             caption=entry.caption,
             names=tuple(each.label for each in chosen),
             references=torch.stack(references),
+            mask=latent_mask(values[window], boxes, recipe.resolution),
             original_size=entry.original,
             crop=(top, left),
             drop_text=text,

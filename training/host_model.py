@@ -70,6 +70,7 @@ class HostModel:
             vector=None if vector[0] is None else ours(torch.cat(vector)),
             features=ours(features),
             texts=tuple(tuple(ours(text) for text in row) for row in texts),
+            mask=ours(torch.stack([sample.mask for sample in samples])),
         )
 
     def predict(self, noisy: Tensor, steps: Tensor, batch: Batch, merging: Merging) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..weights.adapter import Adapter
 from .config import Recipe
+from .muon import Muon
 from .student import Student, TrainedAdapter
 
 
@@ -21,7 +22,14 @@ class Learner:
         self.recipe = recipe
         self.student = Student(adapter, recipe).to(device)
         self.parameters = list(self.student.parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
+        matrices = [each for each in self.parameters if recipe.matrix_rate and min(each.shape) > 1 < each.ndim]
+        others = [each for each in self.parameters if not any(each is matrix for matrix in matrices)]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if others:
+            self.optimizers.append(torch.optim.AdamW(others, recipe.learning_rate, weight_decay=recipe.weight_decay))
+        if matrices:
+            self.optimizers.append(Muon(matrices, recipe.matrix_rate, recipe.weight_decay))
+        self.rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=half)
         self.ema = [each.detach().clone() for each in self.parameters] if recipe.ema else None
 
@@ -30,17 +38,18 @@ class Learner:
 
     def forget(self) -> None:
         """Drop the gradients."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.student.zero_grad(set_to_none=True)
 
     def update(self, step: int) -> float:
         """Update number `step` from 0 on; returns the gradient's norm. If that is no number, nothing is changed."""
         recipe = self.recipe
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * min(1.0, (step + 1) / max(1, recipe.warmup))
-        self.scaler.unscale_(self.optimizer)
+        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / max(1, recipe.warmup))
+            self.scaler.unscale_(optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm or math.inf))
         if math.isfinite(norm) or self.scaler.is_enabled():  # the scaler leaves such a step out and lowers its scale
-            self.scaler.step(self.optimizer)
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
             self.scaler.update()
             norm = norm if math.isfinite(norm) else 0.0
             if self.ema is not None:
@@ -58,7 +67,7 @@ class Learner:
         return {
             "keys": list(self.student.keys),
             "trained": [each.detach() for each in self.parameters],
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "ema": self.ema,
         }
@@ -72,5 +81,6 @@ class Learner:
                 own.copy_(saved)
             for own, saved in zip(self.ema or (), state["ema"] or (), strict=True):
                 own.copy_(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])

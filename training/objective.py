@@ -26,7 +26,7 @@ class Batch:
 
     latents [B, 4, h, w]; context [B, 77, X] and vector [B, Y] (None for SD1.5): the caption and, for SDXL, sizes;
     features [ΣM_b, …]: the image encoder's output for the objects of all rows; texts: of every row, of every object
-    [L_i, X]; positions and ids: of the samples.
+    [L_i, X]; positions and ids: of the samples; mask [B, h, w] in 0..1: how much of each place is an object.
     """
 
     ids: tuple[str, ...]
@@ -36,6 +36,7 @@ class Batch:
     vector: Tensor | None
     features: Tensor
     texts: tuple[tuple[Tensor, ...], ...]
+    mask: Tensor
 
 
 class FrozenModel(Protocol):
@@ -78,7 +79,7 @@ class Objective(nn.Module):
         objects = Objects.gather(project(adapter, batch.features), batch.texts)
         merging = Merging(adapter.sites, objects, Merge(recipe.merge), recipe.gate)
         predicted = model.predict(noisy, steps.to(noisy.device), batch, merging)
-        error = (predicted.float() - target).square().flatten(1).mean(1)  # [B]
+        error = masked_mean((predicted.float() - target).square().mean(1), batch.mask, recipe.background)
         return (error * snr_weight(alpha.flatten(), model.prediction, recipe.min_snr)).mean()
 
 
@@ -101,6 +102,12 @@ def diffuse(latents: Tensor, noise: Tensor, alpha: Tensor, prediction: str) -> t
     """x_t = √ᾱ x + √(1−ᾱ) ε, and what the model should say of it: ε, or v = √ᾱ ε − √(1−ᾱ) x."""
     signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
     return signal * latents + spread * noise, noise if prediction == "eps" else signal * noise - spread * latents
+
+
+def masked_mean(error: Tensor, mask: Tensor, background: float) -> Tensor:
+    """[B] means of errors [B, h, w], in which a place counts 1 within objects and `background` outside."""
+    weight = background + (1 - background) * mask
+    return (weight * error).flatten(1).sum(1) / weight.flatten(1).sum(1)
 
 
 def snr_weight(alpha: Tensor, prediction: str, gamma: float) -> Tensor:

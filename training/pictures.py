@@ -59,6 +59,19 @@ def reference(picture: np.ndarray, values: np.ndarray, box: Box, mirrored: bool)
     return _tensor(square.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
+def latent_mask(values: np.ndarray, boxes: list[Box], resolution: int) -> Tensor:
+    """[S/8, S/8] in 0..1: how much of each place in the latent lies in the objects of these boxes.
+
+    values [side, side], the crop's mask.
+    """
+    mask = np.zeros(values.shape, bool)
+    for box in boxes:
+        inside = window(box)
+        mask[inside] |= values[inside] == object_value(values[inside])
+    places = Image.fromarray(mask).convert("L").resize((resolution // 8, resolution // 8), Image.Resampling.BOX)
+    return torch.from_numpy(np.divide(np.asarray(places), 255, dtype=np.float32))
+
+
 def _tensor(picture: Image.Image) -> Tensor:
     # In numpy: torch would start threads for it in every worker.
     pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)

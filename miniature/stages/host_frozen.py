@@ -55,6 +55,7 @@ class Frozen:
             vector=vector,
             features=features.to(self.device),
             texts=tuple(tuple(self.object_text(name) for name in sample.names) for sample in samples),
+            mask=self.scenes.masks[rows].to(self.device).float(),
         )
 
     def words(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:

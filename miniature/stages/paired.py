@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...training.config import Recipe
@@ -47,7 +48,8 @@ class Paired:
     (seed, position) alone.
 
     latents [S, 4, 16, 16]; embeds [ΣM, 80] and hidden [ΣM, 65, 96]: the image encoder's two outputs for the references
-    of all scenes, one after another, scene s owning the rows from starts[s] on.
+    of all scenes, one after another, scene s owning the rows from starts[s] on; masks [S, 16, 16]: how much of each
+    place is an object.
     """
 
     def __init__(
@@ -96,6 +98,10 @@ class Paired:
         return self._all("latents", self.encoder.folder.name, self.encoder.encode)
 
     @cached_property
+    def masks(self) -> Tensor:
+        return self._all("masks", self.encoder.folder.name, _silhouettes)
+
+    @cached_property
     def embeds(self) -> Tensor:
         return self._all("embeds", f"{fingerprint(self.vision):016x}", lambda scenes: self._see(scenes, 1))
 
@@ -132,6 +138,14 @@ class Paired:
             pixels = world.render(pictures.rows(rows), config.CLIP_VISION["image_size"], self.device).images
             parts.append(self.vision(clip.normalised(pixels))[output].cpu())
         return torch.cat(parts)
+
+
+def _silhouettes(scenes: world.Scenes) -> Tensor:
+    parts = []
+    for rows in torch.arange(len(scenes)).split(BATCH):
+        masks = world.render(scenes.rows(rows)).masks.any(1)  # [B, S, S]
+        parts.append(F.avg_pool2d(masks.float(), masks.shape[-1] // config.UNET["image_size"]))
+    return torch.cat(parts)
 
 
 def _permutation(seed: int, epoch: int, count: int) -> Tensor:
