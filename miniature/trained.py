@@ -28,19 +28,19 @@ class Kind(NamedTuple):
 # latents so small show them early. Objects cover a seventh of a scene, so that what a reference says is first learnt
 # with the ground counting less (“looks”); that draws objects too eagerly, which the plain loss then mends.
 _ALL = Recipe(
-    steps=2000, batch_size=16, learning_rate=3e-3, matrix_rate=2e-2, warmup=50, clip_norm=1.0, ema=0.998, flip=0.0,
+    steps=1600, batch_size=16, learning_rate=3e-3, matrix_rate=2e-2, warmup=50, clip_norm=1.0, ema=0.998, flip=0.0,
     timesteps="cubic", resolution=128, checkpointing=False, workers=0, save_every=250, keep=1,
 )  # fmt: skip
 _ONE = replace(_ALL, train="all", merge="uniform", gate="off", min_objects=1, max_objects=1)
 _LOOKS = replace(_ONE, steps=1200, background=0.3)
-_TWO = replace(_ALL, steps=1500, train="adapter", merge="relevance", gate="image")
+_TWO = replace(_ALL, steps=1200, train="adapter", merge="relevance", gate="image")
 
 KINDS = {
     "looks": Kind(None, _LOOKS, shipped=False),
     "stock": Kind("looks", _ONE, "miniature_stock"),  # has never seen two references
     "mip": Kind("stock", _TWO, "miniature_mip"),
     "uniform-trained": Kind("stock", replace(_TWO, merge="uniform")),  # the control: all but the merge as with mip
-    "head-only": Kind("stock", replace(_TWO, train="head", steps=400, learning_rate=1e-2)),
+    "head-only": Kind("stock", replace(_TWO, train="head", steps=300, learning_rate=1e-2)),
     "looks-plus": Kind(None, _LOOKS, shipped=False),
     "stock-plus": Kind("looks-plus", _ONE, "miniature_stock_plus"),
     "mip-plus": Kind("stock-plus", _TWO, "miniature_mip_plus"),

@@ -350,11 +350,11 @@ def test_arms_without_adapters_say_how_to_get_them(host, tmp_path, capsys):
 @torch.inference_mode()
 def test_right_and_swapped_differ_by_the_references_alone(parts, adapters, tmp_path):
     """With equal references for both objects, swapping them changes nothing; with different ones it does."""
-    from mip_adapter.miniature import host_arms
+    from mip_adapter.miniature import host_arms, host_arms_maker
 
     given = host_arms._parser().parse_args(["--adapters", str(adapters), "--prompts", "3", "--precision", "fp32"])
-    maker = host_arms.Maker(given)
-    part = host_arms.Part("real", arms.Arm("x", "mip", Merge("relevance"), "image"), 0, 2, 1.0, (0, 1, 2))
+    maker = host_arms_maker.Maker(given)
+    part = host_arms_maker.Part("real", arms.Arm("x", "mip", Merge("relevance"), "image"), 0, 2, 1.0, (0, 1, 2))
     rows = maker.real(part)
     assert all(abs(row["right"] - row["swapped"]) > 1e-5 for row in rows)
     assert all(0 <= row["map"] <= 1 and 0 < row["share"] < 1 for row in rows)
@@ -366,11 +366,11 @@ def test_right_and_swapped_differ_by_the_references_alone(parts, adapters, tmp_p
 
 @torch.inference_mode()
 def test_sum_is_uniform_at_a_share_of_the_scale(parts, adapters):
-    from mip_adapter.miniature import host_arms
+    from mip_adapter.miniature import host_arms, host_arms_maker
 
-    maker = host_arms.Maker(host_arms._parser().parse_args(["--adapters", str(adapters), "--prompts", "2"]))
+    maker = host_arms_maker.Maker(host_arms._parser().parse_args(["--adapters", str(adapters), "--prompts", "2"]))
     added, shared = (
-        maker.real(host_arms.Part("real", arms.Arm("x", "stock", Merge(strategy)), 0, 2, scale, (0, 1)))
+        maker.real(host_arms_maker.Part("real", arms.Arm("x", "stock", Merge(strategy)), 0, 2, scale, (0, 1)))
         for strategy, scale in (("sum", 0.5), ("uniform", 1.0))
     )
     assert [row["right"] for row in added] == pytest.approx([row["right"] for row in shared], rel=1e-5)
