@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from ...training.muon import Muon
+
 DECAY = 0.01
 
 
@@ -30,8 +32,7 @@ class Optimiser:
         ]
         if self.flat and matrix_rate:
             views = [view for _, view in self.flat]
-            muon = torch.optim.Muon(views, lr=matrix_rate, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw")
-            self.parts.append(muon)
+            self.parts.append(Muon(views, matrix_rate, DECAY))
         self.groups = [(group, group["lr"]) for part in self.parts for group in part.param_groups]
 
     def step(self, share: float) -> None:
