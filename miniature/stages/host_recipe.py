@@ -24,7 +24,7 @@ from .places import Places
 from .vae import Decoder, Vae
 from .words import Words
 
-QUICK = {"vae": 30, "encoders": 15, "base": 25, "places": 15, "decoder": 15, "vision": 15}  # steps
+QUICK = {"vae": 30, "encoders": 15, "base": 15, "places": 15, "decoder": 15, "vision": 15}  # steps
 
 
 def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick: bool = False, wide: int = 1) -> None:
