@@ -17,16 +17,7 @@ from pathlib import Path
 
 STAGES = ("vae", "encoders", "base", "places")
 LATER = ("decoder", "vision")  # go on with what the base does not rest on
-ADAPTERS = (
-    "looks",
-    "stock",
-    "mip",
-    "uniform-trained",
-    "head-only",
-    "looks-plus",
-    "stock-plus",
-    "mip-plus",
-)  # on the finished base
+ADAPTERS = ("stock", "mip", "uniform-trained", "head-only", "stock-plus", "mip-plus")  # on the finished base
 ROOT = Path(__file__).resolve().parents[1]
 
 

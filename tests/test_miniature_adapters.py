@@ -187,7 +187,7 @@ def test_every_kind_trains_and_lowers_the_loss_on_scenes_held_out(stage, tmp_pat
     changed = changes(files["stock"], files["mip"])
     assert not any(key.startswith("image_proj") for key in changed) and any("to_k_ip" in key for key in changed)
     assert all("text_to_weight" in key for key in changes(files["stock"], files["head-only"]))
-    assert changes(files["mip"], files["uniform-trained"]) and changes(files["looks"], files["stock"])
+    assert changes(files["mip"], files["uniform-trained"])
 
 
 def changes(before, after) -> list[str]:
@@ -199,7 +199,7 @@ def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(stage, tmp_path, monke
     run = partial(stage.train_all, ["stock"], [1], ungated=True)
     whole, cut = (stage.runs_of(stage.unet, tmp_path / name) for name in ("whole", "cut"))
     stock = trained.KINDS["stock"]
-    monkeypatch.setitem(trained.KINDS, "stock", stock._replace(start=None, recipe=replace(stock.recipe, **SMALL)))
+    monkeypatch.setitem(trained.KINDS, "stock", stock._replace(recipe=replace(stock.recipe, **SMALL)))
     drawn = partial(stage.Paired, shards=1, size=8)
     monkeypatch.setattr(stage, "Paired", lambda *given, **more: drawn(*given, **{**more, "shards": 1, "size": 8}))
     run(tmp_path / "whole", 10, 1)

@@ -80,14 +80,13 @@ def export(work: Path, folder: Path) -> list[Path]:
     """Copy the adapters that are finished over the present base to where the miniature's are read, and their curves
     beside the other stages'."""
     written, runs = [], runs_of(_parts(work, prepare(1))["unet"], work)
-    for kind, about in trained.KINDS.items():
+    for kind in trained.KINDS:
         for seed in trained.SEEDS:
             if (source := result(kind, seed, runs)).is_file():
-                if about.shipped:
-                    target = trained.file(kind, seed, folder)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(source, part := target.with_suffix(".part"))
-                    written.append(part.replace(target))
+                target = trained.file(kind, seed, folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, part := target.with_suffix(".part"))
+                written.append(part.replace(target))
                 curves = folder / "checkpoints" / "adapters"
                 curves.mkdir(parents=True, exist_ok=True)
                 _thin(source.with_suffix("") / "loss.csv", curves / f"{kind}-{seed}.csv")
@@ -188,7 +187,7 @@ class _Run:
     def held_out(self, adapter: Adapter) -> float:
         """Loss on scenes with looks, and pairs of kinds, that training never shows; the same noise for all adapters, of
         all levels alike."""
-        recipe = replace(self.recipe, seed=0, timesteps="uniform", background=1.0)
+        recipe = replace(self.recipe, seed=0, timesteps="uniform")
         objective = Objective(Student(adapter, recipe).to(self.test.device), self.test, recipe)
         rows, total = range(len(self.test.scenes)), 0.0
         for start in range(0, len(rows), recipe.batch_size):
