@@ -274,9 +274,8 @@ def test_quick_training_runs_every_stage_and_improves_each(host, tmp_path):
     (runs,) = (tmp_path / "quick" / "adapters").iterdir()
     for kind, about in trained.KINDS.items():
         held_out = json.loads((runs / f"{kind}-0.json").read_text())["held_out"]
-        slack = (
-            1e-4 if about.start else 0
-        )  # over so young a base, what goes on from another learns next to nothing more
+        # Over so young a base, what goes on from another adapter learns next to nothing more.
+        slack = 1e-4 if about.start else 0
         assert held_out["after"] < held_out["before"] + slack, kind
     check_export(tmp_path / "made")
 

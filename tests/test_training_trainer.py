@@ -257,6 +257,20 @@ def test_matrices_by_muon_the_rest_by_adamw_and_resumed_to_the_bit(data: Path, t
     )
 
 
+def test_an_overflow_in_one_optimizers_gradients_leaves_out_the_step_of_both() -> None:
+    from mip_adapter.training.learner import Learner
+
+    learner = Learner(small_adapter(head=True), small_recipe(matrix_rate=0.02, ema=0.5), torch.device("cpu"), half=True)
+    learner.scaler.scale(torch.ones(()))  # makes the scale
+    before = [each.detach().clone() for each in learner.parameters]
+    for each in learner.parameters:
+        each.grad = torch.ones_like(each)
+    next(each for each in learner.parameters if min(each.shape) > 1).grad[0, 0] = torch.inf
+    assert learner.update(0) == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, learner.parameters, strict=True))
+    assert learner.scaler.get_scale() == 2.0**15
+
+
 def test_cubic_timesteps_are_mostly_those_of_much_noise() -> None:
     """t = (1 − u³) · 1000: below 1000 (1 − u³) lies a share of 1 − u."""
     from types import SimpleNamespace

@@ -22,14 +22,15 @@ class Learner:
         self.recipe = recipe
         self.student = Student(adapter, recipe).to(device)
         self.parameters = list(self.student.parameters())
-        matrices = [each for each in self.parameters if recipe.matrix_rate and min(each.shape) > 1 < each.ndim]
-        others = [each for each in self.parameters if not any(each is matrix for matrix in matrices)]
+        matrices, others = [], []
+        for each in self.parameters:
+            by_muon = recipe.matrix_rate and each.ndim == 2 and min(each.shape) > 1
+            (matrices if by_muon else others).append(each)
         self.optimizers: list[torch.optim.Optimizer] = []
         if others:
             self.optimizers.append(torch.optim.AdamW(others, recipe.learning_rate, weight_decay=recipe.weight_decay))
         if matrices:
             self.optimizers.append(Muon(matrices, recipe.matrix_rate, recipe.weight_decay))
-        self.rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=half)
         self.ema = [each.detach().clone() for each in self.parameters] if recipe.ema else None
 
@@ -43,20 +44,20 @@ class Learner:
     def update(self, step: int) -> float:
         """Update number `step` from 0 on; returns the gradient's norm. If that is no number, nothing is changed."""
         recipe = self.recipe
-        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / max(1, recipe.warmup))
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * min(1.0, (step + 1) / max(1, recipe.warmup))
             self.scaler.unscale_(optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm or math.inf))
-        if math.isfinite(norm) or self.scaler.is_enabled():  # the scaler leaves such a step out and lowers its scale
+        finite = math.isfinite(norm)
+        if finite:  # else for none of the optimizers, also where only one's gradients overflowed
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
-            self.scaler.update()
-            norm = norm if math.isfinite(norm) else 0.0
             if self.ema is not None:
                 for average, own in zip(self.ema, self.parameters, strict=True):
                     average.lerp_(own.detach(), 1 - recipe.ema)
+        self.scaler.update()  # lowers the scale after an overflow
         self.forget()
-        return norm
+        return norm if finite or not self.scaler.is_enabled() else 0.0
 
     def finished(self, about: Mapping[str, str]) -> TrainedAdapter:
         """What was learnt so far: the moving average where there is one."""
