@@ -30,7 +30,7 @@ _ALL = Recipe(
     background=0.3, timesteps="cubic", flip=0.0, resolution=128, checkpointing=False, workers=0, save_every=250, keep=1,
 )  # fmt: skip
 _ONE = replace(_ALL, train="all", merge="uniform", gate="off", min_objects=1, max_objects=1)
-_TWO = replace(_ALL, steps=1000, train="adapter", merge="relevance", gate="image")
+_TWO = replace(_ALL, train="adapter", merge="relevance", gate="image")
 
 KINDS = {
     "stock": Kind(None, _ONE, "miniature_stock"),  # has never seen two references

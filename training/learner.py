@@ -1,4 +1,4 @@
-"""The student with its optimiser, loss scale and moving average: one update, and its state for a checkpoint."""
+"""The student with its optimizer, loss scale and moving average: one update, and its state for a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..weights.adapter import Adapter
 from .config import Recipe
-from .muon import Muon
+from .optimizers import optimizers, set_rates
 from .student import Student, TrainedAdapter
 
 
@@ -22,15 +22,7 @@ class Learner:
         self.recipe = recipe
         self.student = Student(adapter, recipe).to(device)
         self.parameters = list(self.student.parameters())
-        matrices, others = [], []
-        for each in self.parameters:
-            by_muon = recipe.matrix_rate and each.ndim == 2 and min(each.shape) > 1
-            (matrices if by_muon else others).append(each)
-        self.optimizers: list[torch.optim.Optimizer] = []
-        if others:
-            self.optimizers.append(torch.optim.AdamW(others, recipe.learning_rate, weight_decay=recipe.weight_decay))
-        if matrices:
-            self.optimizers.append(Muon(matrices, recipe.matrix_rate, recipe.weight_decay))
+        self.optimizers = optimizers(self.parameters, recipe.learning_rate, recipe.matrix_rate, recipe.weight_decay)
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=half)
         self.ema = [each.detach().clone() for each in self.parameters] if recipe.ema else None
 
@@ -44,8 +36,8 @@ class Learner:
     def update(self, step: int) -> float:
         """Update number `step` from 0 on; returns the gradient's norm. If that is no number, nothing is changed."""
         recipe = self.recipe
+        set_rates(self.optimizers, min(1.0, (step + 1) / max(1, recipe.warmup)))
         for optimizer in self.optimizers:
-            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * min(1.0, (step + 1) / max(1, recipe.warmup))
             self.scaler.unscale_(optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm or math.inf))
         finite = math.isfinite(norm)

@@ -18,7 +18,8 @@ COEFFICIENTS = (3.4445, -4.775, 2.0315)  # of the quintic whose iteration drives
 
 class Muon(torch.optim.Optimizer):
     """Steps matrices along their momentum made orthogonal, so that all directions of a matrix learn alike; scaled to
-    the size of AdamW's steps (Moonshot's rule), so that their rates compare."""
+    the size of AdamW's steps (Moonshot's rule), so that their rates compare. Weights of more axes are taken as matrices
+    [out, the rest]."""
 
     def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
         super().__init__(list(matrices), {"lr": lr, "weight_decay": weight_decay})
@@ -27,18 +28,23 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for group in self.param_groups:
             own = [each for each in group["params"] if each.grad is not None]
-            for shape, alike in groupby(sorted(own, key=lambda each: each.shape), key=lambda each: each.shape):
+            for shape, alike in groupby(sorted(own, key=_rows_and_columns), key=_rows_and_columns):
                 matrices = list(alike)
                 update = orthogonal(torch.stack([self._nesterov(each) for each in matrices]))
                 for matrix, step in zip(matrices, update, strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                    matrix.sub_(step, alpha=group["lr"] * 0.2 * max(shape) ** 0.5)
+                    matrix.sub_(step.view_as(matrix), alpha=group["lr"] * 0.2 * max(shape) ** 0.5)
 
     def _nesterov(self, matrix: nn.Parameter) -> Tensor:
         assert matrix.grad is not None
-        momentum = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
-        momentum.lerp_(matrix.grad, 1 - MOMENTUM)
-        return matrix.grad.lerp(momentum, MOMENTUM)
+        gradient = matrix.grad.flatten(1)
+        momentum = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(gradient))
+        momentum.lerp_(gradient, 1 - MOMENTUM)
+        return gradient.lerp(momentum, MOMENTUM)
+
+
+def _rows_and_columns(weight: Tensor) -> tuple[int, int]:
+    return weight.shape[0], weight[0].numel()
 
 
 def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:

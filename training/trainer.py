@@ -160,7 +160,7 @@ class Trainer:
     def _one_step(
         self, stream: Iterator[list[Sample]], asked_to_stop: Callable[[], bool]
     ) -> tuple[float, bool, tuple[str, ...]]:
-        """One optimiser step: its loss, whether any process was asked to stop, and the samples it saw here."""
+        """One optimizer step: its loss, whether any process was asked to stop, and the samples it saw here."""
         parts, total = self.recipe.accumulate, torch.zeros((), device=self.model.device)
         ids: list[str] = []
         for part in range(parts):

@@ -42,8 +42,9 @@ def train_all(
     steps: int | None = None, ungated: bool = False,
 ) -> None:  # fmt: skip
     """Train adapters of these kinds and seeds until all are finished or the minutes are over; finished ones are left
-    as they are. Checkpoints lie in work/adapters, in a folder for each base; a file kind-seed.safetensors there says
-    that a run is finished. Raises ValueError for a base that has not passed its gate, unless `ungated`."""
+    as they are, unless the recipe has more steps by now. Checkpoints lie in work/adapters, in a folder for each base,
+    beside a file kind-seed.safetensors for each finished run. Raises ValueError for a base that has not passed its
+    gate, unless `ungated`."""
     device = prepare(threads)
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
@@ -57,9 +58,9 @@ def train_all(
         check_gate(weights_sha256(parts["unet"]), work)
     for seed in seeds:
         for kind in kinds:
-            if not result(kind, seed, runs).is_file() and not stopped and time.monotonic() < end:
-                recipe = replace(trained.KINDS[kind].recipe, seed=seed, **(QUICK if quick else {}))
-                recipe = replace(recipe, steps=steps) if steps else recipe
+            recipe = replace(trained.KINDS[kind].recipe, seed=seed, **(QUICK if quick else {}))
+            recipe = replace(recipe, steps=steps) if steps else recipe
+            if _steps_of(result(kind, seed, runs)) < recipe.steps and not stopped and time.monotonic() < end:
                 _Run(kind, recipe, work, parts, quick).go(lambda: bool(stopped) or time.monotonic() > end)
 
 
@@ -102,6 +103,11 @@ def runs_of(unet: torch.nn.Module, work: Path) -> Path:
 def result(kind: str, seed: int, runs: Path) -> Path:
     """The finished adapter; a folder of the same name without the ending holds its checkpoints and curve."""
     return runs / f"{kind}-{seed}.safetensors"
+
+
+def _steps_of(file: Path) -> int:
+    """How long a finished adapter was trained; 0 for one that is not there."""
+    return json.loads(file.with_suffix(".json").read_text())["steps"] if file.is_file() else 0
 
 
 def _base_of(file: Path) -> str | None:
@@ -163,7 +169,7 @@ class _Run:
             losses = {"before": self.held_out(start), "after": self.held_out(outcome.adapter)}
             facts |= {"steps": recipe.steps, "held_out": losses, "base_weights_sha256": self.sha256, **circumstances()}
             say(f"{name}: held-out loss {losses['before']:.5f} before, {losses['after']:.5f} after")
-            save_adapter(outcome.adapter, target.parent, target.stem)
+            save_adapter(outcome.adapter, target.parent, target.stem).replace(target)  # a shorter run's, if there is one
         facts_file.write_text(json.dumps(facts))
 
     def _start(self) -> Adapter:

@@ -1,6 +1,6 @@
-"""Checkpoints small enough for the repository: the running mean in half precision, without the optimiser.
+"""Checkpoints small enough for the repository: the running mean in half precision, without the optimizer.
 
-A stretch that goes on from one warms its optimiser up again, which costs a few hundred steps.
+A stretch that goes on from one warms its optimizer up again, which costs a few hundred steps.
 """
 
 import json

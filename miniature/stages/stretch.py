@@ -17,11 +17,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .optimiser import Optimiser
+from ...training.optimizers import optimizers, set_rates
 
 SAVE_EVERY_S = 180
 LOG_EVERY = 25
 WARM_UP = 200  # steps
+DECAY = 0.01
 
 
 class Stage(Protocol):
@@ -40,24 +41,28 @@ class Stage(Protocol):
 
 
 class Progress:
-    """Weights, their running mean, the optimiser and the number of steps done, counted in the recipe's batches."""
+    """Weights, their running mean, the optimizers and the number of steps done, counted in the recipe's batches."""
 
     def __init__(self, stage: Stage):
         self.stage, self.step, self.seconds = stage, 0, 0.0
-        self.fresh = 0  # the step at which the optimiser knew nothing
+        self.fresh = 0  # the step at which the optimizers knew nothing
         self.weights = {k: p for k, p in stage.model.named_parameters() if p.requires_grad}
         self.ema = {k: p.detach().clone() for k, p in self.weights.items()}
-        self.optimiser = Optimiser(self.weights.values(), stage.rate, stage.matrix_rate)
+        self.optimizers = optimizers(
+            self.weights.values(), stage.rate, stage.matrix_rate, DECAY, betas=(0.9, 0.99), decay_vectors=False
+        )
 
     def advance(self) -> dict[str, Tensor]:
-        """One optimiser step; returns what to log."""
+        """One step; returns what to log."""
         wide = self.stage.wide
         loss, log = self.stage.loss(self.step)
         for parameter in self.weights.values():
             parameter.grad = None
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
-        self.optimiser.step(wide**0.5 * schedule(self.step, self.stage.total, self.fresh))
+        set_rates(self.optimizers, wide**0.5 * schedule(self.step, self.stage.total, self.fresh))
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += wide
         decay = min(self.stage.ema_decay, (1 + self.step) / (10 + self.step)) ** wide
         with torch.no_grad():
@@ -93,7 +98,7 @@ class Progress:
             "fresh": self.fresh,
             "weights": weights,
             "ema": self.ema,
-            "optimiser": self.optimiser.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
 
     def restore(self, state: dict) -> None:
@@ -107,15 +112,16 @@ class Progress:
         for key, value in self.ema.items():
             value.copy_(state["ema"][key])
         self.step, self.seconds = state["step"], state["seconds"]
-        if state.get("optimiser"):
-            self.optimiser.load_state_dict(state["optimiser"])
+        if state.get("optimizers"):
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             self.fresh = state.get("fresh", 0)
         else:
             self.fresh = self.step
 
 
 def schedule(step: int, total: int, fresh: int = 0) -> float:
-    """Share of the full learning rate: half a cosine down to a twentieth, rising from a fresh optimiser's step."""
+    """Share of the full learning rate: half a cosine down to a twentieth, rising from fresh optimizers' step."""
     fall = 0.5 + 0.5 * math.cos(math.pi * min(step / total, 1.0))
     return min((step - fresh + 1) / WARM_UP, 1.0) * (0.05 + 0.95 * fall)
 
