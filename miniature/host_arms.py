@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--objects", type=int, nargs="+", default=[2, 3, 4], choices=(2, 3, 4))
     parser.add_argument("--seed", type=int, action="append", help="of the adapters' training; without it all there are")
     parser.add_argument("--arm", action="append", help="one of the arms by its name; without it all")
-    parser.add_argument("--scale", type=float, default=0.75, help="the scale at which all arms are compared")
+    parser.add_argument("--scale", type=float, default=1.0, help="at which all arms are compared; trained at 1")
     parser.add_argument("--no-tuning", action="store_true", help="not at each arm's own best scale")
     parser.add_argument("--steps", type=int, default=arms.STEPS)
     parser.add_argument("--sampler", default=arms.SAMPLER)

@@ -17,6 +17,7 @@ from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 
 from . import config
+from .shipped import cure
 
 FOLDER = Path(__file__).parent
 PARTS = ("unet", "clip", "vae", "clip_vision")  # a .safetensors file each
@@ -51,10 +52,7 @@ def _weights(folder: Path, part: str, module: torch.nn.Module) -> dict[str, torc
 
 
 def _mend(file: Path, reason: str) -> str:
-    return (
-        f"The miniature's file {file} {reason}. Install the pack again, or in a git checkout get it back with “git "
-        f"checkout -- miniature/{file.name}”, or build it again with “python miniature/train.py --export miniature”."
-    )
+    return f"The miniature's file {file} {reason}. {cure(file.name)}"
 
 
 def _model(folder: Path) -> ModelPatcher:

@@ -95,7 +95,7 @@ def picture(bundle, prompt: str, seed: int = 420, steps: int = 4) -> torch.Tenso
 
 
 @pytest.fixture
-def files(tmp_path):
+def files(host, tmp_path):
     """A copy of the four files."""
     from mip_adapter.miniature import host_bundle
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import folder_paths
 
+from ..miniature import shipped
+
 FOLDERS = ("mip_adapter", "ipadapter")
 MINIATURE = str(Path(__file__).resolve().parents[1] / "miniature" / "adapters")  # the ones that come with the pack
 EXTENSIONS = {".safetensors", ".bin", ".pt", ".pth"}
@@ -61,10 +63,7 @@ def cure(path: Path) -> str:
     """A sentence on how to get a file back that comes with the pack; nothing for an artist's own."""
     if path.parent != Path(MINIATURE):
         return ""
-    return (
-        " Install the pack again, or in a git checkout get it back with “git checkout -- miniature/adapters/"
-        f"{path.name}”, or build it again with “python miniature/train.py --stage adapters” and “--export miniature”."
-    )
+    return f" {shipped.cure(f'adapters/{path.name}', '--stage adapters” and “--export miniature')}"
 
 
 def model_folders(key: str) -> list[str]:

@@ -169,7 +169,7 @@ class _Run:
             losses = {"before": self.held_out(start), "after": self.held_out(outcome.adapter)}
             facts |= {"steps": recipe.steps, "held_out": losses, "base_weights_sha256": self.sha256, **circumstances()}
             say(f"{name}: held-out loss {losses['before']:.5f} before, {losses['after']:.5f} after")
-            save_adapter(outcome.adapter, target.parent, target.stem).replace(target)  # a shorter run's, if there is one
+            save_adapter(outcome.adapter, target.parent, target.stem).replace(target)  # a shorter run's, too
         facts_file.write_text(json.dumps(facts))
 
     def _start(self) -> Adapter:
