@@ -86,8 +86,8 @@ class MIPTrainAdapter(io.ComfyNode):
                     min=1,
                     max=256,
                     optional=True,
-                    tooltip="Batches a step: a step sees batch_size times as many pictures, in the memory of "
-                    "one batch.",
+                    tooltip="Batches per step: a step learns from batch_size × gradient_accumulation pictures, in the "
+                    "memory of one batch.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -224,7 +224,7 @@ class MIPSaveAdapter(io.ComfyNode):
             description="Saves an adapter, or its fusion head alone, into output/mip_adapter, where Load MIP Adapter "
             "finds it (press R). The recipe and the losses stand in the file's metadata. Nothing is overwritten.",
             inputs=[
-                MIPAdapter.Input("adapter", tooltip="The adapter to save: from MIP Train Adapter or a loader."),
+                MIPAdapter.Input("adapter", tooltip="The adapter to save: from Train MIP Adapter or Load MIP Adapter."),
                 io.String.Input(
                     "filename_prefix",
                     default="mip_adapter/trained",

@@ -134,6 +134,7 @@ GOOD = {
     "grey": {"picture.image": "grey.png"},
     "a strip": {"picture.image": "wide.png"},
     "plus weights": {"adapter.adapter_name": "miniature_plus.safetensors"},
+    "weights whose file has another ending": {"adapter.adapter_name": "miniature_base.bin"},
     "scale 0": {"apply.scale": 0.0},
     "start is end": {"apply.start_percent": 0.5, "apply.end_percent": 0.5},
     "a wide canvas": {"latent.width": 136, "latent.height": 72, "latent.batch_size": 2},

@@ -43,16 +43,19 @@ def adapter_names() -> list[str]:
 
 
 def adapter_path(name: str) -> Path:
-    """The file behind a name of `adapter_names`. Raises ValueError for anything else."""
+    """The file behind a name of `adapter_names`, or the same with another ending: workflows name .safetensors where
+    their readers may have a .bin. Raises ValueError for anything else."""
     if not name:
         raise ValueError(f"No adapter is chosen. Put one into {_places()} and press R to refresh the lists.")
-    for key in FOLDERS:
-        for folder in folder_paths.get_folder_paths(key):
-            path = Path(folder, name)
-            if not _below(path, folder):
-                raise ValueError(f"“{name}” leads out of the models folder; choose a file from the list.")
-            if path.is_file():
-                return path
+    endings = sorted(EXTENSIONS) if Path(name).suffix.lower() in EXTENSIONS else []
+    for written in (name, *(str(Path(name).with_suffix(ending)) for ending in endings)):
+        for key in FOLDERS:
+            for folder in folder_paths.get_folder_paths(key):
+                path = Path(folder, written)
+                if not _below(path, folder):
+                    raise ValueError(f"“{name}” leads out of the models folder; choose a file from the list.")
+                if path.is_file():
+                    return path
     own = Path(MINIATURE, name)
     if name.startswith("miniature_"):
         raise ValueError(f"Adapter “{name}”, which comes with this pack, is missing: {own}.{cure(own)}")
