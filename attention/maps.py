@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
@@ -9,9 +11,54 @@ from torch import Tensor
 
 from .colours import colour
 from .letters import letters, written
-from .record import nobody
+from .options import one_of
+from .record import PHASES, RecordedMaps, nobody
 
 MASKS = ("owner", "soft", "threshold")
+ALL, COARSEST, FINEST = "all", "coarsest", "finest"
+RESOLUTIONS = (ALL, COARSEST, FINEST)
+
+
+class Drawn(NamedTuple):
+    """overlays [B·(M + 1), H', W, 3]: each picture with all objects, then with each alone; masks [B·M, H, W]; gates
+    [B, H, W, 3], the fusion head's map; shares [M, B, h, w] as they were chosen."""
+
+    overlays: Tensor
+    masks: Tensor
+    gates: Tensor
+    shares: Tensor
+
+
+def draw_maps(
+    maps: RecordedMaps, images: Tensor, opacity: float, resolution: str, steps: str, mask: str, threshold: float
+) -> Drawn:
+    """The maps of a sampling on its decoded pictures [B, H, W, 3]. resolution: of `RESOLUTIONS`; steps: `ALL` or one of
+    `PHASES`; mask, threshold: see `masks`. Raises ValueError for pictures of another sampling and unknown choices."""
+    one_of("resolution", resolution, RESOLUTIONS)
+    one_of("steps", steps, (ALL, *PHASES))
+    ends = {COARSEST: 0, FINEST: -1}
+    size = maps.resolutions[ends[resolution]] if resolution in ends and maps.resolutions else None
+    phase = None if steps == ALL else steps
+    chosen, gate = maps.shares(size, phase), maps.gate(size, phase)
+    height, width = images.shape[1:3]
+    shares = upscale(chosen, (height, width)).clamp(0, 1)  # [M, B, H, W]
+    if shares.shape[1] != images.shape[0]:
+        raise ValueError(
+            f"There are {images.shape[0]} images and maps of {shares.shape[1]}: connect the decoded images of the last "
+            "sampling with this MIP Apply's model."
+        )
+    note = confused(maps.mean_confusion())
+    overlays = [
+        picture
+        for i, image in enumerate(images.cpu())
+        for picture in draw(image[..., :3], shares[:, i], maps.names, opacity, note)
+    ]
+    return Drawn(
+        torch.stack(overlays),
+        masks(shares, mask, threshold).transpose(0, 1).flatten(0, 1),
+        heat(upscale(gate, (height, width))) if gate is not None else torch.full_like(images[..., :3], 0.5),
+        chosen,
+    )
 
 
 def upscale(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -25,6 +72,7 @@ def masks(shares: Tensor, kind: str, threshold: float) -> Tensor:
 
     "owner": see `owners`; "soft": the share itself; "threshold": 1 where the share exceeds `threshold`.
     """
+    one_of("mask", kind, MASKS)
     if kind == "soft":
         return shares.clamp(0, 1)
     if kind == "threshold":

@@ -28,15 +28,15 @@ def block_attention(queries: Tensor, keys: Tensor, blocks: int) -> Tensor:
     return torch.bmm(keys, queries).unflatten(1, (blocks, -1)).softmax(2)
 
 
-def restrict_joint(probabilities: Tensor, region: Tensor) -> Tensor:
-    """Regions for the joint softmax of "concat": tokens of an object vanish outside its region, the others take over.
+def joint_attention(queries: Tensor, keys: Tensor, region: Tensor) -> Tensor:
+    """One softmax over the tokens of all objects ("concat"), in which an object's tokens vanish outside its region and
+    the others take over: r_i exp(L_i) / Σ_j r_j exp(L_j) · max_j r_j, with r_i as log r_i on the logits L.
 
-    probabilities [h, 1, M·T, P] of one softmax; region [M, 1, P]. Returns [h, M, T, P]:
-    P_i r_i / Σ_j r_j |P_j| · max_j r_j, the same as adding log r_i to the logits.
+    queries and keys as above; region [M, 1, P]. Returns [h, 1, M·T, P].
     """
-    allowed = probabilities.squeeze(1).unflatten(1, (region.shape[0], -1)) * region
-    mass = allowed.sum((1, 2), keepdim=True)
-    return allowed / mass.clamp_min(torch.finfo(mass.dtype).tiny) * region.amax(0)
+    logits = torch.bmm(keys, queries).unflatten(1, (region.shape[0], -1))  # [h, M, T, P]
+    barred = region.float().clamp_min(torch.finfo(torch.float32).tiny).log().to(logits.dtype)  # −87 where r_i is 0
+    return (logits + barred).flatten(1, 2).softmax(1).unsqueeze(1) * region.amax(0).to(logits.dtype)
 
 
 def accumulate(out: Tensor, probabilities: Tensor, values: Tensor) -> None:

@@ -17,7 +17,8 @@ NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
 GATES: tuple[str, ...] = get_args(Gate)
 
 
-def _one_of(what: str, value: object, allowed: tuple[str, ...]) -> None:
+def one_of(what: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raises ValueError, with what there is to choose from, for anything else."""
     if value not in allowed:
         raise ValueError(f"{what} is {value!r}; choose one of {', '.join(allowed)}.")
 
@@ -40,8 +41,8 @@ class Merge:
     sharpness: float = 1.0
 
     def __post_init__(self) -> None:
-        _one_of("merge strategy", self.strategy, STRATEGIES)
-        _one_of("normalization", self.normalization, NORMALIZATIONS)
+        one_of("merge strategy", self.strategy, STRATEGIES)
+        one_of("normalization", self.normalization, NORMALIZATIONS)
         if not self.background >= 0:
             raise ValueError(f"background is {self.background}; it must be 0 (off) or more.")
         if not self.sharpness > 0:
@@ -66,7 +67,7 @@ class FusionHead:
     name: str = "fusion head"
 
     def __post_init__(self) -> None:
-        _one_of("fusion head gate", self.gate, GATES)
+        one_of("fusion head gate", self.gate, GATES)
         if not 0 <= self.strength <= 2:
             raise ValueError(f"fusion head strength is {self.strength}; it must lie between 0 and 2.")
 

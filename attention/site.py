@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .area import Area
 from .fusion_head import fusion_gate
-from .merge import accumulate, block_attention, restrict_joint, split_queries
+from .merge import accumulate, block_attention, joint_attention, split_queries
 from .plan import Plan, SitePlan
 from .relevance import flat_shares, frozen_shares, raw_relevance, shares
 
@@ -65,9 +65,10 @@ def fuse(
             share = _object_shares(queries, keys, plan, site, run)
             if observe is not None:
                 observe(run, share, None if gate is None else gate[rows])
-            attention = block_attention(queries, site.keys, 1 if plan.joint else plan.objects)
             if plan.joint and run.region is not None:
-                attention = restrict_joint(attention, run.region.to(attention.dtype).repeat(1, 1, run.stop - run.start))
+                attention = joint_attention(queries, site.keys, run.region.repeat(1, 1, run.stop - run.start))
+            else:
+                attention = block_attention(queries, site.keys, 1 if plan.joint else plan.objects)
             values = site.values
         else:
             share = None

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ..attention.letters import written
 from ..attention.reference import Reference
 from .batches import Tick
 from .binding import Binding, bind
 from .crops import as_bytes
 from .detections import Detections
+from .draw_matrix import draw_matrices
 from .embeddings import embed
 from .encoders import ImageEncoder
 from .objects import check_parts, crops_at_most, objects_in
@@ -44,6 +47,21 @@ def measure_binding(
         pictures=tuple(bind(each, means, near(detections, b, texts)) for b, each in enumerate(seen)),
         threshold=detections.threshold,
     )
+
+
+def headline(binding: Binding) -> tuple[float, float, float]:
+    """Margin, confusion rate and presence, with values that a search over settings cannot take for success where there
+    is nothing to measure: without any object the worst, without a second reference none."""
+    nothing = (0.0, 0.0) if binding.presence > 0 else (-1.0, 1.0)
+    margin, rate = binding.margin, binding.confusion_rate
+    return nothing[0] if margin is None else margin, nothing[1] if rate is None else rate, binding.presence
+
+
+def matrices(binding: Binding, relevance_confusion: float | None = None) -> Tensor:
+    """[B, H, W, 3]: each picture's objects against the references, with its verdict."""
+    shown = replace(binding, names=written(binding.names))
+    sentences = [verdict(shown.only(b), relevance_confusion) for b in range(len(shown.pictures))]
+    return torch.from_numpy(draw_matrices(shown, sentences)).float() / 255
 
 
 def to_encode(references: Sequence[Reference], detections: Detections) -> int:

@@ -75,12 +75,10 @@ def _share_out(marked: list[Marked] | list[list[Marked]], names: Sequence[str], 
             )
         return frames * (pictures if len(frames) == 1 else 1)
     flat, texts = [each for each in marked if isinstance(each, Marked)], len(names)
-    if pictures == 1 or not flat or _labelled(flat, names) or len(flat) == texts > 1:
+    if pictures == 1 or not flat or _labelled(flat, names) or len(flat) == texts:
         return [flat] * pictures
     if len(flat) == pictures * texts:  # picture by picture, as the masks of our own nodes are
         return [flat[start : start + texts] for start in range(0, len(flat), texts)]
-    if len(flat) == texts:
-        return [flat] * pictures
     raise ValueError(
         f"There are {len(flat)} boxes for {texts} object texts and {pictures} pictures; expected {texts} (the same in "
         f"every picture), {texts * pictures} (picture by picture), or a list for each picture."

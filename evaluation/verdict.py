@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from ..attention.reference import MAX_WEIGHT, plain
+from ..attention.report import MIXED
 from .binding import Binding, PictureBinding
 from .tables import number, percent
 
 LEAK = 0.25  # a share of another reference in an object's look that is worth a word
-MIXED = 0.8  # confusion of the relevance from which the objects claim the same places
 NEARLY = 0.5  # of the detector's threshold: a candidate that reaches this is worth a word
 STEP = 1.3  # what a weight is multiplied or divided by at first
 

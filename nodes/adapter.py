@@ -3,6 +3,7 @@ from comfy_api.latest import io
 from ..weights.adapter import load_adapter
 from ..weights.host_files import adapter_names, adapter_path, cure, fingerprint
 from .types import CATEGORY, MIPAdapter
+from .validation import found
 
 
 class MIPAdapterLoader(io.ComfyNode):
@@ -26,16 +27,12 @@ class MIPAdapterLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, adapter_name: str):
-        return fingerprint(adapter_path(adapter_name))
+    def fingerprint_inputs(cls, adapter_name: str | None):
+        return adapter_name and fingerprint(adapter_path(adapter_name))
 
     @classmethod
-    def validate_inputs(cls, adapter_name: str) -> bool | str:
-        try:
-            adapter_path(adapter_name)
-        except ValueError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, adapter_name: str | None) -> bool | str:
+        return found(adapter_path, adapter_name)
 
     @classmethod
     def execute(cls, adapter_name: str) -> io.NodeOutput:

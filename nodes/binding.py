@@ -1,14 +1,8 @@
 """Did every object take its look from its own reference, and which picture of a batch did it best?"""
 
-from dataclasses import replace
-
-import torch
 from comfy_api.latest import io
 
-from ..attention.letters import written
-from ..evaluation.binding_report import measure_binding, ranking, report, to_encode
-from ..evaluation.draw_matrix import draw_matrices
-from ..evaluation.verdict import verdict
+from ..evaluation.binding_report import headline, matrices, measure_binding, ranking, report, to_encode
 from .progress import ticking
 from .types import SCORES, MIPBinding, MIPDetections, MIPEncoder, MIPReferences, MIPRelevance
 
@@ -61,14 +55,7 @@ class MIPBindingReport(io.ComfyNode):
         tick = ticking(to_encode(references, detections))
         binding = measure_binding(images, references, detections, encoder, tick)
         confusion = None if relevance is None else relevance.mean_confusion()
-        found = binding.presence > 0
-        # Numbers that a search over settings cannot take for success where there is nothing to measure.
-        margin = binding.margin if binding.margin is not None else 0.0 if found else -1.0
-        rate = binding.confusion_rate if binding.confusion_rate is not None else 0.0 if found else 1.0
-        shown = replace(binding, names=written(binding.names))
-        sentences = [verdict(shown.only(b), confusion) for b in range(len(shown.pictures))]
-        matrix = torch.from_numpy(draw_matrices(shown, sentences)).float() / 255
-        return io.NodeOutput(margin, rate, binding.presence, report(binding, confusion), matrix, binding)
+        return io.NodeOutput(*headline(binding), report(binding, confusion), matrices(binding, confusion), binding)
 
 
 class MIPSeedPicker(io.ComfyNode):

@@ -12,6 +12,7 @@ from ..evaluation.host_models import managed
 from ..weights.host_files import DETECTORS, folder_fingerprint, model_folder, model_folders
 from .progress import ticking
 from .types import SCORES, MIPDetections, MIPDetector, MIPReferences
+from .validation import found
 
 BoundingBox = io.Custom("BOUNDING_BOX")
 BBox = io.Custom("BBOX")
@@ -41,17 +42,13 @@ class MIPDetectorLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, detector_name: str):
-        return NAME if detector_name == NAME else folder_fingerprint(model_folder(DETECTORS, detector_name))
+    def fingerprint_inputs(cls, detector_name: str | None):
+        listed = detector_name not in (None, NAME)
+        return folder_fingerprint(model_folder(DETECTORS, detector_name)) if listed else detector_name
 
     @classmethod
-    def validate_inputs(cls, detector_name: str) -> bool | str:
-        try:
-            if detector_name != NAME:
-                model_folder(DETECTORS, detector_name)
-        except ValueError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, detector_name: str | None) -> bool | str:
+        return detector_name == NAME or found(model_folder, DETECTORS, detector_name)
 
     @classmethod
     def execute(cls, detector_name: str) -> io.NodeOutput:

@@ -7,6 +7,7 @@ from ..evaluation.host_encoder import host_encoder
 from ..evaluation.host_models import managed
 from ..weights.host_files import ENCODERS, folder_fingerprint, model_folder, model_folders
 from .types import SCORES, MIPEncoder
+from .validation import found
 
 
 class MIPEncoderLoader(io.ComfyNode):
@@ -30,16 +31,12 @@ class MIPEncoderLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, encoder_name: str):
-        return folder_fingerprint(model_folder(ENCODERS, encoder_name))
+    def fingerprint_inputs(cls, encoder_name: str | None):
+        return None if encoder_name is None else folder_fingerprint(model_folder(ENCODERS, encoder_name))
 
     @classmethod
-    def validate_inputs(cls, encoder_name: str) -> bool | str:
-        try:
-            model_folder(ENCODERS, encoder_name)
-        except ValueError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, encoder_name: str | None) -> bool | str:
+        return found(model_folder, ENCODERS, encoder_name)
 
     @classmethod
     def execute(cls, encoder_name: str) -> io.NodeOutput:

@@ -4,6 +4,7 @@ from ..attention.options import GATES, NORMALIZATIONS, STRATEGIES, FusionHead, M
 from ..weights.adapter import load_head
 from ..weights.host_files import adapter_names, adapter_path, fingerprint
 from .types import CATEGORY, MIPAdapter, MIPFusionHeadOptions, MIPMergeOptions
+from .validation import found
 
 FROM_ADAPTER = "from the adapter"
 
@@ -100,16 +101,12 @@ class MIPFusionHead(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, gate, strength, head_name=FROM_ADAPTER, adapter=None):
-        return gate, strength, None if head_name == FROM_ADAPTER else fingerprint(adapter_path(head_name))
+        own = head_name in (None, FROM_ADAPTER)  # None: linked
+        return gate, strength, None if own else fingerprint(adapter_path(head_name))
 
     @classmethod
     def validate_inputs(cls, head_name=FROM_ADAPTER) -> bool | str:
-        try:
-            if head_name != FROM_ADAPTER:
-                adapter_path(head_name)
-        except ValueError as error:
-            return str(error)
-        return True
+        return head_name == FROM_ADAPTER or found(adapter_path, head_name)
 
     @classmethod
     def execute(cls, adapter, gate, strength, head_name=FROM_ADAPTER) -> io.NodeOutput:

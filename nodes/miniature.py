@@ -69,7 +69,7 @@ class MIPMiniatureObject(io.ComfyNode):
             ("colour", colour, COLOURS),
             ("second_colour", second_colour, COLOURS),
         ):
-            if value not in known:
+            if value is not None and value not in known:  # None: linked
                 return f"{name} is “{value}”; choose one of {', '.join(known)}."
         return True
 

@@ -1,13 +1,9 @@
-import torch
 from comfy_api.latest import io
 
-from ..attention.maps import MASKS, confused, draw, heat, masks, upscale
+from ..attention.maps import ALL, MASKS, RESOLUTIONS, draw_maps
 from ..attention.record import PHASES
 from ..attention.report import report
 from .types import CATEGORY, MIPRelevance
-
-ALL = "all"
-RESOLUTIONS = (ALL, "coarsest", "finest")
 
 
 class MIPRelevanceMaps(io.ComfyNode):
@@ -76,24 +72,5 @@ class MIPRelevanceMaps(io.ComfyNode):
     def execute(
         cls, relevance, images, opacity, resolution=ALL, steps=ALL, mask="owner", threshold=0.5
     ) -> io.NodeOutput:
-        chosen = {"coarsest": 0, "finest": -1}.get(resolution)
-        size = None if chosen is None or not relevance.resolutions else relevance.resolutions[chosen]
-        phase = None if steps == ALL else steps
-        height, width = images.shape[1:3]
-        shares = upscale(relevance.shares(size, phase), (height, width)).clamp(0, 1)  # [M, B, H, W]
-        if shares.shape[1] != images.shape[0]:
-            raise ValueError(
-                f"There are {images.shape[0]} images and maps of {shares.shape[1]}: connect the decoded images of the "
-                "last sampling with this MIP Apply's model."
-            )
-        gate = relevance.gate(size, phase)
-        gates = heat(upscale(gate, (height, width))) if gate is not None else torch.full_like(images, 0.5)
-        note = confused(relevance.mean_confusion())
-        pictures = [
-            picture
-            for i, image in enumerate(images.cpu())
-            for picture in draw(image[..., :3], shares[:, i], relevance.names, opacity, note)
-        ]
-        cut = masks(shares, mask, threshold)  # [M, B, H, W]
-        said = report(relevance, relevance.shares(size, phase))
-        return io.NodeOutput(torch.stack(pictures), cut.transpose(0, 1).flatten(0, 1), gates, said)
+        drawn = draw_maps(relevance, images, opacity, resolution, steps, mask, threshold)
+        return io.NodeOutput(drawn.overlays, drawn.masks, drawn.gates, report(relevance, drawn.shares))

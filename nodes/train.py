@@ -1,11 +1,13 @@
 from comfy_api.latest import io, ui
 
+from ..attention.options import one_of
 from ..training.config import Precision, Recipe, Trained
 from ..training.host_save import save_in_host
 from ..training.host_session import dataset_path, train_session
 from .types import CATEGORY, MIPAdapter
 
 TRAINING = f"{CATEGORY}/training"
+PARTS = ("adapter", "head only")  # of an adapter, to be saved
 TRAINED: dict[str, Trained] = {
     "adapter and head": "adapter",
     "head only": "head",
@@ -233,7 +235,7 @@ class MIPSaveAdapter(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "part",
-                    options=["adapter", "head only"],
+                    options=list(PARTS),
                     default="adapter",
                     optional=True,
                     tooltip="head only: the fusion head for MIP Fusion Head's head_name, 170 KB for SDXL, to be shared "
@@ -246,5 +248,6 @@ class MIPSaveAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter, filename_prefix, part="adapter") -> io.NodeOutput:
-        path = save_in_host(adapter, filename_prefix, head_only=part == "head only")
+        one_of("part", part, PARTS)
+        path = save_in_host(adapter, filename_prefix, head_only=part == PARTS[1])
         return io.NodeOutput(ui=ui.PreviewText(f"Saved {path}"))

@@ -54,6 +54,35 @@ def test_names_that_are_not_in_the_list(files, name: str) -> None:
         assert "leads out" in said
 
 
+def test_a_linked_choice_is_known_later() -> None:
+    """The host calls both with None for a linked input."""
+    from mip_adapter.nodes.adapter import MIPAdapterLoader
+    from mip_adapter.nodes.detect import MIPDetectorLoader
+    from mip_adapter.nodes.encoders import MIPEncoderLoader
+    from mip_adapter.nodes.merge import MIPFusionHead
+    from mip_adapter.nodes.miniature import MIPMiniatureObject
+
+    for loader in (MIPAdapterLoader, MIPDetectorLoader, MIPEncoderLoader):
+        assert loader.validate_inputs(None) is True
+        assert loader.fingerprint_inputs(None) == loader.fingerprint_inputs(None)
+    assert MIPFusionHead.validate_inputs(head_name=None) is True
+    assert MIPFusionHead.fingerprint_inputs("image", 1.0, None) == ("image", 1.0, None)
+    assert MIPMiniatureObject.validate_inputs(None, "plain", None, "red") is True
+    assert "choose one of" in str(MIPMiniatureObject.validate_inputs(None, "plain", None, "pink elephants"))
+
+
+def test_a_models_folder_that_cannot_be_written_costs_no_node(monkeypatch, tmp_path) -> None:
+    import folder_paths
+    from mip_adapter.weights import host_files
+
+    (tmp_path / "models").write_text("in the way")
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
+    host_files.register_folders()
+    assert str(tmp_path / "models" / "mip_adapter") in folder_paths.folder_names_and_paths["mip_adapter"][0]
+    assert "miniature_mip.safetensors" in host_files.adapter_names()
+
+
 def test_a_head_of_another_model(files) -> None:
     from mip_adapter.nodes.merge import FROM_ADAPTER, MIPFusionHead
 

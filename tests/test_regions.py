@@ -5,6 +5,7 @@ The region at a site is computed by Pillow here and by the pack's own resizing t
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -55,6 +56,19 @@ def masked(cond, mask, bounds="default"):
     import nodes
 
     return nodes.ConditioningSetMask().append(cond, mask, bounds, 1.0)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_in_a_region_of_its_own_an_object_takes_over_however_small_its_joint_share_was(dtype) -> None:
+    from mip_adapter.attention.merge import joint_attention
+
+    queries = torch.full((1, 4, 3), 2.0, dtype=dtype)  # [h, d, P]
+    keys = torch.stack([torch.full((4,), value, dtype=dtype) for value in (2.0, 2.0, 0.1, 0.1)])[None]  # logits 16, 0.8
+    region = torch.tensor([[[0.0, 1.0, 0.0]], [[1.0, 0.5, 0.0]]], dtype=dtype)  # 2nd's; both's; nobody's
+    got = joint_attention(queries, keys, region)[0, 0].double()  # [M·T, P]
+    least = 0.5 * math.exp(0.8) / (math.exp(16.0) + 0.5 * math.exp(0.8)) / 2
+    expected = torch.tensor([[0, 0.5, 0], [0, 0.5, 0], [0.5, least, 0], [0.5, least, 0]], dtype=torch.double)
+    torch.testing.assert_close(got, expected, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("strategy", ["relevance", "uniform", "sum", "concat"])

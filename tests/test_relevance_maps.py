@@ -181,6 +181,16 @@ def test_the_node_draws_what_was_recorded():
     torch.testing.assert_close(clear[0, :128], images[0])
 
 
+@pytest.mark.parametrize("choice", [{"resolution": "middle"}, {"steps": "last"}, {"mask": "Soft"}])
+def test_a_choice_that_there_is_not_is_refused(choice):
+    """The server lets any word through."""
+    model, record = applied()
+    graphs.sample(model)
+    (name,) = choice
+    with pytest.raises(ValueError, match=f"{name} is .*choose one of"):
+        maps(record, torch.zeros(1, 8, 8, 3), **choice)
+
+
 def test_sentences_for_what_cannot_be_drawn():
     images = torch.rand(1, 64, 64, 3)
     model, record = applied()

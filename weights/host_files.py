@@ -3,6 +3,7 @@ Hugging Face folders in `mip_encoders` and `grounding-dino`."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def register_folders() -> None:
             [*paths, *(folder for folder in ours if folder not in paths)],
             set(extensions) | EXTENSIONS,
         )
-        os.makedirs(default, exist_ok=True)
+        with contextlib.suppress(OSError):  # a models folder that is read-only
+            os.makedirs(default, exist_ok=True)
 
 
 def output_folder() -> Path:
