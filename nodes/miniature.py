@@ -1,6 +1,6 @@
 """The miniature: a model for trying things without downloading anything, and pictures of its world."""
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..miniature import host_bundle
 from ..miniature.drawing import draw_object
@@ -75,4 +75,5 @@ class MIPMiniatureObject(io.ComfyNode):
 
     @classmethod
     def execute(cls, kind, pattern, colour, second_colour, pose) -> io.NodeOutput:
-        return io.NodeOutput(draw_object(kind, pattern, colour, second_colour, pose))
+        picture = draw_object(kind, pattern, colour, second_colour, pose)
+        return io.NodeOutput(picture, ui=ui.PreviewImage(picture, cls=cls))
