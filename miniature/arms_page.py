@@ -32,10 +32,10 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         "brackets: 95 % bootstrap intervals over prompts and training seeds.",
         "",
         "*Binding*: of the objects that are there, how many wear colours nearer to their own reference than to any "
-        "other (chance is 1 / objects). *Bound*: of all objects asked for, how many are there and bound. *Confused*: "
-        "clearly wear another's colours. *Margin*: how much nearer, in mean absolute RGB difference. *Look error*: "
-        "distance from the own look laid out in its pattern. *Sum* at scale s / objects is *uniform* at s, to the last "
-        "digit, and so has no best scale of its own.",
+        "other (chance is 1 / objects). *Bound*: of all objects asked for, how many are there and bound. *Clear*: of "
+        "all, how many clearly wear their own colours; *confused*: of those that are there, another's. *Margin*: how "
+        "much nearer, in mean absolute RGB difference. *Look error*: distance from the own look laid out in its "
+        "pattern. *Sum* at scale s / objects is *uniform* at s, to the last digit, and so has no best scale of its own.",
         *_missing(results, settings),
     ]
     for objects, tables in results.items():
@@ -92,7 +92,7 @@ def _said(effect: Mapping[str, Any]) -> str:
 
 
 def _arm_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    percent = ("binding", "bound", "confused", "present", "all present", "count right", "pattern")
+    percent = ("binding", "bound", "clear", "confused", "present", "all present", "count right", "pattern")
     plain = ("margin", "look error", "CLIP-T", "CLIP-I")
     head = ["arm", "scale", "pictures", "binding %", "by seed", *(f"{name} %" for name in percent[1:]), *plain]
     lines = _head(head)
@@ -105,16 +105,17 @@ def _arm_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             _percent(row["binding"], True),
             _seeds(row["binding"]),
         ]
-        others = [_percent(row[each], each == "bound") for each in percent[1:]]
+        others = [_percent(row[each], each in ("bound", "clear")) for each in percent[1:]]
         lines.append(_line([*first, *others, *(_plain(row[each]) for each in plain)]))
     return lines
 
 
 def _effect_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = _head(["what changes", "from", "to", "binding, points", "by seed", "bound, points", "confused, points"])
+    more = ("bound", "clear", "confused")
+    lines = _head(["what changes", "from", "to", "binding, points", "by seed", *(f"{name}, points" for name in more)])
     for row in rows:
         cells = [row["effect"], row["from"], row["to"], _points(row["binding"]), _seeds(row["binding"], True)]
-        lines.append(_line([*cells, _points(row["bound"]), _points(row["confused"])]))
+        lines.append(_line([*cells, *(_points(row[name]) for name in more)]))
     return lines
 
 

@@ -24,8 +24,8 @@ def score(image: Tensor, kinds: Sequence[int], looks: Tensor, colours: Tensor) -
     colours[i] [2, 3] as in its reference.
 
     Lists have an entry for each object: `present`; `own`, whether its colours are nearer to its own reference's than to
-    any other's (None where it is absent); `confused`, whether they are clearly another's; `margin`, how much nearer;
-    `error`, mean absolute distance from its own look laid out in its pattern; `pattern`, whether its pattern is read
+    any other's (None where it is absent); `clear`, whether they are clearly its own; `confused`, another's; `margin`, how
+    much nearer; `error`, mean absolute distance from its own look laid out in its pattern; `pattern`, whether its pattern is read
     as its own's. `count` is the number of objects in the picture, whatever they are.
     """
     found = judge(image[None])[0]
@@ -41,7 +41,7 @@ def _best(found: Sequence[Found], kind: int) -> Found | None:
 
 def _object(image: Tensor, found: Found | None, own: int, looks: Tensor, colours: Tensor) -> dict[str, Any]:
     if found is None:
-        return dict.fromkeys(("own", "confused", "margin", "error", "pattern")) | {"present": False}
+        return dict.fromkeys(("own", "clear", "confused", "margin", "error", "pattern")) | {"present": False}
     errors = torch.tensor([colour_error(image, found, pair) for pair in colours])
     others = errors.clone()
     others[own] = torch.inf
@@ -49,6 +49,7 @@ def _object(image: Tensor, found: Found | None, own: int, looks: Tensor, colours
     return {
         "present": True,
         "own": mine < nearest,
+        "clear": mine < min(nearest, CLEAR),
         "confused": nearest < min(mine, CLEAR),
         "margin": round(nearest - mine, 4) if len(colours) > 1 else None,
         "error": round(layout_error(image, found, int(looks[own, 0]), colours[own]), 4),

@@ -34,6 +34,7 @@ def _of_found(name: str) -> Callable[[Row], Parts]:
 MEASURES: dict[str, Callable[[Row], Parts]] = {
     "binding": _of_found("own"),
     "bound": lambda row: (sum(bool(own) for own in row["own"]), len(row["own"])),
+    "clear": lambda row: (sum(bool(clear) for clear in row["clear"]), len(row["clear"])),
     "confused": _of_found("confused"),
     "margin": _of_found("margin"),
     "present": _of_found("present"),
@@ -143,7 +144,7 @@ def _effects(found: Mapping[tuple, Cells], objects: int, scales: Mapping[str, Be
         pair = [{seed: {p: each[seed][p] for p in some} for seed, some in shared.items()} for each in pair]
         row: dict[str, Any] = {"effect": what, "from": names[1], "to": names[0], "prompts": len(prompts)}
         row["pictures"], row["seeds"] = sum(map(len, shared.values())), len(shared)
-        for name in ("binding", "bound", "confused", "present"):
+        for name in ("binding", "bound", "clear", "confused", "present"):
             one, other = (_sums(cells, prompts, MEASURES[name]) for cells in pair)
             by_seed = [_by_seed(cells, sums) for cells, sums in zip(pair, (one, other), strict=True)]
             each_seed = {seed: _minus(by_seed[0][seed], by_seed[1][seed]) for seed in shared}

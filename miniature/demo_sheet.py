@@ -52,10 +52,11 @@ def judged(picture: Image.Image, objects: Sequence[Object]) -> Verdict:
     looks = torch.tensor([each.look for each in objects])
     found = score(pixels, [KINDS.index(each.kind) for each in objects], looks, palette()[looks[:, 1:]])
     words = []
-    for each, there, own in zip(objects, found["present"], found["own"], strict=True):
-        what = "missing" if not there else "its own colours" if own else "another's colours"
-        words.append((f"{each.kind}: {what}", bool(own)))
-    return Verdict(tuple(words), sum(bool(own) for own in found["own"]))
+    for each, clear, confused in zip(objects, found["clear"], found["confused"], strict=True):
+        wrong = "another's colours" if confused else "mixed colours"
+        what = {True: "its own colours", None: "missing"}.get(clear, wrong)
+        words.append((f"{each.kind}: {what}", bool(clear)))
+    return Verdict(tuple(words), sum(bool(clear) for clear in found["clear"]))
 
 
 def draw(

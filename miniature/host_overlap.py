@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--miniature", type=Path, default=trained.FOLDER, help="folder of the model's four files")
     parser.add_argument("--scenes", type=int, default=64)
     parser.add_argument("--objects", type=int, default=2, choices=(2, 3, 4))
-    parser.add_argument("--scale", type=float, default=0.75)
+    parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)

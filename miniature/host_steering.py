@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--prompts", type=int, default=24, help=f"that count; {COLUMNS} are shown")
     parser.add_argument("--steps", type=int, default=arms.STEPS)
     parser.add_argument("--guidance", type=float, default=arms.GUIDANCE)
-    parser.add_argument("--scale", type=float, default=0.75)
+    parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)

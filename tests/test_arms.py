@@ -77,7 +77,8 @@ def test_drawn_scenes_get_full_marks_and_exchanged_looks_none(trials):
         own = [each for row in rows for each in row["own"] if each is not None]
         confused = [each for row in rows for each in row["confused"] if each is not None]
         assert len(own) >= 0.85 * 8 * n
-        assert np.mean(own) == right and np.mean(confused) == (not right)
+        clear = [each for row in rows for each in row["clear"] if each is not None]
+        assert np.mean(own) == right and np.mean(confused) == (not right) and np.mean(clear) == right
         margins = [each for row in rows for each in row["margin"] if each is not None]
         assert min(margins) > 0.08 if right else max(margins) < -0.08
         if right:
@@ -100,7 +101,7 @@ def test_an_empty_picture_holds_nothing(trials):
 
 def line(arm, trial, own, seed=0, measure="picture", scale=0.75, **more):
     present = [each is not None for each in own]
-    of = {"margin": 0.1, "error": 0.2, "pattern": True, "confused": False}
+    of = {"margin": 0.1, "error": 0.2, "pattern": True, "clear": True, "confused": False}
     lists = {name: [value if there else None for there in present] for name, value in of.items()}
     row = {"own": own, "present": present, "count": sum(present), "clip_t": 1.0, "clip_i": 0.5, **lists, **more}
     return {"key": [measure, arm, seed, 2, scale, trial], **row}

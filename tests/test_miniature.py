@@ -229,11 +229,11 @@ def test_the_demos_picture_counts_who_wears_what(tmp_path):
 
     workflow = json.loads(demo.WORKFLOW.read_text(encoding="utf-8"))
     objects = demo_sheet.objects_of(workflow)
-    assert [each.kind for each in objects] == ["star", "fish"]
+    assert [each.kind for each in objects] == ["heart", "fish"]
     scenes = world.sample(4, 5, (2,))
     own = torch.tensor([each.look for each in objects])
     for name in ("uniform", "relevance"):
-        looks, kinds = own.repeat(4, 1, 1), torch.tensor([[KINDS.index("star"), KINDS.index("fish")]]).repeat(4, 1)
+        looks, kinds = own.repeat(4, 1, 1), torch.tensor([[KINDS.index("heart"), KINDS.index("fish")]]).repeat(4, 1)
         if name == "uniform":
             looks[:2], kinds[2, 1] = looks[:2].flip(1), -1
         changes = {"looks": looks, "kinds": kinds, "colours": palette()[looks[..., 1:]]}
@@ -259,7 +259,7 @@ def workflow_with(node_title: str, **inputs) -> dict:
 @pytest.mark.parametrize(
     "workflow, reasons",
     [
-        (workflow_with("Reference 1: star", text=" "), ["Reference 1: star failed", "object text is empty"]),
+        (workflow_with("Reference 1: heart", text=" "), ["Reference 1: heart failed", "object text is empty"]),
         (workflow_with("Load MIP Adapter", adapter_name="nothing.safetensors"), ["nothing.safetensors", "refused"]),
         (workflow_with("Sample: uniform", steps=0), ["Sample: uniform", "steps", "refused"]),
         ({"1": {"class_type": "NoSuchNode", "inputs": {}}}, ["NoSuchNode", "refused"]),
