@@ -35,7 +35,7 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         "other (chance is 1 / objects). *Bound*: of all objects asked for, how many are there and bound. *Clear*: of "
         "all, how many clearly wear their own colours; *confused*: of those that are there, another's. *Margin*: how "
         "much nearer, in mean absolute RGB difference. *Look error*: distance from the own look laid out in its "
-        "pattern. *Sum* at scale s / objects is *uniform* at s, to the last digit, and so has no best scale of its own.",
+        "pattern. *Sum* at scale s / objects is *uniform* at s, to the last digit: it has no best scale of its own.",
         *_missing(results, settings),
     ]
     for objects, tables in results.items():

@@ -24,9 +24,9 @@ def score(image: Tensor, kinds: Sequence[int], looks: Tensor, colours: Tensor) -
     colours[i] [2, 3] as in its reference.
 
     Lists have an entry for each object: `present`; `own`, whether its colours are nearer to its own reference's than to
-    any other's (None where it is absent); `clear`, whether they are clearly its own; `confused`, another's; `margin`, how
-    much nearer; `error`, mean absolute distance from its own look laid out in its pattern; `pattern`, whether its pattern is read
-    as its own's. `count` is the number of objects in the picture, whatever they are.
+    any other's (None where it is absent); `clear`, whether they are clearly its own; `confused`, another's; `margin`,
+    how much nearer; `error`, mean absolute distance from its own look laid out in its pattern; `pattern`, whether its
+    pattern is read as its own's. `count` is the number of objects in the picture, whatever they are.
     """
     found = judge(image[None])[0]
     measures: dict[str, Any] = {"count": len(found)}
