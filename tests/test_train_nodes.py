@@ -45,7 +45,7 @@ def release() -> Iterator[None]:
     gc.collect()  # the host's models want to go before its modules do
 
 
-def train(data: str, adapter: Any = None, **changes: Any) -> tuple[Any, torch.Tensor]:
+def train(data: str, adapter: Any = None, model: Any = None, **changes: Any) -> tuple[Any, torch.Tensor]:
     """The node, as the host runs it."""
     from mip_adapter.nodes.train import MIPTrainAdapter
 
@@ -53,7 +53,7 @@ def train(data: str, adapter: Any = None, **changes: Any) -> tuple[Any, torch.Te
     adapter = adapter or parts.adapters["base"]
     with torch.inference_mode():
         return MIPTrainAdapter.execute(
-            parts.model, parts.clip, vae(), parts.vision, adapter, data, **(SETTINGS | changes)
+            model or parts.model, parts.clip, vae(), parts.vision, adapter, data, **(SETTINGS | changes)
         ).args
 
 
@@ -188,6 +188,24 @@ def test_an_interrupt_keeps_what_was_learnt(
     assert not changed(resumed, whole) and changed(now, whole)
     longer, _ = train(data, **(settings | {"steps": 3}))
     assert seen == [1, 2, 1, 2, 3] and changed(longer, whole)
+
+
+@pytest.mark.parametrize("trained", ["with a LoRA", "without, and a picture with one between"])
+def test_a_lora_that_is_loaded_makes_no_other_base(data: str, trained: str):
+    """The host puts LoRAs into the weights that all clones of a MODEL share."""
+    from mip_adapter.training.digests import weights_sha256
+
+    plain = graphs.bundle().model
+    styled = plain.clone()
+    styled.add_patches({"diffusion_model.out.2.weight": (torch.ones(4, 32, 3, 3),)}, 0.5)
+    plain.unpatch_model(plain.offload_device)
+    base = weights_sha256(plain.model.diffusion_model)
+    model = styled if trained == "with a LoRA" else plain
+    train(data, model=model, steps=1, seed=31)
+    graphs.sample(styled)
+    assert weights_sha256(plain.model.diffusion_model) != base
+    longer, _ = train(data, model=model, steps=2, seed=31)
+    assert len(json.loads(longer.about["losses"])) == 2 and longer.about["base_weights_sha256"] == base
 
 
 def test_fewer_steps_than_are_kept_are_a_training_of_their_own(tmp_path: Path):

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 SAMPLED = 16  # numbers of every tensor that tell one model from another
 
 
-def weights_sha256(module: nn.Module) -> str:
-    """Of all weights, in the order of their names."""
+def weights_sha256(weights: nn.Module | Mapping[str, Tensor]) -> str:
+    """Of all weights of a module, or of weights by name, in the order of their names."""
     total = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted((weights.state_dict() if isinstance(weights, nn.Module) else weights).items()):
         total.update(name.encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

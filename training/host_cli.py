@@ -17,7 +17,6 @@ import torch
 from ..weights.adapter import Adapter, load_adapter
 from ..weights.sites import cross_attentions, unet_sites
 from .dataset import SubjectFolder
-from .digests import weights_sha256
 from .fresh import fresh_adapter
 from .job import MINIATURE, Job, read_job
 from .processes import Accelerated, Alone
@@ -83,7 +82,7 @@ def run(job: Job, cpu: bool = False) -> int:
         on_step=show,
         validate=_validator(job, parts, folder),
         asked_to_stop=stop_signal(),
-        about={"start": adapter.name, "base_weights_sha256": weights_sha256(model.unet), **base},
+        about={"start": adapter.name, "base_weights_sha256": model.base_sha256(), **base},
     )
     if outcome.stopped is not None:
         if first:

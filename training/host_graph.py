@@ -13,7 +13,6 @@ from ..weights.adapter import Adapter
 from ..weights.sites import check_sites, unet_sites
 from .config import Recipe
 from .dataset import SubjectFolder
-from .digests import weights_sha256
 from .host_model import HostModel
 from .student import TrainedAdapter
 from .trainer import Outcome, Progress, train
@@ -45,7 +44,7 @@ def train_in_graph(
         check_sites(adapter.spec, adapter.name, unet_sites(model.model.diffusion_model))
         samples = SubjectFolder(dataset_folder, recipe)
         frozen = HostModel(model, clip, vae, clip_vision, recipe)
-        about = {"start": adapter.name, "base_weights_sha256": weights_sha256(frozen.unet)}
+        about = {"start": adapter.name, "base_weights_sha256": frozen.base_sha256()}
         return train(
             frozen,
             samples,

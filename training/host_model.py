@@ -19,8 +19,10 @@ from ..weights.adapter import Adapter
 from ..weights.sites import Site, SiteKey, cross_attentions, unet_sites
 from .config import Recipe
 from .dataset import Sample
+from .digests import weights_sha256
 from .method import Merging
 from .objective import Batch
+from .run_folder import unpatched_weights
 
 CONTEXT = 77  # captions are cut to what CLIP reads at once, as in the paper
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -49,6 +51,11 @@ class HostModel:
         self._attentions: dict[SiteKey, Any] = cross_attentions(self.unet)
         self._object_text: Callable[..., Tensor] = lru_cache(4096)(self._encode_object_text)
         self._empty: Tensor | None = None
+
+    def base_sha256(self) -> str:
+        """Of the UNet's own weights: the same with any LoRA, loaded or not."""
+        prefix, weights = "diffusion_model.", unpatched_weights(self.patcher)
+        return weights_sha256({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
 
     def encode(self, samples: Sequence[Sample], adapter: Adapter) -> Batch:
         """Encoders run as the host runs them, in inference mode; what leaves it is cloned, to be saved for backward."""
