@@ -208,6 +208,15 @@ def test_a_lora_that_is_loaded_makes_no_other_base(data: str, trained: str):
     assert len(json.loads(longer.about["losses"])) == 2 and longer.about["base_weights_sha256"] == base
 
 
+def test_pictures_may_be_added_and_removed(host: SimpleNamespace, caplog: pytest.LogCaptureFixture):
+    folder = write_folder(host.base / "input" / "growing", 3)
+    train("growing", steps=1, seed=41)
+    write_folder(folder, 5)
+    (folder / "jsons" / "000.json").unlink()
+    longer, _ = train("growing", steps=2, seed=41)
+    assert len(json.loads(longer.about["losses"])) == 2 and "from here on, 4 pictures" in caplog.text
+
+
 def test_fewer_steps_than_are_kept_are_a_training_of_their_own(tmp_path: Path):
     from mip_adapter.training.config import Recipe
     from mip_adapter.training.run_folder import earlier_losses, reached, run_folder

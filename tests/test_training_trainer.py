@@ -120,10 +120,32 @@ def test_another_recipe_does_not_resume(data: Path, tmp_path: Path) -> None:
     other.sites[1].to_v.add_(1)
     with pytest.raises(ValueError, match="over another starting adapter"):
         run(data, tmp_path, adapter=other)
-    with pytest.raises(ValueError, match="over another dataset"):
-        run(write_folder(tmp_path / "more", 5), tmp_path)
     with pytest.raises(ValueError, match="another adapter|another recipe"):
         run(data, tmp_path, adapter=small_adapter(head=True), train="all")
+
+
+def test_pictures_that_were_added_or_removed_count_from_there_on(tmp_path: Path, caplog) -> None:
+    """Of twenty pictures one is broken, which is not too much; it is removed, and would be too much of what remains."""
+    from mip_adapter.training.dataset import SubjectFolder
+
+    data, out, model = write_folder(tmp_path / "data", 20), tmp_path / "out", PlainModel()
+    picture = data / "images" / "004.png"
+    picture.write_bytes(picture.read_bytes()[:-60])
+    run(data, out, steps=10)
+    assert "sample 004 is broken" in caplog.text
+    for number in (0, 2, 4):
+        (data / "jsons" / f"{number:03}.json").unlink()
+    for kind, ending in (("images", "png"), ("masks", "png"), ("jsons", "json")):
+        (data / kind / f"new.{ending}").write_bytes((data / kind / f"001.{ending}").read_bytes())
+    caplog.clear()
+    changed = run(data, out, model=model, steps=19)
+    assert "after step 10 with another dataset: from here on, 18 pictures" in caplog.text
+    samples = SubjectFolder(data, small_recipe())
+    assert len(changed.losses) == 19 and model.seen == [samples[position].id for position in range(2 * 10, 2 * 19)]
+    assert "new" in model.seen and not {"000", "002", "004"} & set(model.seen)
+    caplog.clear()
+    run(data, out, steps=20)
+    assert "another dataset" not in caplog.text
 
 
 def test_asked_to_stop_saves_and_stops(data: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from .config import RESUMABLE, Recipe
 
 log = logging.getLogger(__name__)
+DATASET = "dataset"  # the part of a run's origin that may change when it goes on
 
 
 def write_state(folder: Path, state: dict[str, Any], keep: int) -> Path:
@@ -38,7 +39,7 @@ def write_state(folder: Path, state: dict[str, Any], keep: int) -> Path:
 
 def load_latest(folder: Path, recipe: Recipe, processes: int, origin: Mapping[str, str]) -> dict[str, Any] | None:
     """The newest checkpoint of a run with this recipe; None where there is none. origin: digests, by their names, of
-    what training starts from and stands on.
+    what training starts from and stands on; the dataset may be another by now.
 
     Raises ValueError if the run there was another: other settings that shape the result, another global batch, or
     another origin.
@@ -55,7 +56,7 @@ def load_latest(folder: Path, recipe: Recipe, processes: int, origin: Mapping[st
         raise ValueError(
             f"{folder} holds a run with another recipe ({told}). Choose another output folder, or set them back."
         )
-    if changed := [name for name in origin if origin[name] != state["origin"].get(name)]:
+    if changed := [name for name in origin if name != DATASET and origin[name] != state["origin"].get(name)]:
         raise ValueError(
             f"{folder} holds a run over another {' and another '.join(changed)}. Choose another output folder, or set "
             "it back."

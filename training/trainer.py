@@ -24,7 +24,7 @@ from .loader import batches
 from .objective import FrozenModel, Objective
 from .processes import Alone, Processes
 from .save import record
-from .state import load_latest, write_state
+from .state import DATASET, load_latest, write_state
 from .student import TrainedAdapter, flat_tensors
 
 log = logging.getLogger(__name__)
@@ -72,9 +72,9 @@ def train(
     """Train `adapter` on samples (`samples[position]` is a Sample, `len(samples)` an epoch).
 
     folder: where checkpoints and the loss curve go; a run that left checkpoints there is continued as if it had never
-    ended. on_step and validate run in the first process; an Exception from on_step ends training after the step.
-    asked_to_stop is looked at after every step. interrupts: what the model may raise in the middle of a step to end
-    training; that step is then not made. about: metadata of the result.
+    ended, or with other samples from there on. on_step and validate run in the first process; an Exception from on_step
+    ends training after the step. asked_to_stop is looked at after every step. interrupts: what the model may raise in
+    the middle of a step to end training; that step is then not made. about: metadata of the result.
     Raises ValueError if the adapter does not fit, the loss is no number, or too many samples are broken.
     """
     check_sites(adapter.spec, adapter.name, model.sites)
@@ -217,8 +217,15 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.learner.restore(state)
-        self.step, self.losses, self.broken = state["step"], state["losses"].tolist(), dict(state["broken"])
-        log.info("Training goes on after step %d.", self.step)
+        self.step, self.losses = state["step"], state["losses"].tolist()
+        if state["origin"].get(DATASET) == self.origin[DATASET]:
+            self.broken = dict(state["broken"])
+            log.info("Training goes on after step %d.", self.step)
+        else:  # what was broken may be mended or gone by now
+            count = len(self.samples)
+            log.warning(
+                "Training goes on after step %d with another dataset: from here on, %d pictures.", self.step, count
+            )
 
     def _check_together(self) -> None:
         """Machines that do not share the output folder would go on from different steps."""
@@ -232,5 +239,5 @@ class Trainer:
 
 def _origin(adapter: Adapter, samples: Any, about: Mapping[str, str]) -> dict[str, str]:
     """Digests of what a run starts from and stands on, by the names that a message uses."""
-    origin = {"starting adapter": digest(flat_tensors(adapter)), "dataset": digest(getattr(samples, "names", ()))}
+    origin = {"starting adapter": digest(flat_tensors(adapter)), DATASET: digest(getattr(samples, "names", ()))}
     return origin | ({"base model": about["base_weights_sha256"]} if "base_weights_sha256" in about else {})
