@@ -124,6 +124,14 @@ def test_another_recipe_does_not_resume(data: Path, tmp_path: Path) -> None:
         run(data, tmp_path, adapter=small_adapter(head=True), train="all")
 
 
+def test_fewer_steps_than_are_trained_are_refused(data: Path, tmp_path: Path) -> None:
+    """The longer training must not be saved as what the shorter recipe gives."""
+    run(data, tmp_path, steps=3)
+    with pytest.raises(ValueError, match="trained for 3 steps already, and steps is 2. Set steps to 3 or more"):
+        run(data, tmp_path, steps=2)
+    assert len(run(data, tmp_path, steps=3).losses) == 3
+
+
 def test_pictures_that_were_added_or_removed_count_from_there_on(tmp_path: Path, caplog) -> None:
     """Of twenty pictures one is broken, which is not too much; it is removed, and would be too much of what remains."""
     from mip_adapter.training.dataset import SubjectFolder

@@ -41,8 +41,8 @@ def load_latest(folder: Path, recipe: Recipe, processes: int, origin: Mapping[st
     """The newest checkpoint of a run with this recipe; None where there is none. origin: digests, by their names, of
     what training starts from and stands on; the dataset may be another by now.
 
-    Raises ValueError if the run there was another: other settings that shape the result, another global batch, or
-    another origin.
+    Raises ValueError if the run there was another: other settings that shape the result, another global batch, another
+    origin, or more steps than the recipe has.
     """
     paths = sorted((folder / "checkpoints").glob("step-*.pt"))
     if not paths:
@@ -60,6 +60,11 @@ def load_latest(folder: Path, recipe: Recipe, processes: int, origin: Mapping[st
         raise ValueError(
             f"{folder} holds a run over another {' and another '.join(changed)}. Choose another output folder, or set "
             "it back."
+        )
+    if state["step"] > recipe.steps:
+        raise ValueError(
+            f"{folder} holds a run that is trained for {state['step']} steps already, and steps is {recipe.steps}. Set "
+            f"steps to {state['step']} or more, or choose another output folder for a shorter run."
         )
     log.info("Found the checkpoint %s.", paths[-1])
     return state
