@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,15 @@ DATASET = "dataset"  # the part of a run's origin that may change when it goes o
 
 
 def write_state(folder: Path, state: dict[str, Any], keep: int) -> Path:
-    """`checkpoints/step-N.pt`; older ones beyond `keep` are removed afterwards. Raises OSError."""
+    """`checkpoints/step-N.pt`; older ones beyond `keep` are removed afterwards. Raises OSError.
+
+    Only one process writes into a folder: half a file that lies there is of one that was killed.
+    """
     target = folder / "checkpoints" / f"step-{state['step']:08d}.pt"
     target.parent.mkdir(parents=True, exist_ok=True)
+    for half in target.parent.glob(".step-*.pt.*.tmp"):
+        with suppress(OSError):  # the worst of it is the space that it takes
+            half.unlink()
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
