@@ -63,6 +63,24 @@ def test_a_run_over_the_miniature(host, job: Path, capsys) -> None:
     assert "3 of 3 pictures are usable" in printed and "step 2/2  loss" in printed
 
 
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ('"ball"]', '" "]', "Validation picture 1 (“a cube and a ball”) cannot be made: The object text is empty"),
+        ('"ball"]', f'"{"ball " * 80}"]', "is longer than"),
+        ("data/images/001.png", "data/jsons/001.json", "cannot identify image file"),
+        ("side = 64", "side = 64\nscale = -1", "scale is -1"),
+    ],
+)
+def test_validation_that_cannot_be_made_is_told_before_the_first_step(host, job: Path, capsys, old, new, message):
+    from mip_adapter.training.host_cli import main
+
+    job.write_text(JOB.replace(old, new, 1))
+    assert main(["--config", str(job), "--cpu"]) == 1
+    printed = capsys.readouterr()
+    assert message in printed.err and "step 1/2" not in printed.out
+
+
 def test_the_example_is_the_defaults(tmp_path: Path) -> None:
     import tomllib
     from mip_adapter.training.config import Recipe, read_table

@@ -329,15 +329,19 @@ def test_validation_sees_the_averaged_adapter(data: Path) -> None:
     assert equal(seen[1][1], outcome.adapter) and not equal(seen[0][1], outcome.adapter)
 
 
-def test_validation_that_fails_costs_itself(data: Path) -> None:
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("a"), ValueError("b")]
+)
+def test_validation_that_fails_costs_itself(data: Path, caplog, error: Exception) -> None:
     from mip_adapter.training.dataset import SubjectFolder
     from mip_adapter.training.trainer import train
 
-    def full(*_) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fail(*_) -> None:
+        raise error
 
     recipe = small_recipe(validate_every=2)
-    assert len(train(PlainModel(), SubjectFolder(data, recipe), small_adapter(), recipe, validate=full).losses) == 4
+    assert len(train(PlainModel(), SubjectFolder(data, recipe), small_adapter(), recipe, validate=fail).losses) == 4
+    assert f"pictures of step 4 cannot be made: {error}" in caplog.text
 
 
 def test_two_processes_equal_one(data: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..weights.adapter import Adapter, load_adapter
-from ..weights.sites import cross_attentions, unet_sites
+from ..weights.sites import check_sites, cross_attentions, unet_sites
 from .dataset import SubjectFolder
 from .fresh import fresh_adapter
 from .job import MINIATURE, Job, read_job
@@ -80,7 +80,7 @@ def run(job: Job, cpu: bool = False) -> int:
         folder=folder,
         processes=processes,
         on_step=show,
-        validate=_validator(job, parts, folder),
+        validate=_validator(job, parts, folder, adapter),
         asked_to_stop=stop_signal(),
         about={"start": adapter.name, "base_weights_sha256": model.base_sha256(), **base},
     )
@@ -121,20 +121,22 @@ def load_parts(job: Job) -> Parts:
 
 
 def start_adapter(job: Job, parts: Parts) -> Adapter:
-    if job.start.file:
-        return load_adapter(job.start.file)
     unet, clip_vision = parts[0].model.diffusion_model, parts[3]
+    if job.start.file:
+        adapter = load_adapter(job.start.file)
+        check_sites(adapter.spec, adapter.name, unet_sites(unet))
+        return adapter
     with torch.inference_mode():
         width = clip_vision.encode_image(torch.zeros(1, 224, 224, 3))["image_embeds"].shape[-1]
     return fresh_adapter(unet_sites(unet), cross_attentions(unet), width, job.start.tokens, job.recipe.seed)
 
 
-def _validator(job: Job, parts: Parts, folder: Path) -> Any:
-    if not job.validation:
+def _validator(job: Job, parts: Parts, folder: Path, start: Adapter) -> Any:
+    if not (job.validation and job.recipe.validate_every):
         return None
     from .host_validation import validator
 
-    return validator(parts, job.validation, job.recipe, folder)
+    return validator(parts, job.validation, job.recipe, folder, start)
 
 
 def show(progress: Progress) -> None:

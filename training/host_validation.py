@@ -15,15 +15,28 @@ from torch import Tensor
 from ..attention.host_apply import apply_references
 from ..attention.options import FusionHead, Merge
 from ..attention.reference import make_reference
+from ..weights.adapter import Adapter
 from .config import Recipe
 from .job import Validation
 from .student import TrainedAdapter
 
+Parts = tuple[Any, Any, Any, Any]  # MODEL, CLIP, VAE, CLIP_VISION
+
 
 def validator(
-    parts: tuple[Any, Any, Any, Any], pictures: Sequence[Validation], recipe: Recipe, folder: Path
+    parts: Parts, pictures: Sequence[Validation], recipe: Recipe, folder: Path, start: Adapter
 ) -> Callable[[int, TrainedAdapter], None]:
-    """Writes `validation/step-N-K.png`, merged and gated as in training; parts: MODEL, CLIP, VAE, CLIP_VISION."""
+    """Writes `validation/step-N-K.png`, merged and gated as in training.
+
+    start: the adapter before its first step, with which all references are tried now. Raises ValueError for those that
+    cannot be used.
+    """
+    for number, each in enumerate(pictures, 1):
+        try:
+            with torch.inference_mode():
+                _applied(parts, each, start, recipe)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"Validation picture {number} (“{each.prompt}”) cannot be made: {error}") from error
 
     def validate(step: int, adapter: TrainedAdapter) -> None:
         target = folder / "validation"
@@ -36,15 +49,8 @@ def validator(
     return validate
 
 
-def sample(parts: tuple[Any, Any, Any, Any], each: Validation, adapter: TrainedAdapter, recipe: Recipe) -> Image.Image:
-    model, clip, vae, clip_vision = parts
-    references = tuple(make_reference(_read(f), text) for f, text in zip(each.images, each.texts, strict=True))
-    if references:
-        head = FusionHead(adapter.head, recipe.gate if adapter.head else "off", name=adapter.name)
-        merge = Merge(recipe.merge)
-        model = apply_references(
-            model, clip, clip_vision, adapter, references, scale=each.scale, merge=merge, fusion_head=head
-        )
+def sample(parts: Parts, each: Validation, adapter: Adapter, recipe: Recipe) -> Image.Image:
+    model, (_, clip, vae, _) = _applied(parts, each, adapter, recipe), parts
     conds = []
     for text in (each.prompt, each.negative):
         context, pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
@@ -56,6 +62,18 @@ def sample(parts: tuple[Any, Any, Any, Any], each: Validation, adapter: TrainedA
     )
     pixels = vae.decode(made)[0].clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
     return Image.fromarray(pixels.numpy())
+
+
+def _applied(parts: Parts, each: Validation, adapter: Adapter, recipe: Recipe) -> Any:
+    """The MODEL with the picture's references."""
+    model, clip, _, clip_vision = parts
+    references = tuple(make_reference(_read(f), text) for f, text in zip(each.images, each.texts, strict=True))
+    if not references:
+        return model
+    head = FusionHead(adapter.head, recipe.gate if adapter.head else "off", name=adapter.name)
+    return apply_references(
+        model, clip, clip_vision, adapter, references, scale=each.scale, merge=Merge(recipe.merge), fusion_head=head
+    )
 
 
 def _read(file: str) -> Tensor:

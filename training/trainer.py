@@ -151,7 +151,7 @@ class Trainer:
         """Pictures that cannot be made or written cost themselves, not the run."""
         try:
             validate(self.step, self.result())
-        except (OSError, RuntimeError) as error:  # a full disk, a full GPU
+        except (OSError, RuntimeError, ValueError) as error:  # a full disk, a full GPU, references that do not fit
             log.warning("The validation pictures of step %d cannot be made: %s", self.step, error)
 
     def result(self) -> TrainedAdapter:
