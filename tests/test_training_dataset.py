@@ -157,6 +157,51 @@ def test_filters(wrong: dict, kept: bool) -> None:
         assert [each.label for each in found] == ["dog", "cat"]
 
 
+@pytest.mark.parametrize(
+    "labels, why",
+    [
+        (("dog", "inside"), "too few objects remain"),
+        (("dog", "dog"), "two objects have the same name"),
+        (("dog", "inside", "cat"), None),
+        (("dog", "dog", "cat"), None),  # one of the dogs may have a mask that cannot be used
+        (("dog", "dog", "inside"), None),
+    ],
+)
+def test_a_picture_stays_if_some_masks_could_make_it_usable(labels: tuple[str, ...], why: str | None) -> None:
+    from mip_adapter.training.filters import Filters, candidates
+
+    boxes = [[0, 0, 40, 40], [50, 50, 90, 90], [50, 0, 90, 40]]
+    entries = [entry(*pair) for pair in zip(labels, boxes, strict=False)]
+    for each in entries:
+        if each["label"] == "inside":
+            each.update(box=[2, 2, 36, 36], logit=0.5)
+    found, said = candidates(entries, "a dog and a cat inside", (100, 100), Filters(), 2)
+    assert said == why and len(found) == (0 if why else len(labels))
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_a_box_counts_as_inside_another_only_where_that_has_a_sound_mask(tmp_path: Path, sound: bool) -> None:
+    """A more confident box around the first object, in training and in curation."""
+    from mip_adapter.training.curate_read import Folder
+    from mip_adapter.training.curate_score import Objects
+
+    write_folder(tmp_path, 1)
+    data = json.loads((tmp_path / "jsons" / "000.json").read_text())
+    around = {"label": "cat", "box": [0, 0, 50, 79], "logit": 0.95}
+    edit_json(tmp_path, 0, text=data["text"] + " and a cat", final_masks=[*data["final_masks"], around])
+    mask = np.array(Image.open(tmp_path / "masks" / "000.png"))
+    if sound:
+        mask[2:79, :50] = 9
+    else:
+        mask[:70, 44:50] = np.repeat(np.arange(10, 17), 10)[:, None]  # beside the object: too many values
+    Image.fromarray(mask).save(tmp_path / "masks" / "000.png")
+    first, second = (each["label"] for each in data["final_masks"][1:])
+    wanted = {"cat" if sound else first, second}
+    assert set(open_folder(tmp_path)[0].names) == wanted
+    scored = Folder(tmp_path).objects("000")
+    assert isinstance(scored, Objects) and set(scored.labels) == wanted and len(scored.crops) == 2
+
+
 @pytest.mark.parametrize("share, sound", [(0.7, True), (0.5, False), (0.0, False)])
 def test_masks_inside_boxes(share: float, sound: bool) -> None:
     from mip_adapter.training.filters import Filters, mask_is_sound

@@ -12,7 +12,7 @@ from PIL import Image
 
 from .curate_score import Objects
 from .dataset import PICTURES
-from .filters import Filters, Found, candidates, mask_is_sound, refuse_names
+from .filters import Filters, candidates, refuse_names, with_masks
 from .kept import picture_ids
 from .pictures import reference
 
@@ -49,16 +49,13 @@ class Folder:
         values = values[..., 0] if values.ndim == 3 else values
         if values.shape != picture.shape[:2]:
             raise ValueError(f"the mask is {values.shape[::-1]}, the picture {size}")
-        chosen: list[tuple[Found, np.ndarray]] = []
-        for each in found:
-            cut = reference(picture, values, each.box, False) if mask_is_sound(values, each.box, self.filters) else None
-            if cut is not None and len(chosen) < self.most:
-                chosen.append((each, (cut.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)))
-        if len(chosen) < self.least:
-            return "the masks inside the boxes are too small or too mixed"
-        if why := refuse_names([each for each, _ in chosen], self.filters):
+        found, why = with_masks(found, values, self.filters, self.least)
+        chosen = found[: self.most]
+        if why := why or refuse_names(chosen, self.filters):
             return why
-        return Objects([each.label for each, _ in chosen], [crop for _, crop in chosen])
+        cuts = [reference(picture, values, each.box, False) for each in chosen]
+        crops = [(cut.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for cut in cuts if cut is not None]
+        return Objects([each.label for each in chosen], crops)  # a sound mask is not empty
 
     def data(self, name: str) -> dict[str, Any]:
         return json.loads((self.path / "jsons" / f"{name}.json").read_text("utf-8"))

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from .config import Recipe
-from .filters import Found, candidates, mask_is_sound, refuse_names, shape_is_usable
+from .filters import Found, candidates, refuse_names, shape_is_usable, with_masks
 from .kept import picture_ids
 from .pictures import choose_crop, cropped, latent_mask, reference, training_picture
 from .seeds import generator, seed_of
@@ -133,7 +133,6 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
                 raise FileNotFoundError(f"masks/{name}.png is missing")
             caption, least = str(data["text"]), self.recipe.min_objects
             found, why = candidates(data["final_masks"], caption, size, self.recipe.filters, least)
-            why = why or refuse_names(found[: self.recipe.max_objects], self.recipe.filters)
             width, height = data.get("original_size", size)
             return (why,) if why else _Entry(name, picture, caption, tuple(found), size, (int(height), int(width)))
         except Exception as error:
@@ -155,9 +154,9 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         if values.shape != picture.size[::-1]:
             raise ValueError(f"the mask is {values.shape[::-1]}, the picture {picture.size}")
         pixels = np.array(picture)
-        found = [each for each in entry.found if mask_is_sound(values, each.box, recipe.filters)]
-        if len(found) < recipe.min_objects:
-            raise _Unusable("the masks inside the boxes are too small or too mixed")
+        found, why = with_masks(entry.found, values, recipe.filters, recipe.min_objects)
+        if why:
+            raise _Unusable(why)
         crop = choose_crop(picture.size, [each.box for each in found[: recipe.max_objects]], rng)
         left, top, side = crop
         window = (slice(top, top + side), slice(left, left + side))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -49,11 +49,12 @@ class Found(NamedTuple):
     box: Box
 
 
-NO_OBJECTS, ONE_OBJECT, NOT_IN_CAPTION, SAME_NAMES = (
+NO_OBJECTS, ONE_OBJECT, NOT_IN_CAPTION, SAME_NAMES, BAD_MASKS = (
     "no object has a usable box (area, aspect, confidence, one-word label)",
     "too few objects remain",
     "labels do not stand in the caption",
     "two objects have the same name",
+    "the masks inside the boxes are too small or too mixed",
 )
 
 
@@ -62,6 +63,8 @@ def candidates(
 ) -> tuple[list[Found], str | None]:
     """The usable objects, most confident first, and None; or nothing and the reason why the picture is left out.
 
+    A picture stays if it can be used with some of the masks being sound: which boxes lie in others that count is known
+    with the masks only, see `with_masks`.
     entries: the json's `final_masks`, of which those without a box are the background; size (width, height).
     """
     usable = [_found(entry) for entry in sorted(entries, key=_logit, reverse=True) if _usable(entry, size, filters)]
@@ -70,17 +73,47 @@ def candidates(
     named = [found for found in usable if not filters.in_caption or found.label in caption]
     if len(named) < min(least, len(usable)):
         return [], NOT_IN_CAPTION
+    if not _together(named, least, lambda a, b: _apart(a, b, filters)):
+        return [], ONE_OBJECT
+    if not _together(named, least, lambda a, b: _apart(a, b, filters) and not refuse_names((a, b), filters)):
+        return [], SAME_NAMES
+    return named, None
+
+
+def with_masks(
+    found: Sequence[Found], values: np.ndarray, filters: Filters, least: int
+) -> tuple[list[Found], str | None]:
+    """Of objects, most confident first, those with a sound mask that lie in no other such; or nothing and the reason.
+
+    values [H, W]: the picture's mask.
+    """
     chosen: list[Found] = []
-    for found in named:
-        if all(overlap(found.box, other.box) <= filters.contained for other in chosen):
-            chosen.append(found)
-    return (chosen, None) if len(chosen) >= least else ([], ONE_OBJECT)
+    mixed = False
+    for each in found:
+        if all(_apart(each, other, filters) for other in chosen):
+            if mask_is_sound(values, each.box, filters):
+                chosen.append(each)
+            else:
+                mixed = True
+    return (chosen, None) if len(chosen) >= least else ([], BAD_MASKS if mixed else ONE_OBJECT)
 
 
 def refuse_names(chosen: Sequence[Found], filters: Filters) -> str | None:
     """The reason to leave out a picture whose chosen objects cannot be told apart by name."""
     names = [found.label for found in chosen]
     return SAME_NAMES if filters.names_differ and len(set(names)) < len(names) else None
+
+
+def _together(found: Sequence[Found], least: int, fit: Callable[[Found, Found], bool]) -> bool:
+    """Whether there are `least` objects of which any two fit."""
+    if least <= 1:
+        return len(found) >= least
+    rest = ([other for other in found[i + 1 :] if fit(each, other)] for i, each in enumerate(found))
+    return any(_together(others, least - 1, fit) for others in rest)
+
+
+def _apart(a: Found, b: Found, filters: Filters) -> bool:
+    return overlap(a.box, b.box) <= filters.contained
 
 
 def overlap(a: Box, b: Box) -> float:
