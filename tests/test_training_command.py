@@ -103,6 +103,15 @@ def test_the_example_is_the_defaults(tmp_path: Path) -> None:
         ("steps = 2", "steps = 0", "steps is 0"),
         ('texts = ["cube", "ball"]', 'texts = ["cube"]', "as many texts as images"),
         ("[recipe]", "[recipe", "cannot be read as TOML"),
+        ("save_every = 1", "filters = 5", r"train.toml.recipe.filters is 5, a int; expected a table"),
+        ('data = "data"', 'data = ["a", "b"]', r"train.toml.data is \['a', 'b'\], a list; expected a str"),
+        ("[[validation]]", "[validation]", r"validation is {.*}, a dict; expected a table below \[\[validation\]\]"),
+        (
+            'texts = ["cube", "ball"]',
+            'texts = "cube"',
+            r"train.toml.validation.texts is 'cube', a str; expected a list",
+        ),
+        ('texts = ["cube", "ball"]', 'texts = ["cube", 2]', "train.toml.validation.texts is 2, a int; expected a str"),
     ],
 )
 def test_files_that_do_not_describe_a_run(job: Path, capsys, old: str, new: str, message: str) -> None:
@@ -113,6 +122,29 @@ def test_files_that_do_not_describe_a_run(job: Path, capsys, old: str, new: str,
     job.write_text(JOB.replace(old, new, 1))
     assert main(["--config", str(job)]) == 1
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "text, message", [("recipe = 5", "recipe is 5, a int"), ("validation = [5]", "validation is 5")]
+)
+def test_values_where_tables_belong(tmp_path: Path, text: str, message: str) -> None:
+    from mip_adapter.training.job import read_job
+
+    (tmp_path / "train.toml").write_text(text)
+    with pytest.raises(ValueError, match=f"train.toml.{message}.*; expected a table of settings"):
+        read_job(tmp_path / "train.toml")
+
+
+def test_only_the_checkpoint_may_be_the_miniature(job: Path) -> None:
+    """Elsewhere it is a file's or folder's name like any other."""
+    from mip_adapter.training.job import read_job
+
+    job.write_text(JOB.replace('data = "data"', 'data = "miniature"').replace('folder = "out"', 'folder = "miniature"'))
+    read = read_job(job)
+    assert read.data == read.output.folder == str(job.parent / "miniature") and read.base.checkpoint == "miniature"
+    job.write_text(JOB.replace("[start]", 'vae = "miniature"\n[start]'))
+    with pytest.raises(ValueError, match="files that do not exist: .*/miniature"):
+        read_job(job)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signals")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .filters import Filters
 
@@ -111,21 +111,30 @@ class Recipe:
 RESUMABLE = {"steps", "workers", "save_every", "keep", "validate_every"}
 
 
-def read_table(kind: type[Any], table: Mapping[str, Any], where: str) -> Any:
+def read_table(kind: type[Any], table: Any, where: str) -> Any:
     """A frozen dataclass from a table of a TOML file. Raises ValueError for names and types it does not know."""
+    if not isinstance(table, Mapping):
+        raise ValueError(f"{where} is {table!r}, a {type(table).__name__}; expected a table of settings.")
     hints, known = get_type_hints(kind), {each.name for each in dataclasses.fields(kind)}
     if unknown := sorted(set(table) - known):
         raise ValueError(f"{where} has no setting {', '.join(unknown)}; it knows {', '.join(sorted(known))}.")
-    values = {}
-    for name, value in table.items():
-        wanted = hints[name]
-        if dataclasses.is_dataclass(wanted):
-            values[name] = read_table(wanted, value, f"{where}.{name}")  # pyright: ignore[reportArgumentType]
-            continue
-        if wanted is float and type(value) is int:
-            value = float(value)
-        if wanted in (int, float, bool, str) and type(value) is not wanted:
-            got = type(value).__name__
-            raise ValueError(f"{where}.{name} is {value!r}, a {got}; expected a {wanted.__name__}.")
-        values[name] = value
-    return kind(**values)
+    return kind(**{name: _read(hints[name], value, f"{where}.{name}") for name, value in table.items()})
+
+
+def _read(wanted: Any, value: Any, where: str) -> Any:
+    """A value of the type that a setting wants; choices are left to its dataclass."""
+    if dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
+        return read_table(wanted, value, where)
+    got = type(value).__name__
+    if get_origin(wanted) is tuple:
+        item = get_args(wanted)[0]
+        if not isinstance(value, list):
+            name = where.rpartition(".")[2]
+            form = f"a table below [[{name}]] for each" if dataclasses.is_dataclass(item) else 'a list, such as ["…"]'
+            raise ValueError(f"{where} is {value!r}, a {got}; expected {form}.")
+        return tuple(_read(item, each, where) for each in value)
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if wanted in (int, float, bool, str) and type(value) is not wanted:
+        raise ValueError(f"{where} is {value!r}, a {got}; expected a {wanted.__name__}.")
+    return value

@@ -70,18 +70,9 @@ def read_job(file: Path) -> Job:
         table = tomllib.loads(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{file} cannot be read as TOML: {error}.") from error
-    pictures = table.pop("validation", [])
-    job = read_table(Job, table, file.name)
-    if not isinstance(pictures, list):
-        raise ValueError(f"{file.name}: validation must be written as [[validation]], once for each picture.")
-    made = tuple(read_table(Validation, _tuples(each), f"{file.name}.validation") for each in pictures)
-    job = _resolve(replace(job, validation=made), file.parent)
+    job = _resolve(read_table(Job, table, file.name), file.parent)
     _check(job, file.name)
     return job
-
-
-def _tuples(table: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
 
 
 def _check(job: Job, name: str) -> None:
@@ -109,10 +100,10 @@ _PATHS = {"data", "checkpoint", "clip_vision", "vae", "file", "folder", "images"
 
 
 def _resolve(part: Any, folder: Path) -> Any:
-    """The dataclass with its paths made absolute."""
+    """The dataclass with its paths made absolute; base.checkpoint may be MINIATURE, which is none."""
 
     def path(text: str) -> str:
-        return text if text in ("", MINIATURE) else str((folder / Path(text).expanduser()).resolve())
+        return text and str((folder / Path(text).expanduser()).resolve())
 
     changes = {}
     for each in fields(part):
@@ -121,6 +112,6 @@ def _resolve(part: Any, folder: Path) -> Any:
             changes[each.name] = _resolve(value, folder)
         elif each.name == "validation":
             changes[each.name] = tuple(_resolve(one, folder) for one in value)
-        elif each.name in _PATHS:
+        elif each.name in _PATHS and not (each.name == "checkpoint" and value == MINIATURE):
             changes[each.name] = path(value) if isinstance(value, str) else tuple(map(path, value))
     return replace(part, **changes)
