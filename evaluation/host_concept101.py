@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from ..training.curate_parts import Parts, open_parts, process, write_whole
+from ..training.curate_parts import Parts, open_parts, process
+from ..training.files import write_whole
 from ..training.host_cli import prepare_host
 from .concept101 import Pair, digest, read_pairs, references
 from .concept101_options import parse, settings_of

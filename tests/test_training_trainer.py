@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from .training_world import PlainModel, small_adapter, small_recipe, write_folder
+
+BLUE = (0x1C, 0x7E, 0xD6)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,6 +113,20 @@ def test_resuming_equals_not_stopping_bit_by_bit(data: Path, tmp_path: Path, cha
     assert (tmp_path / "part" / "loss.csv").read_text().splitlines()[0::7] == ["step,loss", f"7,{whole.losses[-1]!r}"]
     left = sorted(path.name for path in (tmp_path / "part" / "checkpoints").iterdir())
     assert left == ["step-00000006.pt", "step-00000007.pt"]  # nothing of the write that was killed
+
+
+def test_the_curve_needs_pillow_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mip_adapter.training.curve import write_curve
+    from mip_adapter.training.curve_picture import SIZE
+
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    losses = [1 / (step + 1) for step in range(60)]
+    write_curve(tmp_path, losses, small_recipe(steps=100))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.csv", "loss.png"]
+    with Image.open(tmp_path / "loss.png") as picture:
+        drawn = [x for x in range(SIZE[0]) if any(picture.getpixel((x, y)) == BLUE for y in range(40, SIZE[1]))]
+    assert picture.size == SIZE and drawn[0] < 100 and SIZE[0] * 0.5 < drawn[-1] < SIZE[0] * 0.7  # 60 of 100 steps
 
 
 def test_another_recipe_does_not_resume(data: Path, tmp_path: Path) -> None:

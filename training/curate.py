@@ -18,11 +18,12 @@ from PIL import Image
 
 from ..evaluation.encoders import load_encoder, need_words
 from ..evaluation.folders import identity, on
-from .curate_parts import Parts, Row, open_parts, process, write_whole
+from .curate_parts import Parts, Row, open_parts, process
 from .curate_read import Folder
 from .curate_score import score
 from .curate_sheet import Entry, contact_sheet
 from .curate_table import best, check_table, ranked, write_table
+from .files import write_whole
 from .kept import write_kept
 
 PART = 64  # pictures a part: a kill loses at most so many per process

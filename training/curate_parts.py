@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+
+from .files import write_whole
 
 Row = dict[str, Any]
 
@@ -75,16 +76,6 @@ def open_parts(folder: Path, ids: Sequence[str], settings: Mapping[str, Any], si
 
 def json_lines(rows: Sequence[Row]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """The file appears whole or not at all: a temporary name beside it, then one rename."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # machines that share a folder share process ids
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def process() -> tuple[int, int]:

@@ -7,7 +7,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from .curate_parts import Row, json_lines, write_whole
+from .curate_parts import Row, json_lines
+from .files import write_whole
 
 COLUMNS = ("id", "objects", "labels", "single", "pair", "total")
 ENDINGS = (".jsonl", ".parquet")

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .curve import running_mean
-
 SIZE = (768, 480)
 LEFT, RIGHT, TOP, BOTTOM = 76, 16, 40, 36  # room for the words
 TICKS = 5
@@ -42,6 +40,15 @@ def loss_picture(losses: Sequence[float], steps: int, title: str = "") -> Image.
     if losses:
         draw.text((SIZE[0] - RIGHT, 10), f"mean {smooth[-1]:.4f}", fill="#1c7ed6", font=font, anchor="ra")
     return picture
+
+
+def running_mean(losses: Sequence[float], window: int = 50) -> list[float]:
+    """The mean over the last steps, as many as there are at the beginning."""
+    means, total = [], 0.0
+    for i, loss in enumerate(losses):
+        total += loss - (losses[i - window] if i >= window else 0.0)
+        means.append(total / min(i + 1, window))
+    return means
 
 
 def _range(losses: Sequence[float]) -> tuple[float, float]:

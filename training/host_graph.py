@@ -33,11 +33,10 @@ def train_in_graph(
 ) -> Outcome:
     """Train `adapter` for `model` on a folder in the training-data layout; `model` samples as before afterwards.
 
-    on_step is called after every step with (step, steps, loss, smooth, seconds_per_step, eta, ids). An Exception that
-    it raises ends training, and so does the host's interrupt, which any layer of a model may raise: what was learnt is
-    in Outcome.adapter, the exception in Outcome.stopped. Outcome.losses has one number a step (`curve.draw_curve` makes
-    a PNG of them), Outcome.adapter its own metadata (`save.save_adapter`, `save.save_head`). folder: where checkpoints
-    go, None for none.
+    on_step is called with a Progress after every step. An Exception that it raises ends training, and so does the
+    host's interrupt, which any layer of a model may raise: what was learnt is in Outcome.adapter, the exception in
+    Outcome.stopped. Outcome.losses has one number a step (`curve_picture.loss_picture` draws them), Outcome.adapter its
+    own metadata (`save.save_adapter`, `save.save_head`). folder: where checkpoints go, None for none.
     Raises ValueError with a sentence for the artist.
     """
     with torch.inference_mode(False), torch.enable_grad():

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from .curate_parts import write_whole
+from .files import write_whole
 
 _FOLDER = "# dataset: "
 
