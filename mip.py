@@ -48,6 +48,13 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def write_any_sign() -> None:
+    """A console without our “…” is no reason to stop."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def load_package(module: str = ""):
     """Import the pack, or one of its modules, by the name `mip_adapter`, whatever its folder is called."""
     if PACKAGE not in sys.modules:
@@ -518,8 +525,13 @@ def serve(arguments: list[str]) -> int:
 
 def main_of(module: str) -> tuple[str, str]:
     """Python's arguments that run `main(argv)` of one of the pack's modules."""
-    load = f"runpy.run_path({str(ROOT / 'mip.py')!r})['load_package']({module!r})"
-    return "-c", f"import runpy, sys; sys.exit({load}.main(sys.argv[1:]))"
+    run = f"runpy.run_path({str(ROOT / 'mip.py')!r})['run_module']"
+    return "-c", f"import runpy, sys; sys.exit({run}({module!r}, sys.argv[1:]))"
+
+
+def run_module(module: str, arguments: list[str]) -> int:
+    write_any_sign()
+    return load_package(module).main(arguments)
 
 
 forward("arms", "merging or training? all arms, judged", *main_of("miniature.host_arms"), become=True)
@@ -542,9 +554,7 @@ def usage() -> str:
 def main(arguments: list[str]) -> int:
     if sys.version_info < (3, 11):
         raise SystemExit(f"mip.py needs Python 3.11 or newer, and this is {platform.python_version()}.")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a console without our "…" is no reason to stop
+    write_any_sign()
     name, rest = (arguments or [""])[0], arguments[1:]
     if name in ("-h", "--help", "help"):
         print(usage())

@@ -37,9 +37,6 @@ from .folders import identity, on
 def main(argv: Sequence[str]) -> int:
     """0 when this process's part is done, 1 with a sentence on stderr, 130 when it was stopped and can go on."""
     options = parse(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # pyright: ignore  (consoles without our quotation marks)
     try:
         run(options, settings_of(options))
     except (ValueError, OSError) as error:

@@ -339,6 +339,9 @@ def test_convert(host, clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     missing = run("convert", str(tmp_path / "missing.bin"))
     assert missing.returncode == 1
     assert "missing.bin" in missing.stderr and "Traceback" not in missing.stderr
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    plain = run("convert", str(source), "--output", str(tmp_path / "ähnlich.safetensors"))
+    assert plain.returncode == 0 and "?hnlich.safetensors" in plain.stdout, plain.stderr
 
 
 def test_demo_writes_its_pictures(host, clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

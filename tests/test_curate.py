@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -108,6 +109,17 @@ def test_the_contact_sheet_is_a_picture_of_all_it_shows(alone: Path):
     with Image.open(alone.with_suffix(".png")) as sheet:
         assert sheet.mode == "RGB" and sheet.width > 1000 and sheet.height > 6 * 200
         assert len(set(sheet.getdata())) > 1000  # pyright: ignore[reportArgumentType]
+
+
+def test_objects_have_the_colours_that_they_have_everywhere():
+    from mip_adapter.attention.colours import colour
+    from mip_adapter.training.curate_sheet import Entry, contact_sheet
+
+    boxes = [(10 + 60 * i, 30, 60 + 60 * i, 180) for i in range(3)]
+    entry = Entry(Image.new("RGB", (192, 192), "white"), boxes, ["cat", "dog", "bird"], "")
+    with Image.open(io.BytesIO(contact_sheet([("Best", [entry])]))) as sheet:
+        colours = {pixel for _, pixel in sheet.getcolors(1 << 20) or ()}
+    assert {colour(i) for i in range(3)} <= colours
 
 
 def test_parquet_where_pyarrow_is(tmp_path: Path):

@@ -32,9 +32,6 @@ PART = 64  # pictures a part: a kill loses at most so many per process
 def main(argv: Sequence[str]) -> int:
     """Returns 0, or 1 with a sentence on stderr."""
     options = _parse(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # pyright: ignore  (consoles without our quotation marks)
     try:
         curate(options)
     except (ValueError, OSError) as error:

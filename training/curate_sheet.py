@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
+from ..attention.colours import colour
 from ..attention.letters import letters, written
+from ..evaluation.canvas import ink_on
 
 SIDE, GAP, TEXT = 192, 10, 46  # a picture's square, the space around it, the words below it
-COLORS = ("#d9480f", "#1c7ed6", "#2b8a3e", "#9c36b5", "#e8a700", "#0b7285")
 
 
 class Entry(NamedTuple):
@@ -50,10 +51,10 @@ def _draw(sheet: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: int, en
     draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), fill="#f1f3f5")
     sheet.paste(entry.picture.convert("RGB").resize((size[0], size[1])), (x, y))
     for i, (box, label) in enumerate(zip(entry.boxes, written(entry.labels), strict=True)):
-        color = COLORS[i % len(COLORS)]
+        ink = colour(i)
         corners = [x + box[0] * scale, y + box[1] * scale, x + box[2] * scale, y + box[3] * scale]
-        draw.rectangle(corners, outline=color, width=2)
+        draw.rectangle(corners, outline=ink, width=2)
         at, font = (corners[0] + 3, corners[1] + 2), letters(label, 13)
-        draw.rectangle(draw.textbbox(at, label, font=font), fill="white")
-        draw.text(at, label, fill=color, font=font)
+        draw.rectangle(draw.textbbox(at, label, font=font), fill=ink)
+        draw.text(at, label, fill=ink_on(ink), font=font)
     draw.multiline_text((left, top + SIDE + 3), entry.caption, fill="black", font=letters(entry.caption, 13), spacing=2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 
@@ -59,10 +58,6 @@ class Accelerated:
         self.accelerator = Accelerator(mixed_precision="no", cpu=cpu)
         self.rank: int = int(self.accelerator.process_index)
         self.count: int = int(self.accelerator.num_processes)
-
-    @property
-    def device(self) -> torch.device:
-        return self.accelerator.device
 
     def wrap(self, module: nn.Module) -> nn.Module:
         return self.accelerator.prepare_model(module)

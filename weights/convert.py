@@ -100,9 +100,6 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.output and len(options.files) > 1 and not Path(options.output).is_dir():
         parser.error("--output must be a folder that exists when several files are given")
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # pyright: ignore  (consoles without our quotation marks)
     failed = 0
     for file in options.files:
         try:
