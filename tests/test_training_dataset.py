@@ -170,7 +170,7 @@ def test_filters(wrong: dict, kept: bool) -> None:
 def test_a_picture_stays_if_some_masks_could_make_it_usable(labels: tuple[str, ...], why: str | None) -> None:
     from mip_adapter.training.filters import Filters, candidates
 
-    boxes = [[0, 0, 40, 40], [50, 50, 90, 90], [50, 0, 90, 40]]
+    boxes = [[0.0, 0.0, 40.0, 40.0], [50.0, 50.0, 90.0, 90.0], [50.0, 0.0, 90.0, 40.0]]
     entries = [entry(*pair) for pair in zip(labels, boxes, strict=False)]
     for each in entries:
         if each["label"] == "inside":
