@@ -45,4 +45,4 @@ def test_the_workflow_runs_and_boxes_come_back(server):
     assert all("| mean " in report and "nan" not in report for report in reports)
     assert reports[0] == reports[1] != reports[2]
     pictures = [picture for node in outputs.values() for picture in node.get("images", ())]
-    assert len(pictures) == 4
+    assert len(pictures) == 4 + 4  # what was drawn, and what was found and scored

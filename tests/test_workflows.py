@@ -239,7 +239,7 @@ def test_the_miniature_runs_in_the_browser(page, stocked):
     run = history(stocked)[new.pop()]
     assert run["status"]["status_str"] == "success", run["status"]["messages"]
     pictures = [picture for node in run["outputs"].values() for picture in node.get("images", ())]
-    assert len(pictures) == 4 + 4 + 12 + 8  # both merges, the maps, the masks
+    assert len(pictures) == 2 + 4 + 4 + 12 + 8  # what was drawn, both merges, the maps, the masks
     by_title = {
         node["title"]: run["outputs"].get(str(node["id"]), {}) for node in load(MINIATURE)["nodes"] if "title" in node
     }
