@@ -59,6 +59,7 @@ class MIPMiniatureObject(io.ComfyNode):
                 ),
             ],
             outputs=[io.Image.Output(tooltip="The picture, for MIP Reference.")],
+            is_output_node=True,  # so that it shows its picture although the run took it from the cache
         )
 
     @classmethod
