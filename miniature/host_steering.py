@@ -28,7 +28,7 @@ COLUMNS = 4
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="mip.py steer", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("output/steering"), help="a PNG each, and steering.json")
+    parser.add_argument("--output", type=Path, default=Path("output/steering"), help="a JPEG each, and steering.json")
     parser.add_argument("--only", action="append", choices=list(MEANS), help="one of them; without it all")
     parser.add_argument("--adapter", type=Path, default=trained.file("mip", 0), help="the miniature's by default")
     parser.add_argument("--miniature", type=Path, default=trained.FOLDER, help="folder of the model's four files")
@@ -50,10 +50,8 @@ def main(argv: list[str]) -> int:
     for name in given.only or MEANS:
         before, after = maker.shown(MEANS[name].before), maker.shown(MEANS[name].after)
         counts[name] = {"what": MEANS[name].what, "own before": before.own, "own after": after.own, "of": after.of}
-        _save(steering.draw(name, maker.trials, before, after), given.output / f"{name}.png")
-        print(
-            f"{name}: {before.own} of {before.of} objects wear their own colours before, {after.own} after", flush=True
-        )
+        _save(steering.draw(name, maker.trials, before, after), given.output / f"{name}.jpg")
+        print(f"{name}: {before.own} of {before.of} objects clearly wear their own colours before, {after.own} after")
     settings = {key: str(value) for key, value in vars(given).items()}
     part = given.output / "steering.part"
     part.write_text(json.dumps({"settings": settings, "results": counts}, indent=1), "utf-8")
@@ -63,7 +61,7 @@ def main(argv: list[str]) -> int:
 
 def _save(picture: Any, file: Path) -> None:
     part = file.with_suffix(".part")
-    picture.save(part, "PNG")
+    picture.save(part, "JPEG", quality=85)
     part.replace(file)
 
 
@@ -87,7 +85,7 @@ class Maker:
                 picture, maps = self._picture(setting, trial)
                 kinds, looks = self.trials.scenes.present(trial), self.trials.scenes.looks[trial, :2]
                 judged = arms_score.score(picture, kinds, looks, self.trials.scenes.colours[trial, :2])
-                own += sum(bool(each) for each in judged["own"])
+                own += sum(bool(each) for each in judged["clear"])
                 if trial < COLUMNS:
                     pictures.append(picture)
                     shares.append(maps)

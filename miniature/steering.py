@@ -63,7 +63,8 @@ MEANS = {
 
 
 class Shown(NamedTuple):
-    """One row: pictures [K, 3, S, S], shares [K, M, h, w], and how many objects wear their own looks, of how many."""
+    """One row: pictures [K, 3, S, S], shares [K, M, h, w], and how many objects clearly wear their own colours, of
+    how many."""
 
     pictures: Tensor
     shares: Tensor
@@ -100,6 +101,6 @@ def draw(name: str, trials: Trials, before: Shown, after: Shown) -> Image.Image:
                 grown = to_pil(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
                 sheet.paste(grown, (x + place * (SIDE + GAP // 2), top + line * row + LINE))
     for line, (when, shown) in enumerate((("before", before), ("after", after))):
-        said = f"{when}: {shown.own} of {shown.of} objects wear their own reference's colours"
+        said = f"{when}: {shown.own} of {shown.of} objects clearly wear their own reference's colours"
         pen.text((GAP, top + line * row - 2), said, INK, text)
     return sheet
