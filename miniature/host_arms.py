@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..training.files import write_whole
 from ..training.host_cli import prepare_host
 from . import arms, arms_grid, arms_page, arms_table, trained
 from .arms import Arm
@@ -152,7 +153,7 @@ class Run:
                 f"The lines in {self.folder} were made with another {', another '.join(sorted(changed))}. Give another "
                 "--output, or delete that folder to begin anew."
             )
-        _write(plan, json.dumps(before | now, indent=1))
+        write_whole(plan, json.dumps(before | now, indent=1))
 
     def _seeds(self, arm: Arm) -> tuple[int, ...]:
         there = trained.seeds(arm.adapter, self.given.adapters)
@@ -222,8 +223,8 @@ class Run:
     def report(self) -> None:
         settings = {name: getattr(self.given, name) for name in (*SETTINGS, "scale", "prompts", "every_seed")}
         results = arms_table.summarise(self.rows(), self.given.scale)
-        _write(self.folder / "arms.json", json.dumps({"settings": settings, **results}, indent=1))
-        _write(self.folder / "arms.md", arms_page.markdown(results, settings))
+        write_whole(self.folder / "arms.json", json.dumps({"settings": settings, **results}, indent=1))
+        write_whole(self.folder / "arms.md", arms_page.markdown(results, settings))
         for objects in self.given.objects:
             trials = arms.make_trials(GRID, objects, arms.SEED_TEST)
             columns = {
@@ -250,9 +251,3 @@ def _share(text: str) -> tuple[int, int]:
 
 def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _write(file: Path, text: str) -> None:
-    part = file.with_suffix(".part")
-    part.write_text(text, "utf-8")
-    part.replace(file)

@@ -25,6 +25,7 @@ from ..attention.options import Merge
 from ..attention.record import Observation, RelevanceRecord, SamplingRun
 from ..attention.reference import make_reference
 from ..attention.relevance import shares
+from ..training.files import write_whole
 from ..training.host_cli import prepare_host
 from ..weights.adapter import Adapter, load_adapter
 from . import arms, overlap, trained, world
@@ -58,9 +59,7 @@ def main(argv: list[str]) -> int:
         ("overlap.json", json.dumps({"settings": settings, "results": results}, indent=1)),
         ("overlap.md", overlap.table(results) + "\n"),
     ):
-        part = given.output / f"{name}.part"
-        part.write_text(text, "utf-8")
-        part.replace(given.output / name)
+        write_whole(given.output / name, text)
     print(overlap.table(results))
     return 0
 

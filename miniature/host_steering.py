@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..attention.record import RecordedMaps, RelevanceRecord
 from ..attention.reference import make_reference
+from ..training.files import write_whole
 from ..training.host_cli import prepare_host
 from ..weights.adapter import load_adapter
 from . import arms, arms_score, steering, trained
@@ -53,9 +54,7 @@ def main(argv: list[str]) -> int:
         _save(steering.draw(name, maker.trials, before, after), given.output / f"{name}.jpg")
         print(f"{name}: {before.own} of {before.of} objects clearly wear their own colours before, {after.own} after")
     settings = {key: str(value) for key, value in vars(given).items()}
-    part = given.output / "steering.part"
-    part.write_text(json.dumps({"settings": settings, "results": counts}, indent=1), "utf-8")
-    part.replace(given.output / "steering.json")
+    write_whole(given.output / "steering.json", json.dumps({"settings": settings, "results": counts}, indent=1))
     return 0
 
 

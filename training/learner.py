@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..weights.adapter import Adapter
 from .config import Recipe
-from .optimizers import optimizers, set_rates
+from .optimizers import make_optimizers, set_rates
 from .student import Student, TrainedAdapter
 
 
@@ -22,7 +22,9 @@ class Learner:
         self.recipe = recipe
         self.student = Student(adapter, recipe).to(device)
         self.parameters = list(self.student.parameters())
-        self.optimizers = optimizers(self.parameters, recipe.learning_rate, recipe.matrix_rate, recipe.weight_decay)
+        self.optimizers = make_optimizers(
+            self.parameters, recipe.learning_rate, recipe.matrix_rate, recipe.weight_decay
+        )
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=half)
         self.ema = [each.detach().clone() for each in self.parameters] if recipe.ema else None
 

@@ -10,7 +10,7 @@ from torch import nn
 from .muon import Muon
 
 
-def optimizers(
+def make_optimizers(
     parameters: Iterable[nn.Parameter], rate: float, matrix_rate: float | None, weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.999), decay_vectors: bool = True,
 ) -> list[torch.optim.Optimizer]:  # fmt: skip

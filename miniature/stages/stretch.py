@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ...training.optimizers import optimizers, set_rates
+from ...training.optimizers import make_optimizers, set_rates
 
 SAVE_EVERY_S = 180
 LOG_EVERY = 25
@@ -48,7 +48,7 @@ class Progress:
         self.fresh = 0  # the step at which the optimizers knew nothing
         self.weights = {k: p for k, p in stage.model.named_parameters() if p.requires_grad}
         self.ema = {k: p.detach().clone() for k, p in self.weights.items()}
-        self.optimizers = optimizers(
+        self.optimizers = make_optimizers(
             self.weights.values(), stage.rate, stage.matrix_rate, DECAY, betas=(0.9, 0.99), decay_vectors=False
         )
 
