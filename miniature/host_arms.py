@@ -103,13 +103,13 @@ class Run:
     # ---- what is to be done ----
 
     def work(self) -> None:
-        """Real scenes (seconds an arm), then scales to choose from, then pictures: at the equal scale, then at the best
-        ones. All shards' scales must be there by then; else say so, for the same command to go on later."""
+        """Scales to choose from, then pictures: at the equal scale, then at the best ones; last the real scenes. All
+        shards' scales must be there for the best ones; else say so, for the same command to go on later."""
         maker = Maker(self.given)
         self._same_circumstances()
         done = {tuple(row["key"]) for row in self.rows()}
-        tuned = (self._real, self._tuning, self._equal, self._best)
-        for stage in (self._real, self._equal) if self.given.no_tuning else tuned:
+        tuned = (self._tuning, self._equal, self._best, self._real)
+        for stage in (self._equal, self._real) if self.given.no_tuning else tuned:
             parts = [part for part in stage() if self._mine(part)]
             parts = [part for part in parts if not all(part.key(trial) in done for trial in part.trials)]
             left, begun, made = sum(len(part.trials) for part in parts), time.monotonic(), 0

@@ -119,7 +119,9 @@ def test_a_template_runs_and_its_picture_brings_the_workflow_back(page, stocked)
 DONE = """() => {
     const shows = ["SaveImage", "PreviewImage", "MaskPreview"]
     const nodes = app.graph._nodes.filter(node => shows.includes(node.type))
-    return nodes.length > 2 && nodes.every(node => app.nodeOutputs[node.id]?.images?.length)
+    const said = app.graph._nodes.filter(node => node.type === "PreviewAny")
+    return nodes.length > 2 && nodes.every(node => app.nodeOutputs[node.id]?.images?.length) &&
+        said.length && said.every(node => app.nodeOutputs[node.id]?.text?.length)
 }"""
 # All pictures, those of the masks among them, and the maps in words.
 ARRIVED = """() => {
