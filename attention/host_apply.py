@@ -50,10 +50,9 @@ def apply_references(
         check_head(head.weights, head.name, sites)
     merge = merge or Merge()
     kept = None if frozen is None else _frozen_shares(frozen, tuple(each.text for each in references), merge)
-    encoded = encode_references(references, adapter, clip, clip_vision)
     if scale == 0:
         return model.clone()  # adds nothing anywhere: the same bits as without us
-    encoded = replace(encoded, frozen=kept)
+    encoded = replace(encode_references(references, adapter, clip, clip_vision), frozen=kept)
     times = tuple(
         Times(Window.of(model, each.start_percent, each.end_percent), Window.of(model, 0.0, each.region_until))
         for each in references

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +12,16 @@ from torch import Tensor
 
 from ..weights.adapter import Adapter
 from ..weights.projection import project
+from .memo import Memo
 from .plan import References
 from .reference import MAX_OBJECTS, Reference
 
 END_OF_TEXT = 49407  # CLIP's end token
 CLIP_WORDS = 75  # 77 positions without start and end
+
+# Another scale, range or merge encodes nothing again: the encoders stay where they are, and the UNet on its GPU. The
+# host changes a CLIP, such as with a LoRA, in a clone of it.
+_tokens, _null_tokens, _texts = Memo(), Memo(), Memo()
 
 
 def encode_references(references: tuple[Reference, ...], adapter: Adapter, clip: Any, clip_vision: Any) -> References:
@@ -30,18 +36,20 @@ def encode_references(references: tuple[Reference, ...], adapter: Adapter, clip:
         raise ValueError(
             f"The image encoder is missing: load {adapter.spec.encoder.name} with Load CLIP Vision and connect it."
         )
-    texts = tuple(encode_object_text(clip, reference.text, adapter) for reference in references)
+    texts = tuple(
+        _texts(partial(encode_object_text, clip, each.text, adapter), each, adapter, clip) for each in references
+    )
     progress = ProgressBar(len(references))
     tokens = []
-    for reference in references:
-        tokens.append(project(adapter, encode_pictures(clip_vision, reference.images, adapter)))
+    for each in references:
+        tokens.append(_tokens(partial(image_tokens, clip_vision, each, adapter), each, adapter, clip_vision))
         progress.update(1)  # also lets the artist interrupt
-    null = project(adapter, null_features(clip_vision, adapter))
     return References(
         names=tuple(reference.text for reference in references),
-        # Several pictures of one object: the projected tokens are averaged (step 8).
-        tokens=torch.stack([each.mean(0) for each in tokens]),
-        null_tokens=null[0],
+        tokens=torch.stack(tokens),
+        null_tokens=_null_tokens(
+            lambda: project(adapter, null_features(clip_vision, adapter))[0], adapter, clip_vision
+        ),
         texts=texts,
         weights=tuple(reference.weight for reference in references),
         regions=_regions(references),
@@ -74,6 +82,11 @@ def content_tokens(clip: Any, text: str) -> Tensor:
     if count < 1:
         raise ValueError(f"The object text “{text}” contains no words for the text encoder; name the object.")
     return clip.encode_from_tokens(tokens)[0, 1 : 1 + count].float()
+
+
+def image_tokens(clip_vision: Any, reference: Reference, adapter: Adapter) -> Tensor:
+    """[T, X]: of several pictures of one object the projected tokens are averaged (step 8)."""
+    return project(adapter, encode_pictures(clip_vision, reference.images, adapter)).mean(0)
 
 
 def encode_pictures(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tensor:

@@ -1,0 +1,106 @@
+"""MIPApply encodes a reference once for an adapter and its encoders, and keeps nothing that its user let go of."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+
+from . import graphs
+from .graphs import bundle, references
+
+pytestmark = pytest.mark.usefixtures("host")
+
+
+class Counted:
+    """An encoder of the host that counts what it is asked for."""
+
+    ASKED = ("encode_image", "model", "encode_from_tokens")
+
+    def __init__(self, encoder: Any) -> None:
+        self.encoder, self.asked = encoder, 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked += name in self.ASKED
+        return getattr(self.encoder, name)
+
+
+def apply(chain: tuple, clip: Any, vision: Any, family: str = "plus", **inputs: Any) -> Any:
+    from mip_adapter.nodes.apply import MIPApply
+
+    parts = bundle()
+    inputs = {"scale": 1.0, "start_percent": 0.0, "end_percent": 1.0, **inputs}
+    with torch.inference_mode():
+        return MIPApply.execute(parts.model, clip, vision, parts.adapters[family], chain, **inputs).args[0]
+
+
+def test_another_scale_range_or_merge_encodes_nothing() -> None:
+    from mip_adapter.attention.options import Merge
+
+    chain, clip, vision = references(), Counted(bundle().clip), Counted(bundle().vision)
+    first = apply(chain, clip, vision)
+    assert (clip.asked, vision.asked) == (2, 3)  # two texts; two pictures and the unconditional branch's none
+    apply(chain, clip, vision, scale=0.5)
+    apply(chain, clip, vision, start_percent=0.2, end_percent=0.9, merge=Merge("uniform"))
+    again = apply(chain, clip, vision)
+    assert (clip.asked, vision.asked) == (2, 3)
+    assert torch.equal(graphs.sample(first, 1), graphs.sample(again, 1))
+
+
+def test_scale_0_encodes_nothing() -> None:
+    clip, vision = Counted(bundle().clip), Counted(bundle().vision)
+    apply(references(), clip, vision, scale=0.0)
+    assert clip.asked == vision.asked == 0
+
+
+def test_other_parts_encode() -> None:
+    """Another adapter, encoder, CLIP or reference is never taken for the one before."""
+    chain, clip, vision = references(), Counted(bundle().clip), Counted(bundle().vision)
+    apply(chain, clip, vision)
+    asked = vision.asked
+    apply(chain, clip, vision, "base")
+    assert vision.asked == asked + 2  # its unconditional branch needs no encoder
+    others = Counted(bundle().clip), Counted(bundle().vision)
+    apply(chain, *others)
+    assert (others[0].asked, others[1].asked) == (2, 3)
+    apply(references(), *others)
+    assert (others[0].asked, others[1].asked) == (4, 5)
+
+
+def test_a_lora_on_the_clip_is_seen() -> None:
+    """The host patches a clone."""
+    from mip_adapter.attention.host_encode import encode_references
+
+    chain, parts, clip = references(), bundle(), bundle().clip.clone()
+    key, weight = next((k, w) for k, w in clip.cond_stage_model.state_dict().items() if k.endswith("q_proj.weight"))
+    clip.add_patches({key: (torch.ones_like(weight),)})
+    with torch.inference_mode():
+        plain, patched = (encode_references(chain, parts.adapters["base"], c, parts.vision) for c in (parts.clip, clip))
+        parts.clip.load_model()
+    assert not torch.equal(plain.texts[0], patched.texts[0])
+    assert torch.equal(plain.tokens, patched.tokens)
+
+
+def test_nothing_is_kept_alive() -> None:
+    chain, clip, vision = references(), Counted(bundle().clip), Counted(bundle().vision)
+    patched = apply(chain, clip, vision)
+    alive = [weakref.ref(each) for each in (*chain, clip, vision)]
+    del chain, clip, vision
+    gc.collect()
+    assert patched and not any(each() for each in alive)
+
+
+@pytest.mark.parametrize("gone", range(3))
+def test_a_value_goes_with_the_first_of_what_it_was_made_from(gone: int) -> None:
+    from mip_adapter.attention.memo import Memo
+
+    memo, made_from = Memo(), [Counted(None) for _ in range(3)]
+    value = memo(lambda: torch.ones(2), *made_from)
+    assert memo(lambda: torch.zeros(2), *made_from) is value
+    value = weakref.ref(value)
+    del made_from[gone]
+    gc.collect()
+    assert value() is None
