@@ -274,6 +274,16 @@ REROUTED = """() => {
     reroute.connect(0, second, "references")
 }"""
 BYPASSED = """() => { app.graph._nodes.filter(node => node.type === "MIPReference")[1].mode = 4 }"""
+THIRD = """mode => {
+    const [, second] = app.graph._nodes.filter(node => node.type === "MIPReference")
+    const third = LiteGraph.createNode("MIPReference")
+    app.graph.add(third)
+    third.widgets.find(widget => widget.name === "text").value = "third"
+    app.graph._nodes.find(node => node.type === "LoadImage").connect(0, third, "image")
+    for (const apply of app.graph._nodes.filter(node => node.type === "MIPApply")) third.connect(0, apply, "references")
+    second.connect(0, third, "references")
+    second.mode = mode
+}"""
 SCALED = """() => {
     const loader = app.graph._nodes.find(node => node.type === "LoadImage")
     const reference = app.graph._nodes.find(node => node.type === "MIPReference")
@@ -298,6 +308,14 @@ def test_thumbnails_show_what_the_host_queues(page, change) -> None:
     queued = queued_objects(page.evaluate(QUEUED))
     assert queued and all(queued)
     assert sorted(shown_objects(page)) == sorted(queued)
+
+
+@pytest.mark.parametrize("mode, left", [(4, ["cat", "third"]), (2, ["third"])], ids=["bypass", "mute"])
+def test_one_object_is_left_out(page, mode: int, left: list[str]) -> None:
+    """As docs/how-to.md says it: bypassing hands the chain on, muting cuts off what comes before."""
+    page.evaluate(THIRD, mode)
+    assert [[text for text, _ in objects] for objects in queued_objects(page.evaluate(QUEUED))] == [left] * APPLIES
+    assert [[text for text, _ in objects] for objects in shown_objects(page)] == [left] * APPLIES
 
 
 def test_thumbnails_look_through_other_image_nodes(page) -> None:
