@@ -45,8 +45,10 @@ def shares(relevance: Tensor, merge: Merge, region: Tensor | None = None, nobody
     background = None
     if merge.strategy == "relevance":
         if merge.sharpness != 1.0:
-            # a^p relative to the largest a, so that high powers neither overflow nor vanish.
-            peak = relevance.amax(0, keepdim=True)
+            # a^p relative to the largest a that has a say here, so that high powers neither overflow nor vanish.
+            if region is not None:
+                relevance = relevance * (region > 0)
+            peak = relevance.amax(0, keepdim=True).clamp_min(FLOOR)
             relevance = (relevance / peak) ** merge.sharpness
             nobody = None if nobody is None else (nobody / peak) ** merge.sharpness
             if merge.background:

@@ -160,6 +160,31 @@ def test_shares(relevance: np.ndarray, merge: Merge) -> None:
     assert (total <= factor * (1 + 1e-5)).all() and (merge.background or np.allclose(total, factor, rtol=1e-5))
 
 
+@given(relevances, merges, st.sampled_from([0.5, 1.0, 10.0]), st.integers(0, 99))
+def test_shares_in_regions(relevance: np.ndarray, merge: Merge, sharpness: float, seed: int) -> None:
+    """Ã_i = c r_i a_i^p / (Σ_j r_j a_j^p + β) · max_j r_j; 0 outside all regions."""
+    merge = replace(merge, strategy="relevance", sharpness=sharpness)
+    region = np.random.default_rng(seed).choice([0.0, 0.25, 1.0], (len(relevance), 1, relevance.shape[-1]))
+    given = torch.from_numpy(relevance).float().clamp_min(1e-30)
+    got = shares(given, merge, torch.from_numpy(region).float()).double().numpy()
+    a = region * (given.double().numpy() * relevance.shape[-1]) ** sharpness
+    total = a.sum(0) + merge.background
+    expected = np.divide(a, total, out=np.zeros_like(a), where=total > 0) * region.max(0)
+    factor = len(relevance) if merge.normalization == "mean" else 1
+    np.testing.assert_allclose(got, factor * expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("background", [0.0, 1.0])
+def test_an_object_without_say_leaves_no_trace(background: float) -> None:
+    """However much more it prefers the position, the sharpest merge gives the region to whoever is allowed there."""
+    relevance = torch.tensor([2e-2, 1e-6]).view(2, 1, 1).expand(-1, -1, 1000)
+    region = torch.tensor([0.0, 1.0]).view(2, 1, 1).expand(-1, -1, 1000)
+    merge = Merge(sharpness=10.0, background=background)
+    alone = shares(relevance[1:], merge)
+    close(shares(relevance, merge, region), torch.cat([torch.zeros_like(alone), alone]))
+    assert background or bool((alone == 1).all())
+
+
 @given(cases)
 def test_relevance_sums_to_one_over_positions(case: Case) -> None:
     data, (_, site) = case.numbers(), case.plan()
