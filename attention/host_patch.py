@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from comfy.ldm.modules.attention import optimized_attention
+from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
 from .host_call import Call
@@ -18,6 +19,8 @@ from .plan import SiteKey
 from .record import RelevanceRecord
 from .schedule import Schedule, Window
 from .site import fuse
+
+SHELLS = "mip_adapter"  # our callback's name in a ModelPatcher
 
 
 class Place(NamedTuple):
@@ -33,10 +36,9 @@ class SitePatch(ABC):
     """Replacement for one cross-attention, chained to whatever stood there before.
 
     All that stand in one slot add their terms to the attention and see the same q and the same clean Z_text, so that
-    their order makes no difference. What a patch knows is shared by all of its copies (the host deep-copies model
-    options on every clone). A shell may gain guests: IPAdapter_plus, applied after us, hands its callback to the
-    slot's occupant with `add`; the clone that it works on then has its own list, and its parent keeps sampling as
-    before.
+    their order makes no difference. What a patch knows is shared by all of its copies, one for every clone of a model
+    (`renew_shells`). A shell may gain guests: IPAdapter_plus, applied after us, hands its callback to the slot's
+    occupant with `add`; the clone that it works on then has its own list, and its parent keeps sampling as before.
     """
 
     needs_text: bool  # whether `act` reads Z_text
@@ -96,6 +98,20 @@ class SitePatch(ABC):
         return copy(self)  # a new shell: same plan, same occupant, its own (immutable) tuple of guests
 
 
+def renew_shells(_: Any, clone: Any) -> None:
+    """ON_CLONE: the clone gets shells of its own, one for each of its parent's, however many slots share it. Hosts
+    since 2026 copy only the dictionaries around them, older ones the shells too (`__deepcopy__`)."""
+    slots, shells = _slots(clone), {}
+    for key, patch in slots.items():
+        if isinstance(patch, SitePatch):
+            slots[key] = shells.setdefault(id(patch), copy(patch))
+
+
+def _slots(model: Any) -> dict[tuple, Any]:
+    """What stands at the cross-attentions of a MODEL, by the names of the sites."""
+    return model.model_options.get("transformer_options", {}).get("patches_replace", {}).get("attn2", {})
+
+
 def text_attention(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
     """Z_text by the host's attention of choice: sage, flash and overrides keep working."""
     precision = options.get("attn_precision")
@@ -149,7 +165,7 @@ def patched(
     clone = model.clone()
     window = Window.of(model, start_percent, end_percent)
     unet, keys = model.model.diffusion_model, tuple(keys)
-    occupied = clone.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
+    occupied = _slots(clone)
     for key in keys:
         patch = make(Place(key, unet, window, occupied.get(key, occupied.get(key[:2]))))
         clone.set_model_attn2_replace(patch, *key)
@@ -157,6 +173,8 @@ def patched(
             # A block of one transformer, such as SD1.5's: IPAdapter_plus looks for us under the block's own name.
             clone.set_model_attn2_replace(patch, *key[:2])
     install_wrappers(clone.model_options)
+    clone.remove_callbacks_with_key(CallbacksMP.ON_CLONE, SHELLS)  # applied twice, renewed once
+    clone.add_callback_with_key(CallbacksMP.ON_CLONE, SHELLS, renew_shells)
     return clone
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from copy import deepcopy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,6 +167,45 @@ def test_clones_share_the_plan() -> None:
     assert all(copies[key] is not slots[key] and copies[key].schedule is slots[key].schedule for key in slots)
     assert torch.equal(sample(ours.clone().clone()), sample(ours))
     assert deepcopy(slots[sites("full")[0]]).schedule is slots[sites("full")[0]].schedule
+
+
+def shares_leaves(options):
+    """How hosts since 2026 copy a model's options for its clone: the dictionaries and lists, not what they hold."""
+    if isinstance(options, dict):
+        return {key: shares_leaves(value) for key, value in options.items()}
+    return [shares_leaves(each) for each in options] if isinstance(options, list) else options
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("names", ["full", "block"])
+def test_guests_stay_in_their_clone_where_the_host_shares_what_options_hold(
+    monkeypatch, names: str, times: int
+) -> None:
+    """Our model, its parent in a chain of two and the next run of the other pack's node know nothing of the guest."""
+    import comfy.model_patcher
+
+    copying = SimpleNamespace(copy=copy.copy, deepcopy=shares_leaves)
+    monkeypatch.setattr(comfy.model_patcher, "copy", copying, raising=False)
+    ours = graphs.apply()
+    for _ in range(times - 1):
+        ours = graphs.apply(references(("moon", "fox")), model=ours)
+    alone, guest = sample(ours), sample(joined(ours, names))
+    assert torch.equal(sample(ours), alone) and not torch.equal(guest, alone)
+    assert torch.equal(sample(joined(ours.clone(), names)), guest)
+
+
+def test_slots_that_share_a_shell_share_its_copy() -> None:
+    """A block of one transformer has two names: a guest that comes by one acts whichever the host asks for."""
+    ours = graphs.apply()
+    slots, copies = (m.model_options["transformer_options"]["patches_replace"]["attn2"] for m in (ours, ours.clone()))
+    for block in sites("block"):
+        assert slots[block] is slots[(*block, 0)] and copies[block] is copies[(*block, 0)] is not slots[block]
+
+
+def test_a_clone_from_which_all_patches_were_taken_can_be_cloned() -> None:
+    bare = graphs.apply().clone()
+    bare.model_options["transformer_options"] = {}
+    assert torch.equal(sample(bare.clone()), sample(bundle().model))
 
 
 def test_the_host_moves_what_stood_there_before() -> None:
