@@ -85,8 +85,11 @@ def content_tokens(clip: Any, text: str) -> Tensor:
 
 
 def image_tokens(clip_vision: Any, reference: Reference, adapter: Adapter) -> Tensor:
-    """[T, X]: of several pictures of one object the projected tokens are averaged (step 8)."""
-    return project(adapter, encode_pictures(clip_vision, reference.images, adapter)).mean(0)
+    """[T, X]: of several pictures of one object the projected tokens are averaged (step 8), each with its weight."""
+    tokens = [project(adapter, encode_pictures(clip_vision, images, adapter)) for images, _ in reference.batches]
+    every = torch.cat(tokens)  # [B, T, X]
+    counts = every.new_tensor([counts for images, counts in reference.batches for _ in images])
+    return torch.einsum("b,btx->tx", counts / counts.sum(), every)
 
 
 def encode_pictures(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tensor:

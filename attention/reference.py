@@ -15,13 +15,17 @@ MAX_WEIGHT = 3.0
 LEAST_SIDE = 8
 # Mask values below this do not count as the object when its bounding box is taken.
 MASK_THRESHOLD = 0.05
+# How far the aspect ratio of a mask may be from its picture's: a mask of half the size is rounded.
+SAME_SHAPE = 0.02
+CENTRE, PAD, START, END = FITS = ("centre crop", "pad to square", "top or left", "bottom or right")
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
     """images [B, H, W, 3] in 0..1, one or more pictures of the object, ready for the image encoder; text names the
     object; weight multiplies its image features; region [1, H', W'] in 0..1 limits where it may act, on any canvas. It
-    acts from start_percent to end_percent of the sampling, within its region up to region_until."""
+    acts from start_percent to end_percent of the sampling, within its region up to region_until. more: batches of
+    other sizes, and what each of their pictures counts in the mean beside 1 for those of `images`."""
 
     images: Tensor
     text: str
@@ -30,6 +34,12 @@ class Reference:
     start_percent: float = 0.0
     end_percent: float = 1.0
     region_until: float = 1.0
+    more: tuple[tuple[Tensor, float], ...] = ()
+
+    @property
+    def batches(self) -> tuple[tuple[Tensor, float], ...]:
+        """All pictures of the object: batches [B, H, W, 3], and what each picture counts."""
+        return ((self.images, 1.0), *self.more)
 
 
 def make_reference(
@@ -41,12 +51,15 @@ def make_reference(
     start_percent: float = 0.0,
     end_percent: float = 1.0,
     region_until: float = 1.0,
+    more_pictures: Sequence[Reference] = (),
+    fit: str = CENTRE,
 ) -> Reference:
     """Check and prepare one reference.
 
     image [B, H, W, 1, 3 or 4] (alpha is laid on white); image_mask [H, W] or [1 or B, H, W], 1 on the object: it is cut
     out onto white and cropped to a square, as in the paper's training data; region [H, W] or [K, H, W], several are
-    united.
+    united. more_pictures: their pictures join this object's, their weights say how much each counts. fit: which square
+    of a picture without mask is used.
     Raises ValueError with a sentence for the artist.
     """
     text = text.strip()
@@ -62,10 +75,13 @@ def make_reference(
     if not 0 <= region_until <= 1:
         raise ValueError(f"The region of “{text}” holds until {region_until}; it must lie in 0 to 1 (1: to the end).")
     images = _rgb_on_white(image, text)
-    if image_mask is not None:
+    if image_mask is None:
+        images = _fitted(images, fit, text)
+    else:
         images = _cut_out(images, _as_masks(image_mask, f"image_mask of “{text}”"), text)
     united = None if region is None else _check_region(region, text)
-    return Reference(images, text, float(weight), united, start_percent, end_percent, region_until)
+    more = tuple((images, each.weight * counts) for each in more_pictures for images, counts in each.batches)
+    return Reference(images, text, float(weight), united, start_percent, end_percent, region_until, more)
 
 
 def plain(words: str) -> str:
@@ -142,7 +158,15 @@ def _cut_out(images: Tensor, masks: Tensor, text: str) -> Tensor:
             f"“{text}” has {count} pictures and {masks.shape[0]} image masks; give one mask for all or one for each "
             "picture."
         )
-    if masks.shape[1:] != (height, width):
+    masks_height, masks_width = masks.shape[1:]
+    ratio = masks_width * height / (masks_height * width)
+    if masks.any() and not 1 - SAME_SHAPE <= ratio <= 1 + SAME_SHAPE:  # Load Image's empty mask is 64×64
+        raise ValueError(
+            f"The image_mask of “{text}” is {masks_width}×{masks_height} pixels and its picture {width}×{height}: of "
+            "another shape it would not lie on the object. Connect picture and mask of the same node; pictures of "
+            "different shapes need a MIP Reference each, joined by more_pictures instead of Batch Images."
+        )
+    if (masks_height, masks_width) != (height, width):
         masks = F.interpolate(masks.unsqueeze(1), size=(height, width), mode="bilinear", align_corners=False).squeeze(1)
     squares = []
     for picture, mask in zip(images, masks.expand(count, -1, -1), strict=True):
@@ -160,9 +184,21 @@ def _cut_out(images: Tensor, masks: Tensor, text: str) -> Tensor:
     return torch.stack([_resize(square, side) for square in squares])
 
 
+def _fitted(images: Tensor, fit: str, text: str) -> Tensor:
+    """[B, H, W, 3]: the square to be used; for CENTRE all, as the image encoder takes the middle itself."""
+    if fit not in FITS:
+        raise ValueError(f"The fit of “{text}” is “{fit}”; it must be one of {', '.join(FITS)}.")
+    side = min(images.shape[1:3])
+    if fit == START:
+        return images[:, :side, :side]
+    if fit == END:
+        return images[:, -side:, -side:]
+    return _square(images) if fit == PAD else images
+
+
 def _square(picture: Tensor) -> Tensor:
-    """[H, W, 3] centred on a white square."""
-    height, width = picture.shape[:2]
+    """[..., H, W, 3] centred on a white square."""
+    height, width = picture.shape[-3:-1]
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     pad = (0, 0, left, side - width - left, top, side - height - top)

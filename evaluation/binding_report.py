@@ -12,7 +12,7 @@ from ..attention.letters import written
 from ..attention.reference import Reference
 from .batches import Tick
 from .binding import Binding, bind
-from .crops import as_bytes
+from .crops import as_bytes, pictures_of
 from .detections import Detections
 from .draw_matrix import draw_matrices
 from .embeddings import embed
@@ -34,8 +34,8 @@ def measure_binding(
     encoded. Raises ValueError with a sentence for the artist."""
     check_parts(images, references, detections)
     texts = tuple(reference.text for reference in references)
-    shown = [as_bytes(reference.images) for reference in references]
-    means = torch.stack([embed(encoder, list(each), tick).mean(0) for each in shown])  # [M, E]
+    shown = [pictures_of(reference) for reference in references]
+    means = torch.stack([embed(encoder, each, tick).mean(0) for each in shown])  # [M, E]
     seen = objects_in(images, references, detections, encoder, means, tick)
     return Binding(
         names=texts,
@@ -66,7 +66,7 @@ def matrices(binding: Binding, relevance_confusion: float | None = None) -> Tens
 
 def to_encode(references: Sequence[Reference], detections: Detections) -> int:
     """How many pictures `measure_binding` encodes at most, for a progress bar."""
-    return sum(len(reference.images) for reference in references) + crops_at_most(detections)
+    return sum(len(images) for each in references for images, _ in each.batches) + crops_at_most(detections)
 
 
 def report(binding: Binding, relevance_confusion: float | None = None) -> str:

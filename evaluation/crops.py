@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..attention.reference import Reference
 from .detections import Box, Detection, Detections
 
 SIDE = 224  # what CLIP sees
@@ -88,6 +89,11 @@ def describe(box: Box) -> str:
     """Left, top – right, bottom, in whole pixels."""
     x0, y0, x1, y1 = (round(edge) for edge in box)
     return f"({x0}, {y0})–({x1}, {y1})"
+
+
+def pictures_of(reference: Reference) -> list[np.ndarray]:
+    """All pictures of an object, uint8 [H, W, 3], of any sizes."""
+    return [picture for images, _ in reference.batches for picture in as_bytes(images)]
 
 
 def as_bytes(image: Tensor) -> np.ndarray:

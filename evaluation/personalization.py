@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..attention.reference import Reference
 from .batches import Tick
-from .crops import as_bytes
+from .crops import as_bytes, pictures_of
 from .detections import Detections
 from .embeddings import embed, embed_words
 from .encoders import ImageEncoder, need_words
@@ -99,7 +99,7 @@ def personalization(
         raise ValueError("The prompt is empty: give the words that the pictures were made from; CLIP-T scores them.")
     texts = tuple(reference.text for reference in references)
     pictures = list(as_bytes(images[..., :3]))
-    shown = [as_bytes(reference.images) for reference in references]
+    shown = [pictures_of(reference) for reference in references]
     clip, dino = (_pictures(each, pictures, shown, tick) for each in (encoder, image_encoder))
     assert clip
     whole = View(
@@ -124,7 +124,7 @@ def pictures_to_encode(
 ) -> int:
     """How many pictures `personalization` encodes at most, for a progress bar."""
     crops = 0 if detections is None else crops_at_most(detections) + (encoders - 1) * len(images) * len(references)
-    return encoders * (len(images) + sum(len(reference.images) for reference in references)) + crops
+    return encoders * (len(images) + sum(len(images) for each in references for images, _ in each.batches)) + crops
 
 
 def _pictures(
@@ -133,7 +133,7 @@ def _pictures(
     """Unit embeddings of the pictures [B, E], and of every reference's [R_m, E]."""
     if encoder is None:
         return None
-    return embed(encoder, pictures, tick), [embed(encoder, list(each), tick) for each in shown]
+    return embed(encoder, pictures, tick), [embed(encoder, each, tick) for each in shown]
 
 
 def _crops(

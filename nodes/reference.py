@@ -1,6 +1,6 @@
 from comfy_api.latest import io
 
-from ..attention.reference import MAX_OBJECTS, MAX_WEIGHT, make_reference
+from ..attention.reference import CENTRE, FITS, MAX_OBJECTS, MAX_WEIGHT, make_reference
 from .types import CATEGORY, MIPReferences
 
 
@@ -16,7 +16,8 @@ class MIPReference(io.ComfyNode):
             inputs=[
                 io.Image.Input(
                     "image",
-                    tooltip="The object, any size. A batch is several pictures of the same object; they are averaged.",
+                    tooltip="The object, any size; the middle square is used (see “fit”). A batch is several pictures "
+                    "of the same object; they are averaged.",
                 ),
                 io.String.Input(
                     "text",
@@ -55,7 +56,8 @@ class MIPReference(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
-                    tooltip="This object acts from here on. Before it, the others share the picture.",
+                    tooltip="This object acts from here on. Before, the others share the whole picture, its place too. "
+                    "To leave the layout to the prompt use start_percent of MIP Apply.",
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -64,7 +66,7 @@ class MIPReference(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
-                    tooltip="This object acts up to here; the others take over its shares.",
+                    tooltip="This object acts up to here; then the others take over its place.",
                 ),
                 io.Float.Input(
                     "region_until",
@@ -75,6 +77,20 @@ class MIPReference(io.ComfyNode):
                     optional=True,
                     tooltip="The region holds up to here, then the object text finds the place: try 0.2–0.4 to make "
                     "the region a hint. 1: to the end.",
+                ),
+                MIPReferences.Input(
+                    "more_pictures",
+                    optional=True,
+                    tooltip="More pictures of this object: MIP Reference nodes of their own, each with its picture of "
+                    "any size and its mask. Their weights say how much each counts in the mean, their texts nothing.",
+                ),
+                io.Combo.Input(
+                    "fit",
+                    options=list(FITS),
+                    default=CENTRE,
+                    optional=True,
+                    tooltip="Which square of a tall or wide picture is used: the middle, all of it on white, or one "
+                    "end. With image_mask the object is cut out instead.",
                 ),
             ],
             outputs=[
@@ -97,8 +113,11 @@ class MIPReference(io.ComfyNode):
         start_percent=0.0,
         end_percent=1.0,
         region_until=1.0,
+        more_pictures=(),
+        fit=CENTRE,
     ) -> io.NodeOutput:
-        new = make_reference(image, text, weight, image_mask, region, start_percent, end_percent, region_until)
+        times = start_percent, end_percent, region_until
+        new = make_reference(image, text, weight, image_mask, region, *times, more_pictures or (), fit)
         chain = (*(references or ()), new)
         if len(chain) > MAX_OBJECTS:
             raise ValueError(f"This chain has {len(chain)} references; at most {MAX_OBJECTS} objects are supported.")
