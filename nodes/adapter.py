@@ -23,7 +23,13 @@ class MIPAdapterLoader(io.ComfyNode):
                     "head; plain IP-Adapter weights work too.",
                 )
             ],
-            outputs=[MIPAdapter.Output(display_name="adapter", tooltip="For MIP Apply, MIP Fusion Head and training.")],
+            outputs=[
+                MIPAdapter.Output(display_name="adapter", tooltip="For MIP Apply, MIP Fusion Head and training."),
+                io.String.Output(
+                    display_name="about",
+                    tooltip="What the file is and which image encoder it needs, in words: for Preview as Text.",
+                ),
+            ],
         )
 
     @classmethod
@@ -38,6 +44,7 @@ class MIPAdapterLoader(io.ComfyNode):
     def execute(cls, adapter_name: str) -> io.NodeOutput:
         path = adapter_path(adapter_name)
         try:
-            return io.NodeOutput(load_adapter(path, name=adapter_name))
+            adapter = load_adapter(path, name=adapter_name)
         except ValueError as error:
             raise ValueError(f"{error}{cure(path)}") from error
+        return io.NodeOutput(adapter, str(adapter.spec))

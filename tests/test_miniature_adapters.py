@@ -245,7 +245,8 @@ def test_the_pack_lists_its_own_adapters_after_the_users(host, monkeypatch, tmp_
     users_own = [name for name in names if (users / name).is_file()]  # the host may have files of its own beside them
     assert users_own == ["miniature_mine.safetensors", "zebra.safetensors"]
     assert names[-1] == "miniature_mip.safetensors" and names.index(users_own[-1]) < len(names) - 1
-    (adapter,) = MIPAdapterLoader.execute("miniature_mip.safetensors").result
+    adapter, about = MIPAdapterLoader.execute("miniature_mip.safetensors").result
+    assert about.startswith("MIP-Adapter base for") and "4 tokens, with fusion head; needs" in about
     assert adapter.spec.sites == config.sites()
     # What comes with the pack says how to get it back; what is the artist's own does not.
     for folder, name, cured in ((ours, "miniature_mip", True), (users, "zebra", False)):

@@ -76,7 +76,7 @@ class AdapterSpec:
             target = f"a UNet with {len(self.sites)} sites and context width {self.context_dim}"
         tokens = "a token per image patch" if self.tokens is None else f"{self.tokens} tokens"
         head = "with fusion head" if self.has_head else "no fusion head"
-        return f"{kind} {self.family} for {target}, {tokens}, {self.encoder.name}, {head}"
+        return f"{kind} {self.family} for {target}, {tokens}, {head}; needs {self.encoder.name} as CLIP vision"
 
 
 def architecture(context_dim: int, sites: Iterable[tuple[int, int]]) -> str:
