@@ -25,7 +25,8 @@ TUNED_ON = 24  # prompts
 
 
 class Arm(NamedTuple):
-    """adapter: a kind of `trained.KINDS`; gate: where the fusion head acts, "off" for an adapter without one."""
+    """adapter: a kind of `trained.KINDS`, "" for the base alone; gate: where the fusion head acts, "off" for an adapter
+    without one."""
 
     name: str
     adapter: str
@@ -35,11 +36,12 @@ class Arm(NamedTuple):
     @property
     def scales(self) -> tuple[float, ...]:
         """Those to choose from: none for "sum", which at scale s / M is "uniform" at s, to the last digit."""
-        return () if self.merge.strategy == "sum" else SCALES
+        return SCALES if self.adapter and self.merge.strategy != "sum" else ()
 
 
 RELEVANCE, UNIFORM = Merge("relevance"), Merge("uniform")
 ARMS = (
+    Arm("no references", "", UNIFORM),  # what the base draws by itself
     Arm("stock + concat", "stock", Merge("concat")),  # plain IP-Adapter with several references
     Arm("stock + sum", "stock", Merge("sum")),
     Arm("stock + uniform", "stock", UNIFORM),
@@ -58,19 +60,33 @@ ARMS = (
 )
 METHOD = "mip + relevance"
 
-# The open question as differences: what changes from the second arm to the first, and nothing else.
+
+class Effect(NamedTuple):
+    """What changes from the arms `before` to the arms `after`, and nothing else; with two of each, how much more the
+    first change does than the second."""
+
+    name: str
+    after: tuple[str, ...]
+    before: tuple[str, ...]
+
+
+MERGING = Effect("merging alone, on stock weights", ("stock + relevance",), ("stock + uniform",))
+TRAINING = Effect("further training, on two objects, under relevance", ("mip + relevance",), ("stock + relevance",))
+BOTH = Effect("both: the paper's method against plain IP-Adapter", ("mip + relevance",), ("stock + concat",))
+QUESTION = (MERGING, TRAINING, BOTH)  # the open question; all others explore
 EFFECTS = (
-    ("merging alone, on stock weights", "stock + relevance", "stock + uniform"),
-    ("merging, on weights trained without it", "uniform-trained + relevance", "uniform-trained + uniform"),
-    ("merging, on weights trained with it", "mip + relevance", "mip + uniform"),
-    ("training on two objects, head included, uniform merge", "uniform-trained + uniform", "stock + uniform"),
-    ("training with relevance, head included, seen under relevance", "mip + relevance", "stock + relevance"),
-    ("training with relevance, head included, seen under uniform", "mip + uniform", "stock + uniform"),
-    ("relevance instead of uniform in training", "mip + relevance", "uniform-trained + relevance"),
-    ("the fusion head", "mip + relevance", "mip + relevance, no head"),
-    ("both: the paper's method against plain IP-Adapter", "mip + relevance", "stock + concat"),
+    *QUESTION,
+    Effect("merging more than training", MERGING.after + TRAINING.before, MERGING.before + TRAINING.after),
+    Effect("merging, on weights trained without it", ("uniform-trained + relevance",), ("uniform-trained + uniform",)),
+    Effect("merging, on weights trained with it", ("mip + relevance",), ("mip + uniform",)),
+    Effect("further training, uniform merge", ("uniform-trained + uniform",), ("stock + uniform",)),
+    Effect("further training with relevance, seen under uniform", ("mip + uniform",), ("stock + uniform",)),
+    Effect("relevance instead of uniform in training", ("mip + relevance",), ("uniform-trained + relevance",)),
+    Effect("the fusion head, trained alone", ("head-only + relevance",), ("stock + relevance",)),
+    Effect("the head, on weights trained with it", ("mip + relevance",), ("mip + relevance, no head",)),
+    Effect("Resampler family: merging alone", ("stock-plus + relevance",), ("stock-plus + uniform",)),
+    Effect("Resampler family: further training", ("mip-plus + relevance",), ("stock-plus + relevance",)),
 )
-QUESTION = (EFFECTS[0][0], EFFECTS[3][0], EFFECTS[-1][0])  # merging, training, both
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,4 +160,4 @@ def chosen(names: Sequence[str] | None, kinds: Sequence[str]) -> list[Arm]:
     known = {arm.name: arm for arm in ARMS}
     if wrong := [name for name in names or () if name not in known]:
         raise ValueError(f"There is no arm “{wrong[0]}”; choose from: {'; '.join(known)}.")
-    return [arm for arm in ARMS if arm.adapter in kinds and (not names or arm.name in names)]
+    return [arm for arm in ARMS if arm.adapter in ("", *kinds) and (not names or arm.name in names)]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .judge import Found, judge
 from .judge_looks import colour_error, layout_error, look
+from .world_looks import PLAIN
 
 # Mean absolute distance, per channel, of an object's pixels from the nearer of two colours, below which it clearly
 # wears them. On drawn scenes 99 % of the objects are within 0.04 of their own, and 99 % further than 0.12 from others'.
@@ -26,10 +27,13 @@ def score(image: Tensor, kinds: Sequence[int], looks: Tensor, colours: Tensor) -
     Lists have an entry for each object: `present`; `own`, whether its colours are nearer to its own reference's than to
     any other's (None where it is absent); `clear`, whether they are clearly its own; `confused`, another's; `margin`,
     how much nearer; `error`, mean absolute distance from its own look laid out in its pattern; `pattern`, whether its
-    pattern is read as its own's. `count` is the number of objects in the picture, whatever they are.
+    pattern is read as its own's; `plain`, whether its look is of one colour. `count` is the number of objects in the
+    picture, whatever they are.
     """
+    plain = looks[:, 0] == PLAIN
+    colours = torch.where(plain[:, None, None], colours[:, :1], colours)  # a plain look's second is drawn nowhere
     found = judge(image[None])[0]
-    measures: dict[str, Any] = {"count": len(found)}
+    measures: dict[str, Any] = {"count": len(found), "plain": plain.tolist()}
     rows = [_object(image, _best(found, kind), i, looks, colours) for i, kind in enumerate(kinds)]
     return measures | {name: [row[name] for row in rows] for name in rows[0]}
 

@@ -30,7 +30,7 @@ from .stages.precision import activations
 
 SETTINGS = ("steps", "sampler", "guidance", "precision")  # that every line depends on
 BATCH = 32  # pictures at most
-GRID = 8  # prompts whose pictures are kept
+GRID = 24  # prompts, of which the first training seed has every third: rows of the picture
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         prepare_host(not torch.cuda.is_available())
         kinds = [kind for kind in trained.KINDS if trained.seeds(kind, given.adapters)]
         chosen = arms.chosen(given.arm, kinds)
-        if not chosen:
+        if not kinds:
             raise ValueError(
                 f"No trained adapters lie in {given.adapters}: python miniature/train.py --stage adapters trains them, "
                 "and --export miniature puts them there."
@@ -103,12 +103,12 @@ class Run:
     # ---- what is to be done ----
 
     def work(self) -> None:
-        """Scales to choose from, then pictures: at the equal scale, then at the best ones; last the real scenes. All
-        shards' scales must be there for the best ones; else say so, for the same command to go on later."""
+        """Pictures at the equal scale, scales to choose from, pictures at the best ones, real scenes. For the best ones
+        all shards' scales must be there; else say so, for the same command to go on later."""
         maker = Maker(self.given)
         self._same_circumstances()
         done = {tuple(row["key"]) for row in self.rows()}
-        tuned = (self._tuning, self._equal, self._best, self._real)
+        tuned = (self._equal, self._tuning, self._best, self._real)
         for stage in (self._equal, self._real) if self.given.no_tuning else tuned:
             parts = [part for part in stage() if self._mine(part)]
             parts = [part for part in parts if not all(part.key(trial) in done for trial in part.trials)]
@@ -144,7 +144,7 @@ class Run:
         now: dict[str, Any] = {name: getattr(self.given, name) for name in SETTINGS}
         now |= {part: _sha256(self.given.miniature / f"{part}.safetensors") for part in PARTS}
         for arm in self.arms:
-            for seed in self._seeds(arm):
+            for seed in self._seeds(arm) if arm.adapter else ():
                 now[f"{arm.adapter}-{seed}"] = _sha256(trained.file(arm.adapter, seed, self.given.adapters))
         plan = self.folder / "plan.json"
         before = json.loads(plan.read_text()) if plan.is_file() else {}
@@ -156,7 +156,7 @@ class Run:
         write_whole(plan, json.dumps(before | now, indent=1))
 
     def _seeds(self, arm: Arm) -> tuple[int, ...]:
-        there = trained.seeds(arm.adapter, self.given.adapters)
+        there = trained.seeds(arm.adapter, self.given.adapters) if arm.adapter else trained.SEEDS
         return tuple(seed for seed in there if not self.given.seed or seed in self.given.seed)
 
     def _each(self, measure: str, scales: Callable[[Arm, int], Sequence[float]]) -> Iterator[Part]:
@@ -170,7 +170,7 @@ class Run:
                             yield from _parts(measure, arm, seed, objects, scale, shares[seed])
 
     def _real(self) -> Iterator[Part]:
-        return self._each("real", lambda *_: (self.given.scale,))
+        return self._each("real", lambda arm, _: (self.given.scale,) if arm.adapter else ())
 
     def _tuning(self) -> Iterator[Part]:
         """On the first training seed alone."""
@@ -196,16 +196,17 @@ class Run:
             print(f"Not all scales are tried yet ({'; '.join(sorted(missing))}): run this again when they are.")
 
     def _keep(self, part: Part) -> Callable[[int, Tensor], None]:
-        """Keeps the pictures that the grid shows."""
+        """Keeps all pictures that count: to be looked at, and to be judged anew by a better judge."""
 
         def keep(trial: int, image: Tensor) -> None:
-            if part.measure == "picture" and part.seed == 0 and part.scale == self.given.scale and trial < GRID:
-                arms_grid.save(image, self._picture(part.arm.name, part.objects, trial))
+            if part.measure == "picture":
+                arms_grid.save(image, self._picture(part.key(trial)))
 
         return keep
 
-    def _picture(self, arm: str, objects: int, trial: int) -> Path:
-        return self.folder / "pictures" / f"{objects} objects" / arm / f"{trial}.png"
+    def _picture(self, key: Sequence[Any]) -> Path:
+        _, arm, seed, objects, scale, trial = key
+        return self.folder / "pictures" / f"{objects} objects" / f"{arm}, scale {scale:g}, seed {seed}" / f"{trial}.png"
 
     # ---- what came out ----
 
@@ -228,7 +229,8 @@ class Run:
         for objects in self.given.objects:
             trials = arms.make_trials(GRID, objects, arms.SEED_TEST)
             columns = {
-                arm.name: [self._picture(arm.name, objects, trial) for trial in range(GRID)] for arm in self.arms
+                arm.name: [self._picture(("", arm.name, 0, objects, self.given.scale, trial)) for trial in range(GRID)]
+                for arm in self.arms
             }
             if (grid := arms_grid.draw(trials, columns)) is not None:
                 grid.save(self.folder / f"arms, {objects} objects.png")

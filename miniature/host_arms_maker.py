@@ -68,13 +68,14 @@ class Maker:
         from . import host_rows
 
         trials = self.trials(part.objects, part.measure)
-        models = [self._apply(part, trials, trial)[0] for trial in part.trials]
+        model = self.model
+        if part.arm.adapter:
+            model = host_rows.combine([self._apply(part, trials, trial)[0] for trial in part.trials])
         positive = host_rows.conditioning([self.clip.conditioning(trials.prompts[trial]) for trial in part.trials])
         negative = host_rows.conditioning([self.clip.conditioning("")])
         noise = host_rows.noise_of([trials.seeds[trial] for trial in part.trials], 16)
         latents = host_rows.sample(
-            host_rows.combine(models), positive, negative, noise, self.given.steps, self.given.guidance,
-            self.given.sampler,
+            model, positive, negative, noise, self.given.steps, self.given.guidance, self.given.sampler,
         )  # fmt: skip
         images = torch.cat([self.vae.decode(some) for some in latents.split(DECODED)])  # [B, H, W, 3]
         images = images.float().clamp(0, 1)

@@ -55,11 +55,11 @@ def test_references_show_their_objects(trials):
 def test_every_arm_of_an_effect_exists():
     names = {arm.name for arm in arms.ARMS}
     assert len(names) == len(arms.ARMS) and arms.METHOD in names
-    assert {name for _, *pair in arms.EFFECTS for name in pair} <= names
-    assert {arm.adapter for arm in arms.ARMS} <= set(trained.KINDS)
+    assert {name for effect in arms.EFFECTS for name in effect.after + effect.before} <= names
+    assert {arm.adapter for arm in arms.ARMS} == {"", *trained.KINDS}
     with pytest.raises(ValueError, match="no arm “nonsense”"):
         arms.chosen(["nonsense"], ["stock"])
-    assert {arm.adapter for arm in arms.chosen(None, ["stock"])} == {"stock"}
+    assert {arm.adapter for arm in arms.chosen(None, ["stock"])} == {"", "stock"}
 
 
 # ---- the judge ----
@@ -90,6 +90,24 @@ def score(image, scenes, i, n):
     return arms_score.score(image, scenes.present(i), scenes.looks[i, :n], scenes.colours[i, :n])
 
 
+def test_a_plain_look_is_of_one_colour():
+    """Its second colour is drawn nowhere: an object that wears it wears nobody's."""
+    palette, kind = world.palette(), world.KINDS.index("star")
+    looks = torch.tensor([[PLAIN, 0, 3], [PLAIN, 1, 2]])
+    alone = world.sample(1, 3, (1,))
+    alone = replace(alone, **{name: getattr(alone, name)[:, :1] for name in ("kinds", "centres", "radii", "turns")})
+
+    def worn(colour):
+        shown = replace(
+            alone, kinds=torch.tensor([[kind]]), looks=torch.tensor([[[PLAIN, colour, colour]]]),
+            colours=palette[[colour, colour]][None, None],
+        )  # fmt: skip
+        return arms_score.score(world.render(shown).images[0], [kind, kind], looks, palette[looks[:, 1:]])
+
+    assert worn(0)["clear"][0] and worn(0)["own"][0] and worn(0)["plain"] == [True, True]
+    assert not worn(3)["clear"][0]
+
+
 def test_an_empty_picture_holds_nothing(trials):
     row = score(torch.ones(3, 128, 128), trials.scenes, 0, trials.objects)
     assert row["count"] == 0 and not any(row["present"])
@@ -99,8 +117,9 @@ def test_an_empty_picture_holds_nothing(trials):
 # ---- numbers ----
 
 
-def line(arm, trial, own, seed=0, measure="picture", scale=0.75, **more):
+def line(arm, trial, own, seed=0, measure="picture", scale=0.75, plain=(True, False), **more):
     present = [each is not None for each in own]
+    more["plain"] = list(plain)
     of = {"margin": 0.1, "error": 0.2, "pattern": True, "clear": True, "confused": False}
     lists = {name: [value if there else None for there in present] for name, value in of.items()}
     row = {"own": own, "present": present, "count": sum(present), "clip_t": 1.0, "clip_i": 0.5, **lists, **more}
@@ -112,6 +131,7 @@ def test_binding_counts_found_objects_and_bound_counts_all():
     (row,) = arms_table.summarise(rows, 0.75)["2 objects"]["equal"]
     assert row["binding"]["value"] == pytest.approx(2 / 3) and row["bound"]["value"] == pytest.approx(2 / 4)
     assert row["present"]["value"] == pytest.approx(3 / 4) and row["all present"]["value"] == 0.5
+    assert row["bound, plain"]["value"] == 1 and row["bound, two-coloured"]["value"] == 0
     assert (row["prompts"], row["pictures"]) == (2, 2)
 
 
@@ -139,6 +159,34 @@ def test_intervals_draw_prompts_and_seeds():
     assert list(row["binding"]["by seed"].values()) == pytest.approx(list(bound / of))
 
 
+def test_intervals_draw_prompts_within_their_seeds():
+    """As a loop that draws seeds, and for each draw of one its own prompts."""
+    rng = np.random.default_rng(3)
+    rows, counted = [], np.zeros((2, 3, 20))
+    for prompt in range(60):
+        own = [bool(rng.random() < 0.3 + 0.2 * (prompt % 3)), None if rng.random() < 0.2 else bool(rng.random() < 0.5)]
+        rows.append(line("stock + uniform", prompt, own, prompt % 3))
+        counted[:, prompt % 3, prompt // 3] = sum(filter(None, own)), sum(each is not None for each in own)
+    drawn = []
+    for _ in range(3000):
+        parts = [counted[:, seed, rng.integers(20, size=20)].sum(1) for seed in rng.integers(3, size=3)]
+        bound, of = np.sum(parts, 0)
+        drawn.append(bound / of)
+    (row,) = arms_table.summarise(rows, 0.75)["2 objects"]["equal"]
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    assert (row["binding"]["low"], row["binding"]["high"]) == pytest.approx((low, high), abs=0.02)
+
+
+def test_intervals_hold_the_truth_where_seeds_are_alike():
+    rng = np.random.default_rng(4)
+    held = 0
+    for _ in range(100):
+        rows = [line("stock + uniform", p, [bool(rng.random() < 0.7), True], p % 3) for p in range(90)]
+        bound = arms_table.summarise(rows, 0.75)["2 objects"]["equal"][0]["bound"]
+        held += bound["low"] <= 0.85 <= bound["high"]
+    assert held >= 93
+
+
 def test_seeds_that_differ_make_wide_intervals():
     """Every seed has prompts of its own, as when they are shared out."""
 
@@ -156,8 +204,27 @@ def test_effects_compare_the_same_prompts_and_seeds():
     rows += [line("stock + uniform", prompt, [False, False], seed=1) for prompt in range(8)]
     tables = arms_table.summarise(rows, 0.75)["2 objects"]
     (effect,) = tables["effects"]
+    assert effect["effect"] == arms.MERGING.name
     assert effect["prompts"] == 8 and effect["binding"]["value"] == pytest.approx(1 - 13 / 16)
     assert effect["binding"]["low"] > 0 and list(effect["binding"]["by seed"]) == [0]
+
+
+def test_binding_in_all_counts_what_every_compared_arm_drew():
+    rows = [line("stock + relevance", p, [True, None if p % 2 else True]) for p in range(8)]
+    rows += [line("stock + uniform", p, [False, p % 2 == 0]) for p in range(8)]
+    (effect,) = arms_table.summarise(rows, 0.75)["2 objects"]["effects"]
+    assert effect["binding in all"]["value"] == pytest.approx(1 - 4 / 12)  # of 16 objects four are missing on one side
+    assert effect["binding"]["value"] == pytest.approx(1 - 4 / 16)
+
+
+def test_how_much_more_one_change_does_than_another():
+    rows = []
+    for arm, wins in {"stock + uniform": 2, "stock + relevance": 7, "mip + relevance": 8}.items():
+        rows += [line(arm, p, [p % 10 < wins, True], p % 3) for p in range(90)]
+    effects = {row["effect"]: row for row in arms_table.summarise(rows, 0.75)["2 objects"]["effects"]}
+    more = effects["merging more than training"]["bound"]
+    assert more["value"] == pytest.approx((5 - 1) / 20) and more["low"] < more["value"] < more["high"]
+    assert list(more["by seed"].values()) == pytest.approx([4 / 20] * 3)
 
 
 def tuned(arm, best, prompts=arms.TUNED_ON):
@@ -203,11 +270,13 @@ def test_the_page_says_what_the_numbers_say():
         for prompt in range(40)
     ]  # fmt: skip
     results = arms_table.summarise(rows, 0.75)
-    settings = {"prompts": 40, "steps": 8, "guidance": 2.0, "sampler": "euler", "every_seed": True}
+    settings = {
+        "prompts": 40, "steps": 8, "guidance": 2.0, "sampler": "euler", "precision": "fp32", "every_seed": True
+    }  # fmt: skip
     page = arms_page.markdown(results, settings)
     assert json.loads(json.dumps(results))
     verdict = next(text for text in page.splitlines() if text.startswith("**Merging or training?**"))
-    assert "+25.0" in verdict and "+37.5" in verdict and verdict.count("not to be told from nothing") == 2
+    assert "+25.0" in verdict and "+37.5" in verdict and "+12.5" in verdict
     assert "Fewer than three training seeds" in page and "Not finished" not in page
     assert "Not finished" in arms_page.markdown(results, settings | {"prompts": 41})
     tables = [text for text in page.splitlines() if text.startswith("| ")]
