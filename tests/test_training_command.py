@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import subprocess
@@ -61,6 +63,18 @@ def test_a_run_over_the_miniature(host, job: Path, capsys) -> None:
     assert equal(*(load_adapter(out / f"{name}.safetensors") for name in ("result", "result_2")))
     printed = capsys.readouterr().out
     assert "3 of 3 pictures are usable" in printed and "step 2/2  loss" in printed
+
+
+def test_a_log_that_cannot_be_written_ends_no_run(host, job: Path, monkeypatch) -> None:
+    from mip_adapter.training.host_cli import main
+
+    class Full(io.StringIO):
+        def write(self, _: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert main(["--config", str(job), "--cpu"]) == 0
+    assert (job.parent / "out" / "result.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

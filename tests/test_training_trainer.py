@@ -361,21 +361,34 @@ def test_validation_that_fails_costs_itself(data: Path, caplog, error: Exception
     assert f"pictures of step 4 cannot be made: {error}" in caplog.text
 
 
-def test_two_processes_equal_one(data: Path, tmp_path: Path) -> None:
-    """`accelerate launch` with two processes on the CPU: the losses of one process with the same global batch."""
+def two_processes(data: Path, output: Path, **environment: str) -> set[str]:
+    """What `accelerate launch` with two processes on the CPU prints: rank, count, steps and what ended the run."""
     pytest.importorskip("accelerate")
     script = Path(__file__).with_name("training_process.py")
     # --multi_gpu is accelerate's word for several processes of its own; the script asks for the CPU.
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    two, environment = tmp_path / "two", {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [*launch, str(script), str(data), str(two), "2", "3"]
+    line = [*launch, str(script), str(data), str(output), "2", "3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(line, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {"0 2 3", "1 2 3"} <= set(done.stdout.splitlines())
+    return set(done.stdout.splitlines())
+
+
+def test_two_processes_equal_one(data: Path, tmp_path: Path) -> None:
+    """The losses of one process with the same global batch."""
+    two = tmp_path / "two"
+    assert {"0 2 3 None", "1 2 3 None"} <= two_processes(data, two)
     one = run(data, steps=3, batch_size=4, accumulate=2)
     state = torch.load(two / "checkpoints" / "step-00000003.pt")
     torch.testing.assert_close(state["losses"], torch.tensor(one.losses, dtype=torch.float64), rtol=1e-5, atol=0)
     learnt = {key: flat(one.adapter)[key] for key in state["keys"]}
     for key, tensor in zip(state["keys"], state["trained"], strict=True):
         torch.testing.assert_close(tensor, learnt[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_an_error_in_one_process_ends_all_after_the_same_step(data: Path, tmp_path: Path, step: int) -> None:
+    """None is left waiting for the gradients of one that is gone, be it the last step or not."""
+    said = two_processes(data, tmp_path, MIP_FAIL_AT=str(step))
+    assert {f"0 2 {step} No space left on device", f"1 2 {step} stopped at step {step}, as asked"} <= said

@@ -1,6 +1,7 @@
 """A process that trains the plain model of the tests, alone or as one of `accelerate launch`.
 
-Arguments: data, output, batch size, steps and, if any, how many workers read the pictures.
+Arguments: data, output, batch size, steps and, if any, how many workers read the pictures. MIP_FAIL_AT: the step after
+which what watches the run fails.
 """
 
 import os
@@ -20,6 +21,13 @@ from training_world import PlainModel, small_adapter, small_recipe  # noqa: E402
 data, output, batch, steps, *workers = sys.argv[1:]
 reading = {"workers": int(workers[0])} if workers else {}
 recipe = small_recipe(batch_size=int(batch), steps=int(steps), accumulate=2, save_every=1, **reading)
+
+
+def watch(progress) -> None:
+    if progress.step == int(os.environ.get("MIP_FAIL_AT", "0")):
+        raise OSError("No space left on device")
+
+
 processes = Accelerated(cpu=True) if "WORLD_SIZE" in os.environ else Alone()
 outcome = train(
     PlainModel(),
@@ -28,7 +36,8 @@ outcome = train(
     recipe,
     folder=Path(output),
     processes=processes,
+    on_step=watch,
     asked_to_stop=stop_signal(),
 )
 # In one piece: the lines of several processes must not run into each other.
-os.write(1, f"{processes.rank} {processes.count} {len(outcome.losses)}\n".encode())
+os.write(1, f"{processes.rank} {processes.count} {len(outcome.losses)} {outcome.stopped}\n".encode())

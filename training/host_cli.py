@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def run(job: Job, cpu: bool = False) -> int:
     adapter = start_adapter(job, parts)
     samples = SubjectFolder(job.data, job.recipe)
     if first:
-        print(f"{job.data}: {samples}", flush=True)
+        say(f"{job.data}: {samples}")
 
     from .host_model import HostModel
 
@@ -86,11 +87,11 @@ def run(job: Job, cpu: bool = False) -> int:
     )
     if outcome.stopped is not None:
         if first:
-            print(f"Training {outcome.stopped}; the same command goes on from there.")
+            say(f"Training {outcome.stopped}; the same command goes on from there.")
         return 143
     if first:
         write = save_head if job.recipe.train == "head" else save_adapter
-        print(f"Saved {write(outcome.adapter, folder, job.output.name)}")
+        say(f"Saved {write(outcome.adapter, folder, job.output.name)}")
     processes.wait()
     return 0
 
@@ -143,11 +144,16 @@ def show(progress: Progress) -> None:
     """A line for the first steps and then every tenth."""
     if progress.step <= 3 or progress.step % 10 == 0 or progress.step == progress.steps:
         left = f"{progress.eta / 3600:.1f} h" if progress.eta > 5400 else f"{progress.eta / 60:.1f} min"
-        print(
+        say(
             f"step {progress.step}/{progress.steps}  loss {progress.loss:.4f} (mean {progress.smooth:.4f})  "
-            f"{progress.seconds_per_step:.2f} s a step, {left} left",
-            flush=True,
+            f"{progress.seconds_per_step:.2f} s a step, {left} left"
         )
+
+
+def say(line: str) -> None:
+    """On standard output. A log on a full disk, or a pipe that nobody reads any more, is no reason to end a run."""
+    with suppress(OSError):
+        print(line, flush=True)
 
 
 def stop_signal() -> Callable[[], bool]:

@@ -122,7 +122,7 @@ class Trainer:
         smooth = self.losses[-1] if self.losses else None
         while self.step < recipe.steps and stopped is None:
             try:
-                loss, stop, ids = self._one_step(stream, asked_to_stop)
+                loss, ids = self._one_step(stream)
             except interrupts as error:
                 self.learner.forget()
                 if self.step > first_step:
@@ -130,14 +130,15 @@ class Trainer:
                 return error
             smooth = loss if smooth is None else smooth + 0.05 * (loss - smooth)
             pace = (time.monotonic() - started) / (self.step - first_step)
-            if stop:
-                stopped = Stopped(f"stopped at step {self.step}, as asked")
+            failure: Exception | None = None
             if on_step is not None and self.first:
                 try:
                     left = pace * (recipe.steps - self.step)
                     on_step(Progress(self.step, recipe.steps, loss, smooth, pace, left, ids))
                 except Exception as error:
-                    stopped = error
+                    failure = error
+            if self._any_process(failure is not None or asked_to_stop()):
+                stopped = failure or Stopped(f"stopped at step {self.step}, as asked")
             last = stopped is not None or self.step == recipe.steps
             if last or (recipe.save_every and self.step % recipe.save_every == 0):
                 self._save(must=last)
@@ -157,10 +158,12 @@ class Trainer:
     def result(self) -> TrainedAdapter:
         return self.learner.finished(record(self.recipe, self.losses, self.about))
 
-    def _one_step(
-        self, stream: Iterator[list[Sample]], asked_to_stop: Callable[[], bool]
-    ) -> tuple[float, bool, tuple[str, ...]]:
-        """One optimizer step: its loss, whether any process was asked to stop, and the samples it saw here."""
+    def _any_process(self, ends: bool) -> bool:
+        """Whether one of them ends the run here: all leave after the same step, so that none waits for another."""
+        return float(self.processes.mean(torch.tensor(float(ends), device=self.model.device))) > 0
+
+    def _one_step(self, stream: Iterator[list[Sample]]) -> tuple[float, tuple[str, ...]]:
+        """One optimizer step: its loss over all processes, and the samples it saw here."""
         parts, total = self.recipe.accumulate, torch.zeros((), device=self.model.device)
         ids: list[str] = []
         for part in range(parts):
@@ -173,12 +176,12 @@ class Trainer:
                 loss = self.objective(batch) / parts
                 self.learner.backward(loss)
             total += loss.detach()
-        loss, stop = self.processes.mean(torch.stack([total, total.new_tensor(float(asked_to_stop()))])).tolist()
+        loss = float(self.processes.mean(total))
         self._check_number(loss, "loss", ids if not total.isfinite() else ["of another process"])
         self._check_number(self.learner.update(self.step), "gradient", ids)
         self.losses.append(loss)
         self.step += 1
-        return loss, stop > 0, tuple(ids)
+        return loss, tuple(ids)
 
     def _check_number(self, number: float, what: str, ids: list[str]) -> None:
         if math.isfinite(number):
