@@ -66,7 +66,7 @@ def one_step(checkpointing: bool, train: str = "adapter", batch_size: int = 4, s
         widths = tuple(site.width for site in frozen.sites)
         sample = Sample("base", 2048, 1280, widths, True, tokens=4)
         adapter = build_adapter(flat(sample, meta), "adapter")
-        student = Student(adapter, recipe).to(META)
+        student = Student(adapter, recipe, torch.bfloat16).to(META)
         objective = Objective(student, frozen, recipe)
         optimizer = torch.optim.AdamW(student.parameters())
         empty = lambda *shape: torch.empty(shape, device=META)  # noqa: E731

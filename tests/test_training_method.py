@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .golden import read, relative_error
+from .training_world import CONTEXT, HEADS, WIDTH, small_adapter, small_recipe
 
 
 def golden_site(number: int, dtype: torch.dtype = torch.float32):
@@ -122,3 +123,28 @@ def test_relevance_gets_no_gradient() -> None:
     q = q.requires_grad_()
     merge_site(text, q, weights, objects, heads, counted, Merge()).sum().backward()
     assert seen == [False] and q.grad is not None and q.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sites_that_are_not_trained_are_kept_in_the_dtype_of_the_activations(dtype: torch.dtype) -> None:
+    """Cast once instead of at every site of every step: no bit of the result or of a gradient differs."""
+    from mip_adapter.attention.options import Merge
+    from mip_adapter.training.method import Merging, Objects
+    from mip_adapter.training.student import Student, flat_tensors
+
+    start, recipe = small_adapter(head=True), small_recipe(train="head")
+    objects = Objects.gather(torch.randn(4, 4, CONTEXT), [[torch.randn(2, CONTEXT)] * 2] * 2)
+    text, q = torch.randn(2, 2, 9, WIDTH, dtype=dtype)
+    to_k = lambda x: x @ torch.ones(CONTEXT, WIDTH, dtype=dtype)  # noqa: E731
+    found = []
+    for kept in (torch.float32, dtype):
+        student = Student(start, recipe, kept).to("cpu")
+        out = Merging(student.adapter().sites, objects, Merge(), "image")(1, HEADS, text, q, to_k)
+        out.square().sum().backward()
+        found.append((out, student.trained[0].grad))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    dtypes = {(key.split(".")[0], tensor.dtype) for key, tensor in student.frozen.items()}
+    assert dtypes == {("image_proj", torch.float32), ("ip_adapter", dtype)}
+    assert all(each.dtype == torch.float32 for each in student.trained)
+    finished, before = flat_tensors(student.finished(None, {})), flat_tensors(start)
+    assert all(finished[key].dtype == before[key].dtype and torch.equal(finished[key], before[key]) for key in before)

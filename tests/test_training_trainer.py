@@ -308,7 +308,8 @@ def test_matrices_by_muon_the_rest_by_adamw_and_resumed_to_the_bit(data: Path, t
 def test_an_overflow_in_one_optimizers_gradients_leaves_out_the_step_of_both() -> None:
     from mip_adapter.training.learner import Learner
 
-    learner = Learner(small_adapter(head=True), small_recipe(matrix_rate=0.02, ema=0.5), torch.device("cpu"), half=True)
+    recipe = small_recipe(matrix_rate=0.02, ema=0.5)
+    learner = Learner(small_adapter(head=True), recipe, torch.device("cpu"), torch.float16)
     learner.scaler.scale(torch.ones(()))  # makes the scale
     before = [each.detach().clone() for each in learner.parameters]
     for each in learner.parameters:

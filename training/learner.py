@@ -16,16 +16,16 @@ from .student import Student, TrainedAdapter
 
 
 class Learner:
-    """half: activations are float16, so that the loss is scaled and an update that overflows is left out."""
+    """dtype: of the activations; in float16 the loss is scaled, and an update that overflows is left out."""
 
-    def __init__(self, adapter: Adapter, recipe: Recipe, device: torch.device, half: bool) -> None:
+    def __init__(self, adapter: Adapter, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> None:
         self.recipe = recipe
-        self.student = Student(adapter, recipe).to(device)
+        self.student = Student(adapter, recipe, dtype).to(device)
         self.parameters = list(self.student.parameters())
         self.optimizers = make_optimizers(
             self.parameters, recipe.learning_rate, recipe.matrix_rate, recipe.weight_decay
         )
-        self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=half)
+        self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=dtype == torch.float16)
         self.ema = [each.detach().clone() for each in self.parameters] if recipe.ema else None
 
     def backward(self, loss: Tensor) -> None:

@@ -53,13 +53,14 @@ def is_trained(key: str, recipe: Recipe) -> bool:
 
 
 class Student(nn.Module):
-    """float32 parameters for what the recipe trains, float32 copies of the rest.
+    """float32 parameters for what the recipe trains. Of the rest, copies: the image projection in float32, in which it
+    is computed, the sites' weights in `dtype`, that of the activations, to which every site would cast them.
 
     Without a head in the starting adapter, rows of zeros are added: sigmoid(0) is the same everywhere, so g̃ is 1 and
     training starts from the adapter as it is.
     """
 
-    def __init__(self, adapter: Adapter, recipe: Recipe) -> None:
+    def __init__(self, adapter: Adapter, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.start = adapter
         flat = flat_tensors(adapter)
@@ -67,9 +68,11 @@ class Student(nn.Module):
             for number, site in adapter.sites.items():
                 flat.setdefault(f"ip_adapter.{number}.{PARTS[2]}", torch.zeros(1, site.to_k.shape[0]))
         self.keys = tuple(key for key in flat if is_trained(key, recipe))
-        own = {key: tensor.detach().float().clone() for key, tensor in flat.items()}
-        self.trained = nn.ParameterList(nn.Parameter(own.pop(key)) for key in self.keys)
-        self.frozen = own
+        self.trained = nn.ParameterList(nn.Parameter(_copy(flat.pop(key), torch.float32)) for key in self.keys)
+        self.frozen = {
+            key: _copy(tensor, dtype if key.startswith("ip_adapter.") else torch.float32)
+            for key, tensor in flat.items()
+        }
 
     def _apply(self, fn, recurse: bool = True):  # the frozen tensors are no buffers: checkpoints need not hold them
         self.frozen = {key: fn(tensor) for key, tensor in self.frozen.items()}
@@ -87,3 +90,7 @@ class Student(nn.Module):
         flat |= {key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in own.items()}
         made = with_tensors(self.start, flat)
         return TrainedAdapter(made.name, made.spec, made.image_proj, made.sites, MappingProxyType(dict(about)))
+
+
+def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to(dtype, copy=True)

@@ -100,7 +100,7 @@ class Trainer:
         self.model, self.samples, self.recipe, self.processes = model, samples, recipe, processes
         self.folder, self.about, self.first = folder, about, processes.rank == 0
         self.origin = _origin(adapter, samples, about)
-        self.learner = Learner(adapter, recipe, model.device, half=model.dtype == torch.float16)
+        self.learner = Learner(adapter, recipe, model.device, model.dtype)
         self.objective = processes.wrap(Objective(self.learner.student, model, recipe))
         self.step, self.losses = 0, []
         self.broken: dict[str, str] = {}
