@@ -19,7 +19,7 @@ DESCRIPTION = (
     "same names in the prompt. More objects: connect a chain of MIP Reference nodes to “references”."
 )
 # What the blueprint's own widgets are called and begin with; the inner nodes' others keep their defaults.
-WIDGETS = {"text": "", "scale": 0.75}
+WIDGETS = {"text": "", "scale": 0.75, "weight": 1.0, "start_percent": 0.0, "end_percent": 1.0}
 
 
 class Slots(NamedTuple):
@@ -85,6 +85,15 @@ class Inner:
         for i in range(count):
             self.take(f"text {i + 1}", i + 1, "text")
         self.take("scale", apply, "scale")
+        for entry in ("image_mask", "region"):  # from here on in the order in which they came
+            for i in range(count):
+                self.take(f"{entry} {i + 1}", i + 1, entry)
+        for each in ("fusion_head", "frozen"):
+            self.take(each, apply, each)
+        for i in range(count):
+            self.take(f"weight {i + 1}", i + 1, "weight")
+        for each in ("start_percent", "end_percent"):
+            self.take(each, apply, each)
         for i in range(1, count + 1):
             self.link(i, 0, i + 1, "references")
         for slot, each in enumerate(("model", "relevance")):

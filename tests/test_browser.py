@@ -422,12 +422,23 @@ def test_a_blueprint_is_found_by_search_and_queues(page, stocked) -> None:
             loader.pos = [node.pos[0] - 340, node.pos[1] + 380 * (i - 2)]
             app.graph.add(loader)
             loader.connect(0, node, `picture ${i}`)
+            loader.connect(1, node, `image_mask ${i}`)
+            loader.connect(1, node, `region ${i}`)
             node.widgets.find(widget => widget.name === `text ${i}`).value = `object ${i}`
+            node.widgets.find(widget => widget.name === `weight ${i}`).value = i / 2
         }
+        node.widgets.find(widget => widget.name === "end_percent").value = 0.8
     }""")
-    (objects,) = queued_objects(page.evaluate(QUEUED))
+    queued = page.evaluate(QUEUED)
+    (objects,) = queued_objects(queued)
     assert [text for text, _ in objects] == ["object 1", "object 2", "object 3"]
     assert shown_objects(page) == [objects]
+    inner = [node["inputs"] for node in queued.values() if node["class_type"] == "MIPReference"]
+    assert sorted(each["weight"] for each in inner) == [0.5, 1.0, 1.5]
+    for each in inner:  # all of one Load Image
+        assert each["image"][0] == each["image_mask"][0] == each["region"][0]
+    (apply,) = (node["inputs"] for node in queued.values() if node["class_type"] == "MIPApply")
+    assert (apply["scale"], apply["start_percent"], apply["end_percent"]) == (0.75, 0, 0.8)
     frontend.screenshot(page, "blueprint")
 
 
