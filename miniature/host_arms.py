@@ -196,7 +196,7 @@ class Run:
             print(f"Not all scales are tried yet ({'; '.join(sorted(missing))}): run this again when they are.")
 
     def _keep(self, part: Part) -> Callable[[int, Tensor], None]:
-        """Keeps all pictures that count: to be looked at, and to be judged anew by a better judge."""
+        """Keeps all pictures that count, to be looked at."""
 
         def keep(trial: int, image: Tensor) -> None:
             if part.measure == "picture":

@@ -259,6 +259,17 @@ def test_the_pack_lists_its_own_adapters_after_the_users(host, monkeypatch, tmp_
     assert isinstance(said, str) and "git checkout -- miniature/adapters/miniature_mip.safetensors" in said
 
 
+def test_the_adapters_are_those_of_the_log():
+    """Beside each adapter's curve stands how it was trained, over which base, and its file's digest."""
+    log = trained.FOLDER / "checkpoints" / "adapters"
+    there = [(kind, seed) for kind in trained.KINDS for seed in trained.seeds(kind)]
+    assert {f"{kind}-{seed}.json" for kind, seed in there} == {file.name for file in log.glob("*.json")}
+    for kind, seed in there:
+        about = json.loads((log / f"{kind}-{seed}.json").read_text())
+        assert about["sha256"] == sha256(trained.file(kind, seed).read_bytes()).hexdigest()
+        assert about["steps"] == trained.KINDS[kind].recipe.steps and about["seconds"] > 0
+
+
 def test_listed_adapters_lie_where_the_host_looks():
     from mip_adapter.miniature import trained as module
 

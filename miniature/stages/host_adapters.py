@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import shutil
 import signal
@@ -78,8 +79,8 @@ def check_gate(base: str, work: Path) -> None:
 
 
 def export(work: Path, folder: Path) -> list[Path]:
-    """Copy the adapters that are finished over the present base to where the miniature's are read, and their curves
-    beside the other stages'."""
+    """Copy the adapters that are finished over the present base to where the miniature's are read, and their curves,
+    facts and digests beside the other stages'."""
     written, runs = [], runs_of(_parts(work, prepare(1))["unet"], work)
     for kind in trained.KINDS:
         for seed in trained.SEEDS:
@@ -91,7 +92,9 @@ def export(work: Path, folder: Path) -> list[Path]:
                 curves = folder / "checkpoints" / "adapters"
                 curves.mkdir(parents=True, exist_ok=True)
                 _thin(source.with_suffix("") / "loss.csv", curves / f"{kind}-{seed}.csv")
-                shutil.copyfile(source.with_suffix(".json"), curves / f"{kind}-{seed}.json")
+                facts = json.loads(source.with_suffix(".json").read_text())
+                facts["sha256"] = hashlib.sha256(target.read_bytes()).hexdigest()
+                (curves / f"{kind}-{seed}.json").write_text(json.dumps(facts))
     return written
 
 
