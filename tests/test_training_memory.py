@@ -91,3 +91,18 @@ def test_a_step_on_sdxl_fits_a_card_of_24_gb(host) -> None:
     peak, own = one_step(True)
     print(f"{peak:.2f} GiB, {own:.2f} without the UNet, {ENCODERS / GIB:.2f} for the encoders")
     assert own > 5 and peak < 12 and peak + ENCODERS / GIB < 18
+
+
+def test_muon_needs_little_beside_what_it_steps() -> None:
+    """All keys and values of SDXL's middle: a few matrices at a time."""
+    from mip_adapter.training.muon import Muon
+
+    with Peak() as memory:
+        matrices = [torch.nn.Parameter(torch.empty(1280, 2048, device=META)) for _ in range(20)]
+        optimizer = Muon(matrices, 0.02, 0.1)
+        for matrix in matrices:
+            matrix.grad = torch.empty_like(matrix)
+        optimizer.step()
+        lasting = memory.now
+        optimizer.step()
+    assert memory.now == lasting and memory.peak < lasting + 0.3 * GIB

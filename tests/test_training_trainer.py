@@ -291,6 +291,32 @@ def test_muon_is_torchs_own_in_float32(shape: tuple[int, int]) -> None:
     assert moved > 0.1 and apart < 0.02 * moved  # bfloat16 has 8 bits
 
 
+@pytest.mark.parametrize("at_once", [1, 60, 1 << 23])
+def test_muon_gives_every_matrix_the_same_whatever_it_is_stepped_with(monkeypatch, at_once: int) -> None:
+    """One, three or all five of a shape at a time: the iteration written down, in float64."""
+    from mip_adapter.training import muon
+
+    monkeypatch.setattr(muon, "AT_ONCE", at_once)
+    shapes = [(4, 5)] * 5 + [(7, 3), (2, 3, 2)]
+    matrices = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    expected = [each.detach().double().flatten(1) for each in matrices]
+    momentum = [torch.zeros_like(each) for each in expected]
+    optimizer = muon.Muon(matrices, 0.02, 0.1)
+    for _ in range(3):
+        for i, each in enumerate(matrices):
+            each.grad = torch.randn_like(each)
+            gradient = each.grad.double().flatten(1)
+            momentum[i] = 0.95 * momentum[i] + 0.05 * gradient
+            x = 0.05 * gradient + 0.95 * momentum[i]
+            x /= x.norm()
+            for _ in range(5):
+                x = 3.4445 * x - 4.775 * x @ x.T @ x + 2.0315 * x @ x.T @ x @ x.T @ x
+            expected[i] = expected[i] * (1 - 0.02 * 0.1) - 0.02 * 0.2 * max(x.shape) ** 0.5 * x
+        optimizer.step()
+    for got, want in zip(matrices, expected, strict=True):
+        torch.testing.assert_close(got.detach().double().flatten(1), want, rtol=1e-4, atol=1e-5)
+
+
 def test_matrices_by_muon_the_rest_by_adamw_and_resumed_to_the_bit(data: Path, tmp_path: Path) -> None:
     whole = run(data, tmp_path / "whole", matrix_rate=0.02, steps=4)
     state = torch.load(tmp_path / "whole" / "checkpoints" / "step-00000004.pt")

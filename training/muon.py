@@ -6,7 +6,7 @@ torch.optim.Muon rounds to bfloat16, which an AVX2 processor only emulates: for 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.775, 2.0315)  # of the quintic whose iteration drives singular values towards 1
+AT_ONCE = 1 << 23  # numbers: small matrices want to be many, and of large ones a few fill any processor
 
 
 class Muon(torch.optim.Optimizer):
@@ -28,18 +29,24 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for group in self.param_groups:
             own = [each for each in group["params"] if each.grad is not None]
-            for shape, alike in groupby(sorted(own, key=_rows_and_columns), key=_rows_and_columns):
-                matrices = list(alike)
-                update = orthogonal(torch.stack([self._nesterov(each) for each in matrices]))
-                for matrix, step in zip(matrices, update, strict=True):
-                    matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                    matrix.sub_(step.view_as(matrix), alpha=group["lr"] * 0.2 * max(shape) ** 0.5)
+            for (rows, columns), alike in groupby(sorted(own, key=_rows_and_columns), key=_rows_and_columns):
+                matrices, some = list(alike), max(1, AT_ONCE // (rows * columns))
+                for start in range(0, len(matrices), some):
+                    self._step(matrices[start : start + some], group["lr"], group["weight_decay"])
+
+    def _step(self, matrices: Sequence[nn.Parameter], rate: float, decay: float) -> None:
+        """Matrices of one shape."""
+        update = orthogonal(torch.stack([self._nesterov(each) for each in matrices]))
+        for matrix, step in zip(matrices, update, strict=True):
+            matrix.mul_(1 - rate * decay)
+            matrix.sub_(step.view_as(matrix), alpha=rate * 0.2 * max(step.shape) ** 0.5)
 
     def _nesterov(self, matrix: nn.Parameter) -> Tensor:
         assert matrix.grad is not None
-        gradient = matrix.grad.flatten(1)
-        momentum = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(gradient))
-        momentum.lerp_(gradient, 1 - MOMENTUM)
+        gradient, state = matrix.grad.flatten(1), self.state[matrix]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        momentum = state["momentum_buffer"].lerp_(gradient, 1 - MOMENTUM)
         return gradient.lerp(momentum, MOMENTUM)
 
 
@@ -55,5 +62,5 @@ def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
     x = x / x.flatten(1).norm(dim=1).clamp_min(1e-7)[:, None, None]
     for _ in range(iterations):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a x + (b g + c g²) x
     return x.mT if tall else x
