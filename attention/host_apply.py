@@ -49,6 +49,8 @@ def apply_references(
     if head.active:
         check_head(head.weights, head.name, sites)
     merge = merge or Merge()
+    if record is not None:
+        record.off, record.strategy = scale == 0, merge.strategy
     kept = None if frozen is None else _frozen_shares(frozen, tuple(each.text for each in references), merge)
     if scale == 0:
         return model.clone()  # adds nothing anywhere: the same bits as without us

@@ -81,8 +81,9 @@ def _picture(image: Any, x0: Tensor, record: RelevanceRecord, latent_format: Any
     """The host's preview (format, picture, limit of its size), or one of our own where it makes none, drawn over."""
     try:
         kind, picture, limit = image or ("JPEG", _plain(x0, latent_format), SIDE)
-        shares = record.shares()[:, 0]
-        drawn = preview(picture.convert("RGB"), shares, record.names, record.mean_confusion(), limit or SIDE)
+        shares, confusion = record.shares()[:, 0], record.confusion_by_picture()
+        first = None if confusion is None else confusion[0]
+        drawn = preview(picture.convert("RGB"), shares, record.names, first, limit or SIDE)
         return kind, drawn, limit
     except Exception as error:  # whatever another pack's preview is: no reason to lose the picture that is being made
         log.debug("No relevance on the preview: %s", error)

@@ -26,7 +26,7 @@ def install_wrappers(model_options: dict) -> None:
 # Parameters are called as the host calls them: other packs' wrappers may pass them on by name.
 
 
-def _begin(
+def _sample(
     executor: Any,
     noise: Tensor,
     latent_image: Tensor,
@@ -37,7 +37,8 @@ def _begin(
     *rest: Any,
     **more: Any,
 ):
-    """OUTER_SAMPLE: a sampling run begins. The guider's options are its own for as long as it lasts."""
+    """OUTER_SAMPLE: a sampling run from its beginning to its end. The guider's options are its own for as long as it
+    lasts."""
     executing = get_executing_context()
     sampling = Sampling(len(noise), executing.prompt_id if executing else None)
     guider = executor.class_obj
@@ -45,7 +46,10 @@ def _begin(
     if callback is not None and host_preview.wanted():
         latent_format = guider.model_patcher.model.latent_format
         callback = host_preview.with_relevance(callback, sampling.records, latent_format)
-    return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *rest, **more)
+    latent = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *rest, **more)
+    for record in sampling.records:
+        record.finish(sampling.run, latent)
+    return latent
 
 
 def _name_conds(executor: Any, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None):
@@ -96,7 +100,7 @@ def _with(options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 
 
 WRAPPERS = (
-    (WrappersMP.OUTER_SAMPLE, _begin),
+    (WrappersMP.OUTER_SAMPLE, _sample),
     (WrappersMP.PREDICT_NOISE, _name_conds),
     (WrappersMP.CALC_COND_BATCH, _frame_conds),
     (WrappersMP.DIFFUSION_MODEL, _describe_call),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,15 +14,17 @@ from .colours import colour
 from .letters import letters, written
 from .options import one_of
 from .record import PHASES, RecordedMaps, nobody
+from .reference import object_number
 
 MASKS = ("owner", "soft", "threshold")
 ALL, COARSEST, FINEST = "all", "coarsest", "finest"
 RESOLUTIONS = (ALL, COARSEST, FINEST)
+UNMEASURED = "no relevance was measured"  # in the legend; the report says why
 
 
 class Drawn(NamedTuple):
-    """overlays [B·(M + 1), H', W, 3]: each picture with all objects, then with each alone; masks [B·M, H, W]; gates
-    [B, H, W, 3], the fusion head's map; shares [M, B, h, w] as they were chosen."""
+    """overlays [B·(M + 1), H', W, 3]: each picture with all objects, then with each alone; masks [B·M, H, W], or of
+    one object [B, H, W]; gates [B, H, W, 3], the fusion head's map; shares [M, B, h, w] as they were chosen."""
 
     overlays: Tensor
     masks: Tensor
@@ -30,35 +33,67 @@ class Drawn(NamedTuple):
 
 
 def draw_maps(
-    maps: RecordedMaps, images: Tensor, opacity: float, resolution: str, steps: str, mask: str, threshold: float
+    maps: RecordedMaps,
+    images: Tensor,
+    opacity: float,
+    resolution: str,
+    steps: str,
+    mask: str,
+    threshold: float,
+    wanted: str = "",
 ) -> Drawn:
     """The maps of a sampling on its decoded pictures [B, H, W, 3]. resolution: of `RESOLUTIONS`; steps: `ALL` or one of
-    `PHASES`; mask, threshold: see `masks`. Raises ValueError for pictures of another sampling and unknown choices."""
+    `PHASES`; mask, threshold: see `masks`; wanted: whose masks, see `objects_named`. Raises ValueError for pictures of
+    another sampling and unknown choices.
+
+    Where the sampling measured nothing the overlays are the pictures [B, H', W, 3], and the masks are black.
+    """
     one_of("resolution", resolution, RESOLUTIONS)
     one_of("steps", steps, (ALL, *PHASES))
     ends = {COARSEST: 0, FINEST: -1}
     size = maps.resolutions[ends[resolution]] if resolution in ends and maps.resolutions else None
     phase = None if steps == ALL else steps
-    chosen, gate = maps.shares(size, phase), maps.gate(size, phase)
-    height, width = images.shape[1:3]
+    kept = objects_named(wanted, maps.names)
+    count, height, width = images.shape[:3]
+    measured, gate = maps.absent() is None, maps.gate(size, phase)
+    chosen = maps.shares(size, phase) if measured else torch.zeros(len(maps.names), count, 1, 1)
+    _check_belonging(chosen, images)
     shares = upscale(chosen, (height, width)).clamp(0, 1)  # [M, B, H, W]
-    if shares.shape[1] != images.shape[0]:
-        raise ValueError(
-            f"There are {images.shape[0]} images and maps of {shares.shape[1]}: connect the decoded images of the last "
-            "sampling with this MIP Apply's model."
-        )
-    note = confused(maps.mean_confusion())
-    overlays = [
-        picture
-        for i, image in enumerate(images.cpu())
-        for picture in draw(image[..., :3], shares[:, i], maps.names, opacity, note)
-    ]
+    notes = [confused(each) for each in maps.confusion_by_picture() or [None] * count]
+    overlays = []
+    for i, image in enumerate(images[..., :3].cpu()):
+        if measured:
+            overlays += draw(image, shares[:, i], maps.names, opacity, notes[i])
+        else:
+            overlays.append(captioned(image, [(UNMEASURED, None)]))
     return Drawn(
         torch.stack(overlays),
-        masks(shares, mask, threshold).transpose(0, 1).flatten(0, 1),
+        masks(shares, mask, threshold)[kept].transpose(0, 1).flatten(0, 1),
         heat(upscale(gate, (height, width))) if gate is not None else torch.full_like(images[..., :3], 0.5),
         chosen,
     )
+
+
+def objects_named(wanted: str, names: Sequence[str]) -> list[int]:
+    """The one that is named by its words or its number (`object_number`), all where nothing is written."""
+    return [object_number(wanted, names)] if wanted.strip() else list(range(len(names)))
+
+
+def _check_belonging(shares: Tensor, images: Tensor) -> None:
+    """Raises ValueError where maps [M, B, h, w] and pictures [B, H, W, 3] are not of one sampling."""
+    (count, height, width), (pictures, h, w) = images.shape[:3], shares.shape[1:]
+    mend = (
+        "connect the decoded images of the last sampling with this MIP Apply's model, or put MIP Freeze Relevance "
+        "behind their sampler and draw its maps"
+    )
+    if pictures != count:
+        raise ValueError(f"There are {count} images and maps of {pictures}: {mend}.")
+    # Every halving on the way to a site rounds up, so a side is known to one position.
+    if (h - 1) * width > (w + 1) * height or (w - 1) * height > (h + 1) * width:
+        raise ValueError(
+            f"The images are {width}×{height} pixels and the maps {w}×{h} positions, another shape: the last sampling "
+            f"with this model made another picture (a tile, a detailer's?). So {mend}."
+        )
 
 
 def upscale(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -86,9 +121,12 @@ def owners(shares: Tensor) -> Tensor:
 
 
 def dominance(shares: Tensor) -> Tensor:
-    """How far each object's share stands above an equal one: 0 at 1/M or below, 1 where it has everything."""
+    """How far each object's share [M, ..., H, W] stands above an equal one: 0 at 1/M or below, 1 where it has
+    everything. Of one object alone, above its least: nothing where it has everything everywhere."""
+    if len(shares) == 1:
+        return (shares - shares.amin((-2, -1), keepdim=True)).clamp(0, 1)
     equal = 1 / len(shares)
-    return ((shares - equal) / (1 - equal) if len(shares) > 1 else shares).clamp(0, 1)
+    return ((shares - equal) / (1 - equal)).clamp(0, 1)
 
 
 def overlay(image: Tensor, strengths: Tensor, numbers: list[int], opacity: float) -> Tensor:
@@ -147,7 +185,7 @@ def preview(
 ) -> Image.Image:
     """A picture with all objects' colours, its longer side so many pixels, and their legend below it.
 
-    shares [M, h, w]; confusion: the mean over steps, None where it was not measured.
+    shares [M, h, w]; confusion: this picture's, the mean over steps, None where it was not measured.
     """
     scale = side / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))

@@ -7,8 +7,8 @@ belongs to is an index tensor.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from typing import NamedTuple
 
@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PHASES = ("early", "middle", "late")  # thirds of the steps
+KEPT = 8  # runs whose maps are remembered by the latent that they gave
+SAME = 5e-4  # of a fingerprint's largest value: rounding stays below, another sampling lies above
 
 
 class SamplingRun(NamedTuple):
@@ -71,14 +73,15 @@ class _Sums:
 
 
 def confusion(shares: Tensor, objects: int) -> Tensor:
-    """How evenly the objects claim the same places, one number in 0..1: 0 where every position has one owner, 1 where
-    all claim everything alike. shares [..., M, B, h, w], of which `objects` act.
+    """How evenly the objects claim the same places, a number in 0..1 for each picture, [P]: 0 where every position has
+    one owner, 1 where all claim everything alike. shares [S, M, C, P, h, w] of S sites and C conds; `objects` of M act.
 
     The entropy of the shares of what is claimed, over log(objects); its mean over positions, weighted by their claim.
     """
-    claimed = shares.sum(-4)
-    entropy = torch.special.xlogy(claimed, claimed) - torch.special.xlogy(shares, shares).sum(-4)
-    return entropy.sum() / (claimed.sum() * math.log(objects)).clamp_min(torch.finfo(torch.float32).tiny)
+    claimed = shares.sum(1)
+    entropy = torch.special.xlogy(claimed, claimed) - torch.special.xlogy(shares, shares).sum(1)
+    entropy, claimed = (each.sum((0, 1, 3, 4)) for each in (entropy, claimed))
+    return entropy / (claimed * math.log(objects)).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def nobody(shares: Tensor) -> Tensor:
@@ -86,25 +89,32 @@ def nobody(shares: Tensor) -> Tensor:
     return (1 - shares.sum(0, keepdim=True)).clamp_min(0)
 
 
+def fingerprint(latent: Tensor) -> Tensor:
+    """What a latent [..., h, w] is known by, wherever the host keeps it: local means of all of it, on the CPU."""
+    return F.adaptive_avg_pool2d(latent.flatten(0, -3).float(), 8).cpu()
+
+
 class RecordedMaps:
     """Maps of one sampling run, by resolution (H, W) and phase.
 
     names: the object texts, in the maps' order. frozen: whether the shares were not measured but came from an earlier
-    sampling. runs: which run of its model and prompt it was, from 1. Shares add up to 1 where objects claim all of a
-    position, whatever the merge's normalisation.
+    sampling. off: whether the scale is 0, so that nothing acts. strategy: the merge's. runs: which run of its model and
+    prompt it was, from 1. Shares add up to 1 where objects claim all of a position, whatever the merge's normalisation.
     """
 
     def __init__(self, names: tuple[str, ...], frozen: bool = False) -> None:
         self.names, self.frozen = names, frozen
+        self.off, self.strategy = False, "relevance"
         self.runs = 0
         self._shares: dict[tuple[int, int], _Sums] = {}
         self._gates: dict[tuple[int, int], _Sums] = {}
-        self._steps = torch.zeros(3, 0)  # by step: sum of confusions, how many, UNet calls
+        self._confusion = torch.zeros(2, 0, 0)  # by step and picture: sum, how many
+        self._calls = torch.zeros(0)  # of the UNet, by step
 
     @property
     def resolutions(self) -> list[tuple[int, int]]:
         """Recorded (H, W), coarse to fine."""
-        return sorted(self._shares, key=lambda size: size[0] * size[1])
+        return _coarse_to_fine(self._shares)
 
     def shares(self, resolution: tuple[int, int] | None = None, phase: str | None = None) -> Tensor:
         """Mean share of every object, [M, B, H, W] on the CPU; by default over all resolutions (at the finest's size)
@@ -117,48 +127,58 @@ class RecordedMaps:
         return self._mean(self._gates, resolution, phase) if self._gates else None
 
     def confusion(self) -> Tensor:
-        """[steps] on the CPU, see the function of that name; NaN for steps that measured none."""
-        total, count, _ = self._steps.cpu()
+        """[steps, B] on the CPU, see the function of that name; NaN for steps that measured none."""
+        total, count = self._confusion.cpu()
         return total / count
 
-    def mean_confusion(self) -> float | None:
+    def confusion_by_picture(self) -> list[float] | None:
         """Over the steps that measured it; None where none did."""
         each = self.confusion()
-        measured = each[each.isfinite()]
-        return float(measured.mean()) if len(measured) else None
+        return each.nanmean(0).tolist() if each.isfinite().any() else None
+
+    def mean_confusion(self) -> float | None:
+        """Over steps and pictures."""
+        each = self.confusion_by_picture()
+        return None if each is None else sum(each) / len(each)
 
     def steps_seen(self) -> Tensor:
         """[steps] bool on the CPU: in which steps the references acted."""
-        return self._steps[2].cpu() > 0
+        return self._calls.cpu() > 0
 
-    def require_shares(self) -> None:
-        """Raises ValueError when nothing was recorded."""
+    def absent(self) -> str | None:
+        """Why there is nothing to draw; None where there is. Raises ValueError where a sampling would change that."""
         if self._shares:
-            return
+            return None
+        if self.off:
+            return (
+                "There is no relevance: scale is 0 in MIP Apply, so the references are switched off. Raise it to see "
+                "who claims what."
+            )
         if self.runs == 0:
             raise ValueError(
                 "Nothing has been recorded yet: connect the images of a sampler that uses the model of this MIP Apply, "
-                "so that the maps are drawn after it."
+                "so that the maps are drawn after it, and let the references act in some of its steps."
             )
-        raise ValueError(
-            "The last sampling measured no relevance: the merge strategy needs none (uniform, sum, concat). Use the "
-            "strategy “relevance” with two or more objects."
+        return (
+            f"There is no relevance: the merge strategy is {self.strategy}, which measures none. Use the strategy "
+            "“relevance” with two or more objects to see who claims what."
         )
 
-    def snapshot(self) -> RecordedMaps:
-        """A copy, on the CPU, that no sampling changes. Raises ValueError when nothing was recorded."""
+    def require_shares(self) -> None:
+        """Raises ValueError when nothing was recorded."""
+        if (why := self.absent()) is not None:
+            raise ValueError(why)
+
+    def of(self, latent: Tensor) -> RecordedMaps:
+        """The maps of the run that gave this latent. Raises ValueError when nothing was recorded."""
         self.require_shares()
-        taken = RecordedMaps(self.names, self.frozen)
-        taken.runs, taken._steps = self.runs, self._steps.to("cpu", copy=True)
-        taken._shares = {size: sums.copy() for size, sums in self._shares.items()}
-        taken._gates = {size: sums.copy() for size, sums in self._gates.items()}
-        return taken
+        return self
 
     def _mean(
         self, recorded: Mapping[tuple[int, int], _Sums], resolution: tuple[int, int] | None, phase: str | None
     ) -> Tensor:
         """Resolutions count alike, each where it saw something."""
-        chosen = [resolution] if resolution else self.resolutions
+        chosen = [resolution] if resolution else _coarse_to_fine(recorded)
         phases = list(range(len(PHASES))) if phase is None else [PHASES.index(phase)]
         total = weight = torch.zeros(())
         for size in chosen:
@@ -169,6 +189,10 @@ class RecordedMaps:
         return (total / weight.clamp_min(torch.finfo(torch.float32).tiny)).cpu()
 
 
+def _coarse_to_fine(sizes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    return sorted(sizes, key=lambda size: size[0] * size[1])
+
+
 def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """[..., h, w] -> [..., H, W]"""
     flat = maps.reshape(1, -1, *maps.shape[-2:])
@@ -176,18 +200,21 @@ def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class RelevanceRecord(RecordedMaps):
-    """The maps of the last run of a model: every new run starts them afresh."""
+    """The maps of the last run of a model: every new run starts them afresh. Those of the last few that came to their
+    end are remembered beside them, on the CPU."""
 
     def __init__(self, names: tuple[str, ...], frozen: bool = False) -> None:
         super().__init__(names, frozen)
         self._run = SamplingRun(None, 0)
+        self._finished: deque[tuple[Tensor, RecordedMaps]] = deque(maxlen=KEPT)  # by the latent's fingerprint
 
     def add(self, run: SamplingRun, step: Tensor, steps: int, observations: Sequence[Observation]) -> None:
         """What all sites observed in one UNet call of a run. step: its index among `steps`, an integer tensor [1]."""
-        if run.key is not self._run.key or run.pictures != self._run.pictures or self._steps.shape[1] != steps:
+        if run.key is not self._run.key or run.pictures != self._run.pictures or len(self._calls) != steps:
             self._begin(run, steps, step.device)
-        self._steps[2].index_add_(0, step, self._steps.new_ones(1))
+        now = (torch.arange(steps, device=step.device) == step).float()
         phase = (torch.arange(len(PHASES), device=step.device) == step * len(PHASES) // steps).float()
+        self._calls += now
         groups = defaultdict(list)
         for each in observations:
             shapes = (None if measured is None else measured.shape for measured in (each.shares, each.gate))
@@ -196,27 +223,71 @@ class RelevanceRecord(RecordedMaps):
             shares = [each.shares for each in group if each.shares is not None]
             gates = [each.gate for each in group if each.gate is not None]
             if shares:
-                stacked = torch.stack(shares).float()  # [S, M, C·P, h, w]
+                stacked = self._stacked(shares, group[0])  # [S, M, C, P, h, w]
                 self._add(self._shares, phase, stacked, group[0])
                 if group[0].acting > 1:
-                    self._add_confusion(step, stacked, group[0].acting)
+                    self._add_confusion(now, stacked, group[0])
             if gates:
-                self._add(self._gates, phase, torch.stack(gates).float(), group[0])
+                self._add(self._gates, phase, self._stacked(gates, group[0]), group[0])
+
+    def finish(self, run: SamplingRun, latent: Tensor) -> None:
+        """A run has come to its end with this latent. Waits for the device, as whoever reads the latent does."""
+        if run.key is self._run.key:
+            self._finished.append((fingerprint(latent), self._copy()))
+
+    def of(self, latent: Tensor) -> RecordedMaps:
+        """The maps of the run that gave this latent: they never change. Raises ValueError when nothing was recorded, or
+        when the latent came out of none of several runs."""
+        mark = fingerprint(latent)
+        same = [maps for known, maps in self._finished if _alike(known, mark)]
+        if not same and len(self._finished) > 1:
+            raise ValueError(
+                f"This latent came out of none of the last {len(self._finished)} samplings with this model, so their "
+                "maps are not its own: connect the latent as the first pass's sampler gives it, before it is upscaled "
+                "or cut. If that sampler came from the cache, change its seed."
+            )
+        known = same or [maps for _, maps in self._finished]
+        return known[-1].of(latent) if known else self.snapshot()
+
+    def snapshot(self) -> RecordedMaps:
+        """A copy of the last run's maps, on the CPU, that no sampling changes. Raises ValueError when nothing was
+        recorded."""
+        self.require_shares()
+        return self._copy()
+
+    def _copy(self) -> RecordedMaps:
+        taken = RecordedMaps(self.names, self.frozen)
+        taken.off, taken.strategy, taken.runs = self.off, self.strategy, self.runs
+        taken._confusion, taken._calls = (each.to("cpu", copy=True) for each in (self._confusion, self._calls))
+        taken._shares = {size: sums.copy() for size, sums in self._shares.items()}
+        taken._gates = {size: sums.copy() for size, sums in self._gates.items()}
+        return taken
 
     def _begin(self, run: SamplingRun, steps: int, device: torch.device) -> None:
         self.runs = self.runs + 1 if run.prompt == self._run.prompt else 1
         self._run, self._shares, self._gates = run, {}, {}
-        self._steps = torch.zeros(3, steps, device=device)
+        self._confusion = torch.zeros(2, steps, run.pictures, device=device)
+        self._calls = torch.zeros(steps, device=device)
+
+    def _stacked(self, values: list[Tensor], where: Observation) -> Tensor:
+        """Of S sites, each [*, C·P, h, w]: [S, *, C, P, h, w]"""
+        shown = len(where.pictures) if isinstance(where.pictures, list) else self._run.pictures
+        return torch.stack(values).float().unflatten(-3, (-1, shown))
 
     def _add(self, to: dict[tuple[int, int], _Sums], phase: Tensor, values: Tensor, where: Observation) -> None:
-        """values [S, *, C·P, h, w] of S sites"""
-        pictures = self._run.pictures
+        """values [S, *, C, P, h, w] of S sites"""
         if where.canvas not in to:
-            to[where.canvas] = _Sums((*values.shape[1:-3], pictures, *where.canvas), values.device)
-        shown = len(where.pictures) if isinstance(where.pictures, list) else pictures
-        to[where.canvas].add(phase, values.unflatten(-3, (-1, shown)), where)
+            to[where.canvas] = _Sums((*values.shape[1:-4], self._run.pictures, *where.canvas), values.device)
+        to[where.canvas].add(phase, values, where)
 
-    def _add_confusion(self, step: Tensor, shares: Tensor, acting: int) -> None:
-        """Weighted by sites and conds, so that it makes no difference whether the host evaluates conds together."""
-        count = torch.full_like(shares[0, 0, 0, 0, 0], len(shares) * shares.shape[2])
-        self._steps[:2].index_add_(1, step, torch.stack([confusion(shares, acting) * count, count]).unsqueeze(1))
+    def _add_confusion(self, now: Tensor, shares: Tensor, where: Observation) -> None:
+        """Weighted by sites and conds, so that it makes no difference whether the host evaluates conds together. now
+        [steps], 1 for the one and 0 for the others; shares [S, M, C, P, h, w]."""
+        each, weight = confusion(shares, where.acting), shares.shape[0] * shares.shape[2]
+        measured = torch.stack([each, torch.ones_like(each)]).unsqueeze(1) * weight  # [2, 1, P]
+        self._confusion[:, :, where.pictures] += now.view(1, -1, 1) * measured
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    rounding = SAME * float(one.nan_to_num(0, 0, 0).abs().max())
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=rounding, equal_nan=True)

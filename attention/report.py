@@ -26,9 +26,12 @@ def places(shares: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def report(maps: RecordedMaps, shares: Tensor) -> str:
-    """Lines for the artist: what was measured, who claims what, how confusion went, what to do. shares [M, B, H, W]."""
+    """Lines for the artist: what was measured, who claims what, how confusion went, what to do; or why nothing was
+    measured. shares [M, B, H, W]."""
+    if (why := maps.absent()) is not None:
+        return why
     owned, held = places(shares)
-    lines = [_sampling(maps), *_confusion(maps)]
+    lines = [_sampling(maps), *_confusion(maps, shares)]
     for i, name in enumerate(maps.names):
         if owned[i] > 0:
             there = ", ".join(f"{other} {float(held[i, j]):.0%}" for j, other in enumerate(maps.names))
@@ -62,13 +65,20 @@ def _stretches(numbers: list[int]) -> str:
     return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in zip(first, last, strict=True))
 
 
-def _confusion(maps: RecordedMaps) -> list[str]:
-    mean = maps.mean_confusion()
-    if mean is None:
+def _confusion(maps: RecordedMaps, shares: Tensor) -> list[str]:
+    """The mean over the batch, then a line a picture where there are several, with who owns how much of it."""
+    pictures = maps.confusion_by_picture()
+    if pictures is None:
         return []
-    by_step = enumerate(maps.confusion().tolist(), 1)
+    by_step = enumerate(maps.confusion().nanmean(1).tolist(), 1)
     steps = "  ".join(f"{step}: {value:.0%}" for step, value in by_step if math.isfinite(value))
-    return [f"Confusion: {mean:.0%} on average. By step:  {steps}"]
+    lines = [f"Confusion: {maps.mean_confusion():.0%} on average. By step:  {steps}"]
+    if len(pictures) > 1:
+        owned = owners(shares)[:-1].mean((-2, -1)).T  # [B, M]
+        for number, (confusion, each) in enumerate(zip(pictures, owned, strict=True), 1):
+            places = ", ".join(f"{name} {float(part):.0%}" for name, part in zip(maps.names, each, strict=True))
+            lines.append(f"Picture {number}: confusion {confusion:.0%}; largest share: {places}.")
+    return lines
 
 
 def _advice(maps: RecordedMaps, owned: Tensor, held: Tensor) -> list[str]:

@@ -43,15 +43,16 @@ def to_bounding_boxes(detections: Detections) -> list[list[dict[str, Any]]]:
     ]
 
 
-def to_masks(detections: Detections) -> Tensor:
-    """[B · M, H, W]: for each picture one mask a text, of all that was found; empty where nothing was."""
+def to_masks(detections: Detections, kept: Sequence[int] | None = None) -> Tensor:
+    """[B · M, H, W]: for each picture one mask a text, of all that was found; empty where nothing was. kept: numbers of
+    the texts, all without it."""
     height, width = detections.height, detections.width
     empty = torch.zeros(height, width)
     return torch.stack(
         [
-            torch.stack([empty, *(each.region(height, width) for each in found)]).amax(0)
+            torch.stack([empty, *(each.region(height, width) for each in picture[text])]).amax(0)
             for picture in detections.found
-            for found in picture
+            for text in (range(len(detections.texts)) if kept is None else kept)
         ]
     )
 

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..attention.maps import objects_named
 from ..evaluation.box_formats import FORMATS, SIDES
 from ..evaluation.boxes import read_boxes, to_bounding_boxes, to_masks
 from ..evaluation.detect import THRESHOLD, detect, object_texts, once, report
@@ -109,14 +110,21 @@ class MIPDetectObjects(io.ComfyNode):
                     optional=True,
                     tooltip="At most so many of each object in a picture, the most certain ones; 0: all.",
                 ),
+                io.String.Input(
+                    "object",
+                    default="",
+                    placeholder="cat",
+                    optional=True,
+                    tooltip="Whose masks: the object's text or its number among the texts. Empty: of all.",
+                ),
             ],
             outputs=[
                 MIPDetections.Output(display_name="detections", tooltip="For the scores."),
                 BoundingBox.Output(display_name="boxes", tooltip="For other nodes: a list of boxes for each picture."),
                 io.Mask.Output(
                     display_name="masks",
-                    tooltip="One an object, in the texts' order, for each picture; black: absent. Of detectors that "
-                    "give boxes only (Grounding DINO, OWLv2): the boxes, filled.",
+                    tooltip="One an object, in the texts' order, for each picture; of one “object” one a picture; "
+                    "black: absent. Of detectors that give boxes only (Grounding DINO, OWLv2): the boxes, filled.",
                 ),
                 io.Image.Output(display_name="annotated", tooltip="The pictures with boxes, names and certainties."),
                 io.String.Output(display_name="report", tooltip="What was found where, and what was not."),
@@ -125,11 +133,13 @@ class MIPDetectObjects(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, images, detector, texts, threshold, references=(), text_threshold=THRESHOLD, most=0
+        cls, images, detector, texts, threshold, references=(), text_threshold=THRESHOLD, most=0, object=""
     ) -> io.NodeOutput:
         wanted = _wanted(texts, references)
+        kept = objects_named(object, wanted)
         found = detect(detector, images, wanted, threshold, text_threshold, most, ticking(len(images)))
-        return io.NodeOutput(found, to_bounding_boxes(found), to_masks(found), annotated(images, found), report(found))
+        masks = to_masks(found, kept)
+        return io.NodeOutput(found, to_bounding_boxes(found), masks, annotated(images, found), report(found))
 
 
 class MIPBoxes(io.ComfyNode):

@@ -16,7 +16,8 @@ class MIPFreezeRelevance(io.ComfyNode):
                 MIPRelevance.Input("relevance", tooltip="From the MIP Apply whose model the first pass sampled."),
                 io.Latent.Input(
                     "latent",
-                    tooltip="The first pass's result: the maps are taken when it is there. It is handed on unchanged.",
+                    tooltip="The first pass's result, as its sampler gives it: the maps are those of the sampling that "
+                    "made it. It is handed on unchanged.",
                 ),
             ],
             outputs=[
@@ -31,7 +32,7 @@ class MIPFreezeRelevance(io.ComfyNode):
 
     @classmethod
     def execute(cls, relevance, latent) -> io.NodeOutput:
-        frozen = relevance.snapshot()
+        frozen = relevance.of(latent["samples"])
         pictures, recorded = latent["samples"].shape[0], frozen.shares().shape[1]
         if pictures != recorded:
             raise ValueError(

@@ -52,25 +52,33 @@ class MIPRelevanceMaps(io.ComfyNode):
                     optional=True,
                     tooltip="For the threshold masks: the least share.",
                 ),
+                io.String.Input(
+                    "object",
+                    default="",
+                    placeholder="cat",
+                    optional=True,
+                    tooltip="Whose masks: the object's text or its number. Empty: of all.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="overlays", tooltip="Each picture with all objects, then with each alone."
                 ),
                 io.Mask.Output(
-                    display_name="masks", tooltip="One an object, in the references' order, for each picture."
+                    display_name="masks",
+                    tooltip="One an object, in the references' order, for each picture; of one “object” one a picture.",
                 ),
                 io.Image.Output(display_name="fusion_head", tooltip="The gate: mid-grey 1, white 2 or more."),
                 io.String.Output(
                     display_name="report",
-                    tooltip="In words: which run it was, confusion by step, who claims what, what to do.",
+                    tooltip="In words: which run it was, confusion by step and picture, who claims what, what to do.",
                 ),
             ],
         )
 
     @classmethod
     def execute(
-        cls, relevance, images, opacity, resolution=ALL, steps=ALL, mask="owner", threshold=0.5
+        cls, relevance, images, opacity, resolution=ALL, steps=ALL, mask="owner", threshold=0.5, object=""
     ) -> io.NodeOutput:
-        drawn = draw_maps(relevance, images, opacity, resolution, steps, mask, threshold)
+        drawn = draw_maps(relevance, images, opacity, resolution, steps, mask, threshold, object)
         return io.NodeOutput(drawn.overlays, drawn.masks, drawn.gates, report(relevance, drawn.shares))

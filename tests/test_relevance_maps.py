@@ -12,15 +12,15 @@ from . import graphs
 pytestmark = pytest.mark.usefixtures("host")
 
 
-def applied(**merge):
-    """(MODEL, MIP_RELEVANCE) of an MIPApply with two objects."""
+def applied(chain=None, scale=1.0, **merge):
+    """(MODEL, MIP_RELEVANCE) of an MIPApply, with two objects by default."""
     from mip_adapter.attention.options import Merge
     from mip_adapter.nodes.apply import MIPApply
 
     parts = graphs.bundle()
     with torch.inference_mode():
         return MIPApply.execute(
-            parts.model, parts.clip, parts.vision, parts.adapters["base"], graphs.references(), scale=1.0,
+            parts.model, parts.clip, parts.vision, parts.adapters["base"], chain or graphs.references(), scale=scale,
             start_percent=0.0, end_percent=1.0, merge=Merge(**merge),
         ).args  # fmt: skip
 
@@ -49,10 +49,11 @@ def test_the_record_is_the_mean_of_what_the_sites_measured(monkeypatch):
         mine = torch.stack([s for s in seen if s.shape[-1] == height * width]).mean(0).unflatten(-1, (height, width))
         torch.testing.assert_close(record.shares((height, width)), mine)
     torch.testing.assert_close(record.shares().sum(0), torch.ones(2, 8, 8))
-    entropy = [-torch.special.xlogy(s, s).sum(0).mean() / math.log(2) for s in seen]
-    assert record.confusion().shape == (4,)
+    entropy = [-torch.special.xlogy(s, s).sum(0).mean(-1) / math.log(2) for s in seen]  # of each picture
+    assert record.confusion().shape == (4, 2)
     assert 0 < float(record.confusion().min()) <= float(record.confusion().max()) <= 1
-    assert float(record.confusion().mean()) == pytest.approx(sum(map(float, entropy)) / len(entropy), rel=1e-4)
+    torch.testing.assert_close(record.confusion().mean(0), torch.stack(entropy).mean(0), rtol=1e-4, atol=0)
+    assert record.mean_confusion() == pytest.approx(float(torch.stack(entropy).mean()), rel=1e-4)
     torch.testing.assert_close(record.gate().mean((-1, -2)), torch.ones(2))
 
 
@@ -134,10 +135,11 @@ def test_confusion_by_hand():
     from mip_adapter.attention.record import confusion
 
     one, half, third = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]), torch.tensor([0.2, 0.2])
-    maps_ = torch.stack([one, half, third]).T.reshape(2, 1, 1, 3)
-    # claims 1, 1, 0.4; entropies 0, 1, 1 in units of log 2
-    assert float(confusion(maps_, 2)) == pytest.approx((1 + 0.4) / 2.4)
-    assert float(confusion(torch.zeros(2, 1, 1, 3), 2)) == 0
+    maps_ = torch.stack([torch.stack([one, half, third]), torch.stack([one, one, half])])  # [P, w, M]
+    maps_ = maps_.movedim(-1, 0).view(1, 2, 1, 2, 1, 3)  # [S, M, C, P, h, w]
+    # claims 1, 1, 0.4; entropies 0, 1, 1 in units of log 2; then claims 1, 1, 1; entropies 0, 0, 1
+    assert confusion(maps_, 2).tolist() == pytest.approx([(1 + 0.4) / 2.4, 1 / 3])
+    assert confusion(torch.zeros_like(maps_), 2).tolist() == [0, 0]
 
 
 def test_the_report_says_who_claims_what():
@@ -154,7 +156,7 @@ def test_the_report_says_who_claims_what():
     assert "Confusion: " in said and " 3: " in said and "cat: has the largest share" in said
     graphs.sample(model, steps=2)
     assert "sampled 2 times: these maps are the last run's" in maps(record, torch.rand(1, 64, 64, 3))[3]
-    record._steps = torch.tensor([[0.3], [1.0], [1.0]])  # as if it had been clear
+    record._confusion = torch.tensor([0.3, 1.0]).view(2, 1, 1)  # as if it had been clear
     assert "Each object has a place of its own" in report(record, shares)
     leaking = torch.tensor([[0.6, 0.6, 0.1, 0.2], [0.4, 0.4, 0.9, 0.8]]).view(2, 1, 2, 2)
     assert "“red coffee cup” claims 40% of the place of “cat”" in report(record, leaking)
@@ -199,7 +201,94 @@ def test_sentences_for_what_cannot_be_drawn():
     graphs.sample(model, batch=2)
     with pytest.raises(ValueError, match="1 images and maps of 2"):
         maps(record, images)
-    model, record = applied(strategy="uniform")
-    graphs.sample(model)
-    with pytest.raises(ValueError, match="Use the strategy “relevance”"):
+    with pytest.raises(ValueError, match="64×64 pixels and the maps 8×4 positions, another shape: .* a detailer's"):
+        graphs.sample(model, size=(8, 16))
         maps(record, images)
+    graphs.sample(model)
+    with pytest.raises(ValueError, match="“dog” is none of the objects .1 “cat”, 2 “red coffee cup”."):
+        maps(record, images, object="dog")
+
+
+@pytest.mark.parametrize("kind", ["off", "uniform", "sum", "concat"])
+def test_without_relevance_the_pictures_go_on(kind):
+    """Switched off, or merged without it: the queue must not stop. The gate is drawn where there is one."""
+    model, record = applied(scale=0.0) if kind == "off" else applied(strategy=kind)
+    graphs.sample(model, batch=2)
+    images = torch.rand(2, 64, 64, 3)
+    overlays, masks, gates, said = maps(record, images)
+    assert torch.equal(overlays[:, :64], images) and len(overlays) == 2 and overlays.shape[1] > 64
+    assert masks.shape == (4, 64, 64) and not masks.any() and gates.shape == images.shape
+    assert bool((gates == 0.5).all()) == (kind == "off")
+    assert ("scale is 0 in MIP Apply" if kind == "off" else f"the merge strategy is {kind}") in said
+    for choice in ({"mask": "soft"}, {"mask": "threshold", "resolution": "finest"}, {"object": "cat"}):
+        assert not maps(record, images, **choice)[1].any()
+
+
+def test_without_relevance_nothing_is_frozen():
+    from mip_adapter.nodes.freeze import MIPFreezeRelevance
+
+    cases: list[tuple[dict, str]] = [({"scale": 0.0}, "scale is 0"), ({"strategy": "sum"}, "strategy is sum")]
+    for options, reason in cases:
+        model, record = applied(**options)
+        latent = graphs.sample(model)
+        with pytest.raises(ValueError, match=reason):
+            MIPFreezeRelevance.execute(record, {"samples": latent})
+
+
+def test_uniform_shares_within_regions_are_drawn():
+    left = torch.zeros(1, 32, 32)
+    left[:, :, :16] = 1
+    model, record = applied(graphs.references(region=[left, None]), strategy="uniform")
+    graphs.sample(model)
+    said = maps(record, torch.rand(1, 64, 64, 3))[3]
+    assert "cat: has the largest share" in said and "There is no relevance" not in said
+
+
+def test_one_object_alone_tints_nothing():
+    model, record = applied(graphs.references(("cat",)))
+    graphs.sample(model)
+    images = torch.rand(1, 64, 64, 3)
+    overlays, masks, _, _ = maps(record, images, opacity=1.0)
+    grey = torch.lerp(images, images.mean(-1, keepdim=True).expand_as(images), 0.5)
+    torch.testing.assert_close(overlays[:, :64], grey.expand(2, -1, -1, -1))
+    assert masks.all()
+    model, record = applied(graphs.references(("cat",)), background=1.0)
+    graphs.sample(model)
+    assert not torch.allclose(maps(record, images, opacity=1.0)[0][:1, :64], grey, atol=0.05)
+
+
+def test_every_picture_has_its_own_confusion(monkeypatch):
+    """A batch says of each picture what it says when that picture is sampled alone."""
+    from mip_adapter.attention import maps as drawing
+
+    noted = []
+    monkeypatch.setattr(drawing, "confused", lambda value: noted.append(value) or "")
+    model, record = applied()
+    graphs.sample(model, batch=3)
+    together = record.confusion_by_picture()
+    said = maps(record, torch.rand(3, 64, 64, 3))[3]
+    assert noted == together and len(set(together)) == 3
+    for number, value in enumerate(together, 1):
+        assert f"\nPicture {number}: confusion {value:.0%}; largest share: cat " in said
+    graphs.sample(model)  # the noise of a batch begins with the noise of one
+    assert record.confusion_by_picture() == pytest.approx(together[:1], rel=1e-4)
+    assert "Picture 1" not in maps(record, torch.rand(1, 64, 64, 3))[3]
+
+
+@pytest.mark.parametrize(("wanted", "number"), [("cat", 0), ("1", 0), ("Red  coffee cup", 1), ("2", 1)])
+def test_masks_of_one_object(wanted, number):
+    model, record = applied()
+    graphs.sample(model, batch=2)
+    images = torch.rand(2, 64, 64, 3)
+    everyone = maps(record, images, mask="soft")[1]
+    assert torch.equal(maps(record, images, mask="soft", object=wanted)[1], everyone[number::2])
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 31), (24, 16), (13, 40)])
+@pytest.mark.parametrize("enlarged", [1, 1.5, 4])
+def test_pictures_of_the_same_shape_are_drawn_on(size, enlarged):
+    """Odd latents are halved upwards; an upscaled result is still the result."""
+    model, record = applied()
+    graphs.sample(model, 1, size=size)
+    images = torch.rand(1, *(round(8 * side * enlarged) for side in size), 3)
+    assert maps(record, images)[1].shape[1:] == images.shape[1:3]

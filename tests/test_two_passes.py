@@ -1,4 +1,5 @@
-"""Two passes on a real server: the maps are taken between them, and stay when only the second pass runs again."""
+"""Two passes on a real server: the maps are taken between them, and stay when only the second pass runs again. With one
+model for both they are the first one's, whenever they are asked for."""
 
 from __future__ import annotations
 
@@ -63,3 +64,27 @@ def test_a_second_pass_with_the_maps_of_the_first(prepared) -> None:
     again, cached = run(prepared, two_passes(seed=6))
     assert {"sampler", "freeze", "apply2", "first maps"} <= cached and not {"sampler2", "maps"} & cached
     assert "The shares were frozen" in again["said"] and "sampled" not in again["said"]  # each prompt samples once
+
+
+def test_maps_of_a_first_pass_that_came_from_the_cache(prepared) -> None:
+    """One model makes both passes; only then somebody asks for the maps of the first."""
+    graph, more = prompt(seed=11), two_passes(seed=12)
+    second = {**more["sampler2"]["inputs"], "model": ["apply", 0], "latent_image": ["larger", 0]}
+    graph |= {
+        "larger": {**more["larger"], "inputs": {**more["larger"]["inputs"], "samples": ["sampler", 0]}},
+        "sampler2": {"class_type": "KSampler", "inputs": second},
+        "decode2": more["decode2"],
+        "kept": {"class_type": "PreviewImage", "inputs": {"images": ["decode2", 0]}},
+    }
+    run(prepared, graph)
+    said, cached = run(prepared, graph | {name: more[name] for name in ("freeze", "first maps", "first said")})
+    assert {"sampler", "sampler2"} <= cached and "freeze" not in cached
+    assert "Maps of 4×2, 8×4, 16×8 positions" in said["first said"] and "sampled" not in said["first said"]
+
+
+def test_scale_0_lets_the_queue_go_on(prepared) -> None:
+    graph, more = prompt(seed=13), two_passes(seed=14)
+    graph["apply"]["inputs"]["scale"] = 0.0
+    drawn = {"class_type": "MIPRelevanceMaps", "inputs": {**more["first maps"]["inputs"], "relevance": ["apply", 1]}}
+    said, _ = run(prepared, graph | {"first maps": drawn, "first said": more["first said"]})
+    assert "scale is 0 in MIP Apply" in said["first said"]
