@@ -44,6 +44,7 @@ class PictureBinding:
     (the assignment with the largest sum of S), None where it was not found.
     instead: for an object that was found only where another object is, the number of that one's crop.
     near: for each object that was not found the threshold below which the detector would have found it.
+    confusion: of the relevance while the picture was sampled, 0 to 1 (`attention/record.py`), None where it is unknown.
     """
 
     crops: tuple[Any, ...]
@@ -55,6 +56,7 @@ class PictureBinding:
     matched: tuple[int | None, ...]
     instead: tuple[int | None, ...] = ()
     near: tuple[float, ...] = ()
+    confusion: float | None = None
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -121,6 +123,10 @@ class Binding:
         """Share of the objects found that look more like another reference than like their own; None as for margin."""
         return _mean([float(value < 0) for *_, value in self.margins])
 
+    def relevance_confusion(self, pictures: Sequence[int]) -> float | None:
+        """Mean over some of the pictures."""
+        return _mean([value for b in pictures if (value := self.pictures[b].confusion) is not None])
+
     @property
     def presence(self) -> float:
         """Share of the objects asked for, over all pictures, that were found."""
@@ -143,7 +149,9 @@ class Binding:
         return sorted(range(len(self.pictures)), key=key)
 
 
-def bind(seen: Objects, references: Tensor, near: Sequence[float] = ()) -> PictureBinding:
+def bind(
+    seen: Objects, references: Tensor, near: Sequence[float] = (), confusion: float | None = None
+) -> PictureBinding:
     """One picture's objects against every reference's mean embedding [M, E]."""
     things = seen.things
     similarity = seen.embeddings @ references.T  # [C, M]
@@ -162,6 +170,7 @@ def bind(seen: Objects, references: Tensor, near: Sequence[float] = ()) -> Pictu
         matched=tuple(matched),
         instead=things.instead,
         near=tuple(near),
+        confusion=confusion,
     )
 
 

@@ -29,14 +29,17 @@ def measure_binding(
     detections: Detections,
     encoder: ImageEncoder,
     tick: Tick | None = None,
+    confusion: Sequence[float] | None = None,
 ) -> Binding:
     """images [B, H, W, 3] in 0..1, those that were searched, for the references' texts. tick is told of every picture
-    encoded. Raises ValueError with a sentence for the artist."""
+    encoded. confusion: of the relevance, one number a picture that was sampled; where these are not the pictures here,
+    such as the best of a batch, their mean stands for each. Raises ValueError with a sentence for the artist."""
     check_parts(images, references, detections)
     texts = tuple(reference.text for reference in references)
     shown = [pictures_of(reference) for reference in references]
     means = torch.stack([embed(encoder, each, tick).mean(0) for each in shown])  # [M, E]
     seen = objects_in(images, references, detections, encoder, means, tick)
+    confusions = _each(confusion, len(images))
     return Binding(
         names=texts,
         weights=tuple(reference.weight for reference in references),
@@ -44,9 +47,15 @@ def measure_binding(
         thumbnails=tuple(each[0] for each in shown),
         images=as_bytes(images[..., :3]),
         encoder=encoder.name,
-        pictures=tuple(bind(each, means, near(detections, b, texts)) for b, each in enumerate(seen)),
+        pictures=tuple(bind(each, means, near(detections, b, texts), confusions[b]) for b, each in enumerate(seen)),
         threshold=detections.threshold,
     )
+
+
+def _each(confusion: Sequence[float] | None, pictures: int) -> Sequence[float | None]:
+    if confusion is None:
+        return [None] * pictures
+    return confusion if len(confusion) == pictures else [sum(confusion) / len(confusion)] * pictures
 
 
 def headline(binding: Binding) -> tuple[float, float, float]:
@@ -57,10 +66,10 @@ def headline(binding: Binding) -> tuple[float, float, float]:
     return nothing[0] if margin is None else margin, nothing[1] if rate is None else rate, binding.presence
 
 
-def matrices(binding: Binding, relevance_confusion: float | None = None) -> Tensor:
+def matrices(binding: Binding) -> Tensor:
     """[B, H, W, 3]: each picture's objects against the references, with its verdict."""
     shown = replace(binding, names=written(binding.names))
-    sentences = [verdict(shown.only(b), relevance_confusion) for b in range(len(shown.pictures))]
+    sentences = [verdict(shown.only(b)) for b in range(len(shown.pictures))]
     return torch.from_numpy(draw_matrices(shown, sentences)).float() / 255
 
 
@@ -69,7 +78,7 @@ def to_encode(references: Sequence[Reference], detections: Detections) -> int:
     return sum(len(images) for each in references for images, _ in each.batches) + crops_at_most(detections)
 
 
-def report(binding: Binding, relevance_confusion: float | None = None) -> str:
+def report(binding: Binding) -> str:
     """The verdict, the numbers behind it, and a line for every object in every picture."""
     rate = binding.confusion_rate
     numbers = [
@@ -78,9 +87,11 @@ def report(binding: Binding, relevance_confusion: float | None = None) -> str:
         f"presence {percent(binding.presence)}",
         f"pictures compared by {binding.encoder}",
     ]
-    if relevance_confusion is not None:
-        numbers.insert(3, f"confusion of the relevance while sampling {percent(relevance_confusion)}")
-    sentences = [f"- {sentence}" for sentence in verdict(binding, relevance_confusion)]
+    each = [percent(picture.confusion) for picture in binding.pictures if picture.confusion is not None]
+    if (confusion := binding.relevance_confusion(range(len(binding.pictures)))) is not None:
+        one_by_one = f" ({', '.join(each)})" if len(each) > 1 else ""
+        numbers.insert(3, f"confusion of the relevance while sampling {percent(confusion)}{one_by_one}")
+    sentences = [f"- {sentence}" for sentence in verdict(binding)]
     return "\n".join([*sentences, "", ", ".join(numbers), "", lines(binding)])
 
 

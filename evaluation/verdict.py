@@ -17,19 +17,15 @@ NEARLY = 0.5  # of the detector's threshold: a candidate that reaches this is wo
 STEP = 1.3  # what a weight is multiplied or divided by at first
 
 
-def verdict(binding: Binding, relevance_confusion: float | None = None) -> list[str]:
-    """Sentences, the overall one first, then one a finding, with what to change.
-
-    relevance_confusion: 0 to 1, from the record of the sampling (`attention/record.py`), where there is one.
-    """
+def verdict(binding: Binding) -> list[str]:
+    """Sentences, the overall one first, then one a finding, with what to change."""
     if not binding.presence:
         return [
             "None of the objects was found, so there is nothing to compare.",
             "Name the objects in the prompt by the words of their object texts, lower scale in MIP Apply, or lower the "
             "detector's threshold if you can see them.",
         ]
-    leaks = _leaks(binding, relevance_confusion)
-    findings = [*_missing(binding), *_exchanged(binding), *leaks, *_unlike(binding), *_too_many(binding)]
+    findings = [*_missing(binding), *_exchanged(binding), *_leaks(binding), *_unlike(binding), *_too_many(binding)]
     return [_overall(binding, bool(findings)), *findings]
 
 
@@ -102,7 +98,7 @@ def _apart(binding: Binding, m: int, j: int) -> str:
     return "give each of them a region in MIP Reference, or take another seed"
 
 
-def _leaks(binding: Binding, confusion: float | None) -> Iterator[str]:
+def _leaks(binding: Binding) -> Iterator[str]:
     """Looks taken from another reference, in pictures where the two were not exchanged altogether."""
     for m, name in enumerate(binding.names):
         taken: dict[int, list[tuple[int, float]]] = {}  # (picture, share) by the reference that it was taken from
@@ -117,9 +113,10 @@ def _leaks(binding: Binding, confusion: float | None) -> Iterator[str]:
         if taken:
             source = max(taken, key=lambda j: sum(share for _, share in taken[j]))
             share = sum(share for _, share in taken[source]) / len(taken[source])
+            pictures = [b for b, _ in taken[source]]
             yield (
                 f"“{name}” takes {percent(share)} of its look from “{binding.names[source]}”"
-                f"{_in(binding, [b for b, _ in taken[source]])}: {_against_leak(binding, m, source, confusion)}."
+                f"{_in(binding, pictures)}: {_against_leak(binding, m, source, pictures)}."
             )
 
 
@@ -131,7 +128,8 @@ def _unlike(binding: Binding) -> Iterator[str]:
             yield f"“{name}” looks like none of the references{_in(binding, pictures)}: {_raise(binding, m)}."
 
 
-def _against_leak(binding: Binding, m: int, source: int, confusion: float | None) -> str:
+def _against_leak(binding: Binding, m: int, source: int, pictures: Sequence[int]) -> str:
+    confusion = binding.relevance_confusion(pictures)
     region = "shrink its region" if binding.placed[m] else "give it a region"
     if confusion is None:
         return f"{_raise(binding, m, source)}, or {region}"

@@ -53,9 +53,9 @@ class MIPBindingReport(io.ComfyNode):
     @classmethod
     def execute(cls, images, references, detections, encoder, relevance=None) -> io.NodeOutput:
         tick = ticking(to_encode(references, detections))
-        binding = measure_binding(images, references, detections, encoder, tick)
-        confusion = None if relevance is None else relevance.mean_confusion()
-        return io.NodeOutput(*headline(binding), report(binding, confusion), matrices(binding, confusion), binding)
+        confusion = None if relevance is None else relevance.confusion_by_picture()
+        binding = measure_binding(images, references, detections, encoder, tick, confusion)
+        return io.NodeOutput(*headline(binding), report(binding), matrices(binding), binding)
 
 
 class MIPSeedPicker(io.ComfyNode):

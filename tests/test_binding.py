@@ -357,9 +357,16 @@ def test_shares_are_of_the_pictures_that_leak():
 
 
 def test_the_relevance_sharpens_the_advice():
-    mixed, apart = (verdict(batch(LEAKY), confusion)[1] for confusion in (0.9, 0.3))
+    mixed, apart = (verdict(batch(replace(LEAKY, confusion=each)))[1] for each in (0.9, 0.3))
     assert "confusion 90 %" in mixed and "sharpness in MIP Merge" in mixed
     assert "confusion 30 %" in apart and "image_mask" in apart
+
+
+def test_each_picture_has_its_own_relevance():
+    """Of a batch the pictures that leak count, in one picture's verdict its own."""
+    several = batch(replace(made([0.2, 0.2]), confusion=0.1), replace(LEAKY, confusion=0.9))
+    assert "confusion 90 %" in verdict(several)[1] and len(verdict(several.only(0))) == 1
+    assert "confusion of the relevance while sampling 50 % (10 %, 90 %)" in report(several)
 
 
 def test_advice_knows_what_is_set_already():
@@ -428,7 +435,7 @@ def test_all_is_well_and_nothing_to_measure():
 
 
 def test_the_report_holds_verdict_numbers_and_table():
-    said = report(batch(LEAKY, made([0.2, None])), 0.9)
+    said = report(batch(replace(LEAKY, confusion=0.9), made([0.2, None])))
     assert said.startswith("- 3 of 4 objects were found") and "presence 75 %" in said and "confusion rate 0 %" in said
     assert "confusion of the relevance while sampling 90 %" in said and "69 % dog, 31 % cat" in said
     assert [cell.strip() for cell in said.splitlines()[-1].split("|")[1:4]] == ["picture 2", "dog", "0 (1 expected)"]
