@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,18 @@ def test_prediction_equals_the_official_one(unet, family: str) -> None:
     got = got.detach()
     assert relative_error(got[:1], data["eps_901"]) < 1e-4
     assert relative_error(got[1:], data["eps_40"]) < 1e-4
+
+
+def test_nobody_keeps_the_model_when_training_is_over(unet) -> None:
+    """Not even until Python next looks for cycles: the host's models are gigabytes."""
+    frozen, *_ = golden_case(unet)
+    gone = weakref.ref(frozen)
+    gc.disable()
+    try:
+        del frozen
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def official_patch(site, weights: dict[str, Tensor], attn2, tokens: Tensor, texts: list[Tensor]):

@@ -49,7 +49,8 @@ class HostModel:
         self.prediction: Literal["eps", "v"] = prediction_of(sampling)
         self.alphas = (1 / (1 + sampling.sigmas.float().square())).to(self.device, copy=True)
         self._attentions: dict[SiteKey, Any] = cross_attentions(self.unet)
-        self._object_text: Callable[..., Tensor] = lru_cache(4096)(self._encode_object_text)
+        # Over the CLIP alone: of a method of ours, the cache would keep us, and all models, alive.
+        self._object_text: Callable[[str, Adapter], Tensor] = lru_cache(4096)(partial(encode_object_text, clip))
         self._empty: Tensor | None = None
 
     def base_sha256(self) -> str:
@@ -124,9 +125,6 @@ class HostModel:
             device=self.device,
         )
         return context[:, :CONTEXT], vector
-
-    def _encode_object_text(self, name: str, adapter: Adapter) -> Tensor:
-        return encode_object_text(self.clip, name, adapter)
 
     def _encode_references(self, samples: Sequence[Sample], adapter: Adapter) -> Tensor:
         """Features of all objects, one after another; where they are left out, those of the unconditional branch."""
