@@ -13,9 +13,9 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
+from ..weights.sites import SiteKey
 from .host_call import Call
 from .host_wrappers import install_wrappers
-from .plan import SiteKey
 from .record import RelevanceRecord
 from .schedule import Schedule, Window
 from .site import fuse

@@ -21,10 +21,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..weights.sites import Site
+from ..weights.sites import Site, SiteKey
 from .merge import split_queries
 from .options import Merge
-from .plan import SharedText, SiteKey
+from .plan import SharedText
 from .relevance import raw_relevance, shares
 from .site import Run
 

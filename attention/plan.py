@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from ..weights.adapter import Adapter
-from ..weights.sites import Site
+from ..weights.sites import Site, SiteKey
 from .options import FusionHead, Merge
 from .relevance import flat_shares
-
-SiteKey = tuple[str, int, int]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from ..attention.options import Gate
 from .filters import Filters
 
 Trained = Literal["adapter", "head", "all"]
 Merged = Literal["relevance", "uniform", "sum"]
-Gated = Literal["image", "text", "off"]
 Timesteps = Literal["uniform", "cubic"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
@@ -48,7 +48,7 @@ class Recipe:
     seed: int = 0
     train: Trained = "adapter"
     merge: Merged = "relevance"
-    gate: Gated = "image"
+    gate: Gate = "image"
     min_objects: int = 2
     max_objects: int = 2
     resolution: int = 512
