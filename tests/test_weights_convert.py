@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 
 import pytest
@@ -12,6 +11,8 @@ import weights_samples as samples
 from mip_adapter.weights.adapter import load_adapter
 from mip_adapter.weights.convert import convert, main
 from mip_adapter.weights.files import read_tensors
+from mip_adapter.weights.whole import whole_file
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from weights_samples import GOLDEN, SMALL
 
@@ -97,11 +98,21 @@ def test_refusals(source, tmp_path):
         main([str(source), str(source), "--output", str(tmp_path / "one.safetensors")])
 
 
-def test_a_failed_write_leaves_nothing(source, monkeypatch):
+@pytest.mark.parametrize("where, error", [("os.replace", OSError), ("save_file", SafetensorError)])
+def test_a_failed_write_leaves_nothing(source, monkeypatch, where, error):
     def full(*_, **__):
-        raise OSError("No space left on device")
+        raise error("No space left on device")
 
-    monkeypatch.setattr(importlib.import_module("mip_adapter.weights.convert").os, "replace", full)
+    monkeypatch.setattr(f"mip_adapter.weights.convert.{where}", full)
     with pytest.raises(ValueError, match="cannot be written .*No space left"):
         convert(source)
     assert os.listdir(source.parent) == ["model.bin"]
+
+
+def test_who_writes_the_same_file_at_the_same_time_writes_apart(tmp_path):
+    """On machines with the same process ids, too: the last one's file stays, whole."""
+    path = tmp_path / "new folder" / "file"
+    with whole_file(path) as first, whole_file(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first" and os.listdir(path.parent) == ["file"]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..weights.adapter import Adapter, check_finite
 from ..weights.site_keys import PARTS
+from ..weights.whole import whole_file
 from .config import Recipe
 from .student import TrainedAdapter, flat_tensors
 
@@ -80,14 +81,10 @@ def _write(flat: Mapping[str, Tensor], about: dict[str, str], folder: Path, name
     stored = {key: tensor.detach().to("cpu", dtype).contiguous().clone() for key, tensor in flat.items()}
     check_finite(stored, f"{name} in {str(dtype).removeprefix('torch.')}")
     target = free_path(folder, name)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        save_file(stored, temporary, metadata=about)
-        os.chmod(temporary, 0o644)  # safetensors writes for its owner only
-        os.replace(temporary, target)
+        with whole_file(target) as temporary:
+            save_file(stored, temporary, metadata=about)
+            os.chmod(temporary, 0o644)  # safetensors writes for its owner only
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{target} cannot be written ({error}): check the folder and its free space.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return target

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..weights.whole import whole_file
 from .config import RESUMABLE, Recipe
 
 log = logging.getLogger(__name__)
@@ -23,22 +24,16 @@ def write_state(folder: Path, state: dict[str, Any], keep: int) -> Path:
     Only one process writes into a folder: half a file that lies there is of one that was killed.
     """
     target = folder / "checkpoints" / f"step-{state['step']:08d}.pt"
-    target.parent.mkdir(parents=True, exist_ok=True)
     for half in target.parent.glob(".step-*.pt.*.tmp"):
         with suppress(OSError):  # the worst of it is the space that it takes
             half.unlink()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            try:
-                torch.save(state, file)
-            except RuntimeError as error:  # torch's own words for a disk that is full
-                raise OSError(str(error).splitlines()[0]) from error
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(target) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's own words for a disk that is full
+            raise OSError(str(error).splitlines()[0]) from error
+        file.flush()
+        os.fsync(file.fileno())
     for old in sorted(target.parent.glob("step-*.pt"))[:-keep]:
         old.unlink(missing_ok=True)
     return target

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .adapter import check_finite
 from .files import read_tensors
 from .spec import AdapterSpec, detect
+from .whole import whole_file
 
 
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str] | None = None, force: bool = False) -> Path:
@@ -63,17 +65,12 @@ def metadata(spec: AdapterSpec, source: Path) -> dict[str, str]:
 
 
 def _write(source: Path, target: Path, tensors: Mapping[str, Tensor], about: dict[str, str]) -> None:
-    """Under a temporary name in the same folder, then renamed in one step."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        save_file(_owned(tensors), temporary, metadata=about)
-        shutil.copymode(source, temporary)  # safetensors writes for its owner only
-        os.replace(temporary, target)
-    except OSError as error:
+        with whole_file(target) as temporary:
+            save_file(_owned(tensors), temporary, metadata=about)
+            shutil.copymode(source, temporary)  # safetensors writes for its owner only
+    except (OSError, SafetensorError) as error:
         raise ValueError(f"{target} cannot be written ({error}): check the folder and its free space.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
