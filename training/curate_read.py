@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from .curate_score import Objects
-from .dataset import PICTURES
 from .filters import Filters, candidates, refuse_names, with_masks
+from .folder import picture_path, read_json, read_mask
 from .kept import picture_ids
 from .pictures import reference
 
@@ -44,11 +43,7 @@ class Folder:
         found, why = candidates(data["final_masks"], str(data["text"]), size, self.filters, self.least)
         if why:
             return why
-        with Image.open(self.path / "masks" / f"{name}.png") as image:
-            values = np.array(image)
-        values = values[..., 0] if values.ndim == 3 else values
-        if values.shape != picture.shape[:2]:
-            raise ValueError(f"the mask is {values.shape[::-1]}, the picture {size}")
+        values = read_mask(self.path, name, size)
         found, why = with_masks(found, values, self.filters, self.least)
         chosen = found[: self.most]
         if why := why or refuse_names(chosen, self.filters):
@@ -58,10 +53,7 @@ class Folder:
         return Objects([each.label for each in chosen], crops)  # a sound mask is not empty
 
     def data(self, name: str) -> dict[str, Any]:
-        return json.loads((self.path / "jsons" / f"{name}.json").read_text("utf-8"))
+        return read_json(self.path, name)
 
     def picture(self, name: str) -> Path:
-        for ending in PICTURES:
-            if (path := self.path / "images" / (name + ending)).is_file():
-                return path
-        raise FileNotFoundError(f"images/{name}.png is missing")
+        return picture_path(self.path, name)

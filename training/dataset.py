@@ -6,10 +6,9 @@ when they are asked for. What a position gives depends on (seed, position) alone
 
 from __future__ import annotations
 
-import json
 import logging
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from .config import Recipe
 from .filters import Found, candidates, refuse_names, shape_is_usable, with_masks
+from .folder import mask_path, picture_path, read_json, read_mask
 from .kept import picture_ids
 from .pictures import choose_crop, cropped, latent_mask, reference, training_picture
 from .seeds import generator, seed_of
@@ -31,7 +31,6 @@ from .seeds import generator, seed_of
 log = logging.getLogger(__name__)
 
 BROKEN_SHARE = 0.05  # above this the folder is at fault, not a few files
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +67,7 @@ class _Entry(NamedTuple):
 
 
 class _Unusable(Exception):
-    """A sample that the filters leave out once its pixels are seen: no fault of the file."""
+    """A sample that the filters leave out, by its json or once its pixels are seen: no fault of the file."""
 
 
 class SubjectFolder(torch.utils.data.Dataset[Sample]):
@@ -82,12 +81,18 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
     def __init__(self, folder: str | Path, recipe: Recipe) -> None:
         self.recipe = recipe
         self.folder, names = picture_ids(Path(folder))
+        self.total, self.entries = len(names), list[_Entry]()
+        self.broken, self.left_out = dict[str, str](), Counter[str]()
         with ThreadPoolExecutor(8) as pool:
-            read = list(pool.map(self._read, names))
-        self.total = len(names)
-        self.broken = {name: why for name, why in zip(names, read, strict=True) if isinstance(why, str)}
-        self.entries = [entry for entry in read if isinstance(entry, _Entry)]
-        self.left_out = Counter(why[0] for why in read if type(why) is tuple)
+            reads = deque((name, pool.submit(self._read, name)) for name in names)
+            while reads:
+                name, read = reads.popleft()  # an error that is seen to is let go, with all that it holds
+                try:
+                    self.entries.append(read.result())
+                except _Unusable as error:
+                    self.left_out[str(error)] += 1
+                except Exception as error:  # whatever a damaged file makes its decoder raise
+                    self.broken[name] = f"{type(error).__name__}: {error}"
         check_broken(self.broken, self.total)
         for name, why in self.broken.items():
             log.warning("Training sample %s is broken and left out: %s", name, why)
@@ -122,38 +127,25 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
                 check_broken({**self.broken, **dict(broken)}, self.total)
         raise ValueError(f"No picture of {self.folder} is usable once its pixels are read: {last or 'all broken'}.")
 
-    def _read(self, name: str) -> _Entry | str | tuple[str]:
-        """The entry; why it is broken; or, in a tuple, why the filters leave it out."""
-        try:
-            data = json.loads((self.folder / "jsons" / f"{name}.json").read_text("utf-8"))
-            picture = self._picture(name)
-            with Image.open(picture) as image:
-                size = image.size
-            if not (self.folder / "masks" / f"{name}.png").is_file():
-                raise FileNotFoundError(f"masks/{name}.png is missing")
-            caption, least = str(data["text"]), self.recipe.min_objects
-            found, why = candidates(data["final_masks"], caption, size, self.recipe.filters, least)
-            width, height = data.get("original_size", size)
-            return (why,) if why else _Entry(name, picture, caption, tuple(found), size, (int(height), int(width)))
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-
-    def _picture(self, name: str) -> Path:
-        for ending in PICTURES:
-            if (path := self.folder / "images" / (name + ending)).is_file():
-                return path
-        raise FileNotFoundError(f"images/{name}.png is missing")
+    def _read(self, name: str) -> _Entry:
+        """Raises _Unusable where the filters leave it out, anything else where it is broken."""
+        data, picture = read_json(self.folder, name), picture_path(self.folder, name)
+        with Image.open(picture) as image:
+            size = image.size
+        if not mask_path(self.folder, name).is_file():
+            raise FileNotFoundError(f"masks/{name}.png is missing")
+        caption, least = str(data["text"]), self.recipe.min_objects
+        found, why = candidates(data["final_masks"], caption, size, self.recipe.filters, least)
+        if why:
+            raise _Unusable(why)
+        width, height = data.get("original_size", size)
+        return _Entry(name, picture, caption, tuple(found), size, (int(height), int(width)))
 
     def _load(self, entry: _Entry, position: int) -> Sample:
         recipe, rng = self.recipe, random.Random(seed_of(self.recipe.seed, "sample", position))
         with Image.open(entry.picture) as image:
             picture = image.convert("RGB")
-        with Image.open(self.folder / "masks" / f"{entry.id}.png") as image:
-            values = np.array(image)
-        values = values[..., 0] if values.ndim == 3 else values
-        if values.shape != picture.size[::-1]:
-            raise ValueError(f"the mask is {values.shape[::-1]}, the picture {picture.size}")
-        pixels = np.array(picture)
+        values, pixels = read_mask(self.folder, entry.id, picture.size), np.array(picture)
         found, why = with_masks(entry.found, values, recipe.filters, recipe.min_objects)
         if why:
             raise _Unusable(why)
