@@ -249,7 +249,8 @@ def test_previews_show_the_curve(data: str, monkeypatch: pytest.MonkeyPatch):
 
 def test_other_models_loras_and_settings_have_folders_of_their_own():
     from mip_adapter.training.config import Recipe
-    from mip_adapter.training.run_folder import model_parts, run_folder
+    from mip_adapter.training.host_weights import model_parts
+    from mip_adapter.training.run_folder import run_folder
 
     model = graphs.bundle().model
     base, key = Path("base"), "diffusion_model.out.2.weight"

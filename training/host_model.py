@@ -20,9 +20,9 @@ from ..weights.sites import Site, SiteKey, cross_attentions, unet_sites
 from .config import Recipe
 from .dataset import Sample
 from .digests import weights_sha256
+from .host_weights import unpatched_weights
 from .method import Merging
 from .objective import Batch
-from .run_folder import unpatched_weights
 
 CONTEXT = 77  # captions are cut to what CLIP reads at once, as in the paper
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -18,7 +18,8 @@ from ..weights.adapter import Adapter
 from .config import Recipe
 from .curve_picture import SIZE, loss_picture
 from .host_graph import train_in_graph
-from .run_folder import earlier_losses, model_parts, reached, run_folder
+from .host_weights import model_parts
+from .run_folder import earlier_losses, reached, run_folder
 from .student import TrainedAdapter, flat_tensors
 from .trainer import Progress
 
