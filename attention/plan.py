@@ -83,14 +83,22 @@ class SitePlan:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
+    """References compiled for all sites, shared by all patches of a model and never changed.
+
+    names: the M object texts; gate and gate_strength: the fusion head's (see `FusionHead`), its rows lie with the
+    sites; weights [M, 1, 1] float32, the objects' own: folded into the values, but with regions the unconditional
+    branch needs them beside its one set of values; regions [M, H, W] and frozen [M + 1, pictures, H, W]: as in
+    `References`, float32, on the plan's device.
+    """
+
     names: tuple[str, ...]
     merge: Merge
     gate: str
     gate_strength: float
-    weights: Tensor  # [M, 1, 1] float32: the unconditional branch needs them beside its one set of values
+    weights: Tensor
     regions: Tensor | None
     sites: Mapping[SiteKey, SitePlan]
-    frozen: Tensor | None = None  # [M + 1, pictures, H, W], see References
+    frozen: Tensor | None = None
 
     @property
     def objects(self) -> int:
@@ -234,6 +242,8 @@ class SharedText:
         self._made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def for_site(self, heads: int, width: int) -> tuple[Tensor, Tensor]:
+        """For h heads of width d: all texts over sqrt(d) [L, X] in the plan's dtype, and average [M, h·L] float32,
+        which is 1 / (h L_i) on the tokens of object i in every head (see `raw_relevance`)."""
         if (heads, width) not in self._made:
             # to_k is linear without bias: dividing the text by sqrt(d) divides the keys, once instead of at every step.
             text = (self._text * width**-0.5).to(self._dtype)
