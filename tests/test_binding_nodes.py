@@ -86,6 +86,18 @@ def test_the_relevance_of_the_sampling_is_heard():
     assert "while sampling" not in silent and "raise the" in silent
 
 
+def test_every_picture_hears_its_own_relevance():
+    """Of the best of a batch it hears the batch's mean."""
+    from types import SimpleNamespace
+
+    told = SimpleNamespace(confusion_by_picture=lambda: [0.2, 0.9])
+    *_, said, _, binding = binding_report(draw(4, pictures=2, looks=[(0, 1, 2), (0, 1, 1)]), relevance=told)
+    assert [each.confusion for each in binding.pictures] == [0.2, 0.9]
+    assert "while sampling 55 % (20 %, 90 %)" in said
+    said = binding_report(draw(4), relevance=told)[3]
+    assert "while sampling 55 %," in said
+
+
 def test_the_personalization_node_scores_what_is_asked_for():
     from mip_adapter.evaluation.personalization import personalization
     from mip_adapter.nodes.personalization import MIPPersonalizationScore

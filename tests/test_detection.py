@@ -344,6 +344,11 @@ def test_detect_objects(nodes):
     assert (first["x"], first["y"], first["width"], first["height"]) == (x0, y0, x1 - x0, y1 - y0)
     missing = [m for m in range(2) if found.best(0, m) is None]
     assert all(not masks[m].any() for m in missing)
+    for number, name in enumerate((wanted[0].upper(), "2")):
+        one = nodes.MIPDetectObjects.execute(images, PixelDetector(), ", ".join(wanted), 0.25, object=name).args[2]
+        assert torch.equal(one, masks[number::2])
+    with pytest.raises(ValueError, match="“unicorn” is none of the objects"):
+        nodes.MIPDetectObjects.execute(images, PixelDetector(), ", ".join(wanted), 0.25, object="unicorn")
 
 
 def test_texts_of_the_references(nodes):
