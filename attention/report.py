@@ -93,8 +93,8 @@ def _advice(maps: RecordedMaps, owned: Tensor, held: Tensor) -> list[str]:
     for i, name in enumerate(names):
         if owned[i] < SMALL:
             advice.append(
-                f"“{name}” has hardly a place of its own: does the prompt name it with these words? Try another "
-                "seed, a region, or a later start_percent for the others."
+                f"“{name}” has hardly a place of its own: does the prompt name it with these words? Try another seed, "
+                "or a region for it."
             )
             continue
         others = held[i].clone()
