@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..weights.sites import cross_attentions
+from ..weights.sites import SiteKey, cross_attentions
 from .area import Area, Size, placed, seen
-from .plan import Plan, SiteKey
+from .plan import Plan
 from .record import Observation, RelevanceRecord, SamplingRun
-from .site import Run
+from .site import Rows
 
 PREDICTION, FRAME, CALL, SAMPLING = (f"mip_adapter_{name}" for name in ("prediction", "frame", "call", "sampling"))
 
@@ -75,7 +75,7 @@ class Call:
         self._sampling: Sampling | None = options.get(SAMPLING)
         self._maps: Maps = {} if self._sampling is None else self._sampling.maps
         self.pictures = batch // len(options.get("cond_or_uncond") or [0])  # rows of one cond
-        self._runs = self._treatments()
+        self._parts = self._treatments()
         self._observed: dict[RelevanceRecord, list[Observation]] = {}
 
     @classmethod
@@ -119,18 +119,18 @@ class Call:
         numbers: list[int] = getattr(self._options.get("context_window"), "index_list", [])
         return numbers if len(numbers) == self.pictures else None
 
-    def runs(self, plan: Plan | None = None, site_size: Size = (0, 0)) -> list[Run]:
+    def rows(self, plan: Plan | None = None, site_size: Size = (0, 0)) -> list[Rows]:
         """Rows of the batch by treatment, with the plan's maps at the site's resolution (h, w)."""
 
-        def run(start: int, stop: int, conditional: bool, area: Area) -> Run:
+        def rows(start: int, stop: int, conditional: bool, area: Area) -> Rows:
             region = frozen = None
             if plan is not None and plan.regions is not None:
                 region = self._at_site(plan.regions, area, site_size).unsqueeze(1)
             if plan is not None and plan.frozen is not None and conditional:
                 frozen = self._by_row(self._at_site(plan.frozen, area, site_size), stop - start)
-            return Run(start, stop, conditional, region, area, frozen)
+            return Rows(start, stop, conditional, region, area, frozen)
 
-        return [run(*each) for each in self._runs]
+        return [rows(*each) for each in self._parts]
 
     def observe(
         self,
@@ -138,7 +138,7 @@ class Call:
         plan: Plan,
         objects: tuple[int, ...],
         size: Size,
-        run: Run,
+        rows: Rows,
         shares: Tensor | None,
         gate: Tensor | None,
     ) -> None:
@@ -146,15 +146,14 @@ class Call:
         are."""
         if self.shown is None or (self._frame is not None and not self._frame.main):
             return
-        rows = run.stop - run.start
         if shares is None and plan.merge.strategy == "relevance":
             shares = plan.weights.new_ones(1, 1, 1)  # one object alone: folded into the values
         if shares is not None:
-            shares = shares.expand(-1, rows, size[0] * size[1])
+            shares = shares.expand(-1, rows.count, size[0] * size[1])
             shares = _for_all(shares, plan, objects, record).unflatten(-1, size)
         if gate is not None:
             gate = gate.unflatten(-1, size)
-        canvas, corner = placed(run.area, self._frame.canvas if self._frame else size, size)
+        canvas, corner = placed(rows.area, self._frame.canvas if self._frame else size, size)
         observation = Observation(shares, gate, canvas, corner, len(objects), self.shown)
         self._observed.setdefault(record, []).append(observation)
 
@@ -172,15 +171,15 @@ class Call:
         indices = self._options.get("cond_or_uncond") or [0]
         uuids = self._options.get("uuids") or [None] * len(indices)
         frame = self._frame
-        runs: list[tuple[int, int, bool, Area]] = []
+        parts: list[tuple[int, int, bool, Area]] = []
         for chunk, (index, uuid) in enumerate(zip(indices, uuids, strict=False)):
             conditional = frame.conditional[index] if frame and index < len(frame.conditional) else index == 0
             area = frame.areas.get(uuid) if frame else None
             start, stop = chunk * self.pictures, (chunk + 1) * self.pictures
-            if runs and runs[-1][2:] == (conditional, area):
-                start = runs.pop()[0]
-            runs.append((start, stop, conditional, area))
-        return runs
+            if parts and parts[-1][2:] == (conditional, area):
+                start = parts.pop()[0]
+            parts.append((start, stop, conditional, area))
+        return parts
 
     def _at_site(self, maps: Tensor, area: Area, site_size: Size) -> Tensor:
         """Maps [..., H, W] of the whole canvas as a site sees them that shows an area of it: [..., N]."""
@@ -191,7 +190,7 @@ class Call:
         return self._maps[key]
 
     def _by_row(self, maps: Tensor, rows: int) -> Tensor:
-        """[..., pictures, N], recorded from so many pictures, for the rows of a run: [..., 1 or rows, N]."""
+        """[..., pictures, N], recorded from so many pictures, for so many rows: [..., 1 or rows, N]."""
         pictures = maps.shape[-2]
         if pictures == 1:
             return maps

@@ -30,9 +30,8 @@ class NoisePatch(SitePatch):
         assert text is not None
         site, attention = self.plan.sites[self.key].like(q), call.attentions[self.key]
         step = call.step[0] if call.step else torch.zeros(1, dtype=torch.long, device=q.device)
-        runs = call.runs()
         return add_noise(
-            out, text, q, self.plan, site, runs, call.pictures, step, lambda: attention.to_k(site.object_text)
+            out, text, q, self.plan, site, call.rows(), call.pictures, step, lambda: attention.to_k(site.object_text)
         )
 
 

@@ -139,7 +139,7 @@ class MergePatch(SitePatch):
             q,
             plan,
             site,
-            call.runs(plan, size),
+            call.rows(plan, size),
             # The module's forward, not its weight: LoRA, low-VRAM casting and fp8 happen there.
             lambda: attention.to_k(site.object_text),
             partial(call.observe, self.record, plan, objects, size) if self.record is not None else None,

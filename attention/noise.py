@@ -26,7 +26,7 @@ from .merge import split_queries
 from .options import Merge
 from .plan import SharedText
 from .relevance import raw_relevance, shares
-from .site import Run
+from .site import Rows
 
 NoiseMode = Literal["uniform", "relevance"]
 MODES: tuple[str, ...] = get_args(NoiseMode)
@@ -86,7 +86,7 @@ def add_noise(
     q: Tensor,
     plan: NoisePlan,
     site: NoiseSite,
-    runs: Sequence[Run],
+    parts: Sequence[Rows],
     pictures: int,
     step: Tensor,
     object_keys: Callable[[], Tensor],
@@ -96,20 +96,19 @@ def add_noise(
     text [B, N, C] is Z_text; it may be `out` itself. q [B, N, C]; pictures: rows of one cond, B is a multiple of it;
     step: its index, an integer tensor [1]. object_keys() gives the UNet's own to_k of `site.object_text`, [L, C].
     """
-    runs = [run for run in runs if run.conditional]
+    parts = [rows for rows in parts if rows.conditional]
     keys: Tensor | None = None
-    if runs and site.object_text is not None:
+    if parts and site.object_text is not None:
         keys = object_keys().unflatten(-1, (site.heads, -1)).transpose(0, 1)  # [h, L, d], a view
-    for run in runs:
-        rows = slice(run.start, run.stop)
-        clean = text[rows].float()
+    for rows in parts:
+        clean = text[rows.at].float()
         amount = plan.strength * clean.std((1, 2), correction=0, keepdim=True)  # [b, 1, 1]
         if keys is not None and site.average is not None:
-            relevance = raw_relevance(split_queries(q[rows], site.heads), keys, site.average, run.stop - run.start)
+            relevance = raw_relevance(split_queries(q[rows.at], site.heads), keys, site.average, rows.count)
             amount = amount * relevance_weights(relevance, plan.target).unsqueeze(-1)  # [b, N, 1]
-        numbers = torch.arange(run.start, run.stop, device=q.device) % pictures
+        numbers = torch.arange(rows.start, rows.stop, device=q.device) % pictures
         noise = normal(random_bits(random_bits(site.key, step), numbers), clean[0].numel())
-        out[rows] += (amount * noise.view_as(clean)).to(out.dtype)
+        out[rows.at] += (amount * noise.view_as(clean)).to(out.dtype)
     return out
 
 

@@ -59,7 +59,7 @@ def ours(site: Site) -> Callable[[Site], Tensor]:
     """Our merge of the same site, compiled beforehand as MIPApply does."""
     from mip_adapter.attention.options import FusionHead, Merge
     from mip_adapter.attention.plan import References, compile_plan
-    from mip_adapter.attention.site import Run, fuse
+    from mip_adapter.attention.site import Rows, fuse
     from mip_adapter.weights.adapter import Adapter, SiteWeights
     from mip_adapter.weights.sites import Site as UNetSite
 
@@ -78,11 +78,11 @@ def ours(site: Site) -> Callable[[Site], Tensor]:
         device=site.q.device,
         dtype=site.q.dtype,
     )
-    compiled, runs = plan.sites[key], (Run(0, 1, False), Run(1, 2, True))
+    compiled, parts = plan.sites[key], (Rows(0, 1, False), Rows(1, 2, True))
 
     def run(site: Site) -> Tensor:
         text = text_only(site)
-        return fuse(text, text, site.q, plan, compiled, runs, lambda: compiled.object_text @ site.to_k.T)
+        return fuse(text, text, site.q, plan, compiled, parts, lambda: compiled.object_text @ site.to_k.T)
 
     return run
 

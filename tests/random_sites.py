@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from mip_adapter.attention.options import FusionHead, Merge
 from mip_adapter.attention.plan import Plan, References, SitePlan, compile_plan
-from mip_adapter.attention.site import Run, fuse
+from mip_adapter.attention.site import Rows, fuse
 from mip_adapter.weights.adapter import Adapter, SiteWeights
 from mip_adapter.weights.sites import Site
 from torch import Tensor
@@ -76,11 +76,11 @@ class Case:
         data, (plan, site) = self.numbers(), self.plan()
         region = torch.stack(list(data["regions"])).unsqueeze(1) if self.regional else None
         q, text, to_k = (data[name].to(self.dtype) for name in ("q", "text", "to_k"))
-        runs = [Run(i, i + 1, c, region) for i, c in enumerate(conditional)]
+        parts = [Rows(i, i + 1, c, region) for i, c in enumerate(conditional)]
         if len(set(conditional)) == 1:
-            runs = [Run(0, len(conditional), conditional[0], region)]
+            parts = [Rows(0, len(conditional), conditional[0], region)]
         rows = slice(0, len(conditional))
-        return fuse(text[rows].clone(), text[rows], q[rows], plan, site, runs, lambda: site.object_text @ to_k.T)
+        return fuse(text[rows].clone(), text[rows], q[rows], plan, site, parts, lambda: site.object_text @ to_k.T)
 
     def defined(self, conditional: tuple[bool, ...] = (True, True)) -> Tensor:
         """The same from the definition."""

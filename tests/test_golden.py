@@ -59,7 +59,7 @@ def fused(data: dict, metadata: dict):
         record, site, one = RelevanceRecord(plan.names), plan.sites[key], text[row : row + 1].clone()
         keys = lambda site=site: site.object_text @ data["to_k"].T  # noqa: E731
         observe = partial(call.observe, record, plan, tuple(range(plan.objects)), (side, side))
-        rows.append(fuse(one, one, q[row : row + 1], plan, site, call.runs(), keys, observe))
+        rows.append(fuse(one, one, q[row : row + 1], plan, site, call.rows(), keys, observe))
         call.close()
         records.append(record)
     return torch.cat(rows), records

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mip_adapter.attention.fusion_head import fusion_gate
 from mip_adapter.attention.options import STRATEGIES, Merge
 from mip_adapter.attention.relevance import raw_relevance, shares
-from mip_adapter.attention.site import Run, fuse
+from mip_adapter.attention.site import Rows, fuse
 from torch import Tensor
 
 from .random_sites import Case, close
@@ -73,7 +73,7 @@ def test_splitting_rows_into_calls_changes_nothing(case: Case) -> None:
     for row, conditional in enumerate((True, False)):
         text, q = data["text"][row : row + 1], data["q"][row : row + 1]
         keys = lambda site=site, data=data: site.object_text @ data["to_k"].T  # noqa: E731
-        alone = fuse(text.clone(), text, q, plan, site, [Run(0, 1, conditional, region)], keys)
+        alone = fuse(text.clone(), text, q, plan, site, [Rows(0, 1, conditional, region)], keys)
         close(alone[0], together[row])
 
 

@@ -185,7 +185,7 @@ def test_one_region_everywhere_is_none() -> None:
 
 def test_an_object_does_not_act_outside_its_region() -> None:
     """Z is Z_text where no region is white: one object in the left half changes nothing in the right half of a site."""
-    from mip_adapter.attention.site import Run, fuse
+    from mip_adapter.attention.site import Rows, fuse
     from mip_adapter.weights.sites import unet_sites
 
     region = torch.zeros(1, 1, 64).index_fill_(2, torch.arange(32), 1.0)
@@ -196,10 +196,10 @@ def test_an_object_does_not_act_outside_its_region() -> None:
         q, text = torch.randn(2, 1, 64, site.width, generator=torch.Generator().manual_seed(0))
         to_k = bundle().model.model.diffusion_model.input_blocks[site.key[1]][1].transformer_blocks[0].attn2.to_k
         for conditional in (True, False):
-            run = Run(0, 1, conditional, region.expand(2, 1, 64))
+            rows = Rows(0, 1, conditional, region.expand(2, 1, 64))
             (plan,) = patch.schedule.plans.values()
             compiled = plan.sites[site.key]
             with torch.inference_mode():
                 keys = partial(to_k, compiled.object_text)
-                out = fuse(text.clone(), text, q, plan, compiled, (run,), keys)
+                out = fuse(text.clone(), text, q, plan, compiled, (rows,), keys)
             assert torch.equal(out[:, 32:], text[:, 32:]) and not torch.allclose(out[:, :32], text[:, :32])

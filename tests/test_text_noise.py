@@ -10,7 +10,7 @@ import pytest
 import torch
 from mip_adapter.attention.noise import NoisePlan, NoiseSite, add_noise, normal, random_bits
 from mip_adapter.attention.plan import SharedText
-from mip_adapter.attention.site import Run
+from mip_adapter.attention.site import Rows
 from mip_adapter.weights.sites import cross_attentions, unet_sites
 
 from . import graphs
@@ -106,12 +106,12 @@ def one_site(target: int | None, dtype=torch.float32, **choices: Any):
         keyed = SharedText(texts, torch.device("cpu"), dtype).for_site(HEADS, WIDTH // HEADS)
     site = NoiseSite(int(random_bits(torch.tensor(11), torch.tensor(5))), HEADS, *keyed)
     plan = NoisePlan(choices.pop("strength", 0.5), target or 0, {})
-    runs = choices.pop("runs", [Run(0, 2, False), Run(2, 4, True)])
+    parts = choices.pop("parts", [Rows(0, 2, False), Rows(2, 4, True)])
 
-    def add(rows=slice(None), pictures=2, step: int = 3, runs=runs):
+    def add(rows=slice(None), pictures=2, step: int = 3, parts=parts):
         q_, text_ = q[rows].to(dtype), text[rows].to(dtype)
         keys = lambda: keyed[0] @ to_k.T.to(dtype)  # noqa: E731
-        return add_noise(text_.clone(), text_, q_, plan, site, runs, pictures, torch.tensor([step]), keys)
+        return add_noise(text_.clone(), text_, q_, plan, site, parts, pictures, torch.tensor([step]), keys)
 
     return add, q, text, [each.double() @ to_k.double().T for each in texts]
 
@@ -143,18 +143,18 @@ def test_both_modes_add_the_same_numbers_at_the_same_energy() -> None:
 
 def test_noise_belongs_to_the_picture_not_to_the_batch() -> None:
     add, _, text, _ = one_site(1)
-    together = add(runs=[Run(0, 4, True)], pictures=4)
+    together = add(parts=[Rows(0, 4, True)], pictures=4)
     for row in range(4):
-        alone = add(slice(row, row + 1), pictures=1, runs=[Run(0, 1, True)])
+        alone = add(slice(row, row + 1), pictures=1, parts=[Rows(0, 1, True)])
         same = torch.allclose(alone[0], together[row], atol=1e-6)
         assert same == (row == 0)  # a lone picture is the first of its batch
     # Two conds of the same two pictures in one call, or in two.
-    both = add(runs=[Run(0, 4, True)], pictures=2)
-    halves = torch.cat([add(rows, runs=[Run(0, 2, True)]) for rows in (slice(0, 2), slice(2, 4))])
+    both = add(parts=[Rows(0, 4, True)], pictures=2)
+    halves = torch.cat([add(rows, parts=[Rows(0, 2, True)]) for rows in (slice(0, 2), slice(2, 4))])
     torch.testing.assert_close(both, halves)
     numbers = (both - text) / text.std((1, 2), correction=0, keepdim=True)
     (uniform, *_) = one_site(None)
-    plain = (uniform(runs=[Run(0, 4, True)], pictures=2) - text) / text.std((1, 2), correction=0, keepdim=True)
+    plain = (uniform(parts=[Rows(0, 4, True)], pictures=2) - text) / text.std((1, 2), correction=0, keepdim=True)
     torch.testing.assert_close(plain[:2], plain[2:], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(numbers[0], numbers[1], atol=0.1)
 

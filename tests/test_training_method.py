@@ -45,7 +45,7 @@ def test_rows_with_different_numbers_of_objects_equal_the_sampling_path(merge, g
     """Padding leaves no trace: every row alone, through the frozen plan, gives the same."""
     from mip_adapter.attention.options import FusionHead, Merge
     from mip_adapter.attention.plan import References, compile_plan
-    from mip_adapter.attention.site import Run, fuse
+    from mip_adapter.attention.site import Rows, fuse
     from mip_adapter.training.method import Objects, merge_site
     from mip_adapter.weights.adapter import Adapter, SiteWeights
     from mip_adapter.weights.sites import Site
@@ -70,7 +70,7 @@ def test_rows_with_different_numbers_of_objects_equal_the_sampling_path(merge, g
         one = text[r : r + 1].clone()
         compiled = plan.sites[site.key]
         keys = compiled.object_text @ to_k.T
-        want = fuse(one.clone(), one, q[r : r + 1], plan, compiled, (Run(0, 1, True),), lambda keys=keys: keys)
+        want = fuse(one.clone(), one, q[r : r + 1], plan, compiled, (Rows(0, 1, True),), lambda keys=keys: keys)
         assert relative_error(got[r : r + 1], want) < 1e-5
 
 
