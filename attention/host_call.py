@@ -25,6 +25,8 @@ PREDICTION, FRAME, CALL, SAMPLING = (f"mip_adapter_{name}" for name in ("predict
 
 # By the whole maps, the canvas' size where only an area of it is shown, that area, and the site's resolution.
 Maps = dict[tuple[Tensor, Size | None, Area, Size], Tensor]
+# By the object text, the module that makes them and their dtype.
+Keys = dict[tuple[Tensor, Any, torch.dtype], Tensor]
 
 
 class Prediction(NamedTuple):
@@ -57,12 +59,14 @@ class Frame(NamedTuple):
 
 class Sampling:
     """One sampling run, from the first noise level to the last, of so many pictures; records: those that it has filled
-    so far, to which it is known by `run`. maps: the plans' maps at the sites' resolutions, made once a run."""
+    so far, to which it is known by `run`. Made once a run: maps, the plans' at the sites' resolutions; keys, of the
+    object texts, unless hooks exchange weights on the way."""
 
-    def __init__(self, pictures: int, prompt: str | None) -> None:
-        self.run = SamplingRun(object(), pictures, prompt)
+    def __init__(self, pictures: int, prompt: str | None, hooked: bool) -> None:
+        self.run, self.hooked = SamplingRun(object(), pictures, prompt), hooked
         self.records: list[RelevanceRecord] = []
         self.maps: Maps = {}
+        self.keys: Keys = {}
 
 
 class Call:
@@ -74,6 +78,7 @@ class Call:
         self._frame: Frame | None = options.get(FRAME)
         self._sampling: Sampling | None = options.get(SAMPLING)
         self._maps: Maps = {} if self._sampling is None else self._sampling.maps
+        self._keys: Keys = {} if self._sampling is None or self._sampling.hooked else self._sampling.keys
         self.pictures = batch // len(options.get("cond_or_uncond") or [0])  # rows of one cond
         self._parts = self._treatments()
         self._observed: dict[RelevanceRecord, list[Observation]] = {}
@@ -93,6 +98,15 @@ class Call:
     def attentions(self) -> dict[SiteKey, Any]:
         """The running UNet's cross-attention modules."""
         return cross_attentions(self.unet)
+
+    def object_keys(self, key: SiteKey, text: Tensor, q: Tensor) -> Tensor:
+        """The running UNet's own to_k of an object text [L, X] at a site, on q's device and in its dtype: [L, C]."""
+        to_k = self.attentions[key].to_k
+        known = text, to_k, q.dtype
+        if known not in self._keys:
+            # The module's forward, not its weight: LoRA, low-VRAM casting and fp8 happen there.
+            self._keys[known] = to_k(text.to(q))
+        return self._keys[known]
 
     @cached_property
     def step(self) -> tuple[Tensor, int] | None:
@@ -149,7 +163,7 @@ class Call:
         if shares is None and plan.merge.strategy == "relevance":
             shares = plan.weights.new_ones(1, 1, 1)  # one object alone: folded into the values
         if shares is not None:
-            shares = shares.expand(-1, rows.count, size[0] * size[1])
+            shares = shares.expand(-1, rows.length, size[0] * size[1])
             shares = _for_all(shares, plan, objects, record).unflatten(-1, size)
         if gate is not None:
             gate = gate.unflatten(-1, size)

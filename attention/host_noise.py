@@ -28,11 +28,14 @@ class NoisePatch(SitePatch):
 
     def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: Call) -> Tensor:
         assert text is not None
-        site, attention = self.plan.sites[self.key].like(q), call.attentions[self.key]
+        site = self.plan.sites[self.key]
         step = call.step[0] if call.step else torch.zeros(1, dtype=torch.long, device=q.device)
-        return add_noise(
-            out, text, q, self.plan, site, call.rows(), call.pictures, step, lambda: attention.to_k(site.object_text)
-        )
+
+        def keys() -> Tensor:
+            assert site.object_text is not None
+            return call.object_keys(self.key, site.object_text, q)
+
+        return add_noise(out, text, q, self.plan, site.like(q), call.rows(), call.pictures, step, keys)
 
 
 def apply_text_noise(

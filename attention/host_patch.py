@@ -131,17 +131,16 @@ class MergePatch(SitePatch):
         if now is None:
             return out
         objects, plan = now
-        site, attention = plan.sites[self.key].like(q), call.attentions[self.key]
+        site = plan.sites[self.key]
         size = tuple(options["activations_shape"][-2:])
         return fuse(
             out,
             text,
             q,
             plan,
-            site,
+            site.like(q),
             call.rows(plan, size),
-            # The module's forward, not its weight: LoRA, low-VRAM casting and fp8 happen there.
-            lambda: attention.to_k(site.object_text),
+            partial(call.object_keys, self.key, site.object_text, q),
             partial(call.observe, self.record, plan, objects, size) if self.record is not None else None,
         )
 

@@ -40,8 +40,9 @@ def _sample(
     """OUTER_SAMPLE: a sampling run from its beginning to its end. The guider's options are its own for as long as it
     lasts."""
     executing = get_executing_context()
-    sampling = Sampling(len(noise), executing.prompt_id if executing else None)
     guider = executor.class_obj
+    hooked = any(cond.get("hooks") is not None for group in _conds(guider).values() for cond in group)
+    sampling = Sampling(len(noise), executing.prompt_id if executing else None, hooked)
     guider.model_options.setdefault("transformer_options", {})[SAMPLING] = sampling
     if callback is not None and host_preview.wanted():
         latent_format = guider.model_patcher.model.latent_format
@@ -55,8 +56,7 @@ def _sample(
 def _name_conds(executor: Any, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None):
     """PREDICT_NOISE: note which cond goes by which name in the guider. Lists are told apart by their first cond, since
     the host appends copies of other lists' conds to even out areas."""
-    conds = getattr(executor.class_obj, "conds", {})
-    names = {group[0].get("uuid"): name for name, group in conds.items() if group}
+    names = {group[0].get("uuid"): name for name, group in _conds(executor.class_obj).items() if group}
     return executor(x, timestep, _with(model_options, **{PREDICTION: Prediction(names, set())}), seed)
 
 
@@ -72,6 +72,11 @@ def _frame_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timestep:
     shown = [first for first, conditional in zip(firsts, which, strict=True) if first and conditional]
     frame = Frame(which, areas, canvas, prediction.begins(shown, options))
     return executor(model, conds, x_in, timestep, _with(model_options, **{FRAME: frame}))
+
+
+def _conds(guider: Any) -> Mapping[str, list]:
+    """Its lists of conds by their names."""
+    return getattr(guider, "conds", {})
 
 
 def _area(area: Any) -> Area:

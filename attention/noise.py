@@ -104,7 +104,7 @@ def add_noise(
         clean = text[rows.at].float()
         amount = plan.strength * clean.std((1, 2), correction=0, keepdim=True)  # [b, 1, 1]
         if keys is not None and site.average is not None:
-            relevance = raw_relevance(split_queries(q[rows.at], site.heads), keys, site.average, rows.count)
+            relevance = raw_relevance(split_queries(q[rows.at], site.heads), keys, site.average, rows.length)
             amount = amount * relevance_weights(relevance, plan.target).unsqueeze(-1)  # [b, N, 1]
         numbers = torch.arange(rows.start, rows.stop, device=q.device) % pictures
         noise = normal(random_bits(random_bits(site.key, step), numbers), clean[0].numel())

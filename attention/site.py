@@ -35,7 +35,7 @@ class Rows(NamedTuple):
         return slice(self.start, self.stop)
 
     @property
-    def count(self) -> int:
+    def length(self) -> int:
         return self.stop - self.start
 
 
@@ -74,7 +74,7 @@ def fuse(
             if observe is not None:
                 observe(rows, share, None if gate is None else gate[rows.at])
             if plan.joint and rows.region is not None:
-                attention = joint_attention(queries, site.keys, rows.region.repeat(1, 1, rows.count))
+                attention = joint_attention(queries, site.keys, rows.region.repeat(1, 1, rows.length))
             else:
                 attention = block_attention(queries, site.keys, 1 if plan.joint else plan.objects)
             values = site.values
@@ -86,7 +86,7 @@ def fuse(
             values = site.null_values
         share = _times(share, None if image_gate is None else image_gate[rows.at])
         if share is not None:
-            share = share.expand(-1, rows.count, -1).flatten(1).unsqueeze(1)  # [M or 1, 1, B·N]
+            share = share.expand(-1, rows.length, -1).flatten(1).unsqueeze(1)  # [M or 1, 1, B·N]
             attention = attention * share.to(attention.dtype)
         accumulate(out[rows.at], attention, values)
     return out
@@ -97,7 +97,7 @@ def _object_shares(queries: Tensor, keys: Tensor | None, plan: Plan, site: SiteP
     if rows.frozen is not None:
         return frozen_shares(rows.frozen, plan.merge, rows.region)
     if plan.needs_relevance and keys is not None:
-        relevance = raw_relevance(queries, keys, site.average, rows.count)
+        relevance = raw_relevance(queries, keys, site.average, rows.length)
         return shares(relevance, plan.merge, rows.region)
     if rows.region is not None and not plan.joint:
         return flat_shares(plan.objects, plan.merge, rows.region)

@@ -1,0 +1,59 @@
+"""What does not change while a model is sampled is worked out once: object keys, shares that no query changes."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from . import graphs
+from .graphs import bundle, guide, prompt, sample
+from .test_models import lora  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("host")
+STEPS = 3
+
+
+@contextmanager
+def counted_keys():
+    """How often every to_k of the model was asked for keys of an object text: [L, X], where a prompt is [B, L, X]."""
+    counts: dict = {}
+
+    def count(module, inputs, _):
+        if inputs[0].ndim == 2:
+            counts[module] = counts.get(module, 0) + 1
+
+    modules = (m for name, m in bundle().model.model.named_modules() if name.endswith("attn2.to_k"))
+    handles = [module.register_forward_hook(count) for module in modules]
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert len(counts) == len(handles)
+
+
+def noisy():
+    from mip_adapter.attention.host_noise import apply_text_noise
+
+    with torch.inference_mode():
+        return apply_text_noise(bundle().model, bundle().clip, graphs.OBJECTS)
+
+
+@pytest.mark.parametrize("make", [graphs.apply, noisy])
+def test_object_keys(make) -> None:
+    model = make()
+    for _ in range(2):  # another sampling may have other weights
+        with counted_keys() as counts:
+            sample(model, STEPS)
+        assert set(counts.values()) == {1}
+
+
+def test_object_keys_where_hooks_exchange_weights(lora) -> None:  # noqa: F811
+    import comfy.hooks
+
+    hooked = comfy.hooks.set_hooks_for_conditioning(prompt("a cat"), comfy.hooks.create_hook_lora(lora, 0.8, 0.0))
+    with counted_keys() as counts:
+        sample(guide(graphs.apply(), hooked), STEPS)
+    assert set(counts.values()) == {STEPS}
