@@ -19,12 +19,12 @@ from ..weights.sites import SiteKey, cross_attentions
 from .area import Area, Size, placed, seen
 from .plan import Plan
 from .record import Observation, RelevanceRecord, SamplingRun
-from .site import Rows
+from .site import Given, Rows
 
 PREDICTION, FRAME, CALL, SAMPLING = (f"mip_adapter_{name}" for name in ("prediction", "frame", "call", "sampling"))
 
-# By the whole maps, the canvas' size where only an area of it is shown, that area, and the site's resolution.
-Maps = dict[tuple[Tensor, Size | None, Area, Size], Tensor]
+# By the plan, the canvas' size where only an area of it is shown, that area, the site's resolution and its device.
+Givens = dict[tuple[Plan, Size | None, Area, Size, torch.device | None], Given]
 # By the object text, the module that makes them and their dtype.
 Keys = dict[tuple[Tensor, Any, torch.dtype], Tensor]
 
@@ -59,13 +59,13 @@ class Frame(NamedTuple):
 
 class Sampling:
     """One sampling run, from the first noise level to the last, of so many pictures; records: those that it has filled
-    so far, to which it is known by `run`. Made once a run: maps, the plans' at the sites' resolutions; keys, of the
-    object texts, unless hooks exchange weights on the way."""
+    so far, to which it is known by `run`. Made once a run: givens, what plans come to at the sites'
+    resolutions; keys, of the object texts, unless hooks exchange weights on the way."""
 
     def __init__(self, pictures: int, prompt: str | None, hooked: bool) -> None:
         self.run, self.hooked = SamplingRun(object(), pictures, prompt), hooked
         self.records: list[RelevanceRecord] = []
-        self.maps: Maps = {}
+        self.givens: Givens = {}
         self.keys: Keys = {}
 
 
@@ -77,7 +77,7 @@ class Call:
         self._options = options
         self._frame: Frame | None = options.get(FRAME)
         self._sampling: Sampling | None = options.get(SAMPLING)
-        self._maps: Maps = {} if self._sampling is None else self._sampling.maps
+        self._givens: Givens = {} if self._sampling is None else self._sampling.givens
         self._keys: Keys = {} if self._sampling is None or self._sampling.hooked else self._sampling.keys
         self.pictures = batch // len(options.get("cond_or_uncond") or [0])  # rows of one cond
         self._parts = self._treatments()
@@ -133,18 +133,15 @@ class Call:
         numbers: list[int] = getattr(self._options.get("context_window"), "index_list", [])
         return numbers if len(numbers) == self.pictures else None
 
-    def rows(self, plan: Plan | None = None, site_size: Size = (0, 0)) -> list[Rows]:
-        """Rows of the batch by treatment, with the plan's maps at the site's resolution (h, w)."""
-
-        def rows(start: int, stop: int, conditional: bool, area: Area) -> Rows:
-            region = frozen = None
-            if plan is not None and plan.regions is not None:
-                region = self._at_site(plan.regions, area, site_size).unsqueeze(1)
-            if plan is not None and plan.frozen is not None and conditional:
-                frozen = self._by_row(self._at_site(plan.frozen, area, site_size), stop - start)
-            return Rows(start, stop, conditional, region, area, frozen)
-
-        return [rows(*each) for each in self._parts]
+    def rows(self, plan: Plan | None = None, size: Size = (0, 0), device: torch.device | None = None) -> list[Rows]:
+        """Rows of the batch by treatment, with what the plan gives them at a site of resolution (h, w)."""
+        parts = []
+        for start, stop, conditional, area in self._parts:
+            given = Given() if plan is None else self._given(plan, area, size, device)
+            if conditional and given.share is not None:
+                given = given._replace(share=self._by_row(given.share, stop - start))
+            parts.append(Rows(start, stop, conditional, given, area))
+        return parts
 
     def observe(
         self,
@@ -195,25 +192,30 @@ class Call:
             parts.append((start, stop, conditional, area))
         return parts
 
-    def _at_site(self, maps: Tensor, area: Area, site_size: Size) -> Tensor:
-        """Maps [..., H, W] of the whole canvas as a site sees them that shows an area of it: [..., N]."""
+    def _given(self, plan: Plan, area: Area, size: Size, device: torch.device | None) -> Given:
+        """What the plan gives at a site that shows an area of the canvas. Its maps stay on the CPU: only what is seen
+        of them at a few resolutions travels, once."""
         canvas = None if area is None or self._frame is None else self._frame.canvas
-        key = (maps, canvas, area, site_size)
-        if key not in self._maps:
-            self._maps[key] = seen(maps, area, canvas, site_size)
-        return self._maps[key]
+        known = plan, canvas, area, size, device
 
-    def _by_row(self, maps: Tensor, rows: int) -> Tensor:
+        def at_site(maps: Tensor | None) -> Tensor | None:
+            return None if maps is None else seen(maps, area, canvas, size).to(device)
+
+        if known not in self._givens:
+            self._givens[known] = Given.of(plan, at_site(plan.regions), at_site(plan.frozen))
+        return self._givens[known]
+
+    def _by_row(self, share: Tensor, rows: int) -> Tensor:
         """[..., pictures, N], recorded from so many pictures, for so many rows: [..., 1 or rows, N]."""
-        pictures = maps.shape[-2]
+        pictures = share.shape[-2]
         if pictures == 1:
-            return maps
+            return share
         if self.shown is None or pictures != self.sampling_run.pictures:
             raise ValueError(
                 f"The frozen maps are of {pictures} pictures and this sampling makes {self.sampling_run.pictures}: use "
                 "the same batch size for both passes, or a first pass of one picture."
             )
-        return maps[..., self.shown, :].repeat(1, rows // self.pictures, 1)
+        return share[..., self.shown, :].repeat(1, rows // self.pictures, 1)
 
 
 def _for_all(shares: Tensor, plan: Plan, objects: tuple[int, ...], record: RelevanceRecord) -> Tensor:

@@ -28,15 +28,19 @@ def block_attention(queries: Tensor, keys: Tensor, blocks: int) -> Tensor:
     return torch.bmm(keys, queries).unflatten(1, (blocks, -1)).softmax(2)
 
 
-def joint_attention(queries: Tensor, keys: Tensor, region: Tensor) -> Tensor:
+def joint_attention(queries: Tensor, keys: Tensor, barred: Tensor) -> Tensor:
     """One softmax over the tokens of all objects ("concat"), in which an object's tokens vanish outside its region and
-    the others take over: r_i exp(L_i) / Σ_j r_j exp(L_j) · max_j r_j, with r_i as log r_i on the logits L.
+    the others take over: r_i exp(L_i) / Σ_j r_j exp(L_j), with r_i as log r_i on the logits L.
 
-    queries and keys as above; region [M, 1, P]. Returns [h, 1, M·T, P].
+    queries and keys as above; barred [M, 1, P], see `log_region`. Returns [h, 1, M·T, P].
     """
-    logits = torch.bmm(keys, queries).unflatten(1, (region.shape[0], -1))  # [h, M, T, P]
-    barred = region.float().clamp_min(torch.finfo(torch.float32).tiny).log().to(logits.dtype)  # −87 where r_i is 0
-    return (logits + barred).flatten(1, 2).softmax(1).unsqueeze(1) * region.amax(0).to(logits.dtype)
+    logits = torch.bmm(keys, queries).unflatten(1, (barred.shape[0], -1))  # [h, M, T, P]
+    return (logits + barred.to(logits.dtype)).flatten(1, 2).softmax(1).unsqueeze(1)
+
+
+def log_region(region: Tensor) -> Tensor:
+    """log r_i, −87 where r_i is 0, float32."""
+    return region.float().clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
 def accumulate(out: Tensor, probabilities: Tensor, values: Tensor) -> None:

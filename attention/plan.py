@@ -88,7 +88,7 @@ class Plan:
     names: the M object texts; gate and gate_strength: the fusion head's (see `FusionHead`), its rows lie with the
     sites; weights [M, 1, 1] float32, the objects' own: folded into the values, but with regions the unconditional
     branch needs them beside its one set of values; regions [M, H, W] and frozen [M + 1, pictures, H, W]: as in
-    `References`, float32, on the plan's device.
+    `References`, float32, on the CPU: sites see little of them (`Given`).
     """
 
     names: tuple[str, ...]
@@ -202,7 +202,7 @@ class _Draft:
 
     def plan(self) -> Plan:
         def kept(maps: Tensor | None) -> Tensor | None:
-            return None if maps is None else maps.to(self.device, torch.float32)
+            return None if maps is None else maps.to("cpu", torch.float32)
 
         return Plan(
             self.references.names,

@@ -12,23 +12,47 @@ from torch import Tensor
 
 from .area import Area
 from .fusion_head import fusion_gate
-from .merge import accumulate, block_attention, joint_attention, split_queries
+from .merge import accumulate, block_attention, joint_attention, log_region, split_queries
 from .plan import Plan, SitePlan
 from .relevance import flat_shares, frozen_shares, raw_relevance, shares
 
 
-class Rows(NamedTuple):
-    """Consecutive rows of the batch that are treated alike: one branch of guidance, one area of the canvas.
+class Given(NamedTuple):
+    """What a plan's regions and frozen maps come to at one resolution, whatever the queries are; None where nothing is.
 
-    region [M, 1, N] and frozen [M + 1, 1 or rows, N] are the plan's maps at this site's resolution.
+    share [M or 1, 1 or pictures, N] of conditional rows; null_share [1, 1, N] of unconditional ones, all objects'
+    together; region [M, 1, N], for a merge that depends on the queries: log r_i in "concat", else r_i.
     """
+
+    share: Tensor | None = None
+    null_share: Tensor | None = None
+    region: Tensor | None = None
+
+    @classmethod
+    def of(cls, plan: Plan, region: Tensor | None = None, frozen: Tensor | None = None) -> Given:
+        """region [M, N] and frozen [M + 1, pictures, N]: the plan's, as the site sees them."""
+        region = None if region is None else region.unsqueeze(1)
+        share = None if frozen is None else frozen_shares(frozen, plan.merge, region)
+        if region is None:
+            return cls(share)
+        flat = flat_shares(plan.objects, plan.merge, region)
+        null_share = (flat * plan.weights.to(flat)).sum(0, keepdim=True)
+        if plan.joint:
+            return cls(region.amax(0, keepdim=True), null_share, log_region(region))
+        if frozen is None and not plan.needs_relevance:
+            share = flat
+        return cls(share, null_share, region)
+
+
+class Rows(NamedTuple):
+    """Consecutive rows of the batch that are treated alike: one branch of guidance, one area of the canvas. given: for
+    as many pictures as there are rows, or for one."""
 
     start: int
     stop: int
     conditional: bool
-    region: Tensor | None = None
+    given: Given = Given()
     area: Area = None
-    frozen: Tensor | None = None
 
     @property
     def at(self) -> slice:
@@ -52,9 +76,8 @@ def fuse(
     """Add the objects' image features to `out` [B, N, C], in place.
 
     text [B, N, C] is Z_text, needed when the site has a head; it may be `out` itself. q [B, N, C] are the queries.
-    object_keys() gives the UNet's own to_k of `site.object_text`, [L, C]; it is called at most once, and only when a
-    conditional row needs relevance. observe(rows, shares [M, B, N] or None, g̃ [B, N] or None) sees the conditional
-    ones.
+    object_keys() gives the UNet's own to_k of `site.object_text`, [L, C]; it is called only for conditional rows, and
+    only where they need relevance. observe(rows, shares [M, B, N] or None, g̃ [B, N] or None) sees them.
     """
     gate = image_gate = None
     if site.head is not None:
@@ -64,44 +87,34 @@ def fuse(
             out = out + (gate - 1).unsqueeze(-1).to(out.dtype) * text
         else:
             image_gate = gate
-    keys: Tensor | None = None
     for rows in parts:
         queries = split_queries(q[rows.at], site.heads)
+        share, null_share, region = rows.given  # None: constants that the plan has folded into the values
         if rows.conditional:
-            if plan.needs_relevance and keys is None:
+            if plan.needs_relevance:
                 keys = object_keys().unflatten(-1, (site.heads, -1)).transpose(0, 1)  # [h, L, d], a view
-            share = _object_shares(queries, keys, plan, site, rows)
+                share = shares(raw_relevance(queries, keys, site.average, rows.length), plan.merge, region)
             if observe is not None:
-                observe(rows, share, None if gate is None else gate[rows.at])
-            if plan.joint and rows.region is not None:
-                attention = joint_attention(queries, site.keys, rows.region.repeat(1, 1, rows.length))
+                observe(rows, None if plan.joint else share, None if gate is None else gate[rows.at])
+            if plan.joint and region is not None:
+                attention = joint_attention(queries, site.keys, _columns(region, rows))
             else:
                 attention = block_attention(queries, site.keys, 1 if plan.joint else plan.objects)
             values = site.values
         else:
-            share = None
-            if rows.region is not None:
-                share = (flat_shares(plan.objects, plan.merge, rows.region) * plan.weights).sum(0, keepdim=True)
+            share = null_share
             attention = block_attention(queries, site.null_keys, 1)
             values = site.null_values
         share = _times(share, None if image_gate is None else image_gate[rows.at])
         if share is not None:
-            share = share.expand(-1, rows.length, -1).flatten(1).unsqueeze(1)  # [M or 1, 1, B·N]
-            attention = attention * share.to(attention.dtype)
+            attention = attention * _columns(share, rows).to(attention.dtype)
         accumulate(out[rows.at], attention, values)
     return out
 
 
-def _object_shares(queries: Tensor, keys: Tensor | None, plan: Plan, site: SitePlan, rows: Rows) -> Tensor | None:
-    """[M, B or 1, N], or None where the shares are constants that the plan has folded into the values."""
-    if rows.frozen is not None:
-        return frozen_shares(rows.frozen, plan.merge, rows.region)
-    if plan.needs_relevance and keys is not None:
-        relevance = raw_relevance(queries, keys, site.average, rows.length)
-        return shares(relevance, plan.merge, rows.region)
-    if rows.region is not None and not plan.joint:
-        return flat_shares(plan.objects, plan.merge, rows.region)
-    return None
+def _columns(maps: Tensor, rows: Rows) -> Tensor:
+    """[M or 1, B or 1, N] -> [M or 1, 1, B·N], as attention is laid out."""
+    return maps.expand(-1, rows.length, -1).flatten(1).unsqueeze(1)
 
 
 def _times(share: Tensor | None, gate: Tensor | None) -> Tensor | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from mip_adapter.attention.options import FusionHead, Merge
 from mip_adapter.attention.plan import Plan, References, SitePlan, compile_plan
-from mip_adapter.attention.site import Rows, fuse
+from mip_adapter.attention.site import Given, Rows, fuse
 from mip_adapter.weights.adapter import Adapter, SiteWeights
 from mip_adapter.weights.sites import Site
 from torch import Tensor
@@ -38,6 +38,7 @@ class Case:
     weights: tuple[float, ...] | None = None
     order: tuple[int, ...] | None = None
     dtype: torch.dtype = torch.float32
+    device: str = "cpu"
 
     def numbers(self) -> dict[str, Any]:
         """All tensors; `order` permutes the objects."""
@@ -67,18 +68,18 @@ class Case:
         site = Site(KEY, 1, self.heads * self.width, self.heads, self.context)
         plan = compile_plan(
             adapter, (site,), references, scale=self.scale, merge=self.merge,
-            head=FusionHead({1: head}, self.gate, self.strength), device=torch.device("cpu"), dtype=self.dtype,
+            head=FusionHead({1: head}, self.gate, self.strength), device=torch.device(self.device), dtype=self.dtype,
         )  # fmt: skip
         return plan, plan.sites[KEY]
 
     def fused(self, conditional: tuple[bool, ...] = (True, True)) -> Tensor:
         """Z of both rows, as the pack computes it."""
         data, (plan, site) = self.numbers(), self.plan()
-        region = torch.stack(list(data["regions"])).unsqueeze(1) if self.regional else None
+        given = Given.of(plan, torch.stack(list(data["regions"])) if self.regional else None)
         q, text, to_k = (data[name].to(self.dtype) for name in ("q", "text", "to_k"))
-        parts = [Rows(i, i + 1, c, region) for i, c in enumerate(conditional)]
+        parts = [Rows(i, i + 1, c, given) for i, c in enumerate(conditional)]
         if len(set(conditional)) == 1:
-            parts = [Rows(0, len(conditional), conditional[0], region)]
+            parts = [Rows(0, len(conditional), conditional[0], given)]
         rows = slice(0, len(conditional))
         return fuse(text[rows].clone(), text[rows], q[rows], plan, site, parts, lambda: site.object_text @ to_k.T)
 

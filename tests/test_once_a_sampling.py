@@ -9,10 +9,15 @@ import torch
 
 from . import graphs
 from .graphs import bundle, guide, prompt, sample
+from .random_sites import Case
 from .test_models import lora  # noqa: F401
+from .test_record import freeze
+from .test_steering import applied
 
 pytestmark = pytest.mark.usefixtures("host")
+LEFT = torch.linspace(1, 0, 8).expand(1, 8, 8)
 STEPS = 3
+RESOLUTIONS = 2  # of the small UNet's sites
 
 
 @contextmanager
@@ -57,3 +62,34 @@ def test_object_keys_where_hooks_exchange_weights(lora) -> None:  # noqa: F811
     with counted_keys() as counts:
         sample(guide(graphs.apply(), hooked), STEPS)
     assert set(counts.values()) == {STEPS}
+
+
+def counted(monkeypatch, name: str) -> list:
+    """The calls of a function that a site's shares come from."""
+    from mip_adapter.attention import site
+
+    calls, function = [], getattr(site, name)
+    monkeypatch.setattr(site, name, lambda *given: calls.append(given) or function(*given))
+    return calls
+
+
+@pytest.mark.parametrize("strategy", ["relevance", "uniform", "concat"])
+def test_shares_in_regions(strategy: str, monkeypatch) -> None:
+    calls = counted(monkeypatch, "flat_shares")
+    sample(graphs.apply(graphs.references(region=[LEFT, None]), merge={"strategy": strategy}), STEPS)
+    assert len(calls) == RESOLUTIONS
+
+
+def test_frozen_shares(monkeypatch) -> None:
+    model, record = applied()
+    frozen = freeze(record, sample(model))
+    calls = counted(monkeypatch, "frozen_shares")
+    sample(applied(frozen=frozen, sharpness=2.0)[0], STEPS)
+    assert len(calls) == RESOLUTIONS
+
+
+def test_maps_stay_on_the_cpu() -> None:
+    """Masks are as large as pictures, and a site sees a few thousand positions."""
+    case = Case(regional=True, device="meta")
+    plan, site = case.plan()
+    assert plan.regions is not None and plan.regions.device.type == "cpu" and site.keys.device.type == "meta"

@@ -60,12 +60,12 @@ def masked(cond, mask, bounds="default"):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_in_a_region_of_its_own_an_object_takes_over_however_small_its_joint_share_was(dtype) -> None:
-    from mip_adapter.attention.merge import joint_attention
+    from mip_adapter.attention.merge import joint_attention, log_region
 
     queries = torch.full((1, 4, 3), 2.0, dtype=dtype)  # [h, d, P]
     keys = torch.stack([torch.full((4,), value, dtype=dtype) for value in (2.0, 2.0, 0.1, 0.1)])[None]  # logits 16, 0.8
     region = torch.tensor([[[0.0, 1.0, 0.0]], [[1.0, 0.5, 0.0]]], dtype=dtype)  # 2nd's; both's; nobody's
-    got = joint_attention(queries, keys, region)[0, 0].double()  # [M·T, P]
+    got = (joint_attention(queries, keys, log_region(region)) * region.amax(0))[0, 0].double()  # [M·T, P]
     least = 0.5 * math.exp(0.8) / (math.exp(16.0) + 0.5 * math.exp(0.8)) / 2
     expected = torch.tensor([[0, 0.5, 0], [0, 0.5, 0], [0.5, least, 0], [0.5, least, 0]], dtype=torch.double)
     torch.testing.assert_close(got, expected, atol=2e-3, rtol=0)
@@ -185,10 +185,10 @@ def test_one_region_everywhere_is_none() -> None:
 
 def test_an_object_does_not_act_outside_its_region() -> None:
     """Z is Z_text where no region is white: one object in the left half changes nothing in the right half of a site."""
-    from mip_adapter.attention.site import Rows, fuse
+    from mip_adapter.attention.site import Given, Rows, fuse
     from mip_adapter.weights.sites import unet_sites
 
-    region = torch.zeros(1, 1, 64).index_fill_(2, torch.arange(32), 1.0)
+    region = torch.zeros(1, 64).index_fill_(1, torch.arange(32), 1.0)
     for strategy in ("relevance", "uniform", "sum", "concat"):
         model = graphs.apply(regional(LEFT, LEFT), merge={"strategy": strategy}, head={"gate": "off"})
         site = unet_sites(bundle().model.model.diffusion_model)[0]
@@ -196,8 +196,8 @@ def test_an_object_does_not_act_outside_its_region() -> None:
         q, text = torch.randn(2, 1, 64, site.width, generator=torch.Generator().manual_seed(0))
         to_k = bundle().model.model.diffusion_model.input_blocks[site.key[1]][1].transformer_blocks[0].attn2.to_k
         for conditional in (True, False):
-            rows = Rows(0, 1, conditional, region.expand(2, 1, 64))
             (plan,) = patch.schedule.plans.values()
+            rows = Rows(0, 1, conditional, Given.of(plan, region.expand(2, 64)))
             compiled = plan.sites[site.key]
             with torch.inference_mode():
                 keys = partial(to_k, compiled.object_text)
