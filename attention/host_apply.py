@@ -56,7 +56,11 @@ def apply_references(
         return model.clone()  # adds nothing anywhere: the same bits as without us
     encoded = replace(encode_references(references, adapter, clip, clip_vision), frozen=kept)
     times = tuple(
-        Times(Window.of(model, each.start_percent, each.end_percent), Window.of(model, 0.0, each.region_until))
+        Times(
+            Window.of(model, each.start_percent, each.end_percent),
+            # Without a region nothing is released, and no plan of its own is needed for afterwards.
+            None if each.region is None else Window.of(model, 0.0, each.region_until),
+        )
         for each in references
     )
     different = stretches(times)

@@ -104,6 +104,16 @@ def test_ranges_without_effect_change_no_bit() -> None:
     assert torch.equal(late, plain)
 
 
+def test_a_plan_for_every_stretch_and_no_other() -> None:
+    from mip_adapter.weights.sites import unet_sites
+
+    key = unet_sites(bundle().model.model.diffusion_model)[0].key
+    for regions, plans in (([None, None], 1), ([box(0, 16), None], 2), ([box(0, 16), box(16, 32)], 3)):
+        model = graphs.apply(references(region_until=[0.2, 0.5], region=regions))
+        patch = model.model_options["transformer_options"]["patches_replace"]["attn2"][key]
+        assert len(patch.schedule.plans) == plans
+
+
 def test_plans_of_stretches_share_no_work_at_the_sites() -> None:
     """No sigma is read, hence no device sync, unless something depends on it."""
     from mip_adapter.attention.plan import Plan
@@ -136,9 +146,10 @@ def applied(chain=None, **merge):
     from mip_adapter.nodes.apply import MIPApply
 
     frozen, parts = merge.pop("frozen", None), bundle()
+    model = merge.pop("model", parts.model)
     with torch.inference_mode():
         return MIPApply.execute(
-            parts.model, parts.clip, parts.vision, parts.adapters["base"], chain or references(), 1.0, 0.0, 1.0,
+            model, parts.clip, parts.vision, parts.adapters["base"], chain or references(), 1.0, 0.0, 1.0,
             Merge(**merge), None, frozen,
         ).args  # fmt: skip
 
