@@ -21,7 +21,9 @@ from .plan import Plan
 from .record import Observation, RelevanceRecord, SamplingRun
 from .site import Given, Rows
 
-PREDICTION, FRAME, CALL, SAMPLING = (f"mip_adapter_{name}" for name in ("prediction", "frame", "call", "sampling"))
+PREDICTION, FRAME, CALL, SAMPLING, RECORDS = (
+    f"mip_adapter_{name}" for name in ("prediction", "frame", "call", "sampling", "records")
+)
 
 # By the plan, the canvas' size where only an area of it is shown, that area, the site's resolution and its device.
 Givens = dict[tuple[Plan, Size | None, Area, Size, torch.device | None], Given]

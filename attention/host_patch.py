@@ -14,7 +14,7 @@ from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
 from ..weights.sites import SiteKey
-from .host_call import Call
+from .host_call import RECORDS, Call
 from .host_wrappers import install_wrappers
 from .record import RelevanceRecord
 from .schedule import Schedule, Window
@@ -150,7 +150,11 @@ def install(
 ) -> Any:
     """A clone of `model` (ModelPatcher) that samples with the plans and fills the record; `model` stays as it is."""
     keys = next(iter(schedule.plans.values())).sites
-    return patched(model, keys, start_percent, end_percent, lambda place: MergePatch(place, schedule, record))
+    clone = patched(model, keys, start_percent, end_percent, lambda place: MergePatch(place, schedule, record))
+    if record is not None:
+        options = clone.model_options["transformer_options"]
+        options[RECORDS] = (*options.get(RECORDS, ()), record)
+    return clone
 
 
 def patched(

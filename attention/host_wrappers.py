@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import host_preview
 from .area import Area, clipped
-from .host_call import CALL, FRAME, PREDICTION, SAMPLING, Call, Frame, Prediction, Sampling
+from .host_call import CALL, FRAME, PREDICTION, RECORDS, SAMPLING, Call, Frame, Prediction, Sampling
 
 
 def install_wrappers(model_options: dict) -> None:
@@ -43,12 +43,16 @@ def _sample(
     guider = executor.class_obj
     hooked = any(cond.get("hooks") is not None for group in _conds(guider).values() for cond in group)
     sampling = Sampling(len(noise), executing.prompt_id if executing else None, hooked)
-    guider.model_options.setdefault("transformer_options", {})[SAMPLING] = sampling
+    options = guider.model_options.setdefault("transformer_options", {})
+    options[SAMPLING] = sampling
+    records = options.get(RECORDS, ())
+    for record in records:
+        record.begin(sampling.run)  # also where nothing acts: its maps are none, not the last sampling's
     if callback is not None and host_preview.wanted():
         latent_format = guider.model_patcher.model.latent_format
         callback = host_preview.with_relevance(callback, sampling.records, latent_format)
     latent = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *rest, **more)
-    for record in sampling.records:
+    for record in dict.fromkeys((*records, *sampling.records)):
         record.finish(sampling.run, latent)
     return latent
 

@@ -154,6 +154,12 @@ class RecordedMaps:
                 "There is no relevance: scale is 0 in MIP Apply, so the references are switched off. Raise it to see "
                 "who claims what."
             )
+        if self.runs > 0 and not self.steps_seen().any():
+            return (
+                "There is no relevance: no reference acted in this sampling. Let the references act in some of its "
+                "steps: start_percent and end_percent are of the whole noise, of which a sampler with a denoise below "
+                "1 sees only the end."
+            )
         if self.runs == 0:
             raise ValueError(
                 "Nothing has been recorded yet: connect the images of a sampler that uses the model of this MIP Apply, "
@@ -208,10 +214,16 @@ class RelevanceRecord(RecordedMaps):
         self._run = SamplingRun(None, 0)
         self._finished: deque[tuple[Tensor, RecordedMaps]] = deque(maxlen=KEPT)  # by the latent's fingerprint
 
+    def __deepcopy__(self, memo: dict) -> RelevanceRecord:
+        return self  # one for all clones of its model, whose options the host copies
+
     def add(self, run: SamplingRun, step: Tensor, steps: int, observations: Sequence[Observation]) -> None:
         """What all sites observed in one UNet call of a run. step: its index among `steps`, an integer tensor [1]."""
-        if run.key is not self._run.key or run.pictures != self._run.pictures or len(self._calls) != steps:
-            self._begin(run, steps, step.device)
+        if run.key is not self._run.key or run.pictures != self._run.pictures or len(self._calls) not in (0, steps):
+            self.begin(run)
+        if len(self._calls) == 0:
+            self._confusion = torch.zeros(2, steps, run.pictures, device=step.device)
+            self._calls = torch.zeros(steps, device=step.device)
         now = (torch.arange(steps, device=step.device) == step).float()
         phase = (torch.arange(len(PHASES), device=step.device) == step * len(PHASES) // steps).float()
         self._calls += now
@@ -229,6 +241,13 @@ class RelevanceRecord(RecordedMaps):
                     self._add_confusion(now, stacked, group[0])
             if gates:
                 self._add(self._gates, phase, self._stacked(gates, group[0]), group[0])
+
+    def begin(self, run: SamplingRun) -> None:
+        """Nothing is known of this run yet, and nothing of the one before counts. A run that nobody begins begins with
+        what is added first."""
+        self.runs = self.runs + 1 if run.prompt == self._run.prompt else 1
+        self._run, self._shares, self._gates = run, {}, {}
+        self._confusion, self._calls = torch.zeros(2, 0, 0), torch.zeros(0)
 
     def finish(self, run: SamplingRun, latent: Tensor) -> None:
         """A run has come to its end with this latent. Waits for the device, as whoever reads the latent does."""
@@ -262,12 +281,6 @@ class RelevanceRecord(RecordedMaps):
         taken._shares = {size: sums.copy() for size, sums in self._shares.items()}
         taken._gates = {size: sums.copy() for size, sums in self._gates.items()}
         return taken
-
-    def _begin(self, run: SamplingRun, steps: int, device: torch.device) -> None:
-        self.runs = self.runs + 1 if run.prompt == self._run.prompt else 1
-        self._run, self._shares, self._gates = run, {}, {}
-        self._confusion = torch.zeros(2, steps, run.pictures, device=device)
-        self._calls = torch.zeros(steps, device=device)
 
     def _stacked(self, values: list[Tensor], where: Observation) -> Tensor:
         """Of S sites, each [*, C·P, h, w]: [S, *, C, P, h, w]"""

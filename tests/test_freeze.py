@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from .graphs import guide, sample
-from .test_record import freeze
+from .graphs import guide, prompt, references, sample
+from .test_record import freeze, maps
 from .test_steering import applied
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -104,3 +104,33 @@ def test_an_interrupted_sampling_gives_no_latent() -> None:
     assert record.runs == 2 and not torch.equal(record.shares(), shares)
     for given in (latent, latent * 2):
         assert torch.equal(freeze(record, given).shares(), shares)
+
+
+def test_a_sampling_in_which_no_reference_acts() -> None:
+    """A second pass with a low denoise, after the references' end: its maps are none, not the first pass's."""
+    import comfy.sample
+
+    model, record = applied(references(end_percent=[0.5, 0.5]))
+    first, shares = sampled(model, record, steps=4)
+    with torch.inference_mode():
+        conds = prompt("a cat"), prompt("")
+        noise = comfy.sample.prepare_noise(first, 8)
+        second = comfy.sample.sample(
+            model, noise, 4, 4.0, "euler", "normal", *conds, first, denoise=0.3, disable_pbar=True, seed=8
+        )
+    assert record.runs == 2
+    overlays, masks, _, said = maps(record, torch.rand(1, 64, 64, 3))
+    assert "no reference acted in this sampling. Let the references act in some of its steps" in said
+    assert not masks.any() and len(overlays) == 1
+    with pytest.raises(ValueError, match="no reference acted"):
+        freeze(record, second)
+    assert torch.equal(freeze(record, first).shares(), shares)
+
+
+def test_every_record_of_a_model_and_its_clones_begins_afresh() -> None:
+    """Behind one MIP Apply another, whose references act in no step; the host copies options deeply."""
+    one, first = applied()
+    model, second = applied(references(start_percent=[0.9, 0.9]), model=one)
+    sample(model.clone().clone(), 1)
+    assert first.runs == second.runs == 1 and first.absent() is None
+    assert "no reference acted" in (second.absent() or "")
