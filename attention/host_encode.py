@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import comfy.model_management
 import torch
 import torch.nn.functional as F
 from comfy.utils import ProgressBar
@@ -105,6 +106,9 @@ def null_features(clip_vision: Any, adapter: Adapter) -> Tensor:
         return torch.zeros(1, need.width)
     side = getattr(clip_vision, "image_size", 224)
     device = getattr(clip_vision, "load_device", torch.device("cpu"))
+    if (patcher := getattr(clip_vision, "patcher", None)) is not None:
+        # `encode_image` loads it, but whatever that gave may be remembered from before it was offloaded.
+        comfy.model_management.load_model_gpu(patcher)
     black = torch.zeros(1, 3, side, side, device=device)
     return clip_vision.model(pixel_values=black, intermediate_output=-2)[1].float().cpu()
 

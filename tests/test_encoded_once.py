@@ -50,6 +50,28 @@ def test_another_scale_range_or_merge_encodes_nothing() -> None:
     assert torch.equal(graphs.sample(first, 1), graphs.sample(again, 1))
 
 
+def test_an_interrupt_between_the_pictures_and_the_unconditional_branch(monkeypatch) -> None:
+    """The pictures are remembered, and meanwhile the host offloads the encoder: it is loaded again."""
+    import comfy.model_management as management
+    from mip_adapter.attention import host_encode
+
+    def interrupted(*_):
+        raise management.InterruptProcessingException
+
+    chain, clip, vision = references(), bundle().clip, Counted(bundle().vision)
+    with monkeypatch.context() as patch, pytest.raises(management.InterruptProcessingException):
+        patch.setattr(host_encode, "null_features", interrupted)
+        apply(chain, clip, vision)
+    management.unload_all_models()
+    loaded = []
+    handle = bundle().vision.model.register_forward_pre_hook(
+        lambda *_: loaded.append(bundle().vision.patcher in management.loaded_models())
+    )
+    apply(chain, clip, vision)
+    handle.remove()
+    assert loaded == [True]
+
+
 def test_scale_0_encodes_nothing() -> None:
     clip, vision = Counted(bundle().clip), Counted(bundle().vision)
     apply(references(), clip, vision, scale=0.0)
