@@ -72,6 +72,8 @@ def _model(config: dict, device: torch.device, dtype: torch.dtype):
 
 class _Step:
     def __init__(self, model, device: torch.device, dtype: torch.dtype, side: int) -> None:
+        from mip_adapter.attention.host_call import SAMPLING, Sampling
+
         config = model.model_config.unet_config
         generator = torch.Generator(device).manual_seed(1)
 
@@ -83,6 +85,7 @@ class _Step:
         self.timesteps = torch.full((2,), 500.0, device=device)
         sigmas = torch.tensor([1.0, 0.0], device=device)  # of a sampling of one step, which every call repeats
         self.options = {"cond_or_uncond": [1, 0], "sigmas": sigmas[:1], "sample_sigmas": sigmas}
+        self.options[SAMPLING] = Sampling(1, None, hooked=False)
 
     def __call__(self, options: dict) -> torch.Tensor:
         options = {**options, **self.options}
