@@ -88,13 +88,18 @@ REAL_SCENES = (
 
 def _missing(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     """What a reader must know before he believes the tables."""
-    rows = [row for tables in results.values() for row in tables["equal"] + tables["best"]]
-    few = sorted({row["arm"] for row in rows if row["seeds"] < len(SEEDS)})
+    every = [row for tables in results.values() for row in tables["equal"] + tables["best"]]
+    few = sorted({row["arm"] for row in every if row["seeds"] < len(SEEDS)})
     share = 1 if settings["every_seed"] else 1 / len(SEEDS)
-    wanted = {row["arm"]: settings["prompts"] * row["seeds"] * share for row in rows}
-    short = sorted({row["arm"] for row in rows if row["pictures"] < int(wanted[row["arm"]])})
+    short = []
+    for objects, tables in results.items():
+        rows = tables["equal"] + tables["best"]
+        wanted = {row["seeds"]: int(settings["prompts"] * row["seeds"] * share) for row in rows}
+        if missing := sorted({row["arm"] for row in rows if row["pictures"] < wanted[row["seeds"]]}):
+            all_of_them = len(missing) == len({row["arm"] for row in rows})
+            short.append(f"{objects} ({'all arms' if all_of_them else ', '.join(missing)})")
     lines = [f"**Fewer than three training seeds**: {', '.join(few)}."] * bool(few)
-    lines += [f"**Not finished**, tables hold what is there: {', '.join(short)}."] * bool(short)
+    lines += [f"**Fewer pictures than prompts** so far, see there: {'; '.join(short)}."] * bool(short)
     return ["", " ".join(lines)] if lines else []
 
 

@@ -277,8 +277,10 @@ def test_the_page_says_what_the_numbers_say():
     assert json.loads(json.dumps(results))
     verdict = next(text for text in page.splitlines() if text.startswith("**Merging or training?**"))
     assert "+25.0" in verdict and "+37.5" in verdict and "+12.5" in verdict
-    assert "Fewer than three training seeds" in page and "Not finished" not in page
-    assert "Not finished" in arms_page.markdown(results, settings | {"prompts": 41})
+    assert "Fewer than three training seeds" in page and "Fewer pictures than prompts" not in page
+    assert "prompts** so far, see there: 2 objects (all arms)" in arms_page.markdown(
+        results, settings | {"prompts": 41}
+    )
     tables = [text for text in page.splitlines() if text.startswith("| ")]
     assert any("**mip + relevance**" in text for text in tables)
     assert "nan" not in page and "What the miniature cannot tell" in page
