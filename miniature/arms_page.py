@@ -30,14 +30,15 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     lines = [
         "# Arms: merging or training?",
         "",
-        f"Made by `python mip.py arms`. {settings['prompts']} prompts for each number of objects, {share}; "
-        f"{settings['steps']} steps of {settings['sampler']}, guidance {settings['guidance']:g}, "
-        f"{settings['precision']}. Every arm has the same prompts, references and noise. Training seeds are the "
-        "adapters': they share one base, one set of encoders and one set of drawn scenes. Every prompt holds a pair "
-        f"of kinds that captions of the training never held together, of which there are {pairs}, and two-coloured "
-        "looks that it never showed; one-coloured ones, more than half, it did. The adapters *mip*, "
-        "*uniform-trained* and *head-only* go on from a finished *stock*: what the training adds is further steps "
-        "as well as a second object.",
+        "Made by `python mip.py arms`. Every measured picture is a line of `arms_lines.jsonl.xz`; unpacked as "
+        "`output/arms/rows-0.jsonl`, they give this page by `python mip.py arms --report`, and the command goes on "
+        f"from them. {settings['prompts']} prompts for each number of objects, {share}; {settings['steps']} steps of "
+        f"{settings['sampler']}, guidance {settings['guidance']:g}, {settings['precision']}. Every arm has the same "
+        "prompts, references and noise. Training seeds are the adapters': they share one base, one set of encoders "
+        "and one set of drawn scenes. Every prompt holds a pair of kinds that captions of the training never held "
+        f"together, of which there are {pairs}, and two-coloured looks that it never showed; one-coloured ones, more "
+        "than half, it did. The adapters *mip*, *uniform-trained* and *head-only* go on from a finished *stock*: "
+        "what the training adds is further steps as well as a second object.",
         "",
         "Judged from pixels. *Bound*: of all objects asked for, how many are there and wear colours nearer to their "
         "own reference than to any other: the measure of the question. *Binding*: the same of those that are there "
@@ -73,6 +74,7 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         if tables["scales"]:
             lines += ["", f"### Bound %, by scale, on {TUNED_ON} other prompts, from which the best was chosen"]
             lines += ["", *_scale_table(tables["scales"])]
+            lines += ["", "So few prompts choose with noise: an arm may bind more at the equal scale than at its best."]
         if tables["real"]:
             lines += ["", "### Real scenes: whose looks does the model expect where, and do the maps know the places?"]
             lines += ["", REAL_SCENES, "", *_real_table(tables["real"])]
@@ -153,7 +155,7 @@ def _look_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _effect_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = _head(["what changes", "from", "to", "bound", "by seed", *COMPARED[1:]])
     for row in rows:
-        cells = [row["effect"], " + ".join(row["from"]), " + ".join(row["to"])]
+        cells = [row["effect"], ", ".join(row["from"]), ", ".join(row["to"])]
         lines.append(
             _line([*cells, _points(row["bound"]), _seeds(row["bound"], True), *(_points(row[n]) for n in COMPARED[1:])])
         )
