@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .arms import METHOD, QUESTION, TUNED_ON
+from .arms_score import CLEAR
 from .arms_table import COMPARED, LOOKS, is_sure
 from .trained import SEEDS
 from .world_shapes import KINDS
@@ -44,7 +45,7 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         "own reference than to any other: the measure of the question. *Binding*: the same of those that are there "
         "alone (chance is 1 / objects); arms that draw fewer objects draw the easier ones, so it flatters them. *In "
         "all*: binding of the objects that every compared arm drew. *Clear*: of all, how many clearly wear their "
-        "own colours (mean absolute difference below 0.08); *confused*: of those that are there, another's. "
+        f"own colours (mean absolute difference below {CLEAR:g}); *confused*: of those that are there, another's. "
         "*Present*: of all, how many are there; *all present*: pictures with all of them; *count right*: with as "
         "many objects as were asked for. *Margin*: how much nearer the own colours are than the nearest other's, in "
         "mean absolute RGB difference. *Look error*: difference from the own look laid out in its pattern. "
