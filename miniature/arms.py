@@ -21,7 +21,7 @@ SEED_TEST, SEED_TUNE = 5_000_000_000, 6_000_000_000  # of trials: the ones that 
 REFERENCE_SIDE = 224  # pixels
 STEPS, SAMPLER, GUIDANCE = 12, "dpmpp_2m", 3.0  # as many objects as with 20 steps of euler, at half the cost
 SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # from which each arm's own best is chosen
-TUNED_ON = 24  # prompts
+TUNED_ON = 48  # prompts
 
 
 class Arm(NamedTuple):

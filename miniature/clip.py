@@ -104,7 +104,7 @@ class Text(nn.Module):
         model = self.text_model
         last, penultimate = model.encoder(model.embeddings(ids))
         end = (ids == END).int().argmax(1)  # the first one
-        pooled = model.final_layer_norm(last[torch.arange(len(ids)), end])
+        pooled = model.final_layer_norm(last[torch.arange(len(ids), device=ids.device), end])
         return penultimate, self.text_projection(pooled)
 
 

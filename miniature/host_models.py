@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import config
@@ -64,16 +65,18 @@ def initialise(model: nn.Module) -> nn.Module:
 
 
 def run_unet(unet: nn.Module, x, steps, context, vector, options: Mapping[str, Any] | None = None):
-    """The UNet's answer, with attention as plain products, which a CPU trains faster than the fused kernel.
-
-    options: more of the host's transformer_options.
-    """
-    options = {**(options or {}), "optimized_attention_override": lambda _, *given, **more: plain_attention(*given)}
+    """The UNet's answer, computed in the dtype of its weights. options: more of the host's transformer_options."""
+    options = {**(options or {}), "optimized_attention_override": lambda _, *given, **more: attention(*given)}
+    x, context, vector = (each.to(unet.dtype) for each in (x, context, vector))
     return unet(x, steps.float(), context=context, y=vector, transformer_options=options)
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *_: Any) -> Tensor:
-    """Attention of [B, N, h·d] to [B, L, h·d] as products."""
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *_: Any) -> Tensor:
+    """Attention of [B, N, h·d] to [B, L, h·d]; on a CPU as plain products, which it trains faster than the fused
+    kernel."""
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-    return (weights.to(v) @ v).transpose(1, 2).flatten(2)
+    if q.is_cuda:
+        out = F.scaled_dot_product_attention(q, k, v)
+    else:
+        out = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1).to(v) @ v
+    return out.transpose(1, 2).flatten(2)

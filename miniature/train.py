@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 STAGES = ("vae", "encoders", "base", "places")
-LATER = ("decoder", "vision")  # go on with what the base does not rest on
+LATER = ("vision",)  # goes on with what the base does not rest on
 ADAPTERS = ("stock", "mip", "uniform-trained", "head-only", "stock-plus", "mip-plus")  # on the finished base
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
         return
     for stage in stages:
         if stage not in ADAPTERS:
-            recipe.train((stage,), given.work, given.minutes, given.threads, given.quick, given.wide)
+            recipe.train((stage,), given.work, given.minutes, given.threads, given.quick)
     passes = not given.gate or recipe.check(given.work, given.gate, given.threads)
     if adapters := tuple(stage for stage in stages if stage in ADAPTERS):
         seeds = given.seed or ((0,) if given.quick else (0, 1, 2))
@@ -71,7 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gate", type=int, metavar="N", help="put the base to the gate, N scenes, before any adapter")
     parser.add_argument("--pack", action="store_true", help="do not train: write checkpoints into the repository")
     parser.add_argument("--export", type=Path, metavar="DIR", help="at last, write the loader's files there")
-    parser.add_argument("--wide", type=int, default=1, choices=(1, 2, 4, 8, 16), help="batches in one: 8 on a GPU")
     parser.add_argument("--threads", type=int, default=2, help="1 where other programs keep the machine busy")
     parser.add_argument("--seed", type=int, action="append", help="of an adapter; without it 0, 1 and 2")
     parser.add_argument("--steps", type=int, help="of an adapter; without it the recipe's")

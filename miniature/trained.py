@@ -22,11 +22,11 @@ class Kind(NamedTuple):
     listed: str = ""
 
 
-# 16 drawn scenes a step, every object with a reference in another pose. Beside that the paper's recipe, by Muon and at
+# 64 drawn scenes a step, every object with a reference in another pose. Beside that the paper's recipe, by Muon and at
 # a higher rate for so small a model, with a running mean, and mostly at noise levels that still hide the colours:
 # latents so small show them early. Objects cover a seventh of a scene: the ground counts less.
 _ALL = Recipe(
-    steps=2000, batch_size=16, learning_rate=3e-3, matrix_rate=2e-2, warmup=50, clip_norm=1.0, ema=0.998,
+    steps=700, batch_size=64, learning_rate=3e-3, matrix_rate=2e-2, warmup=50, clip_norm=1.0, ema=0.998,
     background=0.3, timesteps="cubic", flip=0.0, resolution=128, checkpointing=False, workers=0, save_every=250, keep=1,
 )  # fmt: skip
 _ONE = replace(_ALL, train="all", merge="uniform", gate="off", min_objects=1, max_objects=1)

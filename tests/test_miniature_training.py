@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mip_adapter.miniature.stages import latents, noise, packing, stretch, vae
+from mip_adapter.miniature.stages import ahead, latents, noise, packing, stretch, vae
+from mip_adapter.miniature.stages import graphed as graphed_module
 from safetensors import safe_open
 from torch import nn
 
@@ -12,15 +13,17 @@ from torch import nn
 class Toy:
     """A stage that is quick: a linear map learns a fixed one."""
 
-    name, rate, total, stop, ema_decay, wide = "toy", 1e-2, 1000, 1000, 0.9, 1
+    name, rate, total, stop, ema_decay = "toy", 1e-2, 1000, 1000, 0.9
 
     def __init__(self, matrix_rate=None):
         self.matrix_rate = matrix_rate
         torch.manual_seed(0)
         self.model = nn.Linear(4, 4)
 
-    def loss(self, step):
-        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+    def batch(self, step):
+        return (torch.randn(8, 4, generator=torch.Generator().manual_seed(step)),)
+
+    def loss(self, x):
         loss = (self.model(x) - 2 * x).square().mean()
         return loss, {"again": loss.detach()}
 
@@ -96,29 +99,42 @@ def test_shards_show_every_scene_once_a_pass(tmp_path):
     tiny, convolution = nn.Module(), nn.Conv2d(3, 4, 8, stride=8)
     tiny.taesd_encoder = nn.Sequential(convolution)
     shards = latents.Shards(tiny, tmp_path, torch.device("cpu"), size=16)
-    seen = torch.cat([shards.batch(start, 4).latents for start in range(0, 16, 4)]).flatten(1)
+    seen = torch.cat([shards.batch(shards.place(start, 4))[0] for start in range(0, 16, 4)]).flatten(1)
     assert len(seen.unique(dim=0)) == 16
-    again = latents.Shards(tiny, tmp_path, torch.device("cpu"), size=16).batch(0, 4)
-    assert torch.equal(again.latents.flatten(1), seen[:4])
-    assert again.scenes.counts.ge(1).all()
+    again = latents.Shards(tiny, tmp_path, torch.device("cpu"), size=16)
+    first, masks = again.batch(place := again.place(0, 4))
+    assert torch.equal(first.flatten(1), seen[:4])
+    scenes = again.scenes(place.shard).rows(place.rows)
+    assert scenes.counts.ge(1).all() and torch.equal(masks.flatten(2).amax(2) > 0, scenes.kinds >= 0)
     before = latents.fingerprint(tiny.taesd_encoder)
     convolution.weight.data[0] += 1e-4
     assert latents.fingerprint(tiny.taesd_encoder) != before
 
 
-def test_a_wide_step_counts_for_several_and_covers_the_same_scenes(tmp_path):
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_a_graph_replays_what_the_loss_would_do():
     toy = Toy()
-    toy.wide = 4
-    assert steps(stretch.Progress(toy), 5).step == 20
-    tiny, convolution = nn.Module(), nn.Conv2d(3, 4, 8, stride=8)
-    tiny.taesd_encoder = nn.Sequential(convolution)
-    shards = latents.Shards(tiny, tmp_path, torch.device("cpu"), size=16)
-    wide = shards.batch(0, 8).latents
-    assert torch.equal(wide, torch.cat([shards.batch(0, 4).latents, shards.batch(4, 4).latents]))
+    toy.model.cuda()
+    parameters = list(toy.model.parameters())
+    plain, graphed = graphed_module.Backward(toy.loss, parameters), graphed_module.Graphed(toy.loss, parameters)
+    for step in range(5):
+        batch = toy.batch(step)[0][: 4 + step % 2].cuda()  # two shapes in turn
+        loss, log = plain(batch)
+        expected = [each.grad.clone() for each in parameters]
+        again, seen = graphed(batch)
+        torch.testing.assert_close(again, loss)
+        torch.testing.assert_close(seen, log)
+        torch.testing.assert_close([each.grad for each in parameters], expected)
+
+
+def test_steps_prepared_ahead_are_the_steps_that_are_asked_for():
+    made = ahead.Ahead(lambda step: torch.tensor([step, 2 * step]), workers=2)
+    for step in (3, 4, 5, 6, 4, 5):  # and from another on
+        assert made(step).tolist() == [step, 2 * step]
 
 
 def test_pieces_for_the_autoencoder_have_the_sizes_of_the_recipe():
     for step in (0, 1, vae.SMALL_UNTIL, vae.SMALL_UNTIL + 1):
-        pieces = vae.crops(step)
+        pieces = vae.crops(step, 2)
         assert pieces.isfinite().all() and pieces.shape[-1] == pieces.shape[-2]
-        assert torch.equal(pieces, vae.crops(step))
+        assert torch.equal(pieces, vae.crops(step, 2))

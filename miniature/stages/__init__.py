@@ -1,5 +1,5 @@
 """The stages of the miniature's training. Each says what one step is; `stretch` runs them.
 
-vae, encoders and base come in this order. decoder and vision go on with what the base does not rest on, at any
-time after it has begun.
+vae, encoders, base and places come in this order. vision goes on with the image encoder, on which the base does not
+rest, at any time after encoders.
 """

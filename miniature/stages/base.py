@@ -10,14 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import clip, world, world_words
+from ..world_shapes import KINDS
 from . import noise
+from .ahead import Ahead
 from .encoders import Encoders
-from .latents import Shards
+from .latents import Place, Shards
 from .precision import autocast
 from .words import Words
 
-BATCH = 32
 DROPPED = 0.1
+WORKERS = 8  # processes that prepare batches for a GPU
 
 
 class Conditioner:
@@ -27,11 +29,18 @@ class Conditioner:
         self.encoders, self.words, self.device = encoders, words, device
         self.size = size_vector(world.SIZE).to(device)
 
-    @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Context [B, 77, 128] and vector [B, 80 + 6·256]."""
-        rows = [self.words.rows(captions, pad, clip.LENGTH).to(self.device) for pad in (clip.PAD_L, clip.PAD_G)]
-        context, pooled, _ = self.encoders.text(*rows)
+        return self.encode(*(rows.to(self.device) for rows in self.rows(captions)))
+
+    def rows(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """[B, 77] token numbers for either encoder."""
+        rows_l, rows_g = (self.words.rows(captions, pad, clip.LENGTH) for pad in (clip.PAD_L, clip.PAD_G))
+        return rows_l, rows_g
+
+    @torch.no_grad()
+    def encode(self, rows_l: Tensor, rows_g: Tensor) -> tuple[Tensor, Tensor]:
+        context, pooled, _ = self.encoders.text(rows_l, rows_g)
         return context, torch.cat([pooled, self.size.expand(len(pooled), -1)], 1)
 
 
@@ -42,48 +51,64 @@ def size_vector(size: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], -1).reshape(1, -1)
 
 
-class Example(NamedTuple):
-    x: Tensor  # [B, 4, h, w] noisy latents
-    target: Tensor  # [B, 4, h, w] v
-    steps: Tensor  # [B]
-    captions: list[str]
-    scenes: world.Scenes
+class Lesson(NamedTuple):
+    """What the number of a step decides."""
+
+    place: Place
+    steps: Tensor  # [B] noise levels
+    rows_l: Tensor  # [B, 77] the captions, for either text encoder
+    rows_g: Tensor
+    spots: Tensor  # [B, M] at which token the caption names an object; 0: it does not
 
 
 class Base:
-    name, rate, total, stop, ema_decay = "base", 6e-4, 16_000, 5_275, 0.9995
-    matrix_rate = 2e-3
+    name, rate, total, stop, ema_decay = "base", 4e-4, 3_500, 2_326, 0.998
+    matrix_rate = 4e-3
+    batch_size = 512
 
-    def __init__(self, model: nn.Module, call: Callable, shards: Shards, condition: Conditioner, wide: int = 1):
+    def __init__(self, model: nn.Module, call: Callable, shards: Shards, condition: Conditioner):
         """`call(model, x, steps, context, vector)` is how the host's UNet is asked."""
         self.model, self.call = model.to(condition.device), call
-        self.shards, self.condition, self.device, self.wide = shards, condition, condition.device, wide
+        self.shards, self.condition, self.device = shards, condition, condition.device
+        self.lessons = Ahead(self.lesson, 0 if self.device.type == "cpu" else WORKERS)
+        self.kinds = torch.tensor([condition.words.numbers[world_words.object_text(i)] for i in range(len(KINDS))])
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.error(self.example(step))
-
-    def example(self, step: int) -> Example:
-        """What step number `step` learns from."""
-        latents, scenes = self.shards.batch(step * BATCH, BATCH * self.wide)
+    def lesson(self, step: int) -> Lesson:
+        place = self.shards.place(step * self.batch_size, self.batch_size)
+        scenes = self.shards.scenes(place.shard).rows(place.rows)
         rng, g = random.Random(step), torch.Generator().manual_seed(step)
         captions = [
             "" if rng.random() < DROPPED else world_words.caption(scenes.present(i), rng) for i in range(len(scenes))
         ]
-        steps = torch.randint(noise.STEPS, (len(scenes),), generator=g).to(self.device)
-        eps = torch.randn(latents.shape, generator=g).to(self.device)
-        return Example(*noise.noisy(latents, eps, steps), steps, captions, scenes)
+        rows_l, rows_g = self.condition.rows(captions)
+        named = rows_l[:, None] == self.kinds[scenes.kinds.clamp(min=0)][..., None]  # [B, M, 77]
+        spots = named.int().argmax(-1) * (scenes.kinds >= 0)
+        return Lesson(place, torch.randint(noise.STEPS, (len(scenes),), generator=g), rows_l, rows_g, spots)
 
-    def error(self, given: Example) -> tuple[Tensor, dict[str, Tensor]]:
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        lesson = self.lessons(step)
+        latents, masks = self.shards.batch(lesson.place)
+        g = torch.Generator(self.device).manual_seed(step)
+        eps = torch.randn(latents.shape, generator=g, device=self.device)
+        given = (lesson.steps, lesson.rows_l, lesson.rows_g, lesson.spots)
+        return (latents, eps, *(each.to(self.device, non_blocking=True) for each in given), masks)
+
+    def loss(
+        self, latents: Tensor, eps: Tensor, steps: Tensor, rows_l: Tensor, rows_g: Tensor, *_: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of v, and the same by noise."""
-        answer, steps = self.predict(given.x, given.steps, given.captions), given.steps
-        error = F.mse_loss(answer, given.target, reduction="none").mean((1, 2, 3))
+        x, target = noise.noisy(latents, eps, steps)
+        answer = self.answer(x, steps, *self.condition.encode(rows_l, rows_g))
+        error = F.mse_loss(answer, target, reduction="none").mean((1, 2, 3))
         parts = {"low": steps < 300, "middle": (steps >= 300) & (steps < 700), "high": steps >= 700}
         log = {part: (error * at).sum() / at.sum().clamp(min=1) for part, at in parts.items()}
         return error.mean(), log
 
     def predict(self, x: Tensor, steps: Tensor, captions: Sequence[str]) -> Tensor:
         """v [B, 4, h, w] of noisy latents at step numbers [B]."""
-        context, vector = self.condition(captions)
+        return self.answer(x, steps, *self.condition(captions))
+
+    def answer(self, x: Tensor, steps: Tensor, context: Tensor, vector: Tensor) -> Tensor:
         with autocast(self.device):
             return self.call(self.model, x, steps, context, vector).float()
 
@@ -92,10 +117,10 @@ class Base:
         """Latents for captions, with classifier-free guidance."""
         g = torch.Generator().manual_seed(seed)
         start = torch.randn(len(captions), 4, world.SIZE // 8, world.SIZE // 8, generator=g).to(self.device)
+        context, vector = self.condition([*captions, *[""] * len(captions)])
 
         def guided(x: Tensor, steps: Tensor) -> Tensor:
-            both = self.predict(x.repeat(2, 1, 1, 1), steps.repeat(2), [*captions, *[""] * len(captions)])
-            cond, uncond = both.chunk(2)
+            cond, uncond = self.answer(x.repeat(2, 1, 1, 1), steps.repeat(2), context, vector).chunk(2)
             return uncond + guidance * (cond - uncond)
 
         return noise.sample(guided, start, count)

@@ -21,6 +21,7 @@ from .precision import autocast
 from .words import Words
 
 SINGLES, SCENES = 96, 48
+LENGTH = 48  # tokens: no caption of the world is longer
 
 
 class Tower(nn.Module):
@@ -65,29 +66,39 @@ class EncoderStage:
     name, rate, total, stop, ema_decay = "encoders", 1e-3, 8_000, 2_374, 0.998
     matrix_rate: float | None = None
 
-    def __init__(self, model: Encoders, words: Words, device: torch.device, wide: int = 1):
-        self.model, self.words, self.device, self.wide = model.to(device), words, device, wide
+    def __init__(self, model: Encoders, words: Words, device: torch.device):
+        self.model, self.words, self.device = model.to(device), words, device
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        rng, one, many = random.Random(step), SINGLES * self.wide, SCENES * self.wide
-        singles = references(varied(world.sample(one, 3 * step, objects=(1,)), step), step)
-        scenes = varied(world.sample(many, 3 * step + 1, objects=(2, 3)), step)
-        plain = world.sample(many, 3 * step + 2, objects=(1, 2, 2, 3, 4))
-        single, single_hits = self._compare(singles, singles.captions(rng, with_looks=True), True)
-        scene, scene_hits = self._compare(scenes, scenes.captions(rng, with_looks=True), True)
-        kind, kind_hits = self._compare(plain, plain.captions(rng), False)
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        rng = random.Random(step)
+        singles = references(varied(world.sample(SINGLES, 3 * step, objects=(1,)), step), step)
+        scenes = varied(world.sample(SCENES, 3 * step + 1, objects=(2, 3)), step)
+        plain = world.sample(SCENES, 3 * step + 2, objects=(1, 2, 2, 3, 4))
+        return (
+            *self._pairs(singles, singles.captions(rng, with_looks=True), True),
+            *self._pairs(scenes, scenes.captions(rng, with_looks=True), True),
+            *self._pairs(plain, plain.captions(rng), False),
+        )
+
+    def _pairs(self, scenes: world.Scenes, captions: list[str], looks: bool) -> tuple[Tensor, ...]:
+        """Pictures, their captions for either text encoder, and which of them say the same."""
+        images = clip.normalised(world.render(scenes, config.CLIP_VISION["image_size"], self.device).images)
+        rows = (self.words.rows(captions, pad, LENGTH).to(self.device) for pad in (clip.PAD_L, clip.PAD_G))
+        return images, *rows, same_meaning(scenes, looks).to(self.device)
+
+    def loss(self, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        single, single_hits = self._compare(*batch[:4])
+        scene, scene_hits = self._compare(*batch[4:8])
+        kind, kind_hits = self._compare(*batch[8:])
         log = {"singles": single_hits, "scenes": scene_hits, "kinds": kind_hits}
         return single + scene + kind, log
 
-    def _compare(self, scenes: world.Scenes, captions: list[str], looks: bool) -> tuple[Tensor, Tensor]:
+    def _compare(self, images: Tensor, rows_l: Tensor, rows_g: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
         """Contrastive loss of pictures with their captions, and how often the image finds its text."""
-        images = world.render(scenes, config.CLIP_VISION["image_size"], self.device).images
-        rows = (self.words.rows(captions, pad).to(self.device) for pad in (clip.PAD_L, clip.PAD_G))
         with autocast(self.device):
-            _, pooled = self.model.vision.hidden(clip.normalised(images))
+            _, pooled = self.model.vision.hidden(images)
             image_g, image_l = self.model.vision.visual_projection(pooled), self.model.project_l(pooled)
-            _, text_g, text_l = self.model.text(*rows)
-        same = same_meaning(scenes, looks).to(self.device)
+            _, text_g, text_l = self.model.text(rows_l, rows_g)
         scale = self.model.temperature.clamp(max=4.6).exp()
         loss_g, hits = contrast(image_g, text_g, scale[0], same)
         loss_l, _ = contrast(image_l, text_l, scale[1], same)
@@ -99,8 +110,8 @@ class VisionStage(EncoderStage):
 
     name, rate, total, stop = "vision", 5e-4, 4_000, 4_000
 
-    def __init__(self, model: Encoders, words: Words, device: torch.device, wide: int = 1):
-        super().__init__(model, words, device, wide)
+    def __init__(self, model: Encoders, words: Words, device: torch.device):
+        super().__init__(model, words, device)
         model.requires_grad_(False)
         for part in (model.vision, model.project_l):
             part.requires_grad_(True)

@@ -23,6 +23,7 @@ from .base import Base
 PRESENCE, RIGHT_WORD = 0.90, 0.85
 LEVELS = (200, 400, 600)  # of the 1000 steps
 SEED = 4_000_000_000  # of test scenes
+AT_ONCE = 64
 
 
 @torch.no_grad()
@@ -48,8 +49,8 @@ def presence(stage: Base, count: int, objects: int = 2, held_out: bool = True) -
     wanted = [scenes.present(i) for i in range(count)]
     captions = [" and ".join(f"a {world_words.object_text(k)}" for k in kinds) for kinds in wanted]
     pictures = []
-    for part in range(0, count, 16):
-        latents = stage.draw(captions[part : part + 16], seed=SEED + part)
+    for part in range(0, count, AT_ONCE):
+        latents = stage.draw(captions[part : part + AT_ONCE], seed=SEED + part)
         pictures.append(stage.shards.vae.taesd_decoder(latents).float().clamp(0, 1).cpu())
     images = torch.cat(pictures)
     found = [{each.kind for each in objects} for objects in judge(images)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from .. import config, host_models
 from . import noise
 from .base import Conditioner
 from .paired import Paired
-from .precision import autocast
+from .precision import activations
 
 REMEMBERED = 4096  # captions
 
@@ -25,18 +26,20 @@ REMEMBERED = 4096  # captions
 class Frozen:
     """A `training.objective.FrozenModel` whose pictures are encoded already.
 
-    Activations within the UNet are of the dtype the base was trained in; what is trained stays float32.
+    The UNet is a copy in the dtype of the activations that the base was trained with; what is trained stays float32.
     """
 
     prediction: Literal["eps", "v"] = "v"
     dtype = torch.float32
 
     def __init__(self, unet: Any, vision: nn.Module, condition: Conditioner, scenes: Paired):
-        self.unet, self.vision, self.condition, self.scenes = unet, vision, condition, scenes
+        self.vision, self.condition, self.scenes = vision, condition, scenes
         self.device = condition.device
+        self.unet = deepcopy(unet).to(activations(self.device.type))
+        self.unet.dtype = activations(self.device.type)  # the host's UNet casts to what it is told
         self.alphas = noise.alphas().float().to(self.device)
-        self.sites: tuple[Site, ...] = unet_sites(unet)
-        self.attentions = cross_attentions(unet)
+        self.sites: tuple[Site, ...] = unet_sites(self.unet)
+        self.attentions = cross_attentions(self.unet)
         self.known: dict[str, tuple[Tensor, Tensor]] = {}
 
     def encode(self, samples: Sequence[Any], adapter: Adapter) -> Batch:
@@ -83,10 +86,9 @@ class Frozen:
 
     def predict(self, noisy: Tensor, steps: Tensor, batch: Batch, merging: Merging) -> Tensor:
         replace = {site.key: partial(self._merge, site, merging) for site in self.sites}
-        with autocast(self.device):
-            patches = {"patches_replace": {"attn2": replace}}
-            return host_models.run_unet(self.unet, noisy, steps, batch.context, batch.vector, patches).float()
+        patches = {"patches_replace": {"attn2": replace}}
+        return host_models.run_unet(self.unet, noisy, steps, batch.context, batch.vector, patches).float()
 
     def _merge(self, site: Site, merging: Merging, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
-        text = host_models.plain_attention(q, k, v, site.heads)
+        text = host_models.attention(q, k, v, site.heads)
         return merging(site.number, site.heads, text, q, self.attentions[site.key].to_k)

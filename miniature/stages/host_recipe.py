@@ -21,16 +21,21 @@ from .encoders import Encoders, EncoderStage, VisionStage
 from .gate import gate
 from .latents import Shards
 from .places import Places
-from .vae import Decoder, Vae
+from .vae import Vae
 from .words import Words
 
-QUICK = {"vae": 30, "encoders": 15, "base": 15, "places": 15, "decoder": 15, "vision": 15}  # steps
+_SHORT = {"total": 15, "stop": 15}
+QUICK = {  # steps, and scenes in each
+    "vae": {"total": 30, "stop": 30, "batch_size": 3},
+    **dict.fromkeys(("base", "places"), {**_SHORT, "batch_size": 32}),
+    **dict.fromkeys(("encoders", "vision"), _SHORT),
+}
 
 
-def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick: bool = False, wide: int = 1) -> None:
+def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick: bool = False) -> None:
     """Train these stages in their order, each for so many minutes from where its last checkpoint left it.
 
-    Quick: a few steps each and from nothing, in a folder of its own. Wide: so many batches of the recipe in one.
+    Quick: a few small steps each and from nothing, in a folder of its own.
     """
     device = prepare(threads)
     for name in stages:
@@ -38,10 +43,11 @@ def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick
         if quick:
             for ending in ("pt", "csv"):
                 (folder / f"{name}.{ending}").unlink(missing_ok=True)
-        progress = open_stage(name, folder, device, packed=not quick, wide=wide)
+        progress = open_stage(name, folder, device, packed=not quick)
         seconds, log_every = 60 * minutes, stretch.LOG_EVERY
         if quick:
-            progress.stage.total = progress.stage.stop = QUICK[name]
+            for key, value in QUICK[name].items():
+                setattr(progress.stage, key, value)
             log_every = 5
         stretch.run(progress, folder / f"{name}.pt", seconds, say, log_every)
 
@@ -63,7 +69,7 @@ def check(work: Path, count: int, threads: int) -> bool:
 def export_files(work: Path, folder: Path) -> None:
     """Write the miniature's four files from the last checkpoints, with the gate that the base passed or did not."""
     device = prepare(2)
-    names = {"unet": last_of("base", work), "vae": last_of("vae", work), "clip": "encoders"}
+    names = {"unet": last_of("base", work), "vae": "vae", "clip": "encoders"}
     names["clip_vision"] = last_of("encoders", work)
     models, facts = {}, {}
     for part, name in names.items():
@@ -87,10 +93,10 @@ def started(name: str, folder: Path) -> bool:
     return (folder / f"{name}.pt").exists() or (folder.name != "quick" and packing.unpack(name) is not None)
 
 
-def open_stage(name: str, folder: Path, device: torch.device, packed: bool = True, wide: int = 1) -> stretch.Progress:
+def open_stage(name: str, folder: Path, device: torch.device, packed: bool = True) -> stretch.Progress:
     """A stage where its last checkpoint left it (the folder's, else the repository's), or at its beginning."""
     torch.manual_seed(0)  # the first weights
-    progress = stretch.Progress(BUILD[name](folder, device, wide))
+    progress = stretch.Progress(BUILD[name](folder, device))
     file = folder / f"{name}.pt"
     if file.exists():
         progress.restore(torch.load(file, weights_only=True, map_location=device))
@@ -138,30 +144,26 @@ def _shipped(name: str) -> tuple[nn.Module, dict[str, Any]] | None:
     return model, export.facts_of(next(iter(files)))
 
 
-def _vae(folder: Path, device: torch.device, wide: int) -> Vae:
-    return Vae(host_models.vae(), device, wide)
+def _vae(folder: Path, device: torch.device) -> Vae:
+    return Vae(host_models.vae(), device)
 
 
-def _decoder(folder: Path, device: torch.device, wide: int) -> Decoder:
-    return Decoder(finished("vae", folder, device), device, wide)
+def _encoders(folder: Path, device: torch.device) -> EncoderStage:
+    return EncoderStage(Encoders(), Words(host_models.tokenize), device)
 
 
-def _encoders(folder: Path, device: torch.device, wide: int) -> EncoderStage:
-    return EncoderStage(Encoders(), Words(host_models.tokenize), device, wide)
+def _vision(folder: Path, device: torch.device) -> VisionStage:
+    return VisionStage(finished("encoders", folder, device), Words(host_models.tokenize), device)
 
 
-def _vision(folder: Path, device: torch.device, wide: int) -> VisionStage:
-    return VisionStage(finished("encoders", folder, device), Words(host_models.tokenize), device, wide)
+def _base(folder: Path, device: torch.device) -> Base:
+    return Base(host_models.unet(), host_models.run_unet, *_lessons(folder, device))
 
 
-def _base(folder: Path, device: torch.device, wide: int) -> Base:
-    return Base(host_models.unet(), host_models.run_unet, *_lessons(folder, device), wide)
-
-
-def _places(folder: Path, device: torch.device, wide: int) -> Places:
+def _places(folder: Path, device: torch.device) -> Places:
     # Begins with the base's weights; a checkpoint of its own brings all that it needs.
     unet = host_models.unet() if started("places", folder) else finished("base", folder, device).requires_grad_(True)
-    return Places(unet, host_models.run_unet, *_lessons(folder, device), wide)
+    return Places(unet, host_models.run_unet, *_lessons(folder, device))
 
 
 def _lessons(folder: Path, device: torch.device) -> tuple[Shards, Conditioner]:
@@ -176,16 +178,15 @@ BUILD = {
     "encoders": _encoders,
     "base": _base,
     "places": _places,
-    "decoder": _decoder,
     "vision": _vision,
 }
 # What can be taken from the exported files: how to build it, and its prefixes by file.
 SHIPPED: dict[str, tuple[Callable[[], nn.Module], Mapping[str, str]]] = {
     **dict.fromkeys(("base", "places"), (host_models.unet, {"unet": ""})),
-    **dict.fromkeys(("vae", "decoder"), (host_models.vae, {"vae": ""})),
+    "vae": (host_models.vae, {"vae": ""}),
     **dict.fromkeys(("encoders", "vision"), (Encoders, {"clip": "clip.", "clip_vision": "vision."})),
 }
-AFTER = {"base": "places", "vae": "decoder", "encoders": "vision"}
+AFTER = {"base": "places", "encoders": "vision"}
 
 
 def prepare(threads: int) -> torch.device:
@@ -196,6 +197,7 @@ def prepare(threads: int) -> torch.device:
         raise ValueError("No ComfyUI here yet: run `python mip.py demo` once, or set COMFYUI_PATH to a checkout.")
     host_models.use_host(folder)
     torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high")
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -1,7 +1,7 @@
-"""Scenes as latents: drawn and encoded once, kept on disk, and seen several times with other words and noise.
+"""Scenes as latents: drawn, encoded once, and seen many times with other words and noise.
 
 Encoding a scene costs as much as training on it. So scenes come in shards; a window of shards is gone
-through a few times before the next window is made. Which scenes a step sees follows from its number alone.
+through many times before the next window is made. Which scenes a step sees follows from its number alone.
 """
 
 from functools import lru_cache
@@ -9,60 +9,83 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import world
+from ...weights.whole import whole_file
+from .. import config, world
 from .precision import autocast
 
 SHARD = 2048  # scenes
-WINDOW, PASSES = 4, 12  # shards a window, times through it
+WINDOW, PASSES = 64, 48  # shards a window, times through it
 OBJECTS = (1, 2, 2, 2, 2, 3, 3, 3, 4, 4)  # mostly several, so that words must mean places
 
 
-class Batch(NamedTuple):
-    latents: Tensor  # [B, 4, 16, 16], about unit deviation
-    scenes: world.Scenes
+class Place(NamedTuple):
+    """Which scenes a batch holds: a shard, and rows of it."""
+
+    shard: int
+    rows: Tensor  # [B]
 
 
 class Shards:
     def __init__(self, vae: Any, folder: Path, device: torch.device, size: int = SHARD):
         self.vae, self.device, self.size = vae, device, size
         self.folder = folder / f"{fingerprint(vae.taesd_encoder):016x}"
-        self.read = lru_cache(WINDOW)(self._read)
+        self.scenes = lru_cache(WINDOW)(self._scenes)
+        self.pictures = lru_cache(WINDOW)(self._pictures)
 
-    def batch(self, start: int, count: int) -> Batch:
-        """`count` scenes from place `start` of the endless row of passes; `count` divides a shard.
+    def place(self, start: int, count: int) -> Place:
+        """Where the `count` scenes from number `start` of the endless row of passes lie; `count` divides a shard.
 
         Each pass through a shard shows each of its scenes once, in another order.
         """
-        visit, place = divmod(start, self.size)
+        visit, first = divmod(start, self.size)
         window, number = visit // (WINDOW * PASSES), visit % WINDOW
         order = torch.randperm(self.size, generator=torch.Generator().manual_seed(visit))
-        rows = order[place : place + count]
-        scenes, latents = self.read(window * WINDOW + number)
-        return Batch(latents[rows].to(self.device).float(), scenes.rows(rows))
+        return Place(window * WINDOW + number, order[first : first + count])
 
-    def _read(self, shard: int) -> tuple[world.Scenes, Tensor]:
-        scenes = world.sample(self.size, seed=1_000_000 + shard, objects=OBJECTS)
+    def batch(self, place: Place) -> tuple[Tensor, Tensor]:
+        """Latents [B, 4, 16, 16], of about unit deviation, and masks [B, M, 16, 16]: how much of each place an object
+        covers."""
+        rows = place.rows.to(self.device)
+        latents, masks = (each[rows].float() for each in self.pictures(place.shard))
+        return latents, masks
+
+    def _scenes(self, shard: int) -> world.Scenes:
+        return world.sample(self.size, seed=1_000_000 + shard, objects=OBJECTS)
+
+    def _pictures(self, shard: int) -> tuple[Tensor, Tensor]:
+        """Latents and masks of a shard, in half precision on the device; from disk where they are there already."""
         file = self.folder / f"{shard}-{self.size}.pt"
         if not file.exists():
-            latents = self.encode(scenes).to("cpu", torch.float16)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(latents, file.with_suffix(".part"))
-            file.with_suffix(".part").replace(file)
-        return scenes, torch.load(file, weights_only=True)
+            scenes = self.scenes(shard)
+            made = (self.encode(scenes).half(), self._masks(scenes).half())
+            with whole_file(file) as temporary:
+                torch.save(made, temporary)
+        return torch.load(file, weights_only=True, map_location=self.device)
 
     @torch.no_grad()
-    def encode(self, scenes: world.Scenes, at_once: int = 32) -> Tensor:
+    def encode(self, scenes: world.Scenes) -> Tensor:
         """Model-space latents [B, 4, 16, 16] of scenes."""
         parts = []
-        for rows in torch.arange(len(scenes)).split(at_once):
+        for rows in torch.arange(len(scenes)).split(self._at_once):
             pixels = world.render(scenes.rows(rows), device=self.device).images.contiguous(
                 memory_format=torch.channels_last
             )
             with autocast(self.device):
                 parts.append(self.vae.taesd_encoder(pixels).float())
         return torch.cat(parts)
+
+    def _masks(self, scenes: world.Scenes) -> Tensor:
+        side, parts = config.UNET["image_size"], []
+        for rows in torch.arange(len(scenes)).split(self._at_once):
+            parts.append(F.avg_pool2d(world.render(scenes.rows(rows), 2 * side, self.device).masks, 2))
+        return torch.cat(parts)
+
+    @property
+    def _at_once(self) -> int:
+        return 32 if self.device.type == "cpu" else 256
 
 
 def fingerprint(model: nn.Module) -> int:

@@ -9,15 +9,15 @@ STEPS = 1000
 
 
 @cache
-def alphas() -> Tensor:
+def alphas(device: torch.device | str = "cpu") -> Tensor:
     """[1000] share of the picture's variance left at each step: square roots of the betas are linear."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, STEPS, dtype=torch.float64) ** 2
-    return (1 - betas).cumprod(0)
+    return (1 - betas).cumprod(0).to(device)
 
 
 def weights(steps: Tensor) -> tuple[Tensor, Tensor]:
     """[B, 1, 1, 1] factors of picture and noise at step numbers [B]; their squares sum to 1."""
-    share = alphas().to(steps.device)[steps].float()[:, None, None, None]
+    share = alphas(steps.device)[steps].float()[:, None, None, None]
     return share.sqrt(), (1 - share).sqrt()
 
 

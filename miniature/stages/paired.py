@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from ...training.config import Recipe
 from ...training.seeds import generator, seed_of
+from ...weights.whole import whole_file
 from .. import clip, config, world, world_words
 from .latents import Shards, fingerprint
 
-SHARD, SHARDS = 2048, 2
+SHARD, SHARDS = 2048, 8
 SEED, SEED_HELD_OUT = 2_000_000, 3_000_000_000
 BATCH = 128  # pictures that the image encoder sees at once
 
@@ -99,7 +100,7 @@ class Paired:
 
     @cached_property
     def masks(self) -> Tensor:
-        return self._all("masks", self.encoder.folder.name, _silhouettes)
+        return self._all("masks", self.encoder.folder.name, self._silhouettes)
 
     @cached_property
     def embeds(self) -> Tensor:
@@ -122,9 +123,8 @@ class Paired:
             file = self.folder / encoder / f"{what}-{self._seed(shard)}-{len(scenes)}.pt"
             if not file.exists():
                 made = encode(scenes).to("cpu", torch.float16)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                torch.save(made, file.with_suffix(".part"))
-                file.with_suffix(".part").replace(file)
+                with whole_file(file) as temporary:
+                    torch.save(made, temporary)
             parts.append(torch.load(file, weights_only=True))
         return torch.cat(parts)
 
@@ -139,13 +139,12 @@ class Paired:
             parts.append(self.vision(clip.normalised(pixels))[output].cpu())
         return torch.cat(parts)
 
-
-def _silhouettes(scenes: world.Scenes) -> Tensor:
-    parts = []
-    for rows in torch.arange(len(scenes)).split(BATCH):
-        masks = world.render(scenes.rows(rows)).masks.any(1)  # [B, S, S]
-        parts.append(F.avg_pool2d(masks.float(), masks.shape[-1] // config.UNET["image_size"]))
-    return torch.cat(parts)
+    def _silhouettes(self, scenes: world.Scenes) -> Tensor:
+        parts = []
+        for rows in torch.arange(len(scenes)).split(BATCH):
+            masks = world.render(scenes.rows(rows), device=self.device).masks.any(1)  # [B, S, S]
+            parts.append(F.avg_pool2d(masks.float(), masks.shape[-1] // config.UNET["image_size"]))
+        return torch.cat(parts)
 
 
 def _permutation(seed: int, epoch: int, count: int) -> Tensor:

@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import clip, world, world_words
-from .base import Base, Example
+from .base import Base
 from .gate import queries, relevance_maps
 
 WEIGHT = 0.02  # of this loss beside the base's
@@ -24,41 +23,31 @@ NOISIEST = 800  # later steps hide the objects: their words cannot know yet
 
 
 class Places(Base):
-    name, rate, total, stop, ema_decay = "places", 5e-4, 10_000, 10_000, 0.999
-    matrix_rate = 1.6e-3
+    name, rate, total, stop, ema_decay = "places", 3e-4, 1_200, 937, 0.998
+    matrix_rate = 2e-3
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        given = self.example(step)
+    def loss(
+        self, latents: Tensor, eps: Tensor, steps: Tensor, rows_l: Tensor, rows_g: Tensor, *more: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        spots, masks = more
         with queries(self.model) as seen:
-            error, log = self.error(given)
-        lost = self.displaced(given, list(seen.values()))
+            error, log = super().loss(latents, eps, steps, rows_l, rows_g)
+        context, _ = self.condition.encode(rows_l, rows_g)
+        tokens = context.gather(1, spots[..., None].expand(-1, -1, context.shape[-1]))
+        lost = displaced(tokens, (spots > 0) & (steps < NOISIEST)[:, None], masks, list(seen.values()))
         return error + WEIGHT * lost, {"error": error, "places": lost, **log}
 
-    def displaced(self, given: Example, seen: Sequence[tuple[nn.Module, Tensor]]) -> Tensor:
-        """The loss above, averaged over sites; scenes without a caption, or with too much noise, do not count."""
-        tokens, there = self.tokens(given)
-        masks = world.render(given.scenes, world.SIZE // 4, self.device).masks
-        counts = there.any(1) & (given.steps < NOISIEST)
-        losses = []
-        for module, hidden in seen:
-            relevance = relevance_maps(module, hidden, tokens).masked_fill(~there[..., None], 0)  # [B, M, N]
-            share = relevance / relevance.sum(1, keepdim=True).clamp(min=1e-12)
-            size = int(relevance.shape[-1] ** 0.5)
-            cover, owner = F.adaptive_avg_pool2d(masks, size).flatten(2).max(1)  # [B, N]
-            own = share.gather(1, owner[:, None])[:, 0].clamp(min=1e-6)
-            weight = (cover > 0.5) * counts[:, None]
-            losses.append(-(own.log() * weight).sum() / weight.sum().clamp(min=1))
-        return torch.stack(losses).mean()
 
-    def tokens(self, given: Example) -> tuple[Tensor, Tensor]:
-        """[B, M, C] the hidden states of the objects' words within the captions; [B, M] whether they are there."""
-        context, _ = self.condition(given.captions)
-        rows = self.condition.words.rows(given.captions, clip.PAD_L, clip.LENGTH)
-        kinds = given.scenes.kinds
-        words = [world_words.object_text(kind) for kind in kinds.clamp(min=0).flatten().tolist()]
-        numbers = torch.tensor([self.condition.words.numbers[word] for word in words])
-        at = rows[:, None] == numbers.view(*kinds.shape, 1)  # [B, M, L]
-        there = (kinds >= 0) & at.any(-1)
-        place = at.int().argmax(-1).to(self.device)
-        tokens = context.gather(1, place[..., None].expand(-1, -1, context.shape[-1]))
-        return tokens, there.to(self.device)
+def displaced(tokens: Tensor, there: Tensor, masks: Tensor, seen: Sequence[tuple[nn.Module, Tensor]]) -> Tensor:
+    """The loss above, averaged over sites. tokens [B, M, C]: the hidden states of the objects' words within the
+    captions; there [B, M]: which of them count; masks [B, M, 16, 16]."""
+    losses = []
+    for module, hidden in seen:
+        relevance = relevance_maps(module, hidden, tokens).masked_fill(~there[..., None], 0)  # [B, M, N]
+        share = relevance / relevance.sum(1, keepdim=True).clamp(min=1e-12)
+        size = int(relevance.shape[-1] ** 0.5)
+        cover, owner = F.adaptive_avg_pool2d(masks, size).flatten(2).max(1)  # [B, N]
+        own = share.gather(1, owner[:, None])[:, 0].clamp(min=1e-6)
+        weight = (cover > 0.5) * there.any(1)[:, None]
+        losses.append(-(own.log() * weight).sum() / weight.sum().clamp(min=1))
+    return torch.stack(losses).mean()

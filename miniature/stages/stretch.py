@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...training.optimizers import make_optimizers, set_rates
+from .graphed import backward
 
 SAVE_EVERY_S = 180
 LOG_EVERY = 25
@@ -33,15 +34,18 @@ class Stage(Protocol):
     total: int  # steps over which the rate falls
     stop: int  # the last step, where later stages took over
     ema_decay: float
-    wide: int  # batches of the recipe in one: more than 1 on a GPU, which then makes fewer, larger steps
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """What one step learns from, on the model's device."""
+        ...
+
+    def loss(self, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one step and what to log beside it."""
         ...
 
 
 class Progress:
-    """Weights, their running mean, the optimizers and the number of steps done, counted in the recipe's batches."""
+    """Weights, their running mean, the optimizers and the number of steps done."""
 
     def __init__(self, stage: Stage):
         self.stage, self.step, self.seconds = stage, 0, 0.0
@@ -51,25 +55,22 @@ class Progress:
         self.optimizers = make_optimizers(
             self.weights.values(), stage.rate, stage.matrix_rate, DECAY, betas=(0.9, 0.99), decay_vectors=False
         )
+        self.backward = backward(stage.loss, list(self.weights.values()))
 
     def advance(self) -> dict[str, Tensor]:
         """One step; returns what to log."""
-        wide = self.stage.wide
-        loss, log = self.stage.loss(self.step)
-        for parameter in self.weights.values():
-            parameter.grad = None
-        loss.backward()
+        loss, log = self.backward(*self.stage.batch(self.step))
         norm = nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
-        set_rates(self.optimizers, wide**0.5 * schedule(self.step, self.stage.total, self.fresh))
+        set_rates(self.optimizers, schedule(self.step, self.stage.total, self.fresh))
         for optimizer in self.optimizers:
             optimizer.step()
-        self.step += wide
-        decay = min(self.stage.ema_decay, (1 + self.step) / (10 + self.step)) ** wide
+        self.step += 1
+        decay = min(self.stage.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
                 list(self.ema.values()), list(self.weights.values()), 1 - decay
             )
-        return {"loss": loss.detach(), "norm": norm, **log}
+        return {"loss": loss, "norm": norm, **log}
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -150,7 +151,7 @@ def run(
     seen = 0
     while not stopped and (now := time.monotonic()) - start < seconds and progress.step < progress.stage.stop:
         for key, value in progress.advance().items():
-            sums[key] = sums.get(key, 0) + value.detach()
+            sums[key] = sums.get(key, 0) + value
         progress.seconds = before + time.monotonic() - start
         seen += 1
         if seen % log_every == 0:

@@ -13,26 +13,30 @@ from torch import Tensor
 from .. import world
 from .precision import autocast
 
-SMALL_UNTIL = 1_900  # at first small pieces, for more steps an hour
-SIZES = ((64, 12), (128, 3))  # then in turn: pixels a side and how many, so that edges are not all it knows
+SMALL_UNTIL = 300  # at first small pieces, for more steps an hour
+SMALL, LATER = (32, 4), ((64, 4), (128, 1))  # pixels a side, and how many for each of the batch; later in turn
 
 
 class Vae:
-    name, rate, total, stop, ema_decay = "vae", 6e-4, 16_000, 4_793, 0.998
+    name, rate, total, stop, ema_decay = "vae", 1e-3, 3_000, 3_000, 0.998
     matrix_rate: float | None = None
+    batch_size = 48  # whole pictures; of pieces more
 
-    def __init__(self, model: Any, device: torch.device, wide: int = 1):
-        self.model, self.device, self.wide = model.to(device, memory_format=torch.channels_last), device, wide
+    def __init__(self, model: Any, device: torch.device):
+        self.model, self.device = model.to(device, memory_format=torch.channels_last), device
         model.vae_scale.requires_grad_(False)
         model.vae_shift.requires_grad_(False)
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        pixels = crops(step, self.wide).to(self.device, memory_format=torch.channels_last)
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        pixels = crops(step, self.batch_size, self.device).contiguous(memory_format=torch.channels_last)
+        g = torch.Generator(self.device).manual_seed(step)
+        spread = 0.1 * torch.rand(len(pixels), 1, 1, 1, generator=g, device=self.device)
+        side = pixels.shape[-1] // 8
+        return pixels, spread * torch.randn(len(pixels), 4, side, side, generator=g, device=self.device)
+
+    def loss(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         with autocast(self.device):
             latents = self.model.taesd_encoder(pixels).float()
-            g = torch.Generator().manual_seed(step)
-            spread = 0.1 * torch.rand(len(latents), 1, 1, 1, generator=g)
-            noise = (torch.randn(latents.shape, generator=g) * spread).to(self.device)
             again = self.model.taesd_decoder(latents + noise).float()
         error = again - pixels
         edges = F.l1_loss(again.diff(dim=2), pixels.diff(dim=2)) + F.l1_loss(again.diff(dim=3), pixels.diff(dim=3))
@@ -42,26 +46,14 @@ class Vae:
         return loss, {"mse": error.square().mean(), "edges": edges, "spread": spread.mean()}
 
 
-class Decoder(Vae):
-    """The decoder alone, over an encoder that later stages already rely on."""
-
-    name, total, stop = "decoder", 2_500, 2_500
-
-    def __init__(self, model: Any, device: torch.device, wide: int = 1):
-        super().__init__(model, device, wide)
-        model.requires_grad_(False)
-        model.taesd_decoder.requires_grad_(True)
-
-
-def crops(step: int, wide: int = 1) -> Tensor:
+def crops(step: int, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
     """[B, 3, c, c] pieces of scenes and references, or whole ones: half of them about an object, half anywhere."""
-    turn = step // wide
-    size, count = SIZES[turn % len(SIZES)] if step >= SMALL_UNTIL else (32, 16)
-    count *= wide
+    size, each = LATER[step % len(LATER)] if step >= SMALL_UNTIL else SMALL
+    count = each * batch_size
     scenes = world.sample(count, step)
-    if turn // 2 % 4 == 0:  # one batch in four is of references; the first object's is always there
+    if step // 2 % 4 == 0:  # one batch in four is of references; the first object's is always there
         scenes = world.references(scenes, step).rows(slice(None, None, world.OBJECTS))
-    images = world.render(scenes).images
+    images = world.render(scenes, device=device).images
     g = torch.Generator().manual_seed(step)
     free = world.SIZE - size
     anywhere = (torch.rand(count, 2, generator=g) * (free + 1)).long()
