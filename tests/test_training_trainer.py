@@ -331,6 +331,23 @@ def test_matrices_by_muon_the_rest_by_adamw_and_resumed_to_the_bit(data: Path, t
     )
 
 
+def test_the_average_holds_the_steps_and_nothing_of_the_start() -> None:
+    """After n steps, step k counts decay^(n - k): a few steps with a long memory are not mostly where they began."""
+    from mip_adapter.training.learner import Learner
+
+    decay = 0.9
+    learner = Learner(small_adapter(), small_recipe(ema=decay), torch.device("cpu"), torch.float32)
+    seen = []
+    for step in range(5):
+        for each in learner.parameters:
+            each.grad = torch.randn(each.shape, generator=torch.Generator().manual_seed(step))
+        learner.update(step)
+        seen.append(learner.parameters[0].detach().clone())
+    weights = torch.tensor([decay ** (4 - k) for k in range(5)])
+    expected = sum(w * each for w, each in zip(weights / weights.sum(), seen, strict=True))
+    torch.testing.assert_close(learner.ema[0], expected)
+
+
 def test_an_overflow_in_one_optimizers_gradients_leaves_out_the_step_of_both() -> None:
     from mip_adapter.training.learner import Learner
 

@@ -22,7 +22,8 @@ class Recipe:
     matrix_rate: learning rate of Muon, which then steps the matrices, and AdamW only the rest; 0: AdamW for all.
     merge: how objects are merged while training; gate: where the fusion head acts, "off" for an adapter without one.
     batch_size: pictures of one process in one pass; a step sees batch_size × accumulate × processes pictures.
-    min_snr: γ of min-SNR weighting, 0 for none. ema: decay of an averaged copy that is saved instead, 0 for none.
+    min_snr: γ of min-SNR weighting, 0 for none. ema: decay of an average over the steps that is saved instead, 0 for
+    none; where training starts from is no part of it.
     timesteps: which noise levels a step sees, all alike or "cubic" (arXiv 2302.08453): more often those of much noise,
     where looks are decided.
     background: how much the loss counts what lies outside the objects, beside 1 within them (masked loss): below 1 an

@@ -47,8 +47,9 @@ class Learner:
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
             if self.ema is not None:
+                share = (1 - recipe.ema) / (1 - recipe.ema ** (step + 1))  # so that nothing of the start remains
                 for average, own in zip(self.ema, self.parameters, strict=True):
-                    average.lerp_(own.detach(), 1 - recipe.ema)
+                    average.lerp_(own.detach(), share)
         self.scaler.update()  # lowers the scale after an overflow
         self.forget()
         return norm if finite or not self.scaler.is_enabled() else 0.0
