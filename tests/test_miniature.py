@@ -123,7 +123,7 @@ def test_its_files_are_those_of_the_log(host):
     assert set(log) == {f"{part}.safetensors" for part in host_bundle.PARTS}
     for name, about in log.items():
         assert hashlib.sha256((host_bundle.FOLDER / name).read_bytes()).hexdigest() == about["sha256"]
-        assert about["step"] > 1000 and about["seconds"] > 0
+        assert about["step"] > 500 and about["seconds"] > 0
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut off", "of another model", "with a key too many"])
