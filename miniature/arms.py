@@ -54,6 +54,7 @@ ARMS = (
     Arm("mip + relevance, no head", "mip", RELEVANCE),
     Arm("mip + relevance, head on text", "mip", RELEVANCE, "text"),
     Arm("mip + relevance", "mip", RELEVANCE, "image"),  # the paper's method
+    Arm("mip + relevance, sharpness 3", "mip", Merge("relevance", sharpness=3.0), "image"),  # not the paper's
     Arm("stock-plus + uniform", "stock-plus", UNIFORM),
     Arm("stock-plus + relevance", "stock-plus", RELEVANCE),
     Arm("mip-plus + relevance", "mip-plus", RELEVANCE, "image"),
@@ -84,6 +85,7 @@ EFFECTS = (
     Effect("relevance instead of uniform in training", ("mip + relevance",), ("uniform-trained + relevance",)),
     Effect("the fusion head, trained alone", ("head-only + relevance",), ("stock + relevance",)),
     Effect("the head, on weights trained with it", ("mip + relevance",), ("mip + relevance, no head",)),
+    Effect("sharper shares: sharpness 3", ("mip + relevance, sharpness 3",), ("mip + relevance",)),
     Effect("Resampler family: merging alone", ("stock-plus + relevance",), ("stock-plus + uniform",)),
     Effect("Resampler family: further training", ("mip-plus + relevance",), ("stock-plus + relevance",)),
 )
