@@ -15,12 +15,14 @@ from .world_split import all_pairs
 LIMITS = (
     "What the miniature cannot tell about SDXL: its objects are flat shapes whose looks are one or two colours and "
     "a pattern, its words are twelve, its references are clean, its UNet is 350 times smaller and was trained by us "
-    "on the same world that it is measured in. That training told the base where its captions' words belong (stage "
-    "`places` of TRAINING.md), by the relevance that the method merges with, read from other vectors; and it still "
-    "missed its gate by little. SDXL was told nothing of the kind. In an earlier sketch of such a miniature, whose "
-    "base was not told, binding did not move with the merge at all. So the numbers say what the merge does where "
-    "the words know their places; how much of it is left where they know them less, a base trained without that "
-    "help would have to show, and how far it carries to photographs, the same arms on photographs."
+    "on the same world that it is measured in. The last stage of that training told the base where its captions' "
+    "words belong (`places` of TRAINING.md), by the relevance that the method merges with, read from other vectors. "
+    "SDXL was told nothing of the kind. **And it matters**: on the same base before that stage, with the same "
+    "adapters, the merge changes nothing that can be told from chance (TRAINING.md, *Unaided*). There the words know "
+    "their places at one resolution only, and the shares are nearly even. So the numbers say what merge and training "
+    "do where the words know their places, and that both need it; whether SDXL's words know theirs, *MIP Relevance "
+    "Maps* and the object relevance score show on SDXL itself, and how far all this carries to photographs, only the "
+    "same arms on photographs."
 )
 
 
