@@ -26,7 +26,7 @@ REMEMBERED = 4096  # captions
 class Frozen:
     """A `training.objective.FrozenModel` whose pictures are encoded already.
 
-    The UNet is a copy in the dtype of the activations that the base was trained with; what is trained stays float32.
+    The UNet is a copy in the dtype that activations have on this device; what is trained stays float32.
     """
 
     prediction: Literal["eps", "v"] = "v"
@@ -36,7 +36,7 @@ class Frozen:
         self.vision, self.condition, self.scenes = vision, condition, scenes
         self.device = condition.device
         self.unet = deepcopy(unet).to(activations(self.device.type))
-        self.unet.dtype = activations(self.device.type)  # the host's UNet casts to what it is told
+        self.unet.dtype = activations(self.device.type)  # in which the host takes its inputs
         self.alphas = noise.alphas().float().to(self.device)
         self.sites: tuple[Site, ...] = unet_sites(self.unet)
         self.attentions = cross_attentions(self.unet)
