@@ -29,7 +29,7 @@ from .host_arms_maker import BF16, Maker, Part
 from .stages.precision import activations
 
 SETTINGS = ("steps", "sampler", "guidance", "precision")  # that every line depends on
-BATCH = 32  # pictures at most
+BATCH = 16  # pictures at most: more of them leave the processor's cache
 GRID = 24  # prompts, of which the first training seed has every third: rows of the picture
 
 
@@ -110,8 +110,8 @@ class Run:
         done = {tuple(row["key"]) for row in self.rows()}
         tuned = (self._equal, self._tuning, self._best, self._real)
         for stage in (self._equal, self._real) if self.given.no_tuning else tuned:
-            parts = [part for part in stage() if self._mine(part)]
-            parts = [part for part in parts if not all(part.key(trial) in done for trial in part.trials)]
+            parts = [part.without(done) for part in stage() if self._mine(part)]
+            parts = [part for part in parts if part.trials]
             left, begun, made = sum(len(part.trials) for part in parts), time.monotonic(), 0
             for part in parts:
                 if time.monotonic() > self.end:

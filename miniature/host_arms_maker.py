@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -37,6 +37,10 @@ class Part(NamedTuple):
 
     def key(self, trial: int) -> tuple:
         return self.measure, self.arm.name, self.seed, self.objects, self.scale, trial
+
+    def without(self, done: Container[tuple]) -> Part:
+        """Of it the trials whose keys are not done."""
+        return self._replace(trials=tuple(trial for trial in self.trials if self.key(trial) not in done))
 
 
 class Maker:
