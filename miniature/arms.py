@@ -21,7 +21,7 @@ SEED_TEST, SEED_TUNE = 5_000_000_000, 6_000_000_000  # of trials: the ones that 
 REFERENCE_SIDE = 224  # pixels
 STEPS, SAMPLER, GUIDANCE = 12, "dpmpp_2m", 3.0  # as many objects as with 20 steps of euler, at half the cost
 SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # from which each arm's own best is chosen
-TUNED_ON = 48  # prompts
+TUNED_ON = 96  # objects: as many at each number of them in a picture
 
 
 class Arm(NamedTuple):
@@ -134,6 +134,11 @@ def make_trials(count: int, objects: int, seed: int) -> Trials:
         tuple(scenes.captions(rng)),
         tuple(seed % 2**31 + 100_000 * objects + i for i in range(count)),
     )
+
+
+def prompts_to_choose(objects: int) -> int:
+    """On how many prompts of so many objects an arm's own scale is chosen."""
+    return TUNED_ON // objects
 
 
 def _distinct(looks: Tensor) -> Tensor:

@@ -75,7 +75,10 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
             if tables[name]:
                 lines += ["", f"### {title}", "", *_effect_table(tables[name])]
         if tables["scales"]:
-            lines += ["", f"### Bound %, by scale, on {TUNED_ON} other prompts, from which the best was chosen"]
+            lines += [
+                "",
+                f"### Bound %, by scale, on other prompts ({TUNED_ON} objects), from which the best was chosen",
+            ]
             lines += ["", *_scale_table(tables["scales"])]
             lines += ["", "So few prompts choose with noise: an arm may bind more at the equal scale than at its best."]
         if tables["real"]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arms import ARMS, EFFECTS, TUNED_ON, Arm, Effect
+from .arms import ARMS, EFFECTS, Arm, Effect, prompts_to_choose
 
 RESAMPLES = 2000
 Row = Mapping[str, Any]
@@ -139,7 +139,7 @@ def _tried(rows: Iterable[Row], arm: Arm, objects: int) -> dict[float, float]:
         if (measure, name, count) == ("tune", arm.name, objects) and scale in scores:
             bound, of = MEASURES["bound"](row)
             scores[scale].append(bound / of)
-    if any(len(each) < TUNED_ON for each in scores.values()):
+    if any(len(each) < prompts_to_choose(objects) for each in scores.values()):
         return {}
     return {scale: float(np.mean(each)) for scale, each in scores.items()}
 

@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 from PIL import Image
 
+from ..weights.whole import whole_file
 from . import demo_sheet
 
 WORKFLOW = Path(__file__).with_name("demo_api.json")
@@ -213,9 +214,8 @@ def explain(workflow: dict[str, Any], paths: list[Path], file: Path) -> dict[str
     maps = pictures["maps"][:: len(objects) + 1]
     prompt = next(node["inputs"]["text"] for node in workflow.values() if node["_meta"]["title"] == "Prompt")
     sheet, counts = demo_sheet.draw(prompt, objects, [(name, what, pictures[name]) for name, what in ROWS], maps)
-    part = file.with_suffix(".part.png")
-    sheet.save(part)
-    part.replace(file)
+    with whole_file(file) as temporary:
+        sheet.save(temporary, "PNG")
     return counts
 
 

@@ -177,7 +177,8 @@ class Run:
         for objects in self.given.objects:
             for arm in self.arms:
                 for scale in arm.scales:
-                    yield from _parts("tune", arm, self._seeds(arm)[0], objects, scale, range(arms.TUNED_ON))
+                    prompts = range(arms.prompts_to_choose(objects))
+                    yield from _parts("tune", arm, self._seeds(arm)[0], objects, scale, prompts)
 
     def _equal(self) -> Iterator[Part]:
         return self._each("picture", lambda *_: (self.given.scale,))

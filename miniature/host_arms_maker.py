@@ -62,9 +62,9 @@ class Maker:
         self.adapter = lru_cache(64)(lambda kind, seed: load_adapter(trained.file(kind, seed, given.adapters)))
 
     def _trials(self, objects: int, measure: str) -> Trials:
-        tune = measure == "tune"
-        seed, count = (arms.SEED_TUNE, arms.TUNED_ON) if tune else (arms.SEED_TEST, self.given.prompts)
-        return arms.make_trials(count, objects, seed)
+        if measure == "tune":
+            return arms.make_trials(arms.prompts_to_choose(objects), objects, arms.SEED_TUNE)
+        return arms.make_trials(self.given.prompts, objects, arms.SEED_TEST)
 
     @torch.inference_mode()
     def pictures(self, part: Part, keep: Callable[[int, Tensor], None]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from ..attention.reference import make_reference
 from ..training.files import write_whole
 from ..training.host_cli import prepare_host
 from ..weights.adapter import load_adapter
+from ..weights.whole import whole_file
 from . import arms, arms_score, steering, trained
 from .arms import Trials
 from .steering import MEANS, Setting, Shown
@@ -59,9 +60,8 @@ def main(argv: list[str]) -> int:
 
 
 def _save(picture: Any, file: Path) -> None:
-    part = file.with_suffix(".part")
-    picture.save(part, "JPEG", quality=85)
-    part.replace(file)
+    with whole_file(file) as temporary:
+        picture.save(temporary, "JPEG", quality=85)
 
 
 class Maker:

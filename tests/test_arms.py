@@ -229,7 +229,7 @@ def test_how_much_more_one_change_does_than_another():
     assert list(more["by seed"].values()) == pytest.approx([4 / 20] * 3)
 
 
-def tuned(arm, best, prompts=arms.TUNED_ON):
+def tuned(arm, best, prompts=48):
     return [line(arm.name, p, [True, s == best], measure="tune", scale=s) for p in range(prompts) for s in arm.scales]
 
 
@@ -237,8 +237,9 @@ def test_the_best_scale_is_the_one_that_binds_most():
     arm = next(arm for arm in arms.ARMS if arm.name == "stock + uniform")
     assert arms_table.best_scale(tuned(arm, 1.0), arm, 2) == (1.0, "")
     assert arms_table.best_scale(tuned(arm, arm.scales[-1]), arm, 2) == (arm.scales[-1], "≥")
-    assert arms_table.best_scale(tuned(arm, 1.0, arms.TUNED_ON - 1), arm, 2) is None
+    assert arms_table.best_scale(tuned(arm, 1.0, 47), arm, 2) is None
     assert arms_table.best_scale(tuned(arm, 1.0), arm, 3) is None
+    assert [arms.prompts_to_choose(objects) for objects in (2, 3, 4)] == [48, 32, 24]  # 96 objects
 
 
 def test_best_scales_have_tables_of_their_own():

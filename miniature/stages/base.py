@@ -96,9 +96,14 @@ class Base:
     def loss(
         self, latents: Tensor, eps: Tensor, steps: Tensor, rows_l: Tensor, rows_g: Tensor, *_: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.error(latents, eps, steps, *self.condition.encode(rows_l, rows_g))
+
+    def error(
+        self, latents: Tensor, eps: Tensor, steps: Tensor, context: Tensor, vector: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of v, and the same by noise."""
         x, target = noise.noisy(latents, eps, steps)
-        answer = self.answer(x, steps, *self.condition.encode(rows_l, rows_g))
+        answer = self.answer(x, steps, context, vector)
         error = F.mse_loss(answer, target, reduction="none").mean((1, 2, 3))
         parts = {"low": steps < 300, "middle": (steps >= 300) & (steps < 700), "high": steps >= 700}
         log = {part: (error * at).sum() / at.sum().clamp(min=1) for part, at in parts.items()}

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ...weights.whole import whole_file
 from .. import config
 
 FOLDER = Path(__file__).resolve().parents[1]  # where the loader reads them
@@ -50,7 +51,5 @@ def _save(tensors: dict[str, Tensor], file: Path, facts: Mapping[str, Any]) -> N
         there = load_file(file)
         if there.keys() == tensors.keys() and all(torch.equal(there[key], tensors[key]) for key in there):
             return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    save_file(tensors, part, {"format": "pt", "training": json.dumps(facts)})
-    part.replace(file)
+    with whole_file(file) as temporary:
+        save_file(tensors, temporary, {"format": "pt", "training": json.dumps(facts)})

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
-WARM_UP = 3  # runs before a recording, in which the libraries choose their kernels
+REHEARSALS = 3  # before a recording: in them the libraries choose their kernels
 
 
 class Recording(NamedTuple):
@@ -60,7 +60,7 @@ class Graphed(Backward):
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
-            for _ in range(WARM_UP):
+            for _ in range(REHEARSALS):
                 super().__call__(*own)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()

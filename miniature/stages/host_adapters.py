@@ -24,6 +24,7 @@ from ...training.save import save_adapter
 from ...training.student import Student, flat_tensors
 from ...training.trainer import Progress, Stopped, train
 from ...weights.adapter import Adapter, build_adapter, load_adapter
+from ...weights.whole import whole_file
 from .. import config, host_models, seeded, trained
 from . import packing
 from .base import Conditioner
@@ -86,9 +87,9 @@ def export(work: Path, folder: Path) -> list[Path]:
         for seed in trained.SEEDS:
             if (source := result(kind, seed, runs)).is_file():
                 target = trained.file(kind, seed, folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, part := target.with_suffix(".part"))
-                written.append(part.replace(target))
+                with whole_file(target) as temporary:
+                    shutil.copyfile(source, temporary)
+                written.append(target)
                 curves = folder / "checkpoints" / "adapters"
                 curves.mkdir(parents=True, exist_ok=True)
                 _thin(source.with_suffix("") / "loss.csv", curves / f"{kind}-{seed}.csv")

@@ -10,6 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ...weights.whole import whole_file
+
 FOLDER = Path(__file__).resolve().parents[1] / "checkpoints"
 
 
@@ -17,11 +19,10 @@ def pack(name: str, work: Path) -> Path:
     """Write the last checkpoint of a stage into the repository; returns its path."""
     state = torch.load(work / f"{name}.pt", weights_only=True, map_location="cpu")
     tensors = {key: value.half().contiguous() for key, value in state["ema"].items()}
-    FOLDER.mkdir(exist_ok=True)
     file = FOLDER / f"{name}.safetensors"
     facts = {"stage": name, "step": state["step"], "seconds": round(state["seconds"])}
-    save_file(tensors, file.with_suffix(".part"), metadata={"format": "pt", "training": json.dumps(facts)})
-    file.with_suffix(".part").replace(file)
+    with whole_file(file) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", "training": json.dumps(facts)})
     if (curve := work / f"{name}.csv").exists():
         (FOLDER / curve.name).write_bytes(curve.read_bytes())
     return file

@@ -30,9 +30,9 @@ class Places(Base):
         self, latents: Tensor, eps: Tensor, steps: Tensor, rows_l: Tensor, rows_g: Tensor, *more: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         spots, masks = more
+        context, vector = self.condition.encode(rows_l, rows_g)
         with queries(self.model) as seen:
-            error, log = super().loss(latents, eps, steps, rows_l, rows_g)
-        context, _ = self.condition.encode(rows_l, rows_g)
+            error, log = self.error(latents, eps, steps, context, vector)
         tokens = context.gather(1, spots[..., None].expand(-1, -1, context.shape[-1]))
         lost = displaced(tokens, (spots > 0) & (steps < NOISIEST)[:, None], masks, list(seen.values()))
         return error + WEIGHT * lost, {"error": error, "places": lost, **log}

@@ -6,7 +6,6 @@ any generator, and a stretch that was cut goes on with exactly the pictures that
 
 import csv
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...training.optimizers import make_optimizers, set_rates
+from ...weights.whole import whole_file
 from .graphed import backward
 
 SAVE_EVERY_S = 180
@@ -128,11 +128,8 @@ def schedule(step: int, total: int, fresh: int = 0) -> float:
 
 
 def save(state: dict, file: Path) -> None:
-    """Whole or not at all: written beside, then renamed."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, file)
+    with whole_file(file) as temporary:
+        torch.save(state, temporary)
 
 
 def run(
