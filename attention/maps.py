@@ -121,12 +121,13 @@ def owners(shares: Tensor) -> Tensor:
 
 
 def dominance(shares: Tensor) -> Tensor:
-    """How far each object's share [M, ..., H, W] stands above an equal one: 0 at 1/M or below, 1 where it has
-    everything. Of one object alone, above its least: nothing where it has everything everywhere."""
+    """How far each object's share [M, ..., H, W] stands above an equal part of what the objects claim there: 0 at that
+    part or below, 1 where it has everything. Of one object alone, above its least: nothing where it has everything
+    everywhere."""
     if len(shares) == 1:
         return (shares - shares.amin((-2, -1), keepdim=True)).clamp(0, 1)
-    equal = 1 / len(shares)
-    return ((shares - equal) / (1 - equal)).clamp(0, 1)
+    equal = shares.mean(0, keepdim=True)  # 1/M of what nobody leaves
+    return ((shares - equal) / (1 - equal).clamp_min(1e-6)).clamp(0, 1)
 
 
 def overlay(image: Tensor, strengths: Tensor, numbers: list[int], opacity: float) -> Tensor:

@@ -16,8 +16,8 @@ class MIPMerge(io.ComfyNode):
             node_id="MIPMerge",
             display_name="MIP Merge",
             category=CATEGORY,
-            description="How the image features of several objects become one. Without this node: relevance, the "
-            "paper's merge. Connect it to compare strategies or to sharpen the separation.",
+            description="How the image features of several objects become one. Without this node: relevance, as "
+            "in the paper's official code. Connect it to compare strategies or to sharpen the separation.",
             inputs=[
                 io.Combo.Input(
                     "strategy",

@@ -35,8 +35,8 @@ class MIPBoxRegion(io.ComfyNode):
                 io.Image.Input(
                     "images",
                     optional=True,
-                    tooltip="The picture that the boxes belong to: pixels are counted on it. MIP_DETECTIONS know their "
-                    "own.",
+                    tooltip="The picture that the boxes belong to: pixels are counted on it. MIP_DETECTIONS and SEGS "
+                    "know their own.",
                 ),
                 io.String.Input(
                     "text",

@@ -292,3 +292,13 @@ def test_pictures_of_the_same_shape_are_drawn_on(size, enlarged):
     graphs.sample(model, 1, size=size)
     images = torch.rand(1, *(round(8 * side * enlarged) for side in size), 3)
     assert maps(record, images)[1].shape[1:] == images.shape[1:3]
+
+
+def test_objects_keep_their_colours_beside_a_background_competitor():
+    from mip_adapter.attention.maps import dominance
+
+    places = torch.tensor([[0.9, 0.5, 0.45, 0.01], [0.1, 0.5, 0.05, 0.01]])  # [M, N]; nobody has the rest
+    strengths = dominance(places[:, None])[:, 0]
+    torch.testing.assert_close(strengths[:, :2], torch.tensor([[0.8, 0.0], [0.0, 0.0]]))
+    assert strengths[0, 2] > 0.25 and strengths[1, 2] == 0  # the most of what is claimed, though less than a half
+    assert strengths[:, 3].max() == 0
