@@ -230,8 +230,8 @@ class MIPSaveAdapter(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="mip_adapter/trained",
-                    tooltip="Name of the file inside output/mip_adapter, with or without that folder before it; subfolders "
-                    "are allowed. A number is added if it is taken.",
+                    tooltip="Name of the file inside output/mip_adapter, with or without that folder before it; "
+                    "subfolders are allowed. A number is added if it is taken.",
                 ),
                 io.Combo.Input(
                     "part",
