@@ -135,6 +135,12 @@ class Call:
         numbers: list[int] = getattr(self._options.get("context_window"), "index_list", [])
         return numbers if len(numbers) == self.pictures else None
 
+    def numbers(self, device: torch.device) -> Tensor:
+        """[pictures] The pictures that `shown` tells; where nobody says, as if they were all."""
+        if isinstance(self.shown, list):
+            return torch.tensor(self.shown, device=device)
+        return torch.arange(self.pictures, device=device)
+
     def rows(self, plan: Plan | None = None, size: Size = (0, 0), device: torch.device | None = None) -> list[Rows]:
         """Rows of the batch by treatment, with what the plan gives them at a site of resolution (h, w)."""
         parts = []
@@ -212,7 +218,13 @@ class Call:
         pictures = share.shape[-2]
         if pictures == 1:
             return share
-        if self.shown is None or pictures != self.sampling_run.pictures:
+        if self.shown is None:
+            raise ValueError(
+                f"The frozen maps are of {pictures} pictures, and another pack samples {self.pictures} of "
+                f"{self.sampling_run.pictures} at a time without saying which: use ComfyUI's own context windows, or a "
+                "first pass of one picture."
+            )
+        if pictures != self.sampling_run.pictures:
             raise ValueError(
                 f"The frozen maps are of {pictures} pictures and this sampling makes {self.sampling_run.pictures}: use "
                 "the same batch size for both passes, or a first pass of one picture."

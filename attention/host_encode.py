@@ -31,12 +31,7 @@ def encode_references(references: tuple[Reference, ...], adapter: Adapter, clip:
         raise ValueError("There are no references: connect at least one MIP Reference (a picture and its object text).")
     if len(references) > MAX_OBJECTS:
         raise ValueError(f"There are {len(references)} references; at most {MAX_OBJECTS} are supported.")
-    if clip is None:
-        raise ValueError("The CLIP is missing: this checkpoint holds none. Load the CLIP on its own and connect that.")
-    if clip_vision is None:
-        raise ValueError(
-            f"The image encoder is missing: load {adapter.spec.encoder.name} with Load CLIP Vision and connect it."
-        )
+    check_encoders(clip, clip_vision, adapter)
     texts = tuple(
         _texts(partial(encode_object_text, clip, each.text, adapter), each, adapter, clip) for each in references
     )
@@ -55,6 +50,21 @@ def encode_references(references: tuple[Reference, ...], adapter: Adapter, clip:
         weights=tuple(reference.weight for reference in references),
         regions=_regions(references),
     )
+
+
+def check_encoders(clip: Any, clip_vision: Any, adapter: Adapter) -> None:
+    """Raises ValueError where one is missing."""
+    check_clip(clip)
+    if clip_vision is None:
+        raise ValueError(
+            f"The image encoder is missing: load {adapter.spec.encoder.name} with Load CLIP Vision and connect it."
+        )
+
+
+def check_clip(clip: Any) -> None:
+    """Raises ValueError where a checkpoint had none."""
+    if clip is None:
+        raise ValueError("The CLIP is missing: this checkpoint holds none. Load the CLIP on its own and connect that.")
 
 
 def encode_object_text(clip: Any, text: str, adapter: Adapter) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..weights.sites import unet_sites
 from .host_call import Call
-from .host_encode import content_tokens
+from .host_encode import check_clip, content_tokens
 from .host_patch import Place, SitePatch, check_percents, compute_dtype, patched
 from .noise import MODES, NoisePlan, add_noise, compile_noise
 from .reference import MAX_OBJECTS, object_number
@@ -35,7 +35,7 @@ class NoisePatch(SitePatch):
             assert site.object_text is not None
             return call.object_keys(self.key, site.object_text, q)
 
-        return add_noise(out, text, q, self.plan, site.like(q), call.rows(), call.pictures, step, keys)
+        return add_noise(out, text, q, self.plan, site.like(q), call.rows(), call.numbers(q.device), step, keys)
 
 
 def apply_text_noise(
@@ -64,6 +64,7 @@ def apply_text_noise(
     number, tokens = 0, []
     if mode == "relevance":
         number = _checked_target(target, texts)
+        check_clip(clip)
         tokens = [content_tokens(clip, text) for text in texts]
         width = sites[0].context_dim
         if tokens[0].shape[-1] != width:

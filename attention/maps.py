@@ -60,14 +60,16 @@ def draw_maps(
     _check_belonging(chosen, images)
     shares = upscale(chosen, (height, width)).clamp(0, 1)  # [M, B, H, W]
     notes = [confused(each) for each in maps.confusion_by_picture() or [None] * count]
-    overlays = []
+    overlays: list[Tensor] = []
     for i, image in enumerate(images[..., :3].cpu()):
         if measured:
             overlays += draw(image, shares[:, i], maps.names, opacity, notes[i])
         else:
             overlays.append(captioned(image, [(UNMEASURED, None)]))
+    # A legend takes a line more where its words do not fit: all get the room of the longest.
+    tallest = max(each.shape[0] for each in overlays)
     return Drawn(
-        torch.stack(overlays),
+        torch.stack([F.pad(each, (0, 0, 0, 0, 0, tallest - each.shape[0]), value=1.0) for each in overlays]),
         masks(shares, mask, threshold)[kept].transpose(0, 1).flatten(0, 1),
         heat(upscale(gate, (height, width))) if gate is not None else torch.full_like(images[..., :3], 0.5),
         chosen,
@@ -170,15 +172,14 @@ def captioned(image: Tensor, entries: list[tuple[str, int | None]]) -> Tensor:
 
 
 def draw(image: Tensor, shares: Tensor, names: tuple[str, ...], opacity: float, note: str) -> list[Tensor]:
-    """All objects on one picture, then each alone: [H', W, 3] each, of the same height. shares [M, H, W]."""
+    """All objects on one picture, then each alone: [H', W, 3] each. shares [M, H, W]."""
     strengths = dominance(shares)
     everyone = list(range(len(names)))
     entries = [*zip(written(names), everyone, strict=True)]
     pictures = [captioned(overlay(image, strengths, everyone, opacity), [*entries, (note, None)])]
     for i in everyone:
         pictures.append(captioned(overlay(image, strengths[i : i + 1], [i], opacity), [entries[i]]))
-    height = max(picture.shape[0] for picture in pictures)
-    return [F.pad(p, (0, 0, 0, 0, 0, height - p.shape[0]), value=1.0) for p in pictures]
+    return pictures
 
 
 def preview(

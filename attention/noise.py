@@ -87,13 +87,14 @@ def add_noise(
     plan: NoisePlan,
     site: NoiseSite,
     parts: Sequence[Rows],
-    pictures: int,
+    pictures: Tensor,
     step: Tensor,
     object_keys: Callable[[], Tensor],
 ) -> Tensor:
     """Add the noise to the conditional rows of `out` [B, N, C], in place.
 
-    text [B, N, C] is Z_text; it may be `out` itself. q [B, N, C]; pictures: rows of one cond, B is a multiple of it;
+    text [B, N, C] is Z_text; it may be `out` itself. q [B, N, C]; pictures [P]: numbers of those
+    that the rows of one cond show, B is a multiple of P;
     step: its index, an integer tensor [1]. object_keys() gives the UNet's own to_k of `site.object_text`, [L, C].
     """
     parts = [rows for rows in parts if rows.conditional]
@@ -106,7 +107,7 @@ def add_noise(
         if keys is not None and site.average is not None:
             relevance = raw_relevance(split_queries(q[rows.at], site.heads), keys, site.average, rows.length)
             amount = amount * relevance_weights(relevance, plan.target).unsqueeze(-1)  # [b, N, 1]
-        numbers = torch.arange(rows.start, rows.stop, device=q.device) % pictures
+        numbers = pictures[torch.arange(rows.start, rows.stop, device=q.device) % len(pictures)]
         noise = normal(random_bits(random_bits(site.key, step), numbers), clean[0].numel())
         out[rows.at] += (amount * noise.view_as(clean)).to(out.dtype)
     return out

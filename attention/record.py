@@ -158,7 +158,7 @@ class RecordedMaps:
             return (
                 "There is no relevance: no reference acted in this sampling. Let the references act in some of its "
                 "steps: start_percent and end_percent are of the whole noise, of which a sampler with a denoise below "
-                "1 sees only the end."
+                "1 sees only the end. Or another pack samples the pictures in parts, without saying which."
             )
         if self.runs == 0:
             raise ValueError(

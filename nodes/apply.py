@@ -26,7 +26,8 @@ class MIPApply(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The checkpoint's CLIP: encodes the object texts."),
                 io.ClipVision.Input(
                     "clip_vision",
-                    tooltip="The image encoder the adapter was trained with (the loader's error names it).",
+                    tooltip="The image encoder the adapter was trained with: “about” of Load MIP Adapter names it, and "
+                    "a wrong one is refused.",
                 ),
                 MIPAdapter.Input("adapter", tooltip="From Load MIP Adapter."),
                 MIPReferences.Input(

@@ -202,6 +202,13 @@ def test_two_processes_are_killed_and_one_goes_on(data: Path, encoder: Path, alo
     assert_same_table(output, alone)
 
 
+def test_a_row_is_a_line_whatever_its_words(tmp_path: Path):
+    parts = open_parts(tmp_path, ["a", "b"], {}, 2)
+    rows = [{"id": "a", "label": "line\u2028separator"}, {"id": "b", "label": "next\u0085line"}]
+    parts.finish(0, rows)
+    assert [*parts.rows()] == rows
+
+
 def test_parts_of_another_job_are_not_mixed(tmp_path: Path):
     open_parts(tmp_path, ["a", "b"], {"encoder": "wrong"}, 1)  # no part finished: as if it had never been
     open_parts(tmp_path, ["a", "b"], {"encoder": "small"}, 1).finish(0, [{"id": "a"}])

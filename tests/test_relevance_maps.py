@@ -183,6 +183,18 @@ def test_the_node_draws_what_was_recorded():
     torch.testing.assert_close(clear[0, :128], images[0])
 
 
+def test_legends_of_one_batch_may_need_different_room():
+    """At 512 pixels "confusion 100%" goes to a second line beside these names, and "confusion 10%" does not."""
+    model, record = applied(graphs.references(("teddy bear", "dog", "lamp")))
+    graphs.sample(model, batch=2)
+    record._confusion = torch.tensor([[[0.1, 1.0]], [[1.0, 1.0]]])  # by step and picture: sum, how many
+    images = torch.rand(2, 512, 512, 3)
+    overlays = maps(record, images)[0]
+    assert len(overlays) == 2 * 4
+    record._confusion[0] = 0.1
+    assert maps(record, images)[0].shape[1] < overlays.shape[1] and overlays[0, -1].eq(1).all()
+
+
 @pytest.mark.parametrize("choice", [{"resolution": "middle"}, {"steps": "last"}, {"mask": "Soft"}])
 def test_a_choice_that_there_is_not_is_refused(choice):
     """The server lets any word through."""

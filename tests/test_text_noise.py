@@ -108,9 +108,10 @@ def one_site(target: int | None, dtype=torch.float32, **choices: Any):
     plan = NoisePlan(choices.pop("strength", 0.5), target or 0, {})
     parts = choices.pop("parts", [Rows(0, 2, False), Rows(2, 4, True)])
 
-    def add(rows=slice(None), pictures=2, step: int = 3, parts=parts):
+    def add(rows=slice(None), shown=slice(2), step: int = 3, parts=parts):
         q_, text_ = q[rows].to(dtype), text[rows].to(dtype)
         keys = lambda: keyed[0] @ to_k.T.to(dtype)  # noqa: E731
+        pictures = torch.arange(4)[shown]
         return add_noise(text_.clone(), text_, q_, plan, site, parts, pictures, torch.tensor([step]), keys)
 
     return add, q, text, [each.double() @ to_k.double().T for each in texts]
@@ -143,18 +144,20 @@ def test_both_modes_add_the_same_numbers_at_the_same_energy() -> None:
 
 def test_noise_belongs_to_the_picture_not_to_the_batch() -> None:
     add, _, text, _ = one_site(1)
-    together = add(parts=[Rows(0, 4, True)], pictures=4)
+    together = add(parts=[Rows(0, 4, True)], shown=slice(4))
     for row in range(4):
-        alone = add(slice(row, row + 1), pictures=1, parts=[Rows(0, 1, True)])
+        one = {"rows": slice(row, row + 1), "parts": [Rows(0, 1, True)]}
+        alone, known = add(**one, shown=slice(1)), add(**one, shown=slice(row, row + 1))
         same = torch.allclose(alone[0], together[row], atol=1e-6)
         assert same == (row == 0)  # a lone picture is the first of its batch
+        torch.testing.assert_close(known[0], together[row])  # in a context window it keeps its number
     # Two conds of the same two pictures in one call, or in two.
-    both = add(parts=[Rows(0, 4, True)], pictures=2)
+    both = add(parts=[Rows(0, 4, True)])
     halves = torch.cat([add(rows, parts=[Rows(0, 2, True)]) for rows in (slice(0, 2), slice(2, 4))])
     torch.testing.assert_close(both, halves)
     numbers = (both - text) / text.std((1, 2), correction=0, keepdim=True)
     (uniform, *_) = one_site(None)
-    plain = (uniform(parts=[Rows(0, 4, True)], pictures=2) - text) / text.std((1, 2), correction=0, keepdim=True)
+    plain = (uniform(parts=[Rows(0, 4, True)]) - text) / text.std((1, 2), correction=0, keepdim=True)
     torch.testing.assert_close(plain[:2], plain[2:], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(numbers[0], numbers[1], atol=0.1)
 
@@ -390,3 +393,10 @@ def test_a_clip_of_another_family() -> None:
         encode_from_tokens=lambda tokens: bundle().clip.encode_from_tokens(tokens)[..., :20],
     )
     told(lambda: noise(clip=clip), "20 values", "48", "CLIP")
+
+
+@host
+def test_a_checkpoint_without_clip() -> None:
+    from mip_adapter.attention.host_noise import apply_text_noise
+
+    told(lambda: apply_text_noise(bundle().model, None, ("cat", "dog")), "The CLIP is missing")

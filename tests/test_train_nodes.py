@@ -57,6 +57,19 @@ def train(data: str, adapter: Any = None, model: Any = None, **changes: Any) -> 
         ).args
 
 
+@pytest.mark.parametrize("part, why", [("clip", "The CLIP is missing"), ("vae", "VAE is invalid")])
+def test_a_checkpoint_without_clip_or_vae(data: str, part: str, why: str) -> None:
+    """As the host gives them for a file that holds the UNet alone."""
+    import comfy.sd
+    from mip_adapter.nodes.train import MIPTrainAdapter
+
+    parts = graphs.bundle()
+    with torch.inference_mode():
+        clip, decoder = (None, vae()) if part == "clip" else (parts.clip, comfy.sd.VAE(sd={}))
+        with pytest.raises((ValueError, RuntimeError), match=why):
+            MIPTrainAdapter.execute(parts.model, clip, decoder, parts.vision, parts.adapters["base"], data, **SETTINGS)
+
+
 @pytest.fixture(scope="module")
 def trained(data: str) -> tuple[Any, torch.Tensor]:
     return train(data)

@@ -72,6 +72,36 @@ def test_prediction_equals_the_official_one(unet, family: str) -> None:
     assert relative_error(got[1:], data["eps_40"]) < 1e-4
 
 
+@pytest.mark.parametrize("kind", ["eps", "lcm", "edm"])
+def test_the_unet_is_told_the_timesteps_of_the_host(unet, kind: str) -> None:
+    """Against the host's own way from sigma to answer, for samplings whose timesteps are not 0 to 999, too."""
+    import comfy.model_patcher
+    from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
+    from mip_adapter.training.host_model import HostModel
+
+    patcher = comfy.model_patcher.ModelPatcher(unet, torch.device("cpu"), torch.device("cpu"))
+    if kind == "lcm":
+        (patcher,) = ModelSamplingDiscrete().patch(patcher, "lcm", False)
+    if kind == "edm":
+        (patcher,) = ModelSamplingContinuousEDM().patch(patcher, "v_prediction", 120.0, 0.002)
+    frozen = HostModel(patcher, None, None, None, small_recipe())
+    sampling = patcher.get_model_object("model_sampling")
+    at = torch.tensor([3, len(sampling.sigmas) - 1])
+    torch.testing.assert_close(frozen.timesteps[at], sampling.timestep(sampling.sigmas[at]).float())
+    assert (frozen.timesteps.tolist() == list(range(1000))) == (kind == "eps")
+    # x = √ᾱ·x₀ + √(1 − ᾱ)·ε is what the host makes of x₀ + σ·ε.
+    x0, eps, alpha = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), frozen.alphas[at].view(-1, 1, 1, 1)
+    sigmas = sampling.sigmas[at].float()
+    theirs = sampling.calculate_input(sigmas, x0 + sigmas.view(-1, 1, 1, 1) * eps)
+    torch.testing.assert_close(alpha.sqrt() * x0 + (1 - alpha).sqrt() * eps, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_models_that_want_more_than_a_latent_are_refused(unet, monkeypatch) -> None:
+    monkeypatch.setattr(unet.diffusion_model, "in_channels", 9)
+    with pytest.raises(ValueError, match="reads 9 channels .* inpainting"):
+        golden_case(unet)
+
+
 def test_nobody_keeps_the_model_when_training_is_over(unet) -> None:
     """Not even until Python next looks for cycles: the host's models are gigabytes."""
     frozen, *_ = golden_case(unet)

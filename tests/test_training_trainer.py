@@ -215,8 +215,9 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(data: Path, tmp_path: Pa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(state.torch, "save", always_full)
+    assert len(run(data, tmp_path, steps=5).losses) == 5  # complete: the adapter itself is kept
     with pytest.raises(ValueError, match="last checkpoint cannot be written .*No space left"):
-        run(data, tmp_path, steps=5)
+        run(data, tmp_path, steps=9, asked=lambda: True)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == left
 
 
@@ -346,6 +347,27 @@ def test_the_average_holds_the_steps_and_nothing_of_the_start() -> None:
     weights = torch.tensor([decay ** (4 - k) for k in range(5)])
     expected = sum(w * each for w, each in zip(weights / weights.sum(), seen, strict=True))
     torch.testing.assert_close(learner.ema[0], expected)
+
+
+def test_an_update_that_overflows_is_none_of_the_average() -> None:
+    from mip_adapter.training.learner import Learner
+
+    def fresh() -> Learner:
+        learner = Learner(small_adapter(), small_recipe(ema=0.9), torch.device("cpu"), torch.float16)
+        learner.scaler.scale(torch.ones(()))  # makes the scale
+        return learner
+
+    learner = fresh()
+    for step, gradient in enumerate([torch.inf, torch.inf, 1.0]):
+        for each in learner.parameters:
+            each.grad = torch.full_like(each, gradient)
+        learner.update(step)
+        if step == 1:  # a run that goes on from here
+            state = learner.state()
+            learner = fresh()
+            learner.restore(state)
+    assert learner.updates == 1
+    torch.testing.assert_close(list(learner.ema), [each.detach() for each in learner.parameters])
 
 
 def test_an_overflow_in_one_optimizers_gradients_leaves_out_the_step_of_both() -> None:

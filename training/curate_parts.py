@@ -49,7 +49,8 @@ class Parts:
     def rows(self) -> Iterator[Row]:
         """All rows in the order of the ids, whoever made them."""
         for part in range(len(self)):
-            yield from map(json.loads, self.path(part).read_text("utf-8").splitlines())
+            with self.path(part).open(encoding="utf-8") as lines:  # which end with \n alone, unlike str.splitlines()
+                yield from map(json.loads, lines)
 
 
 def open_parts(folder: Path, ids: Sequence[str], settings: Mapping[str, Any], size: int, fresh: bool = False) -> Parts:

@@ -33,13 +33,14 @@ class HostModel:
     """A `FrozenModel`. Make and use it outside of inference mode.
 
     Its weights keep their values; the model handed in keeps its patches (LoRAs act, replaced cross-attentions do not).
-    Raises ValueError for models that are no UNet with eps- or v-prediction.
+    Raises ValueError for models that are no UNet with eps- or v-prediction, or want more than a noisy latent.
     """
 
     def __init__(self, model: Any, clip: Any, vae: Any, clip_vision: Any, recipe: Recipe) -> None:
         self.patcher, self.clip, self.vae, self.clip_vision, self.recipe = model.clone(), clip, vae, clip_vision, recipe
         self.unet = model.model.diffusion_model
         self.sites: tuple[Site, ...] = unet_sites(self.unet)
+        check_channels(self.unet, model.model.latent_format.latent_channels)
         self.device: torch.device = model.load_device
         self.dtype = choose_dtype(recipe.precision, self.device)
         current = model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
@@ -48,6 +49,8 @@ class HostModel:
         sampling = model.get_model_object("model_sampling")
         self.prediction: Literal["eps", "v"] = prediction_of(sampling)
         self.alphas = (1 / (1 + sampling.sigmas.float().square())).to(self.device, copy=True)
+        # What the UNet is told of each noise level: its number, but for distilled and continuous samplings.
+        self.timesteps: Tensor = sampling.timestep(sampling.sigmas).float().to(self.device, copy=True)
         self._attentions: dict[SiteKey, Any] = cross_attentions(self.unet)
         # Over the CLIP alone: of a method of ours, the cache would keep us, and all models, alive.
         self._object_text: Callable[[str, Adapter], Tensor] = lru_cache(4096)(partial(encode_object_text, clip))
@@ -92,7 +95,7 @@ class HostModel:
         with checkpointed(self.unet, self.recipe.checkpointing):
             return self.unet(
                 noisy.to(self.dtype),
-                steps.float(),
+                self.timesteps[steps],
                 context=batch.context.to(self.dtype),
                 transformer_options=options,
                 **more,
@@ -144,6 +147,15 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         return torch.float32
     return torch.bfloat16 if management.should_use_bf16(device) else torch.float16
+
+
+def check_channels(unet: Any, latent: int) -> None:
+    """Raises ValueError for models that look at more than the latent, such as a mask or another picture."""
+    if unet.in_channels != latent:
+        raise ValueError(
+            f"This model's UNet reads {unet.in_channels} channels where a latent has {latent}: it is made for "
+            "inpainting or editing. Train on a plain checkpoint; the adapter works with both."
+        )
 
 
 def prediction_of(sampling: Any) -> Literal["eps", "v"]:

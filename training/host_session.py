@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..attention.host_encode import check_encoders
 from ..weights.adapter import Adapter
 from .config import Recipe
 from .curve_picture import SIZE, loss_picture
@@ -51,6 +52,8 @@ def train_session(
 
     An interrupt leaves a checkpoint and raises the host's exception; the same settings then go on from there.
     """
+    check_encoders(clip, clip_vision, adapter)
+    vae.throw_exception_if_invalid()
     base = Path(folder_paths.get_output_directory()) / "mip_adapter_training"
     frozen = [model_parts(patcher) for patcher in (model, clip.patcher, vae.patcher, clip_vision.patcher)]
     folder = run_folder(base, recipe, adapter.name, flat_tensors(adapter), str(dataset.resolve()), frozen)

@@ -27,6 +27,7 @@ class Learner:
         )
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=dtype == torch.float16)
         self.ema = [each.detach().clone() for each in self.parameters] if recipe.ema else None
+        self.updates = 0  # those that were made, and so are in the average
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
@@ -46,8 +47,9 @@ class Learner:
         if finite:  # else for none of the optimizers, also where only one's gradients overflowed
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
+            self.updates += 1
             if self.ema is not None:
-                share = (1 - recipe.ema) / (1 - recipe.ema ** (step + 1))  # so that nothing of the start remains
+                share = (1 - recipe.ema) / (1 - recipe.ema**self.updates)  # so that nothing of the start remains
                 for average, own in zip(self.ema, self.parameters, strict=True):
                     average.lerp_(own.detach(), share)
         self.scaler.update()  # lowers the scale after an overflow
@@ -66,6 +68,7 @@ class Learner:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "ema": self.ema,
+            "updates": self.updates,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -80,3 +83,4 @@ class Learner:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])
+        self.updates = state["updates"] if "updates" in state else state["step"]  # older ones did not count

@@ -141,7 +141,7 @@ class Trainer:
                 stopped = failure or Stopped(f"stopped at step {self.step}, as asked")
             last = stopped is not None or self.step == recipe.steps
             if last or (recipe.save_every and self.step % recipe.save_every == 0):
-                self._save(must=last)
+                self._save(must=stopped is not None)
             if validate is not None and recipe.validate_every and self.step % recipe.validate_every == 0:
                 if self.first:
                     self._validate(validate)
@@ -202,7 +202,8 @@ class Trainer:
         check_broken({**getattr(self.samples, "broken", {}), **self.broken}, getattr(self.samples, "total", 0) or 10**9)
 
     def _save(self, must: bool) -> None:
-        """A checkpoint and the curve. A disk that is full costs this checkpoint, not the run: the next try comes."""
+        """A checkpoint and the curve. A disk that is full costs this checkpoint, not the run: the next try comes, or
+        the adapter is finished. Raises ValueError where nothing else would keep what was learnt."""
         if self.folder is not None and self.first:
             try:
                 write_state(self.folder, self._state(), self.recipe.keep)
