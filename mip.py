@@ -121,14 +121,15 @@ def environment(checkout: Path | None) -> str:
     """The Python that has PyTorch, the host's needs and our tools; built on first use."""
     if given := os.environ.get("MIP_ADAPTER_PYTHON"):
         if found := shutil.which(given):
-            return found
+            return os.path.abspath(found)  # other folders are entered later
         raise Problem(f"MIP_ADAPTER_PYTHON is {given}, which cannot be run. Name a Python interpreter.")
     folder = environment_folder(checkout)
     if not is_complete(folder):
         with lock("environment"):
             if not is_complete(folder):  # another run may have finished it while we waited
                 build(folder, requirements(checkout))
-    (folder / "complete").touch()  # its age says when it was last used
+    with contextlib.suppress(OSError):  # prepared by an administrator
+        (folder / "complete").touch()  # its age says when it was last used
     return str(interpreter(folder))
 
 
@@ -442,7 +443,8 @@ def forward(name: str, purpose: str, *start: str, become: bool = False) -> None:
     turns into it where the system can do that, so that signals reach it and not us."""
 
     def run(arguments: list[str]) -> int:
-        if {"-h", "--help"} & set(arguments) and not is_complete(environment_folder(given_host())):
+        given = os.environ.get("MIP_ADAPTER_PYTHON")
+        if {"-h", "--help"} & set(arguments) and not (given or is_complete(environment_folder(given_host()))):
             say(f"mip.py {name}: {purpose}. Its options can be shown once the environment exists.")
             return 0
         python, host = prepare()
@@ -466,16 +468,21 @@ def options(name: str) -> argparse.ArgumentParser:
 def demo(arguments: list[str]) -> int:
     parser = options("demo")
     parser.add_argument("--output", type=Path, default=ROOT / "output", help="folder for the pictures")
-    chosen, more = parser.parse_known_args(arguments)
+    parser.add_argument("--workflow", type=Path, help="another workflow, in API format")
+    chosen = parser.parse_args(arguments)
+    workflow = ["--workflow", chosen.workflow.resolve()] if chosen.workflow else []
+    if chosen.workflow and not chosen.workflow.is_file():
+        raise Problem(f"There is no workflow {chosen.workflow.resolve()}.")
     python, host = prepare()
     output = chosen.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
-    script, log = [python, "-m", "miniature.demo"], output / "server.log"
+    log = output / "server.log"
     with tempfile.TemporaryDirectory(prefix="mip-demo-", ignore_cleanup_errors=True) as base:
         say("Starting ComfyUI …")
         with Server(python, host, Path(base), device_arguments(python), log=log) as server:
             say(f"ComfyUI answers at {server.url}")
-            code = call([*script, "run", "--server", server.url, "--output", output, *more], host, ROOT)
+            line = [python, *main_of("miniature.demo"), "run", "--server", server.url, "--output", output, *workflow]
+            code = call(line, host)
     if code:
         say(f"The demo failed. ComfyUI's log, {log}, ends:\n{tail(log, 30)}")
     return code
@@ -510,7 +517,7 @@ def serve(arguments: list[str]) -> int:
     python, host = prepare()
     base = cache_home() / "serve"
     # Photographs for the workflows that ask for two of yours; without them the rest still works.
-    call([python, "-m", "miniature.demo", "prepare", "--base-directory", base], host, ROOT)
+    call([python, *main_of("miniature.demo"), "prepare", "--base-directory", base], host)
     say("Starting ComfyUI …")
     with Server(python, host, base, device_arguments(python) + more, port=chosen.port) as server:
         say(f"ComfyUI with {PACK}: {server.url} (Ctrl-C stops it)")

@@ -190,13 +190,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             told = last.left_out or f"uniform {last.uniform:.2f}, relevance {last.relevance:.2f}"
             print(f"{len(rows):4d}  {last.prompt} ({last.target}): {told}", flush=True)
     said = summary(rows)
+    print(line(said))
     settings = {name: getattr(given, name) for name in ("pictures", "strength", "steps", "seed")}
     if given.output:
         result = {"date": date.today().isoformat(), **settings, **said, "rows": [row._asdict() for row in rows]}
+        given.output.parent.mkdir(parents=True, exist_ok=True)
         draft = given.output.with_name(given.output.name + ".part")
         draft.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
         draft.replace(given.output)
-    print(line(said))
     return 0
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..weights.whole import whole_file
 from .arms import Trials
 
 SIDE, GAP, SMALL = 128, 8, 60  # pixels: of a picture, between pictures, of a reference
@@ -19,8 +20,8 @@ INK, GREY = (20, 20, 20), (120, 120, 120)
 
 def save(image: Tensor, file: Path) -> None:
     """A picture [3, S, S] in 0..1 as PNG."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    to_pil(image).save(file)
+    with whole_file(file) as temporary:  # another share may be drawing the sheet
+        to_pil(image).save(temporary, "PNG")
 
 
 def to_pil(image: Tensor) -> Image.Image:

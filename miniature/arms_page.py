@@ -34,7 +34,8 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         "# Arms: merging or training?",
         "",
         "Made by `python mip.py arms`. Every measured picture is a line of `arms_lines.jsonl.xz`; unpacked as "
-        "`output/arms/rows-0.jsonl`, they give this page by `python mip.py arms --report`, and the command goes on "
+        "`output/arms/rows-0.jsonl`, with `arms_plan.json` beside as `plan.json`, they give this page by "
+        "`python mip.py arms --report`, and the command goes on "
         f"from them. {settings['prompts']} prompts for each number of objects, {share}; {settings['steps']} steps of "
         f"{settings['sampler']}, guidance {settings['guidance']:g}, {settings['precision']}. Every arm has the same "
         "prompts, references and noise. Training seeds are the adapters': they share one base, one set of encoders "
@@ -101,7 +102,7 @@ def _missing(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[st
     share = 1 if settings["every_seed"] else 1 / len(SEEDS)
     short = []
     for objects, tables in results.items():
-        rows = tables["equal"] + tables["best"]
+        rows = tables["equal"] + tables["best"] + tables["real"]
         wanted = {row["seeds"]: int(settings["prompts"] * row["seeds"] * share) for row in rows}
         if missing := sorted({row["arm"] for row in rows if row["pictures"] < wanted[row["seeds"]]}):
             all_of_them = len(missing) == len({row["arm"] for row in rows})
@@ -176,13 +177,14 @@ def _scale_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _real_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = _head(
-        ["arm", "error, right references", "error, swapped", "swapped − right", "own map wins %", "own share %"]
+        ["arm", "scenes", "error, right", "error, swapped", "swapped − right", "own map wins %", "own share %"]
     )
     for row in rows:
         # Only a merge by relevance knows who is where; to the others the two are one.
         difference = _plain(row["swapped − right"], True) if row["map"] else "0, by symmetry"
         errors = [_plain(row["right"]), _plain(row["swapped"]), difference]
-        lines.append(_line([row["arm"], *errors, _percent(row["map"], True), _percent(row["share"], False)]))
+        maps = [_percent(row["map"], True), _percent(row["share"], False)]
+        lines.append(_line([row["arm"], str(row["pictures"]), *errors, *maps]))
     return lines
 
 

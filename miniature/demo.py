@@ -174,9 +174,9 @@ class ProgressLine:
             print("\r\033[K", end="", flush=True)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m miniature.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="mip.py demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     steps = parser.add_subparsers(dest="step", required=True)
     step = steps.add_parser("prepare", help="photographs into a server's folders")
@@ -221,7 +221,3 @@ def explain(workflow: dict[str, Any], paths: list[Path], file: Path) -> dict[str
 
 def _pictures(paths: list[Path], prefix: str) -> list[Image.Image]:
     return [Image.open(path).convert("RGB") for path in paths if path.name.startswith(prefix)]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -40,6 +40,8 @@ def main(argv: list[str]) -> int:
         prepare_host(not torch.cuda.is_available())
         kinds = [kind for kind in trained.KINDS if trained.seeds(kind, given.adapters)]
         chosen = arms.chosen(given.arm, kinds)
+        if wrong := sorted(set(given.seed or ()) - set(trained.SEEDS)):
+            raise ValueError(f"There is no training seed {wrong[0]}; choose from {', '.join(map(str, trained.SEEDS))}.")
         if not kinds:
             raise ValueError(
                 f"No trained adapters lie in {given.adapters}: python miniature/train.py --stage adapters trains them, "
@@ -146,14 +148,23 @@ class Run:
         for arm in self.arms:
             for seed in self._seeds(arm) if arm.adapter else ():
                 now[f"{arm.adapter}-{seed}"] = _sha256(trained.file(arm.adapter, seed, self.given.adapters))
-        plan = self.folder / "plan.json"
-        before = json.loads(plan.read_text()) if plan.is_file() else {}
+        before = self._plan()
+        if not before and self.rows():
+            raise ValueError(
+                f"The lines in {self.folder} came without the plan.json that says what they were made with. That of "
+                "the shipped lines is miniature/arms_plan.json: copy it there."
+            )
         if changed := [name for name in before.keys() & now.keys() if before[name] != now[name]]:
             raise ValueError(
                 f"The lines in {self.folder} were made with another {', another '.join(sorted(changed))}. Give another "
                 "--output, or delete that folder to begin anew."
             )
-        write_whole(plan, json.dumps(before | now, indent=1))
+        write_whole(self.folder / "plan.json", json.dumps(before | now, indent=1))
+
+    def _plan(self) -> dict[str, Any]:
+        """What the folder's lines were made with; nothing for a new one."""
+        plan = self.folder / "plan.json"
+        return json.loads(plan.read_text()) if plan.is_file() else {}
 
     def _seeds(self, arm: Arm) -> tuple[int, ...]:
         there = trained.seeds(arm.adapter, self.given.adapters) if arm.adapter else trained.SEEDS
@@ -173,12 +184,12 @@ class Run:
         return self._each("real", lambda arm, _: (self.given.scale,) if arm.adapter else ())
 
     def _tuning(self) -> Iterator[Part]:
-        """On the first training seed alone."""
+        """On training seed 0 alone, which every kind has."""
         for objects in self.given.objects:
             for arm in self.arms:
-                for scale in arm.scales:
+                for scale in arm.scales if 0 in self._seeds(arm) else ():
                     prompts = range(arms.prompts_to_choose(objects))
-                    yield from _parts("tune", arm, self._seeds(arm)[0], objects, scale, prompts)
+                    yield from _parts("tune", arm, 0, objects, scale, prompts)
 
     def _equal(self) -> Iterator[Part]:
         return self._each("picture", lambda *_: (self.given.scale,))
@@ -224,6 +235,7 @@ class Run:
 
     def report(self) -> None:
         settings = {name: getattr(self.given, name) for name in (*SETTINGS, "scale", "prompts", "every_seed")}
+        settings |= {name: value for name, value in self._plan().items() if name in SETTINGS}
         results = arms_table.summarise(self.rows(), self.given.scale)
         write_whole(self.folder / "arms.json", json.dumps({"settings": settings, **results}, indent=1))
         write_whole(self.folder / "arms.md", arms_page.markdown(results, settings))

@@ -47,16 +47,19 @@ class Maker:
     """given: precision "bf16" or "fp32", miniature, adapters, prompts, steps, guidance and sampler of the command."""
 
     def __init__(self, given: argparse.Namespace):
+        from ..attention.host_patch import compute_dtype
         from . import host_bundle
 
         self.given = given
         with torch.inference_mode():
             model, clip, self.vae, vision = host_bundle.load(given.miniature)
-            if given.precision == "bf16":
+            dtype = {"bf16": BF16, "fp32": torch.float32}[given.precision]
+            if compute_dtype(model) != dtype:
                 model = model.clone()
-                model.set_model_compute_dtype(BF16)
-                self.vae.vae_dtype = BF16
-                self.vae.first_stage_model.to(BF16)
+                model.set_model_compute_dtype(dtype)
+            if self.vae.vae_dtype != dtype:
+                self.vae.vae_dtype = dtype
+                self.vae.first_stage_model.to(dtype)
         self.model, self.clip, self.vision = model, _Remembering(clip), _Seen(vision)
         self.trials: Callable[[int, str], Trials] = lru_cache(16)(self._trials)
         self.adapter = lru_cache(64)(lambda kind, seed: load_adapter(trained.file(kind, seed, given.adapters)))
@@ -124,7 +127,7 @@ class Maker:
                 name = "swapped" if swapped else "right"
                 sums[name] += (error * inside).sum((1, 2)) / inside.sum((1, 2))
                 if not swapped and part.arm.merge.strategy == "relevance":
-                    shares = torch.cat([record.shares() for _, record in made], 1)  # [M, B, h, w]
+                    shares = torch.cat([record.shares().cpu() for _, record in made], 1)  # [M, B, h, w]
                     own = shares.gather(0, owner[None])[0]
                     wins = (shares.argmax(0) == owner).float()
                     sums["map"] += (wins * inside).sum((1, 2)) / inside.sum((1, 2))
@@ -165,14 +168,19 @@ class Maker:
 
     def _denoise(self, model: Any, latents: Tensor, noise: Tensor, level: int, positive: list) -> Tensor:
         """What the model takes the latents for, after one look at them at a noise level, without guidance."""
-        sigma = model.get_model_object("model_sampling").sigmas[level]
-        context, pooled = (torch.cat(each) for each in zip(*positive, strict=True))
+        import comfy.model_management
+
+        comfy.model_management.load_models_gpu([model])
+        device = model.load_device
+        sigma = model.get_model_object("model_sampling").sigmas[level].to(device)
+        context, pooled = (torch.cat(each).to(device) for each in zip(*positive, strict=True))
         options = model.model_options["transformer_options"] | {
             "cond_or_uncond": [0], "sigmas": sigma[None], "sample_sigmas": torch.stack([sigma, sigma * 0])
         }  # fmt: skip
-        vector = model.model.encode_adm(pooled_output=pooled, noise=latents, device=latents.device)
-        noisy, sigmas = latents + sigma * noise, sigma.expand(len(latents))
-        return model.model.apply_model(noisy, sigmas, c_crossattn=context, y=vector, transformer_options=options)
+        vector = model.model.encode_adm(pooled_output=pooled, noise=latents, device=device)
+        noisy, sigmas = latents.to(device) + sigma * noise.to(device), sigma.expand(len(latents))
+        out = model.model.apply_model(noisy, sigmas, c_crossattn=context, y=vector, transformer_options=options)
+        return out.float().cpu()
 
 
 class _Remembering:

@@ -103,7 +103,7 @@ def _overlaps(
             _look(patched, latent, noise, level, positive)
             with _text_attention(model, words) as seen:
                 _look(model, latent, noise, level, positive)
-            attention.add(SamplingRun(seen, 1), torch.zeros(1, dtype=torch.long), 1, seen)
+            attention.add(SamplingRun(seen, 1), torch.zeros(1, dtype=torch.long, device=model.load_device), 1, seen)
             finest = relevance.resolutions[-1]
             maps = {
                 f"{name}, {_sides(size)}": record.shares(size)[:, 0]

@@ -45,7 +45,8 @@ def main(arguments: list[str]) -> None:
     for stage in stages:
         if stage not in ADAPTERS:
             recipe.train((stage,), given.work, given.minutes, given.threads, given.quick)
-    passes = not given.gate or recipe.check(given.work, given.gate, given.threads)
+    work = given.work / "quick" if given.quick else given.work
+    passes = not given.gate or recipe.check(work, given.gate, given.threads)
     if adapters := tuple(stage for stage in stages if stage in ADAPTERS):
         seeds = given.seed or ((0,) if given.quick else (0, 1, 2))
         recipe.prepare(given.threads)
@@ -53,7 +54,6 @@ def main(arguments: list[str]) -> None:
             adapters, seeds, given.work, given.minutes, given.threads, given.quick, given.steps, given.ungated
         )
     if given.export:
-        work = given.work / "quick" if given.quick else given.work
         recipe.export_files(work, given.export)
         for file in pack("miniature.stages.host_adapters").export(work, given.export):
             print(file)

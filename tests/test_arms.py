@@ -295,8 +295,10 @@ def test_the_shipped_page_is_made_of_the_shipped_lines(host):
 
     with lzma.open(trained.FOLDER / "arms_lines.jsonl.xz", "rt") as lines:
         rows = [json.loads(text) for text in lines]
-    given = host_arms._parser().parse_args(["--precision", "fp32"])
-    settings = {name: getattr(given, name) for name in (*host_arms.SETTINGS, "scale", "prompts", "every_seed")}
+    given = host_arms._parser().parse_args([])
+    plan = json.loads((trained.FOLDER / "arms_plan.json").read_text())
+    settings = {name: getattr(given, name) for name in ("scale", "prompts", "every_seed")}
+    settings |= {name: plan[name] for name in host_arms.SETTINGS}
     page = arms_page.markdown(arms_table.summarise(rows, given.scale), settings)
     shipped = (trained.FOLDER / "ARMS.md").read_text("utf-8")
     assert re.sub(r" \[[^]]*\]", "", page) == re.sub(r" \[[^]]*\]", "", shipped)

@@ -353,10 +353,14 @@ def test_a_thumbnail_that_was_not_there_is_asked_for_again(page, stocked) -> Non
         page.evaluate("() => app.canvas.draw(true, true)")
     assert first.value.status == 404
     shutil.copyfile(stocked.base / "input" / "cat.png", stocked.base / "input" / "uploaded later.png")
-    page.wait_for_timeout(500)  # the picture hears of the answer a moment after us
     with page.expect_response(lambda answer: "later" in answer.url and answer.ok):
-        page.evaluate("() => app.api.dispatchCustomEvent('graphChanged', app.graph.serialize())")
-        page.evaluate("() => app.canvas.draw(true, true)")
+        page.evaluate("""() => {
+            window.again = setInterval(() => {  // the picture hears of the first answer a moment after us
+                app.api.dispatchCustomEvent("graphChanged", app.graph.serialize())
+                app.canvas.draw(true, true)
+            }, 100)
+        }""")
+    page.evaluate("() => clearInterval(window.again)")
 
 
 # Some pixel of the first thumbnail is much redder than blue: the cat, not the widget's grey.

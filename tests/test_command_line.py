@@ -187,9 +187,8 @@ def test_an_interrupted_install_is_not_taken_for_a_finished_one(copy: Path, monk
     assert all(text.splitlines()[-1] == str(mip.interpreter(folder)) for text in said)
     assert mip.is_complete(folder) and not (folder / "half-installed").exists()
 
-    begin = time.monotonic()
-    assert run("convert", "--help", root=copy).returncode != 0  # no weights/convert.py in this copy
-    assert time.monotonic() - begin < 10
+    done = run("convert", "--help", root=copy)
+    assert done.returncode != 0 and "Preparing" not in done.stdout  # no weights/convert.py in this copy
 
 
 def test_what_pip_says_reaches_the_user(copy: Path, clean: Path):

@@ -59,7 +59,7 @@ def test_thresholds_are_chosen_on_other_scenes() -> None:
     )
 
 
-def test_true_silhouettes_win(tmp_path) -> None:
+def test_true_silhouettes_win(tmp_path, host) -> None:
     (adapter, _) = seeded.write_adapters(tmp_path)
     line = [sys.executable, ROOT / "mip.py", "overlap", "--scenes", "2", "--adapter", adapter, "--output", tmp_path]
     variables = {**os.environ, "MIP_ADAPTER_PYTHON": sys.executable, "COMFYUI_PATH": str(host_folder())}

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from safetensors import safe_open
 
 from ...training.config import Recipe
 from ...training.digests import weights_sha256
+from ...training.files import write_whole
 from ...training.fresh import fresh_adapter
 from ...training.objective import Objective
 from ...training.save import save_adapter
@@ -49,7 +51,7 @@ def train_all(
     gate, unless `ungated`."""
     device = prepare(threads)
     stopped: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    handler = signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     end = time.monotonic() + 60 * minutes
     work = work / "quick" if quick else work
     if quick:
@@ -64,6 +66,9 @@ def train_all(
             recipe = replace(recipe, steps=steps) if steps else recipe
             if _steps_of(result(kind, seed, runs)) < recipe.steps and not stopped and time.monotonic() < end:
                 _Run(kind, recipe, work, parts, quick).go(lambda: bool(stopped) or time.monotonic() > end)
+    signal.signal(signal.SIGTERM, handler)
+    if stopped:
+        sys.exit(143)
 
 
 def check_gate(base: str, work: Path) -> None:
@@ -111,7 +116,8 @@ def result(kind: str, seed: int, runs: Path) -> Path:
 
 def _steps_of(file: Path) -> int:
     """How long a finished adapter was trained; 0 for one that is not there."""
-    return json.loads(file.with_suffix(".json").read_text())["steps"] if file.is_file() else 0
+    facts = file.with_suffix(".json")
+    return json.loads(facts.read_text()).get("steps", 0) if file.is_file() and facts.is_file() else 0
 
 
 def _base_of(file: Path) -> str | None:
@@ -174,7 +180,7 @@ class _Run:
             facts |= {"steps": recipe.steps, "held_out": losses, "base_weights_sha256": self.sha256, **circumstances()}
             say(f"{name}: held-out loss {losses['before']:.5f} before, {losses['after']:.5f} after")
             save_adapter(outcome.adapter, target.parent, target.stem).replace(target)  # a shorter run's, too
-        facts_file.write_text(json.dumps(facts))
+        write_whole(facts_file, json.dumps(facts))
 
     def _start(self) -> Adapter:
         kind, seed = trained.KINDS[self.kind], self.recipe.seed

@@ -202,8 +202,15 @@ def prepare(threads: int) -> torch.device:
 
 
 def save_grid(images: torch.Tensor, file: Path, columns: int = 8) -> None:
-    """Pictures [B, 3, S, S] as one PNG, B a multiple of the columns."""
-    rows = images.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    """Pictures [B, 3, S, S] as one PNG of whole rows."""
+    columns = min(columns, len(images))
+    rows = (
+        images[: len(images) // columns * columns]
+        .unflatten(0, (-1, columns))
+        .permute(0, 3, 1, 4, 2)
+        .flatten(0, 1)
+        .flatten(1, 2)
+    )
     Image.fromarray((rows * 255).byte().numpy()).save(file)
 
 

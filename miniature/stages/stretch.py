@@ -7,6 +7,7 @@ any generator, and a stretch that was cut goes on with exactly the pictures that
 import csv
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -139,9 +140,10 @@ def run(
     say: Callable[[str], None] = print,
     log_every: int = LOG_EVERY,
 ) -> None:
-    """Train for so long, to the recipe's end or to a SIGTERM; checkpoints to `file`, losses to its .csv."""
+    """Train for so long, to the recipe's end or to a SIGTERM, which ends the process; checkpoints to `file`, losses to
+    its .csv."""
     stopped: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    handler = signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     start = saved = time.monotonic()
     before, first = progress.seconds, progress.step
     sums: dict[str, Tensor] = {}
@@ -163,6 +165,9 @@ def run(
             save(progress.state(), file)
             saved = now
     save(progress.state(), file)
+    signal.signal(signal.SIGTERM, handler)
+    if stopped:
+        sys.exit(143)  # later stages must not begin with a half-trained one
 
 
 def _log(file: Path, progress: Progress, means: dict[str, float]) -> None:
