@@ -48,6 +48,7 @@ def draw_maps(
 
     Where the sampling measured nothing the overlays are the pictures [B, H', W, 3], and the masks are black.
     """
+    images = images[..., :3].expand(-1, -1, -1, 3)  # alpha is left out, grey pictures become coloured ones
     one_of("resolution", resolution, RESOLUTIONS)
     one_of("steps", steps, (ALL, *PHASES))
     ends = {COARSEST: 0, FINEST: -1}
@@ -61,7 +62,7 @@ def draw_maps(
     shares = upscale(chosen, (height, width)).clamp(0, 1)  # [M, B, H, W]
     notes = [confused(each) for each in maps.confusion_by_picture() or [None] * count]
     overlays: list[Tensor] = []
-    for i, image in enumerate(images[..., :3].cpu()):
+    for i, image in enumerate(images.cpu()):
         if measured:
             overlays += draw(image, shares[:, i], maps.names, opacity, notes[i])
         else:
@@ -71,7 +72,7 @@ def draw_maps(
     return Drawn(
         torch.stack([F.pad(each, (0, 0, 0, 0, 0, tallest - each.shape[0]), value=1.0) for each in overlays]),
         masks(shares, mask, threshold)[kept].transpose(0, 1).flatten(0, 1),
-        heat(upscale(gate, (height, width))) if gate is not None else torch.full_like(images[..., :3], 0.5),
+        heat(upscale(gate, (height, width))) if gate is not None else torch.full_like(images, 0.5),
         chosen,
     )
 

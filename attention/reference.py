@@ -62,7 +62,7 @@ def make_reference(
     of a picture without mask is used.
     Raises ValueError with a sentence for the artist.
     """
-    text = text.strip()
+    text = " ".join(text.split())  # one line for legends, reports and detectors
     if not text:
         raise ValueError("The object text is empty: name the object of this picture in a word or two, such as “cat”.")
     if not 0 <= weight <= MAX_WEIGHT:
@@ -177,6 +177,11 @@ def _cut_out(images: Tensor, masks: Tensor, text: str) -> Tensor:
                 "picture's transparency)."
             )
         rows, columns = inside.any(1).nonzero().flatten(), inside.any(0).nonzero().flatten()
+        if max(len(rows), len(columns)) < LEAST_SIDE:
+            raise ValueError(
+                f"The image_mask of “{text}” leaves {len(columns)}×{len(rows)} pixels of its picture: paint the whole "
+                "object white, not a dot on it."
+            )
         box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
         alpha = mask[box].unsqueeze(-1)
         squares.append(_square(picture[box] * alpha + (1 - alpha)))

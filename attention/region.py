@@ -17,9 +17,11 @@ def box_region(boxes: Sequence[tuple[float, float, float, float]], feather: floa
     hard. Raises ValueError for boxes that hold nothing of the canvas.
     """
     at = (torch.arange(SIDE) + 0.5) / SIDE
-    soft = max(feather, 1 / SIDE)  # at least one pixel, so that no box falls between two
 
     def along(low: float, high: float) -> Tensor:
+        low, high = max(low, 0.0), min(high, 1.0)
+        # At least one pixel, so that no box falls between two; at most the box, so that its middle is white.
+        soft = max(min(feather, high - low), 1 / SIDE)
         inside = torch.ones(SIDE)
         if low > 0:
             inside = inside * ((at - low) / soft + 0.5).clamp(0, 1)

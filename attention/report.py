@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .maps import owners
 from .record import RecordedMaps
+from .reference import plain
 
 LEAK = 0.35  # of the place that an object owns; more in another's hands mixes looks visibly
 SMALL = 0.02  # of the picture
@@ -85,7 +86,13 @@ def _advice(maps: RecordedMaps, owned: Tensor, held: Tensor) -> list[str]:
     names, advice = maps.names, []
     if len(names) < 2:
         return []
-    if (maps.mean_confusion() or 0.0) > MIXED:
+    twice = [name for name in names if [plain(each) for each in names].count(plain(name)) > 1]
+    if twice:
+        advice.append(
+            f"Several objects are called “{twice[0]}”, and equal texts have equal places: use different words, in the "
+            "prompt too, or a region for each."
+        )
+    elif (maps.mean_confusion() or 0.0) > MIXED:
         advice.append(
             "The objects claim nearly everything alike: check that the prompt names each of them with its object text, "
             "then try sharpness 2–4 in MIP Merge or a region for each."

@@ -16,6 +16,8 @@ from .encoders import BATCH, ImageEncoder, Picture
 
 def host_encoder(clip_vision: Any, clip: Any = None) -> ImageEncoder:
     """A TextImageEncoder where a CLIP is given. Raises ValueError where the two do not share a space."""
+    if clip_vision is None:
+        raise ValueError("The CLIP vision is missing: this checkpoint holds none. Load one with Load CLIP Vision.")
     pictures = HostPictures("CLIP vision", clip_vision)
     blank = np.full((1, clip_vision.image_size, clip_vision.image_size, 3), 127, np.uint8)
     width = pictures.images(list(blank)).shape[-1]  # found by trying: the host's encoders do not say

@@ -36,8 +36,8 @@ def _sheet(
     outline = Image.fromarray(as_bytes(region)).resize((width, height), Image.Resampling.BILINEAR)
     sheet = Canvas(3 * width + 4 * GAP, height + TITLE + LEGEND)
     panels = (
-        ("without noise", as_bytes(clean[..., :3])),
-        ("with noise", as_bytes(noised[..., :3])),
+        ("without noise", as_bytes(clean[..., :3].expand(-1, -1, 3))),
+        ("with noise", as_bytes(noised[..., :3].expand(-1, -1, 3))),
         ("difference", heat),
     )
     for i, (title, pixels) in enumerate(panels):

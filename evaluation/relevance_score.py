@@ -124,7 +124,7 @@ def check_alike(clean: Tensor, noised: Tensor, regions: Tensor, what: str) -> Te
             )
         if not torch.isfinite(images).all():
             raise ValueError(f"The input “{name}” contains NaN or infinite values; check the node that makes it.")
-    if clean.shape != noised.shape:
+    if clean.shape[:3] != noised.shape[:3]:
         raise ValueError(
             f"“images” are {_said(clean)}, “{what}” {_said(noised)}: sample both from the same latent, with everything "
             "else alike."

@@ -147,6 +147,16 @@ def test_empty_object_texts(text: str) -> None:
     told(lambda: reference(text=text), "object text is empty")
 
 
+def test_an_object_text_is_one_line() -> None:
+    assert reference(text=" red\n  cup\t")[0].text == "red cup"
+
+
+def test_a_dot_is_no_mask_of_an_object() -> None:
+    dot = torch.zeros(1, 24, 32)
+    dot[0, 12, 20:24] = 1
+    told(lambda: reference(image_mask=dot), "leaves 4×1 pixels", "whole object white")
+
+
 @pytest.mark.parametrize("weight", [-0.1, 3.1, NAN, float("inf")])
 def test_weights(weight: float) -> None:
     told(lambda: reference(weight=weight), "cat", str(weight), "between 0 and 3")

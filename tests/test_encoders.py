@@ -225,6 +225,7 @@ def test_halves_of_different_models_are_refused(host):
     from mip_adapter.evaluation.host_encoder import host_encoder
 
     told(lambda: host_encoder(small.vision(), small.clip()), "32 numbers for words", "40 for pictures")
+    told(lambda: host_encoder(None), "The CLIP vision is missing")
     clip = small.clip()
     projection = clip.cond_stage_model.clip_g.transformer.text_projection
     projection.weight = torch.nn.Parameter(torch.eye(32).to(projection.weight))  # what the host makes of none

@@ -227,6 +227,7 @@ def test_without_relevance_the_pictures_go_on(kind):
     model, record = applied(scale=0.0) if kind == "off" else applied(strategy=kind)
     graphs.sample(model, batch=2)
     images = torch.rand(2, 64, 64, 3)
+    assert maps(record, images[..., :1])[0].shape[-1] == 3  # a grey picture
     overlays, masks, gates, said = maps(record, images)
     assert torch.equal(overlays[:, :64], images) and len(overlays) == 2 and overlays.shape[1] > 64
     assert masks.shape == (4, 64, 64) and not masks.any() and gates.shape == images.shape
@@ -234,6 +235,13 @@ def test_without_relevance_the_pictures_go_on(kind):
     assert ("scale is 0 in MIP Apply" if kind == "off" else f"the merge strategy is {kind}") in said
     for choice in ({"mask": "soft"}, {"mask": "threshold", "resolution": "finest"}, {"object": "cat"}):
         assert not maps(record, images, **choice)[1].any()
+
+
+def test_equal_texts_are_named_as_the_cause():
+    model, record = applied(graphs.references(("woman", "Woman")))
+    graphs.sample(model)
+    said = maps(record, torch.rand(1, 64, 64, 3))[3]
+    assert "Several objects are called “woman”" in said and "sharpness" not in said
 
 
 def test_without_relevance_nothing_is_frozen():

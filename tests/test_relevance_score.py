@@ -198,6 +198,8 @@ def test_the_picture_shows_what_was_measured() -> None:
     noised += 1e-3
     regions = boxed(*[(2, 2, 12, 12)] * PICTURES)
     sheets = draw(clean, noised, on(regions), object_relevance(clean, noised, regions))
+    grey = clean[..., :1], noised[..., :1]
+    assert draw(*grey, on(regions), object_relevance(*grey, regions)).shape == sheets.shape
     scale, gap = 8, 10  # 36 pixels become 288
     assert sheets.shape == (PICTURES, HEIGHT * scale + TITLE + LEGEND, 3 * WIDTH * scale + 4 * gap, 3)
     assert float(sheets.min()) >= 0 and float(sheets.max()) <= 1

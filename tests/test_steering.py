@@ -307,6 +307,8 @@ def test_a_typed_box() -> None:
         0 < float(soft[200, 64]) < 1 and float(soft[200, 96]) == 1 and float(soft[255, 96]) == 1
     )  # hard at the border
     assert float(soft.mean()) == pytest.approx(0.125, rel=0.02)
+    for width, feather in ((0.2, 0.5), (0.01, 0.05), (0.3, 1.0)):  # however soft, its middle is white
+        assert float(box_region(left=0.4, top=0.4, width=width, height=width, feather=feather).max()) > 0.8
     with pytest.raises(ValueError, match="holds nothing of the canvas"):
         box_region(width=0.0)
 

@@ -71,8 +71,10 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     "name", ["../out", "a/../../out", "/tmp/out", "", "..", "a//b", "C:\\x", "a\\..\\b", ".hidden", "a\nb"]
 )
 def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
-    from mip_adapter.training.save import save_adapter
+    from mip_adapter.training.save import free_path, save_adapter
 
+    with pytest.raises(ValueError, match="too long for a file's name"):
+        free_path(tmp_path, "猫" * 90)
     with pytest.raises(ValueError, match="is no name for a file inside"):
         save_adapter(trained(), tmp_path / "models", name)
     assert not list(tmp_path.rglob("*"))

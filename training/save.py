@@ -18,6 +18,7 @@ from ..weights.whole import whole_file
 from .config import Recipe
 from .student import TrainedAdapter, flat_tensors
 
+LONGEST = 200  # bytes of a file's name: common systems allow 255, and a number and an ending come to it
 CURVE_POINTS = 200  # losses in the metadata are means over equal stretches
 
 
@@ -66,6 +67,8 @@ def free_path(folder: Path, name: str) -> Path:
     inside = target.is_relative_to(os.path.abspath(folder)) and not {"..", ""} & set(name.replace("\\", "/").split("/"))
     if not inside or target.name.startswith(".") or any(ord(each) < 32 or each in '<>:"|?*' for each in name):
         raise ValueError(f"“{name}” is no name for a file inside {folder}: use letters, digits, “-” and “_”.")
+    if max(len(part.encode()) for part in name.split("/")) > LONGEST:
+        raise ValueError(f"“{name[:40]}…” is too long for a file's name: use at most {LONGEST} letters.")
     number = 2
     while target.exists():
         target, number = target.with_name(f"{Path(name).name}_{number}.safetensors"), number + 1
