@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ..attention.reference import plain
 from .box_formats import SIDES, Marked, Reader
+from .detect import once
 from .detections import Box, Detection, Detections
 
 
 def read_boxes(
     boxes: Any, texts: Sequence[str], pictures: int, height: int, width: int, form: str = SIDES
 ) -> Detections:
-    """Detections of M texts in B pictures of height × width pixels.
+    """Detections of M texts in B pictures of height × width pixels; what equal texts own is one text's.
 
     form: what four bare numbers mean. One text: every box is of it. Several: where labels are texts, they decide, and
     boxes with other labels are left out; else there must be one box a text, in the texts' order, for each picture or,
@@ -32,7 +33,14 @@ def read_boxes(
             "There is no box at all, every list or mask is empty: connect a node that marks the objects, or paint "
             "masks."
         )
-    return Detections(tuple(texts), height, width, found)
+    different = once(texts)
+    owners = [[i for i, name in enumerate(names) if name == plain(text)] for text in different]
+    return Detections(
+        different,
+        height,
+        width,
+        tuple(tuple(_best_first([each for i in own for each in picture[i]]) for own in owners) for picture in found),
+    )
 
 
 def to_bounding_boxes(detections: Detections) -> list[list[dict[str, Any]]]:
@@ -88,7 +96,7 @@ def _share_out(marked: list[Marked] | list[list[Marked]], names: Sequence[str], 
 
 def _assign(marked: list[Marked], names: Sequence[str], picture: int) -> tuple[tuple[Detection, ...], ...]:
     """For each text its detections, best first."""
-    if len(names) == 1:
+    if len(set(names)) == 1:
         owned = [(0, each) for each in marked]
     elif _labelled(marked, names):
         owned = [(names.index(each.label), each) for each in marked if each.label in names]
@@ -100,7 +108,11 @@ def _assign(marked: list[Marked], names: Sequence[str], picture: int) -> tuple[t
             "one box a text, in the texts' order, or boxes whose labels are the texts."
         )
     found = [[each.detection for owner, each in owned if owner == text] for text in range(len(names))]
-    return tuple(tuple(sorted((d for d in each if d is not None), key=lambda d: -d.score)) for each in found)
+    return tuple(_best_first([each for each in own if each is not None]) for own in found)
+
+
+def _best_first(detections: Sequence[Detection]) -> tuple[Detection, ...]:
+    return tuple(sorted(detections, key=lambda each: -each.score))
 
 
 def _labelled(marked: Sequence[Marked], names: Sequence[str]) -> bool:

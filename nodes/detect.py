@@ -186,7 +186,7 @@ class MIPBoxes(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, boxes, texts, bbox_format, references=()) -> io.NodeOutput:
-        wanted = _wanted(texts, references)
+        wanted = object_texts(texts) or tuple(each.text for each in references or ())  # a box or mask each
         found = read_boxes(boxes, wanted, *images.shape[:3], form=bbox_format)
         return io.NodeOutput(found, annotated(images, found))
 

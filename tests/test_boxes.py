@@ -108,6 +108,17 @@ def test_masks_picture_by_picture():
     told(lambda: read(torch.zeros(2, HEIGHT, WIDTH)), "no box at all")
 
 
+@pytest.mark.parametrize("pictures", [1, 2, 3])
+@pytest.mark.parametrize("alike", [True, False])
+def test_masks_of_objects_with_one_text(pictures: int, alike: bool):
+    """Two women: their masks, one an object, are one text's detections."""
+    masks = torch.zeros(2, HEIGHT, WIDTH)
+    masks[0, :, :4], masks[1, :, 6:] = 1, 1
+    found = read(masks if alike else masks.repeat(pictures, 1, 1), ("woman", "Woman"), pictures)
+    assert found.texts == ("woman",) and len(found) == pictures
+    assert all(len(picture[0]) == 2 for picture in found.found)
+
+
 def test_segments_of_a_picture_of_another_size():
     double = ((2 * HEIGHT, 2 * WIDTH), [seg(tuple(2 * edge for edge in box), confidence=[0.7]) for box in (CAT, DOG)])
     (((cat,), (dog,)),) = read(double).found
