@@ -18,6 +18,7 @@ from .plan import References
 from .reference import MAX_OBJECTS, Reference
 
 END_OF_TEXT = 49407  # CLIP's end token
+CLIPS = {"l", "g", "h"}  # the host's names for CLIPs' tokens
 CLIP_WORDS = 75  # 77 positions without start and end
 
 # Another scale, range or merge encodes nothing again: the encoders stay where they are, and the UNet on its GPU. The
@@ -85,6 +86,11 @@ def content_tokens(clip: Any, text: str) -> Tensor:
     # Textual inversion puts vectors between the numbers; they count as content, too.
     ends = (i for i, (token, *_) in enumerate(chunks[0]) if isinstance(token, int) and token == END_OF_TEXT)
     count = next(ends, CLIP_WORDS + 2) - 1
+    if count > CLIP_WORDS and isinstance(tokens, dict) and not tokens.keys() & CLIPS:
+        raise ValueError(
+            f"This text encoder ({', '.join(tokens)}) is no CLIP: connect the CLIP of the checkpoint that is being "
+            "sampled."
+        )
     if len(chunks) > 1 or count > CLIP_WORDS:
         raise ValueError(
             f"The object text “{text[:40]}…” is longer than {CLIP_WORDS} tokens: name the object in a few words "

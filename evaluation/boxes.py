@@ -30,8 +30,8 @@ def read_boxes(
     found = tuple(_assign(each, names, number) for number, each in enumerate(per_picture))
     if not any(each for picture in found for each in picture):
         raise ValueError(
-            "There is no box at all, every list or mask is empty: connect a node that marks the objects, or paint "
-            "masks."
+            "There is no box at all, every list or mask is empty (masks count above 0.5): connect a node that marks "
+            "the objects, or paint masks."
         )
     different = once(texts)
     owners = [[i for i, name in enumerate(names) if name == plain(text)] for text in different]

@@ -396,6 +396,15 @@ def test_a_clip_of_another_family() -> None:
 
 
 @host
+def test_a_text_encoder_that_is_no_clip() -> None:
+    from types import SimpleNamespace
+
+    told(
+        lambda: noise(clip=SimpleNamespace(tokenize=lambda text: {"t5xxl": [[(5, 1.0), (1, 1.0)]]})), "t5xxl", "no CLIP"
+    )
+
+
+@host
 def test_a_checkpoint_without_clip() -> None:
     from mip_adapter.attention.host_noise import apply_text_noise
 
