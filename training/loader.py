@@ -35,12 +35,12 @@ def batches(samples: Any, recipe: Recipe, processes: Processes, step: int) -> It
         num_workers=workers,
         collate_fn=_as_list,
         multiprocessing_context="fork" if workers else None,
-        worker_init_fn=leave_signals,
+        worker_init_fn=_leave_signals,
     )
     return iter(loader)
 
 
-def leave_signals(_: int) -> None:
+def _leave_signals(_: int) -> None:
     """Launchers and terminals signal the whole group: it is the trainer who then ends, after a checkpoint, and with it
     its workers."""
     for each in (signal.SIGTERM, signal.SIGINT):

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ...training.loader import leave_signals
-
 
 class Ahead(Dataset):
     """Calls like `make(step)`; with workers, the steps after it are being made meanwhile."""
@@ -37,6 +35,6 @@ class Ahead(Dataset):
         return iter(
             DataLoader(
                 self, batch_size=None, sampler=sampler, num_workers=self.workers, multiprocessing_context="fork",
-                prefetch_factor=8, pin_memory=torch.cuda.is_available(), worker_init_fn=leave_signals,
+                prefetch_factor=8, pin_memory=torch.cuda.is_available(),
             )
         )  # fmt: skip
