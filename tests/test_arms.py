@@ -458,7 +458,8 @@ def test_right_and_swapped_differ_by_the_references_alone(parts, adapters, tmp_p
 def test_sum_is_uniform_at_a_share_of_the_scale(parts, adapters):
     from mip_adapter.miniature import host_arms, host_arms_maker
 
-    maker = host_arms_maker.Maker(host_arms._parser().parse_args(["--adapters", str(adapters), "--prompts", "2"]))
+    line = ["--adapters", str(adapters), "--prompts", "2", "--precision", "fp32"]
+    maker = host_arms_maker.Maker(host_arms._parser().parse_args(line))
     added, shared = (
         maker.real(host_arms_maker.Part("real", arms.Arm("x", "stock", Merge(strategy)), 0, 2, scale, (0, 1)))
         for strategy, scale in (("sum", 0.5), ("uniform", 1.0))
