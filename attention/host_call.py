@@ -84,6 +84,7 @@ class Call:
         self.pictures = batch // len(options.get("cond_or_uncond") or [0])  # rows of one cond
         self._parts = self._treatments()
         self._observed: dict[RelevanceRecord, list[Observation]] = {}
+        self._numbers: Tensor | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any], batch: int, unet: Any) -> Call:
@@ -136,10 +137,12 @@ class Call:
         return numbers if len(numbers) == self.pictures else None
 
     def numbers(self, device: torch.device) -> Tensor:
-        """[pictures] The pictures that `shown` tells; where nobody says, as if they were all."""
-        if isinstance(self.shown, list):
-            return torch.tensor(self.shown, device=device)
-        return torch.arange(self.pictures, device=device)
+        """[pictures] The pictures that `shown` tells; where nobody says, as if they were all. Made once a call."""
+        if self._numbers is None:
+            shown = self.shown
+            listed = isinstance(shown, list)
+            self._numbers = torch.tensor(shown, device=device) if listed else torch.arange(self.pictures, device=device)
+        return self._numbers
 
     def rows(self, plan: Plan | None = None, size: Size = (0, 0), device: torch.device | None = None) -> list[Rows]:
         """Rows of the batch by treatment, with what the plan gives them at a site of resolution (h, w)."""
