@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,9 +85,22 @@ def make_reference(
     return Reference(images, text, float(weight), united, start_percent, end_percent, region_until, more)
 
 
+def spoken(words: str) -> str:
+    """The words alone, for whoever does not know the prompts' syntax: "(red jacket:1.2)" is "red jacket". Textual
+    inversions go where words are left."""
+    words = _WEIGHTS.sub("", words)
+    words = _EMBEDDINGS.sub("", words).strip() or words
+    return " ".join(re.sub(r"\\([()])", r"\1", words).split())
+
+
+# Brackets that no backslash stands before, closing ones with the number in front of them.
+_WEIGHTS = re.compile(r"(?<!\\)\(|(?::\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*)?(?<!\\)\)")
+_EMBEDDINGS = re.compile(r"(?:(?<=\s)|^)embedding:\S+")
+
+
 def plain(words: str) -> str:
-    """What object texts and labels are compared by: capitals and spaces do not matter."""
-    return " ".join(words.casefold().split())
+    """What object texts and labels are compared by: as spoken, capitals and spaces do not matter."""
+    return spoken(words).casefold()
 
 
 def object_number(wanted: str, texts: Sequence[str]) -> int:

@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKFLOW = ROOT / "tests" / "api" / "object relevance score.json"
 MODES = ("uniform", "relevance")
 RESAMPLES = 9999
+LEAST = 3  # prompts: fewer give no interval
 PATIENCE_S = 1800  # for one prompt
 
 
@@ -132,10 +133,10 @@ def summary(rows: Sequence[Row], seed: int = 0) -> dict[str, Any]:
     from scipy.stats import bootstrap
 
     scored = [(row.uniform, row.relevance) for row in rows if row.uniform is not None and row.relevance is not None]
-    if len(scored) < 3:
+    if len(scored) < LEAST:
         raise RuntimeError(
-            f"Only {len(scored)} of {len(rows)} prompts have a score, and an interval needs 3. Raise --prompts or "
-            "--pictures."
+            f"Only {len(scored)} of {len(rows)} prompts have a score, and an interval needs {LEAST}. Raise --prompts "
+            "or --pictures."
         )
     uniform, relevance = np.array(scored).T
     said: dict[str, Any] = {"prompts": len(rows), "scored": len(scored)}
@@ -179,6 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--server", help="a running ComfyUI with this pack; without it one is started")
     parser.add_argument("--output", type=Path, help="where the JSON goes")
     given = parser.parse_args(arguments)
+    if given.prompts < LEAST:
+        parser.error(f"--prompts {given.prompts}: an interval needs {LEAST} or more")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped
     workflow = json.loads(WORKFLOW.read_text("utf-8"))
     with ExitStack() as stack:

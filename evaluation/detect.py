@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from ..attention.reference import plain
+from ..attention.reference import plain, spoken
 from .batches import Tick, in_batches
 from .detections import Detection, Detections
 from .things import SAME_PLACE, overlap
@@ -71,10 +71,11 @@ def detect(
     if not texts:
         raise ValueError("There are no object texts: name what to look for, one object a line, such as “cat”.")
     height, width = images.shape[1:3]
+    words = [spoken(text) for text in texts]
 
     def find(batch: Tensor) -> list[list[Seen]]:
         pixels = batch[..., :3].float().nan_to_num().clamp(0, 1)
-        return detector.find(pixels, texts, threshold, min(text_threshold, threshold))
+        return detector.find(pixels, words, threshold, min(text_threshold, threshold))
 
     seen = [picture for batch in in_batches(find, images, BATCH, tick) for picture in batch]
     found = tuple(tuple(_tidy(each.found, height, width, most) for each in picture) for picture in seen)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention.reference import spoken
 from .batches import Tick, in_batches
 from .encoders import BATCH, ImageEncoder, TextImageEncoder
 
@@ -19,8 +20,8 @@ def embed(encoder: ImageEncoder, pictures: Sequence[Any], tick: Tick | None = No
 
 
 def embed_words(encoder: TextImageEncoder, words: Sequence[str]) -> Tensor:
-    """[n, E] of length 1."""
-    return unit(encoder.texts(words), encoder.name)
+    """[n, E] of length 1, of the words without the prompts' syntax."""
+    return unit(encoder.texts([spoken(each) for each in words]), encoder.name)
 
 
 def unit(embeddings: Tensor, name: str = "encoder") -> Tensor:

@@ -260,6 +260,19 @@ def test_object_texts():
     assert object_texts(" \n,") == ()
 
 
+def test_detectors_hear_words_and_no_prompts_syntax():
+    class Listening(Fixed):
+        def find(self, images, texts, threshold, text_threshold):
+            self.heard = texts
+            return super().find(images, texts, threshold, text_threshold)
+
+    texts = ("(red jacket:1.2)", "embedding:mine ((cat:.5)) hat", r"a cat \(black\)", "embedding:mine", "3 o'clock: 1")
+    found = detect(listening := Listening(), pictures(1), texts)
+    assert listening.heard == ["red jacket", "cat hat", "a cat (black)", "embedding:mine", "3 o'clock: 1"]
+    assert found.texts == texts  # in reports and legends as they were written
+    assert object_texts("cat\n(Cat:1.3)\n()") == ("cat",)
+
+
 def test_bad_pictures_and_texts():
     told(lambda: detect(Fixed(), pictures(1), ()), "no object texts")
     told(lambda: detect(Fixed(), pictures(1)[0], ("cat",)), "[60, 90, 3]")

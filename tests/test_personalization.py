@@ -11,6 +11,7 @@ import pytest
 import torch
 from mip_adapter.attention.reference import make_reference
 from mip_adapter.evaluation.detections import Detections
+from mip_adapter.evaluation.embeddings import embed_words
 from mip_adapter.evaluation.encoders import load_encoder
 from mip_adapter.evaluation.personalization import (
     image_score,
@@ -30,6 +31,11 @@ from .sentences import told
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     base = tmp_path_factory.mktemp("encoders")
     return tiny_clip.write(base / "tiny-clip"), tiny_models.dino(base / "tiny-dino")
+
+
+def test_words_are_read_without_the_prompts_syntax(folders: tuple[Path, Path]):
+    encoder: Any = load_encoder(folders[0])
+    assert torch.equal(embed_words(encoder, ["a (red cat:1.3) \\(old\\)"]), embed_words(encoder, ["a red cat (old)"]))
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
