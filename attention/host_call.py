@@ -61,8 +61,8 @@ class Frame(NamedTuple):
 
 class Sampling:
     """One sampling run, from the first noise level to the last, of so many pictures; records: those that it has filled
-    so far, to which it is known by `run`. Made once a run: givens, what plans come to at the sites'
-    resolutions; keys, of the object texts, unless hooks exchange weights on the way."""
+    so far, to which it is known by `run`. Made once a run: givens, what plans come to at the sites' resolutions; keys,
+    of the object texts, unless hooks exchange weights on the way."""
 
     def __init__(self, pictures: int, prompt: str | None, hooked: bool) -> None:
         self.run, self.hooked = SamplingRun(object(), pictures, prompt), hooked

@@ -93,9 +93,9 @@ def add_noise(
 ) -> Tensor:
     """Add the noise to the conditional rows of `out` [B, N, C], in place.
 
-    text [B, N, C] is Z_text; it may be `out` itself. q [B, N, C]; pictures [P]: numbers of those
-    that the rows of one cond show, B is a multiple of P;
-    step: its index, an integer tensor [1]. object_keys() gives the UNet's own to_k of `site.object_text`, [L, C].
+    text [B, N, C] is Z_text; it may be `out` itself. q [B, N, C]; pictures [P]: the numbers of those that the rows of
+    one cond show, B is a multiple of P; step: the index of the sampling's step, an integer tensor [1]. object_keys()
+    gives the UNet's own to_k of `site.object_text`, [L, C].
     """
     parts = [rows for rows in parts if rows.conditional]
     keys: Tensor | None = None

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .area import resize
+
 PHASES = ("early", "middle", "late")  # thirds of the steps
 KEPT = 8  # runs whose maps are remembered by the latent that they gave
 SAME = 5e-4  # of a fingerprint's largest value: rounding stays below, another sampling lies above
@@ -189,7 +191,7 @@ class RecordedMaps:
         total = weight = torch.zeros(())
         for size in chosen:
             mean, seen = recorded[size].mean(phases)
-            total, weight = total + _enlarged(mean, chosen[-1]), weight + _enlarged(seen, chosen[-1])
+            total, weight = total + resize(mean, chosen[-1]), weight + resize(seen, chosen[-1])
         if phase is not None and not weight.any():
             raise ValueError(f"Nothing was recorded in the {phase} third of the steps: choose “all” as steps.")
         return (total / weight.clamp_min(torch.finfo(torch.float32).tiny)).cpu()
@@ -197,12 +199,6 @@ class RecordedMaps:
 
 def _coarse_to_fine(sizes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return sorted(sizes, key=lambda size: size[0] * size[1])
-
-
-def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """[..., h, w] -> [..., H, W]"""
-    flat = maps.reshape(1, -1, *maps.shape[-2:])
-    return F.interpolate(flat, size=size, mode="bilinear", align_corners=False).reshape(*maps.shape[:-2], *size)
 
 
 class RelevanceRecord(RecordedMaps):

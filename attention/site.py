@@ -73,7 +73,7 @@ def fuse(
     object_keys: Callable[[], Tensor],
     observe: Callable[[Rows, Tensor | None, Tensor | None], None] | None = None,
 ) -> Tensor:
-    """Add the objects' image features to `out` [B, N, C], in place.
+    """`out` [B, N, C] with the objects' image features; it is written into unless the head gates the text.
 
     text [B, N, C] is Z_text, needed when the site has a head; it may be `out` itself. q [B, N, C] are the queries.
     object_keys() gives the UNet's own to_k of `site.object_text`, [L, C]; it is called only for conditional rows, and

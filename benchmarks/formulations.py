@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TEXT_TOKENS = 77
-
 
 @dataclass(frozen=True, eq=False)
 class Site:

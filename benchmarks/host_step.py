@@ -21,7 +21,7 @@ SDXL = {
     "use_linear_in_transformer": True, "use_spatial_transformer": True, "use_temporal_attention": False,
     "legacy": False,
 }  # fmt: skip
-# The same blocks, a tenth as wide and less deep: a smoke test of this file where SDXL does not fit.
+# The same blocks, a fifth as wide and less deep: a smoke test of this file where SDXL does not fit.
 SMALL = {**SDXL, "model_channels": 64, "transformer_depth": [0, 0, 1, 1, 2, 2], "context_dim": 256,
          "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2], "transformer_depth_middle": 2}  # fmt: skip
 CASES = ((2, 4), (4, 4), (2, 16), (4, 16))  # objects, image tokens

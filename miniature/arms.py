@@ -78,6 +78,7 @@ QUESTION = (MERGING, TRAINING, BOTH)  # the open question; all others explore
 EFFECTS = (
     *QUESTION,
     Effect("merging more than training", MERGING.after + TRAINING.before, MERGING.before + TRAINING.after),
+    Effect("a background competitor, on stock weights", ("stock + relevance + background",), ("stock + relevance",)),
     Effect("merging, on weights trained without it", ("uniform-trained + relevance",), ("uniform-trained + uniform",)),
     Effect("merging, on weights trained with it", ("mip + relevance",), ("mip + uniform",)),
     Effect("further training, uniform merge", ("uniform-trained + uniform",), ("stock + uniform",)),

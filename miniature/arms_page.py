@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .arms import METHOD, QUESTION, TUNED_ON
@@ -18,7 +18,7 @@ LIMITS = (
     "on the same world that it is measured in. The last stage of that training told the base where its captions' "
     "words belong (`places` of TRAINING.md), by the relevance that the method merges with, read from other vectors. "
     "SDXL was told nothing of the kind. **And it matters**: on the same base before that stage, with the same "
-    "adapters, the merge changes nothing that can be told from chance (TRAINING.md, *Unaided*). There the words know "
+    "adapters, no change by the merge could be shown (TRAINING.md, *Unaided*). There the words know "
     "their places at one resolution only, and the shares are nearly even. So the numbers say what merge and training "
     "do where the words know their places, and that both need it; whether SDXL's words know theirs, *MIP Relevance "
     "Maps* and the object relevance score show on SDXL itself, and how far all this carries to photographs, only the "
@@ -27,7 +27,7 @@ LIMITS = (
 
 
 def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """settings: those of the command: prompts, every_seed, steps, sampler, guidance, scale, precision."""
+    """settings: those of the lines: prompts, every_seed, steps, sampler, guidance, precision."""
     share = "all of them on every training seed" if settings["every_seed"] else "a third of them on each training seed"
     pairs = len(all_pairs(len(KINDS), reserved=True))
     lines = [
@@ -46,7 +46,8 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         "",
         "Judged from pixels. *Bound*: of all objects asked for, how many are there and wear colours nearer to their "
         "own reference than to any other: the measure of the question. *Binding*: the same of those that are there "
-        "alone (chance is 1 / objects); arms that draw fewer objects draw the easier ones, so it flatters them. *In "
+        "alone (chance is 1 / objects); arms that draw fewer objects draw the easier ones, so it flatters them. What "
+        "*no references* binds is chance, times what is present. *In "
         "all*: binding of the objects that every compared arm drew. *Clear*: of all, how many clearly wear their "
         f"own colours (mean absolute difference below {CLEAR:g}); *confused*: of those that are there, another's. "
         "*Present*: of all, how many are there; *all present*: pictures with all of them; *count right*: with as "
@@ -59,7 +60,12 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         "",
         "In brackets: 95 % bootstrap intervals over training seeds and over prompts within them: too wide where seeds "
         f"are alike, too narrow where they differ much. {len(QUESTION)} comparisons were the question, measured in "
-        "*bound*; all others explore, and of so many intervals one in twenty leaves out zero by chance.",
+        "*bound*; all others explore, and among so many some leave out zero by chance. A difference counts as sure if "
+        "its interval leaves out zero and every training seed agrees.",
+        "",
+        f"Each arm's own best scale is the one that binds most of {TUNED_ON} objects of other prompts, with training "
+        "seed 0; intervals take it as given, though neighbouring scales differ little. Arms that are not in those "
+        "tables were not tuned.",
         *_missing(results, settings),
     ]
     for objects, tables in results.items():
@@ -68,7 +74,7 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
             if tables[name]:
                 lines += ["", f"### {title}", "", *_arm_table(tables[name])]
         if tables["equal"]:
-            lines += ["", "### By look, at equal scale, in %", "", *_look_table(tables["equal"])]
+            lines += ["", "### By look, at equal scale, in %", "", BY_LOOK, "", *_look_table(tables["equal"])]
         for title, name in (
             ("What one change does, in points", "effects"),
             ("The same, each arm at its own best scale", "effects at best scales"),
@@ -88,6 +94,10 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", LIMITS, ""])
 
 
+BY_LOOK = (
+    "Of a two-coloured reference the nearer colour counts, so by chance it is matched more often than a plain one: "
+    "compare each arm with *no references* in the same column."
+)
 REAL_SCENES = (
     "Drawn scenes at noise levels 200, 400 and 600 of 1000, without guidance; positions that an object covers by more "
     "than half. *Swapped*: each object has the next one's reference. Merges that do not know who is where cannot tell "
@@ -106,8 +116,8 @@ def _missing(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[st
         wanted = {row["seeds"]: int(settings["prompts"] * row["seeds"] * share) for row in rows}
         if missing := sorted({row["arm"] for row in rows if row["pictures"] < wanted[row["seeds"]]}):
             all_of_them = len(missing) == len({row["arm"] for row in rows})
-            short.append(f"{objects} ({'all arms' if all_of_them else ', '.join(missing)})")
-    lines = [f"**Fewer than three training seeds**: {', '.join(few)}."] * bool(few)
+            short.append(f"{objects} ({'all arms' if all_of_them else _names(missing)})")
+    lines = [f"**Fewer than three training seeds**: {_names(few)}."] * bool(few)
     lines += [f"**Fewer pictures than prompts** so far, see there: {'; '.join(short)}."] * bool(short)
     return ["", " ".join(lines)] if lines else []
 
@@ -131,7 +141,7 @@ def _verdict(objects: str, tables: Mapping[str, Any]) -> list[str]:
 
 
 def _said(effect: Mapping[str, Any]) -> str:
-    unsure = "" if is_sure(effect["bound"]) else " (not to be told from nothing)"
+    unsure = "" if is_sure(effect["bound"]) else " (not sure)"
     return f"{_points(effect['bound'])} points{unsure}"
 
 
@@ -162,7 +172,7 @@ def _look_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _effect_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = _head(["what changes", "from", "to", "bound", "by seed", *COMPARED[1:]])
     for row in rows:
-        cells = [row["effect"], ", ".join(row["from"]), ", ".join(row["to"])]
+        cells = [row["effect"], _names(row["from"]), _names(row["to"])]
         lines.append(
             _line([*cells, _points(row["bound"]), _seeds(row["bound"], True), *(_points(row[n]) for n in COMPARED[1:])])
         )
@@ -186,6 +196,11 @@ def _real_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         maps = [_percent(row["map"], True), _percent(row["share"], False)]
         lines.append(_line([row["arm"], str(row["pictures"]), *errors, *maps]))
     return lines
+
+
+def _names(arms: Iterable[str]) -> str:
+    """Some hold a comma."""
+    return ", ".join(f"*{arm}*" for arm in arms)
 
 
 def _head(names: Sequence[str]) -> list[str]:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arms import ARMS, EFFECTS, Arm, Effect, prompts_to_choose
+from .arms import ARMS, EFFECTS, Arm, Effect, prompts_to_choose, shared_out
+from .trained import SEEDS
 
 RESAMPLES = 2000
 Row = Mapping[str, Any]
@@ -120,6 +121,14 @@ def summarise(rows: Iterable[Row], scale: float) -> dict[str, Any]:
             "real": real,
         }
     return results
+
+
+def prompts_of(rows: Iterable[Row]) -> dict[str, Any]:
+    """How many prompts the pictures are of, and whether every training seed has all of them."""
+    seen = {(seed, trial) for measure, _, seed, _, _, trial in (row["key"] for row in rows) if measure == "picture"}
+    prompts = 1 + max((trial for _, trial in seen), default=-1)
+    shares = shared_out(prompts, SEEDS)
+    return {"prompts": prompts, "every_seed": any(trial not in shares[seed] for seed, trial in seen)}
 
 
 def best_scale(rows: Iterable[Row], arm: Arm, objects: int) -> Best | None:
@@ -270,7 +279,7 @@ def _estimated(value: float | None, by_seed: Mapping[int, float | None], drawn: 
 
 
 def is_sure(difference: Mapping[str, Any]) -> bool:
-    """Whether a difference can be told from nothing: the interval leaves out zero, and so does every training seed."""
+    """Whether the interval leaves out zero and every training seed agrees."""
     signs = {
         np.sign(value)
         for value in (difference["low"], difference["high"], *difference["by seed"].values())

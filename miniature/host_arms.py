@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import sys
 import time
 import zlib
@@ -134,10 +135,12 @@ class Run:
         return zlib.crc32(repr(part.key(part.trials[0])).encode()) % self.shards == self.shard
 
     def _append(self, rows: Sequence[dict[str, Any]]) -> None:
-        cut_off = self.lines.is_file() and not self.lines.read_bytes().endswith(b"\n")
-        with self.lines.open("a") as out:
-            out.write("\n" * cut_off)  # what a kill left of a line stays a line of its own
-            out.writelines(json.dumps(row) + "\n" for row in rows)
+        with self.lines.open("ab+") as out:
+            if out.tell():
+                out.seek(-1, os.SEEK_END)
+                if out.read() != b"\n":
+                    out.write(b"\n")  # what a kill left of a line stays a line of its own
+            out.writelines(f"{json.dumps(row)}\n".encode() for row in rows)
 
     def _same_circumstances(self) -> None:
         """Raises ValueError if the folder's lines were made by other weights or settings."""
@@ -234,9 +237,10 @@ class Run:
         return list({tuple(row["key"]): row for row in rows}.values())
 
     def report(self) -> None:
-        settings = {name: getattr(self.given, name) for name in (*SETTINGS, "scale", "prompts", "every_seed")}
+        rows = self.rows()
+        settings = {name: getattr(self.given, name) for name in SETTINGS} | arms_table.prompts_of(rows)
         settings |= {name: value for name, value in self._plan().items() if name in SETTINGS}
-        results = arms_table.summarise(self.rows(), self.given.scale)
+        results = arms_table.summarise(rows, self.given.scale)
         write_whole(self.folder / "arms.json", json.dumps({"settings": settings, **results}, indent=1))
         write_whole(self.folder / "arms.md", arms_page.markdown(results, settings))
         for objects in self.given.objects:

@@ -51,9 +51,11 @@ def main(argv: list[str]) -> int:
     counts = {}
     for name in given.only or MEANS:
         before, after = maker.shown(MEANS[name].before), maker.shown(MEANS[name].after)
-        counts[name] = {"what": MEANS[name].what, "own before": before.own, "own after": after.own, "of": after.of}
+        counts[name] = {"what": MEANS[name].what, "before": before.clear, "after": after.clear, "of": after.of}
         _save(steering.draw(name, maker.trials, before, after), given.output / f"{name}.jpg")
-        print(f"{name}: {before.own} of {before.of} objects clearly wear their own colours before, {after.own} after")
+        print(
+            f"{name}: of {after.of} objects {before.clear} clearly wear their own colours before, {after.clear} after"
+        )
     settings = {key: str(value) for key, value in vars(given).items()}
     write_whole(given.output / "steering.json", json.dumps({"settings": settings, "results": counts}, indent=1))
     return 0
@@ -74,22 +76,22 @@ class Maker:
         self.adapter = load_adapter(given.adapter)
         self.model, self.clip, self.vae, self.vision = host_bundle.load(given.miniature)
         self.trials: Trials = arms.make_trials(given.prompts, 2, arms.SEED_TEST)
-        self._made: dict[int, Shown] = {}
+        self._made: dict[Setting, Shown] = {}
 
     @torch.inference_mode()
     def shown(self, setting: Setting) -> Shown:
-        if id(setting) not in self._made:
-            pictures, shares, own = [], [], 0
+        if setting not in self._made:
+            pictures, shares, clear = [], [], 0
             for trial in range(len(self.trials)):
                 picture, maps = self._picture(setting, trial)
                 kinds, looks = self.trials.scenes.present(trial), self.trials.scenes.looks[trial, :2]
                 judged = arms_score.score(picture, kinds, looks, self.trials.scenes.colours[trial, :2])
-                own += sum(bool(each) for each in judged["clear"])
+                clear += sum(bool(each) for each in judged["clear"])
                 if trial < COLUMNS:
                     pictures.append(picture)
                     shares.append(maps)
-            self._made[id(setting)] = Shown(torch.stack(pictures), torch.stack(shares), own, 2 * len(self.trials))
-        return self._made[id(setting)]
+            self._made[setting] = Shown(torch.stack(pictures), torch.stack(shares), clear, 2 * len(self.trials))
+        return self._made[setting]
 
     def _picture(self, setting: Setting, trial: int) -> tuple[Tensor, Tensor]:
         """The picture [3, S, S] and the shares [M, h, w]."""

@@ -23,7 +23,7 @@ SIDE, GAP, LINE = 160, 12, 20  # pixels
 INK, GREY = (25, 25, 25), (110, 110, 110)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
     """merge: of MIP Merge; references: more inputs of each MIP Reference; two_pass: the shares come from the maps of a
     short first pass, frozen."""
@@ -68,7 +68,7 @@ class Shown(NamedTuple):
 
     pictures: Tensor
     shares: Tensor
-    own: int
+    clear: int
     of: int
 
 
@@ -101,6 +101,6 @@ def draw(name: str, trials: Trials, before: Shown, after: Shown) -> Image.Image:
                 grown = to_pil(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
                 sheet.paste(grown, (x + place * (SIDE + GAP // 2), top + line * row + LINE))
     for line, (when, shown) in enumerate((("before", before), ("after", after))):
-        said = f"{when}: {shown.own} of {shown.of} objects clearly wear their own reference's colours"
+        said = f"{when}: {shown.clear} of {shown.of} objects clearly wear their own reference's colours"
         pen.text((GAP, top + line * row - 2), said, INK, text)
     return sheet

@@ -289,6 +289,12 @@ def test_the_page_says_what_the_numbers_say():
     assert "nan" not in page and "What the miniature cannot tell" in page
 
 
+def test_the_page_says_how_many_prompts_the_lines_are_of():
+    shared = [line("stock + uniform", trial, [True], seed=trial % 3) for trial in range(7)]
+    assert arms_table.prompts_of(shared) == {"prompts": 7, "every_seed": False}
+    assert arms_table.prompts_of([*shared, line("stock + uniform", 4, [True], seed=2)])["every_seed"]
+
+
 def test_the_shipped_page_is_made_of_the_shipped_lines(host):
     """But for the intervals, whose draws another NumPy may make otherwise."""
     from mip_adapter.miniature import host_arms
@@ -297,8 +303,7 @@ def test_the_shipped_page_is_made_of_the_shipped_lines(host):
         rows = [json.loads(text) for text in lines]
     given = host_arms._parser().parse_args([])
     plan = json.loads((trained.FOLDER / "arms_plan.json").read_text())
-    settings = {name: getattr(given, name) for name in ("scale", "prompts", "every_seed")}
-    settings |= {name: plan[name] for name in host_arms.SETTINGS}
+    settings = arms_table.prompts_of(rows) | {name: plan[name] for name in host_arms.SETTINGS}
     page = arms_page.markdown(arms_table.summarise(rows, given.scale), settings)
     shipped = (trained.FOLDER / "ARMS.md").read_text("utf-8")
     assert re.sub(r" \[[^]]*\]", "", page) == re.sub(r" \[[^]]*\]", "", shipped)

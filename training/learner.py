@@ -83,4 +83,4 @@ class Learner:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])
-        self.updates = state["updates"] if "updates" in state else state["step"]  # older ones did not count
+        self.updates = state["updates"]

@@ -1,7 +1,7 @@
 """Stage 4: the base goes on, and its words learn their places. A crutch, and reported as one (TRAINING.md).
 
-SDXL's words know where their objects are without anybody having told them; at a thousandth of its training they do not
-yet. Beside the base's own loss this stage pulls the relevance of the *caption's* tokens towards the objects' masks:
+By themselves the words of a base that has seen so few scenes find their objects at one resolution of three only. Beside
+the base's own loss this stage pulls the relevance of the *caption's* tokens towards the objects' masks:
 
     A_i[n] = mean over heads of softmax_n(k_i · q_n / √d)
     loss   = mean over the objects' positions of −log (A_owner / Σ_j A_j)
