@@ -59,6 +59,13 @@ class Frame(NamedTuple):
     main: bool
 
 
+class Chunk(NamedTuple):
+    """How the rows of one cond are treated."""
+
+    conditional: bool
+    area: Area
+
+
 class Sampling:
     """One sampling run, from the first noise level to the last, of so many pictures; records: those that it has filled
     so far, to which it is known by `run`. Made once a run: givens, what plans come to at the sites' resolutions; keys,
@@ -70,26 +77,31 @@ class Sampling:
         self.givens: Givens = {}
         self.keys: Keys = {}
 
+    def __deepcopy__(self, memo: dict) -> Sampling:
+        return self  # other packs copy the options that it lies in, some at every step
+
 
 class Call:
-    """One UNet call; made once, shared by all sites and all of our patches in it."""
+    """One UNet call; made once, shared by all sites and all of our patches in it. shape: [rows, channels, h, w] of what
+    the UNet was given, or its rows alone where nobody says."""
 
-    def __init__(self, unet: Any, batch: int, options: Mapping[str, Any]) -> None:
+    def __init__(self, unet: Any, shape: Sequence[int], options: Mapping[str, Any]) -> None:
         self.unet = unet
         self._options = options
         self._frame: Frame | None = options.get(FRAME)
         self._sampling: Sampling | None = options.get(SAMPLING)
         self._givens: Givens = {} if self._sampling is None else self._sampling.givens
         self._keys: Keys = {} if self._sampling is None or self._sampling.hooked else self._sampling.keys
-        self.pictures = batch // len(options.get("cond_or_uncond") or [0])  # rows of one cond
-        self._parts = self._treatments()
+        self.pictures, self._chunks = self._read(shape[0])  # rows of one cond, and the conds in their order
+        self._in_tiles = self._shows_tiles(shape)
+        self._treatments: dict[int, list[tuple[int, int, Chunk]]] = {}
         self._observed: dict[RelevanceRecord, list[Observation]] = {}
         self._numbers: Tensor | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any], batch: int, unet: Any) -> Call:
         """The call in progress; made on the spot where a host calls patches without our wrappers."""
-        return options.get(CALL) or cls(unet, batch, options)
+        return options.get(CALL) or cls(unet, (batch,), options)
 
     @cached_property
     def sigma(self) -> float:
@@ -130,7 +142,10 @@ class Call:
 
     @cached_property
     def shown(self) -> slice | list[int] | None:
-        """Which pictures of the run the rows of one cond show: all, or a context window's; None where nobody says."""
+        """Which pictures of the run the rows of one cond show: all, or a context window's; None where nobody says, or
+        which part of them."""
+        if self._in_tiles:
+            return None
         if self.pictures == self.sampling_run.pictures:
             return slice(None)
         numbers: list[int] = getattr(self._options.get("context_window"), "index_list", [])
@@ -144,10 +159,12 @@ class Call:
             self._numbers = torch.tensor(shown, device=device) if listed else torch.arange(self.pictures, device=device)
         return self._numbers
 
-    def rows(self, plan: Plan | None = None, size: Size = (0, 0), device: torch.device | None = None) -> list[Rows]:
-        """Rows of the batch by treatment, with what the plan gives them at a site of resolution (h, w)."""
+    def rows(
+        self, count: int, plan: Plan | None = None, size: Size = (0, 0), device: torch.device | None = None
+    ) -> list[Rows]:
+        """A site's `count` rows by treatment, with what the plan gives them at its resolution (h, w)."""
         parts = []
-        for start, stop, conditional, area in self._parts:
+        for start, stop, (conditional, area) in self._treated(count):
             given = Given() if plan is None else self._given(plan, area, size, device)
             if conditional and given.share is not None:
                 given = given._replace(share=self._by_row(given.share, stop - start))
@@ -188,24 +205,52 @@ class Call:
             if self._sampling is not None and record not in self._sampling.records:
                 self._sampling.records.append(record)
 
-    def _treatments(self) -> list[tuple[int, int, bool, Area]]:
-        """Consecutive rows of equal branch and area, merged: [(start, stop, conditional, area)]."""
+    def _read(self, rows: int) -> tuple[int, list[Chunk]]:
+        """Rows of one cond, and the conds."""
         indices = self._options.get("cond_or_uncond") or [0]
         uuids = self._options.get("uuids") or [None] * len(indices)
-        frame = self._frame
-        parts: list[tuple[int, int, bool, Area]] = []
-        for chunk, (index, uuid) in enumerate(zip(indices, uuids, strict=False)):
+        frame, chunks = self._frame, []
+        for index, uuid in zip(indices, uuids, strict=False):
             conditional = frame.conditional[index] if frame and index < len(frame.conditional) else index == 0
-            area = frame.areas.get(uuid) if frame else None
-            start, stop = chunk * self.pictures, (chunk + 1) * self.pictures
-            if parts and parts[-1][2:] == (conditional, area):
-                start = parts.pop()[0]
-            parts.append((start, stop, conditional, area))
-        return parts
+            chunks.append(Chunk(conditional, frame.areas.get(uuid) if frame else None))
+        pictures = rows // len(indices)
+        run = pictures if self._sampling is None else self._sampling.run.pictures
+        if pictures > run and pictures % run == 0 and self._options.get("context_window") is None:
+            # Tiled Diffusion stacks whole batches, all conds of one tile after all of another.
+            return run, chunks * (pictures // run)
+        return pictures, chunks
+
+    def _shows_tiles(self, shape: Sequence[int]) -> bool:
+        """Whether another pack gives the UNet parts of what the host evaluates, without saying which."""
+        if self._frame is None or len(shape) < 4:
+            return False
+        return any(tuple(shape[-2:]) != (area[:2] if area else self._frame.canvas) for _, area in self._chunks)
+
+    def _treated(self, count: int) -> list[tuple[int, int, Chunk]]:
+        """Consecutive rows of equal treatment, merged: [(start, stop, treatment)]."""
+        if count not in self._treatments:
+            # Attention couple repeats the conditional rows at every site, once a region.
+            conds = sum(chunk.conditional for chunk in self._chunks)
+            each = max(1, (count // self.pictures - len(self._chunks) + conds) // conds) if conds else 1
+            parts: list[tuple[int, int, Chunk]] = []
+            stop = 0
+            for chunk in self._chunks:
+                start, stop = stop, stop + self.pictures * (each if chunk.conditional else 1)
+                if parts and parts[-1][2] == chunk:
+                    start = parts.pop()[0]
+                parts.append((start, stop, chunk))
+            self._treatments[count] = parts
+        return self._treatments[count]
 
     def _given(self, plan: Plan, area: Area, size: Size, device: torch.device | None) -> Given:
         """What the plan gives at a site that shows an area of the canvas. Its maps stay on the CPU: only what is seen
         of them at a few resolutions travels, once."""
+        if self._in_tiles and not (plan.regions is None and plan.frozen is None):
+            what = "Regions" if plan.frozen is None else "Frozen maps"
+            raise ValueError(
+                f"{what} cannot be placed: another pack samples this picture in tiles without saying which. Give it "
+                "the model from before MIP Apply, or references without them."
+            )
         canvas = None if area is None or self._frame is None else self._frame.canvas
         known = plan, canvas, area, size, device
 

@@ -21,8 +21,8 @@ END_OF_TEXT = 49407  # CLIP's end token
 CLIPS = {"l", "g", "h"}  # the host's names for CLIPs' tokens
 CLIP_WORDS = 75  # 77 positions without start and end
 
-# Another scale, range or merge encodes nothing again: the encoders stay where they are, and the UNet on its GPU. The
-# host changes a CLIP, such as with a LoRA, in a clone of it.
+# Another scale, range, merge, weight or region encodes nothing again: the encoders stay where they are, and the UNet on
+# its GPU. The host changes a CLIP, such as with a LoRA, in a clone of it.
 _tokens, _null_tokens, _texts = Memo(), Memo(), Memo()
 
 
@@ -34,12 +34,13 @@ def encode_references(references: tuple[Reference, ...], adapter: Adapter, clip:
         raise ValueError(f"There are {len(references)} references; at most {MAX_OBJECTS} are supported.")
     check_encoders(clip, clip_vision, adapter)
     texts = tuple(
-        _texts(partial(encode_object_text, clip, each.text, adapter), each, adapter, clip) for each in references
+        _texts(partial(encode_object_text, clip, each.text, adapter), adapter, clip, name=each.text)
+        for each in references
     )
     progress = ProgressBar(len(references))
     tokens = []
     for each in references:
-        tokens.append(_tokens(partial(image_tokens, clip_vision, each, adapter), each, adapter, clip_vision))
+        tokens.append(image_tokens(clip_vision, each, adapter))
         progress.update(1)  # also lets the artist interrupt
     return References(
         names=tuple(reference.text for reference in references),
@@ -103,8 +104,13 @@ def content_tokens(clip: Any, text: str) -> Tensor:
 
 def image_tokens(clip_vision: Any, reference: Reference, adapter: Adapter) -> Tensor:
     """[T, X]: of several pictures of one object the projected tokens are averaged (step 8), each with its weight."""
-    tokens = [project(adapter, encode_pictures(clip_vision, images, adapter)) for images, _ in reference.batches]
-    every = torch.cat(tokens)  # [B, T, X]
+
+    def tokens(images: Tensor) -> Tensor:
+        return project(adapter, encode_pictures(clip_vision, images, adapter))
+
+    every = torch.cat(  # [B, T, X]
+        [_tokens(partial(tokens, images), images, adapter, clip_vision) for images, _ in reference.batches]
+    )
     counts = every.new_tensor([counts for images, counts in reference.batches for _ in images])
     return torch.einsum("b,btx->tx", counts / counts.sum(), every)
 

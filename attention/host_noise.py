@@ -35,7 +35,7 @@ class NoisePatch(SitePatch):
             assert site.object_text is not None
             return call.object_keys(self.key, site.object_text, q)
 
-        return add_noise(out, text, q, self.plan, site.like(q), call.rows(), call.numbers(q.device), step, keys)
+        return add_noise(out, text, q, self.plan, site.like(q), call.rows(len(q)), call.numbers(q.device), step, keys)
 
 
 def apply_text_noise(

@@ -139,7 +139,7 @@ class MergePatch(SitePatch):
             q,
             plan,
             site.like(q),
-            call.rows(plan, size, q.device),
+            call.rows(len(q), plan, size, q.device),
             partial(call.object_keys, self.key, site.object_text, q),
             partial(call.observe, self.record, plan, objects, size) if self.record is not None else None,
         )

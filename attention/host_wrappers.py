@@ -71,7 +71,10 @@ def _frame_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timestep:
     canvas = x_in.shape[-2], x_in.shape[-1]
     firsts = [group[0].get("uuid") if group else None for group in conds]
     names = [prediction.names.get(first) for first in firsts]
-    which = tuple(i == 0 if name is None else "negative" not in name for i, name in enumerate(names))
+    # Unknown ones: positive first, as the host has them; one alone, and none of the guider's, is an empty prompt (the
+    # old Perp-Neg's).
+    first = len(conds) > 1 or not prediction.names
+    which = tuple(i == 0 and first if name is None else "negative" not in name for i, name in enumerate(names))
     areas = {cond.get("uuid"): clipped(_area(cond.get("area")), canvas) for group in conds if group for cond in group}
     shown = [first for first, conditional in zip(firsts, which, strict=True) if first and conditional]
     frame = Frame(which, areas, canvas, prediction.begins(shown, options))
@@ -98,7 +101,7 @@ def _describe_call(
     **more: Any,
 ):
     """DIFFUSION_MODEL: one Call for all sites of this UNet call."""
-    call = Call(executor.class_obj, x.shape[0], transformer_options)
+    call = Call(executor.class_obj, x.shape, transformer_options)
     out = executor(x, timesteps, context, y, control, {**transformer_options, CALL: call}, **more)
     call.close()
     return out

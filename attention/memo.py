@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Hashable
+from typing import Any
 
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+MOST = 32  # names beside the same objects
 
 
 class Memo:
-    """Tensors by the identity of the objects that they were made from. It keeps none of these alive, and forgets a
-    tensor with the first of them that goes: so it never holds more than what could be asked for again."""
+    """Tensors by the identity of the objects that they were made from, and by a name beside these. It keeps none of the
+    objects alive, and forgets a tensor with the first of them that goes; of names it keeps the last few."""
 
     def __init__(self) -> None:
-        self._kept: WeakKeyDictionary = WeakKeyDictionary()
+        self._kept: Any = WeakIdKeyDictionary()
 
-    def __call__(self, make: Callable[[], Tensor], *made_from: object) -> Tensor:
+    def __call__(self, make: Callable[[], Tensor], *made_from: object, name: Hashable = None) -> Tensor:
         level = self._kept
         for each in made_from[:-1]:
-            level = level.setdefault(each, WeakKeyDictionary())
-        if made_from[-1] not in level:
-            level[made_from[-1]] = make()
-        return level[made_from[-1]]
+            level = level.setdefault(each, WeakIdKeyDictionary())
+        named = level.setdefault(made_from[-1], {})
+        if name not in named:
+            named[name] = make()
+            if len(named) > MOST:
+                del named[next(iter(named))]
+        return named[name]

@@ -10,6 +10,7 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -208,18 +209,25 @@ class RelevanceRecord(RecordedMaps):
     def __init__(self, names: tuple[str, ...], frozen: bool = False) -> None:
         super().__init__(names, frozen)
         self._run = SamplingRun(None, 0)
+        self._lock = Lock()  # the host samples conds on several GPUs at once
         self._finished: deque[tuple[Tensor, RecordedMaps]] = deque(maxlen=KEPT)  # by the latent's fingerprint
 
     def __deepcopy__(self, memo: dict) -> RelevanceRecord:
         return self  # one for all clones of its model, whose options the host copies
 
     def add(self, run: SamplingRun, step: Tensor, steps: int, observations: Sequence[Observation]) -> None:
-        """What all sites observed in one UNet call of a run. step: its index among `steps`, an integer tensor [1]."""
+        """What all sites observed in one UNet call of a run. step: its index among `steps`, an integer tensor [1].
+        May be called from several threads, each with its own device: the first one keeps the maps."""
+        with self._lock:
+            self._add_call(run, step, steps, observations)
+
+    def _add_call(self, run: SamplingRun, step: Tensor, steps: int, observations: Sequence[Observation]) -> None:
         if run.key is not self._run.key or run.pictures != self._run.pictures or len(self._calls) not in (0, steps):
             self.begin(run)
         if len(self._calls) == 0:
             self._confusion = torch.zeros(2, steps, run.pictures, device=step.device)
             self._calls = torch.zeros(steps, device=step.device)
+        step = step.to(self._calls.device)
         now = (torch.arange(steps, device=step.device) == step).float()
         phase = (torch.arange(len(PHASES), device=step.device) == step * len(PHASES) // steps).float()
         self._calls += now
@@ -281,7 +289,7 @@ class RelevanceRecord(RecordedMaps):
     def _stacked(self, values: list[Tensor], where: Observation) -> Tensor:
         """Of S sites, each [*, C·P, h, w]: [S, *, C, P, h, w]"""
         shown = len(where.pictures) if isinstance(where.pictures, list) else self._run.pictures
-        return torch.stack(values).float().unflatten(-3, (-1, shown))
+        return torch.stack(values).to(self._calls).unflatten(-3, (-1, shown))
 
     def _add(self, to: dict[tuple[int, int], _Sums], phase: Tensor, values: Tensor, where: Observation) -> None:
         """values [S, *, C, P, h, w] of S sites"""

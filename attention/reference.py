@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .memo import Memo
+
 MAX_OBJECTS = 16
 MAX_WEIGHT = 3.0
 # CLIP sees 224 pixels; a picture of a few pixels is a mistake in the graph, not a reference.
@@ -18,6 +20,8 @@ LEAST_SIDE = 8
 MASK_THRESHOLD = 0.05
 # How far the aspect ratio of a mask may be from its picture's: a mask of half the size is rounded.
 SAME_SHAPE = 0.02
+# The same picture stays the same tensor, for `host_encode` to know it again.
+_prepared = Memo()
 CENTRE, PAD, START, END = FITS = ("centre crop", "pad to square", "top or left", "bottom or right")
 
 
@@ -75,11 +79,16 @@ def make_reference(
         )
     if not 0 <= region_until <= 1:
         raise ValueError(f"The region of “{text}” holds until {region_until}; it must lie in 0 to 1 (1: to the end).")
-    images = _rgb_on_white(image, text)
+    if fit not in FITS:
+        raise ValueError(f"The fit of “{text}” is “{fit}”; it must be one of {', '.join(FITS)}.")
     if image_mask is None:
-        images = _fitted(images, fit, text)
+        images = _prepared(lambda: _fitted(_rgb_on_white(image, text), fit), image, name=fit)
     else:
-        images = _cut_out(images, _as_masks(image_mask, f"image_mask of “{text}”"), text)
+
+        def cut_out() -> Tensor:
+            return _cut_out(_rgb_on_white(image, text), _as_masks(image_mask, f"image_mask of “{text}”"), text)
+
+        images = _prepared(cut_out, image, image_mask)
     united = None if region is None else _check_region(region, text)
     more = tuple((images, each.weight * counts) for each in more_pictures for images, counts in each.batches)
     return Reference(images, text, float(weight), united, start_percent, end_percent, region_until, more)
@@ -130,7 +139,7 @@ def _rgb_on_white(image: Tensor, text: str) -> Tensor:
             f"The picture of “{text}” is {width}×{height} pixels; use one of at least {LEAST_SIDE}×{LEAST_SIDE} "
             "(224×224 or more is sensible)."
         )
-    image = image.float()
+    image = image.float().cpu()  # pictures and masks may come from different devices
     if not torch.isfinite(image).all():
         raise ValueError(f"The picture of “{text}” contains NaN or infinite values; check the node that makes it.")
     if image.shape[-1] == 4:
@@ -148,7 +157,7 @@ def _as_masks(mask: Tensor, what: str) -> Tensor:
         raise ValueError(
             f"The {what} has the shape {list(mask.shape)}; expected [height, width] or [masks, height, width]."
         )
-    return mask.float().nan_to_num(0).clamp(0, 1)
+    return mask.float().cpu().nan_to_num(0).clamp(0, 1)
 
 
 def _check_region(region: Tensor, text: str) -> Tensor:
@@ -203,10 +212,8 @@ def _cut_out(images: Tensor, masks: Tensor, text: str) -> Tensor:
     return torch.stack([_resize(square, side) for square in squares])
 
 
-def _fitted(images: Tensor, fit: str, text: str) -> Tensor:
+def _fitted(images: Tensor, fit: str) -> Tensor:
     """[B, H, W, 3]: the square to be used; for CENTRE all, as the image encoder takes the middle itself."""
-    if fit not in FITS:
-        raise ValueError(f"The fit of “{text}” is “{fit}”; it must be one of {', '.join(FITS)}.")
     side = min(images.shape[1:3])
     if fit == START:
         return images[:, :side, :side]

@@ -36,7 +36,7 @@ def combine(models: Sequence[Any], record: bool = False) -> Any:
         executor: Any, x: Tensor, timesteps: Any, context: Any, y: Any, control: Any, options: dict, **more: Any
     ):
         branches = len(options["cond_or_uncond"])
-        calls = [Call(executor.class_obj, branches, options) for _ in models]
+        calls = [Call(executor.class_obj, (branches,), options) for _ in models]
         out = executor(x, timesteps, context, y, control, {**options, ROWS: calls}, **more)
         for call in calls if record else ():
             call.close()

@@ -17,7 +17,8 @@ from pathlib import Path
 
 STAGES = ("vae", "encoders", "base", "places")
 LATER = ("vision",)  # goes on with what the base does not rest on
-ADAPTERS = ("stock", "mip", "uniform-trained", "head-only", "stock-plus", "mip-plus")  # on the finished base
+# On the finished base.
+ADAPTERS = ("stock", "mip", "uniform-trained", "one-object-trained", "head-only", "stock-plus", "mip-plus")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> None:
     work = given.work / "quick" if given.quick else given.work
     passes = not given.gate or recipe.check(work, given.gate, given.threads)
     if adapters := tuple(stage for stage in stages if stage in ADAPTERS):
-        seeds = given.seed or ((0,) if given.quick else (0, 1, 2))
+        seeds = given.seed or ((0,) if given.quick else pack("miniature.trained").SEEDS)
         recipe.prepare(given.threads)
         pack("miniature.stages.host_adapters").train_all(
             adapters, seeds, given.work, given.minutes, given.threads, given.quick, given.steps, given.ungated

@@ -36,6 +36,8 @@ KINDS = {
     "stock": Kind(None, _ONE, "miniature_stock"),  # has never seen two references
     "mip": Kind("stock", _TWO, "miniature_mip"),
     "uniform-trained": Kind("stock", replace(_TWO, merge="uniform")),  # the control: all but the merge as with mip
+    # The other control: all but the second object. With one alone every merge is the same.
+    "one-object-trained": Kind("stock", replace(_TWO, min_objects=1, max_objects=1)),
     "head-only": Kind("stock", replace(_TWO, train="head", steps=300, learning_rate=1e-2)),
     "stock-plus": Kind(None, _ONE, "miniature_stock_plus"),
     "mip-plus": Kind("stock-plus", _TWO, "miniature_mip_plus"),

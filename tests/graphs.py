@@ -175,6 +175,26 @@ def watch_calls(model: Any, calls: list[list[int]]) -> Any:
     return model
 
 
+def in_tiles(model: Any, at_once: int) -> Any:
+    """As packs that sample in tiles do it: halves of the canvas, `at_once` of them stacked, all conds of the one after
+    all of the other."""
+
+    def run(apply_model: Callable, call: dict) -> Tensor:
+        halves, out = call["input"].chunk(2, -1), []
+        for start in range(0, 2, at_once):
+            some = halves[start : start + at_once]
+            more = {
+                name: torch.cat([each] * len(some)) if isinstance(each, Tensor) else each
+                for name, each in call["c"].items()
+            }
+            out += apply_model(torch.cat(some), torch.cat([call["timestep"]] * len(some)), **more).chunk(len(some))
+        return torch.cat(out, -1)
+
+    model = model.clone()
+    model.set_model_unet_function_wrapper(run)
+    return model
+
+
 def little_memory(monkeypatch: Any) -> None:
     """The sampler believes that nothing is free: it evaluates every cond in a call of its own."""
     import comfy.samplers

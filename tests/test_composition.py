@@ -16,6 +16,7 @@ import torch
 
 from . import graphs
 from .graphs import compare, guide, output, prompt, watch_calls
+from .test_once_a_sampling import noisy
 
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -137,6 +138,19 @@ def test_perp_neg(cfg: float, negative_scale: float) -> None:
     compare(lambda model: PerpNegGuider.execute(model, *conds, cfg, negative_scale).args[0])
 
 
+def test_the_old_perp_neg() -> None:
+    """A patch of the model that evaluates [empty prompt] alone: index 0, none of the guider's, and unconditional."""
+    positives: set = set()
+
+    def guider(model):
+        return guide(_run("perpneg", "PerpNeg", model, prompt(""), 1.0))
+
+    direct = guider(graphs.apply_directly(branch=lambda _, uuid: (uuid in positives, None)))
+    positives |= {cond["uuid"] for cond in direct.original_conds["positive"]}
+    expected, without = graphs.sample(direct), graphs.sample(guider(graphs.bundle().model))
+    assert graphs.deviation(graphs.sample(guider(graphs.apply())), expected, without) < graphs.TOLERANCE
+
+
 def test_basic_guider() -> None:
     from comfy_extras.nodes_custom_sampler import BasicGuider
 
@@ -204,6 +218,57 @@ def test_context_windows() -> None:
         return guide(model)
 
     compare(windowed, sampling={"batch": 6, "steps": 5, "size": (8, 8)})
+
+
+def couple(model: Any, regions: int) -> Any:
+    """As packs with prompts for regions do it: at every site the conditional rows stand there once for the prompt and
+    once for each region. Here all say the same, so nothing may change."""
+
+    def repeated(n, context, value, options):
+        def each(rows):
+            chunks = zip(options["cond_or_uncond"], rows.chunk(len(options["cond_or_uncond"])), strict=True)
+            return torch.cat([chunk.repeat(1 if index else 1 + regions, 1, 1) for index, chunk in chunks])
+
+        return each(n), each(context), each(value)
+
+    def joined(n, options):
+        counts = [1 if index else 1 + regions for index in options["cond_or_uncond"]]
+        of_one = len(n) // sum(counts)
+        chunks = n.split([count * of_one for count in counts])
+        return torch.cat([each.unflatten(0, (-1, of_one)).mean(0) for each in chunks])
+
+    model = model.clone()
+    model.set_model_attn2_patch(repeated)
+    model.set_model_attn2_output_patch(joined)
+    return model
+
+
+@pytest.mark.parametrize("make", [graphs.apply, noisy])
+@pytest.mark.parametrize("regions", [1, 2])
+def test_attention_couple(make: Callable, regions: int) -> None:
+    without, expected = (graphs.sample(model, batch=2) for model in (graphs.bundle().model, make()))
+    got = graphs.sample(couple(make(), regions), batch=2)
+    assert graphs.deviation(got, expected, without) < graphs.TOLERANCE
+
+
+@pytest.mark.parametrize("make", [graphs.apply, noisy])
+def test_tiles(make: Callable) -> None:
+    """Stacked or one by one."""
+    sampling: dict[str, Any] = {"size": (8, 32), "batch": 2}
+    without, expected = (
+        graphs.sample(graphs.in_tiles(model, 1), **sampling) for model in (graphs.bundle().model, make())
+    )
+    got = graphs.sample(graphs.in_tiles(make(), 2), **sampling)
+    assert graphs.deviation(got, expected, without) < graphs.TOLERANCE
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_regions_in_tiles_are_refused(at_once: int) -> None:
+    left = torch.linspace(1, 0, 8).expand(1, 8, 8)
+    model = graphs.apply(graphs.references(region=[left, None]))
+    with pytest.raises(ValueError, match="Regions cannot be placed.* tiles"):
+        graphs.sample(graphs.in_tiles(model, at_once), size=(8, 32))
+    graphs.sample(model)
 
 
 @pytest.mark.parametrize("kind", ["predict_noise", "calc_cond_batch", "apply_model", "diffusion_model"])

@@ -88,8 +88,35 @@ def test_other_parts_encode() -> None:
     others = Counted(bundle().clip), Counted(bundle().vision)
     apply(chain, *others)
     assert (others[0].asked, others[1].asked) == (2, 3)
-    apply(references(), *others)
-    assert (others[0].asked, others[1].asked) == (4, 5)
+    apply(references(), *others)  # other pictures, the same words
+    assert (others[0].asked, others[1].asked) == (2, 5)
+    apply(references(("cat", "dog")), *others)
+    assert (others[0].asked, others[1].asked) == (3, 7)
+
+
+def test_another_weight_region_or_range_of_a_reference_encodes_nothing() -> None:
+    """The nodes behind the one that was changed run again, too."""
+    image, more, mask = [graphs.photo(0), graphs.photo(1)], graphs.photo(2), torch.zeros(24, 32)
+    mask[4:20, 4:20] = 1
+    clip, vision = Counted(bundle().clip), Counted(bundle().vision)
+
+    def chain(weight: float = 1.0, counts: float = 1.0, fit: str = "centre crop", **each: Any) -> tuple:
+        others = references(("cat",), image=[more], weight=[counts])
+        each = {"image": image, "weight": [weight, 1.0], "image_mask": [None, mask], "fit": [fit, fit], **each}
+        return references(**each, more_pictures=[others, ()])
+
+    apply(chain(), clip, vision)
+    assert (clip.asked, vision.asked) == (2, 4)  # three pictures and the unconditional branch's none
+    apply(chain(2.0), clip, vision)
+    apply(chain(region=[None, mask], region_until=[1.0, 0.3], end_percent=[0.5, 1.0]), clip, vision)
+    models = [apply(chain(counts=counts), clip, vision) for counts in (1.0, 0.2)]
+    assert (clip.asked, vision.asked) == (2, 4)
+    assert not torch.equal(*(graphs.sample(model, 1) for model in models))
+    apply(chain(fit="pad to square"), clip, vision)
+    assert vision.asked == 5  # the first picture alone; the other has a mask, and more_pictures a fit of its own
+    image[1] = image[1].clone()
+    apply(chain(), clip, vision)
+    assert (clip.asked, vision.asked) == (2, 6)
 
 
 def test_a_lora_on_the_clip_is_seen() -> None:
@@ -113,6 +140,17 @@ def test_nothing_is_kept_alive() -> None:
     del chain, clip, vision
     gc.collect()
     assert patched and not any(each() for each in alive)
+
+
+def test_of_the_names_the_last_few_are_kept() -> None:
+    from mip_adapter.attention.memo import MOST, Memo
+
+    memo, thing = Memo(), Counted(None)
+    first = memo(lambda: torch.zeros(1), thing, name=0)
+    assert memo(lambda: torch.ones(1), thing, name=0) is first
+    for name in range(1, MOST + 1):
+        memo(lambda: torch.zeros(1), thing, name=name)
+    assert memo(lambda: torch.ones(1), thing, name=0) == 1
 
 
 @pytest.mark.parametrize("gone", range(3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from copy import deepcopy
 
 import pytest
 import torch
@@ -44,6 +45,23 @@ def noisy():
 
     with torch.inference_mode():
         return apply_text_noise(bundle().model, bundle().clip, graphs.OBJECTS)
+
+
+def test_packs_that_copy_the_options_copy_nothing_of_ours() -> None:
+    """Some do at every step. What a sampling remembers holds modules of the model."""
+    model = graphs.apply()
+    modules: set[int] = set()
+
+    def copied(args):
+        options = deepcopy(args["model_options"])["transformer_options"]
+        sampling = options["mip_adapter_sampling"]
+        assert sampling is args["model_options"]["transformer_options"]["mip_adapter_sampling"]
+        modules.update(id(to_k) for _, to_k, _ in sampling.keys)
+        return args["conds_out"]
+
+    model.model_options["sampler_pre_cfg_function"] = [copied]
+    expected = sample(graphs.apply(), STEPS)
+    assert torch.equal(sample(model, STEPS), expected) and len(modules) > 1
 
 
 @pytest.mark.parametrize("make", [graphs.apply, noisy])

@@ -262,6 +262,13 @@ def test_every_evaluation_of_a_sampler_of_second_order_is_recorded() -> None:
     assert record._calls.sum() == 5  # the last step needs one
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_tiles_that_nobody_places_leave_no_maps(at_once: int) -> None:
+    model, record = applied(references())
+    graphs.sample(graphs.in_tiles(model, at_once), size=(8, 32))
+    assert "another pack samples the pictures in parts" in (record.absent() or "")
+
+
 def test_context_windows() -> None:
     """The host slices a batch: every picture is recorded, and every picture gets its own frozen maps."""
     import comfy.context_windows as windows
