@@ -57,9 +57,9 @@ def apply_references(
     encoded = replace(encode_references(references, adapter, clip, clip_vision), frozen=kept)
     times = tuple(
         Times(
-            Window.of(model, each.start_percent, each.end_percent),
+            Window.of(each.start_percent, each.end_percent),
             # Without a region nothing is released, and no plan of its own is needed for afterwards.
-            None if each.region is None else Window.of(model, 0.0, each.region_until),
+            None if each.region is None else Window.of(0.0, each.region_until),
         )
         for each in references
     )

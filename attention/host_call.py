@@ -19,6 +19,7 @@ from ..weights.sites import SiteKey, cross_attentions
 from .area import Area, Size, placed, seen
 from .plan import Plan
 from .record import Observation, RelevanceRecord, SamplingRun
+from .schedule import Window
 from .site import Given, Rows
 
 PREDICTION, FRAME, CALL, SAMPLING, RECORDS = (
@@ -29,6 +30,8 @@ PREDICTION, FRAME, CALL, SAMPLING, RECORDS = (
 Givens = dict[tuple[Plan, Size | None, Area, Size, torch.device | None], Given]
 # By the object text, the module that makes them and their dtype.
 Keys = dict[tuple[Tensor, Any, torch.dtype], Tensor]
+# By the `model_sampling` and a fraction of the sampling: the noise level that it begins at.
+Levels = dict[tuple[Any, float], float]
 
 
 class Prediction(NamedTuple):
@@ -50,13 +53,14 @@ class Prediction(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """One evaluation of several conds: per index whether it is conditional, per uuid its area, the canvas' size, and
-    whether it is the guider's own, the one to record."""
+    """One evaluation of several conds: per index whether it is conditional, per uuid its area, the canvas' size,
+    whether it is the guider's own, the one to record, and the model's `model_sampling`."""
 
     conditional: tuple[bool, ...]
     areas: Mapping[Any, Area]
     canvas: Size
     main: bool
+    model_sampling: Any
 
 
 class Chunk(NamedTuple):
@@ -69,13 +73,14 @@ class Chunk(NamedTuple):
 class Sampling:
     """One sampling run, from the first noise level to the last, of so many pictures; records: those that it has filled
     so far, to which it is known by `run`. Made once a run: givens, what plans come to at the sites' resolutions; keys,
-    of the object texts, unless hooks exchange weights on the way."""
+    of the object texts, unless hooks exchange weights on the way; levels, of the windows' edges."""
 
     def __init__(self, pictures: int, prompt: str | None, hooked: bool) -> None:
         self.run, self.hooked = SamplingRun(object(), pictures, prompt), hooked
         self.records: list[RelevanceRecord] = []
         self.givens: Givens = {}
         self.keys: Keys = {}
+        self.levels: Levels = {}
 
     def __deepcopy__(self, memo: dict) -> Sampling:
         return self  # other packs copy the options that it lies in, some at every step
@@ -92,6 +97,7 @@ class Call:
         self._sampling: Sampling | None = options.get(SAMPLING)
         self._givens: Givens = {} if self._sampling is None else self._sampling.givens
         self._keys: Keys = {} if self._sampling is None or self._sampling.hooked else self._sampling.keys
+        self._levels: Levels = {} if self._sampling is None else self._sampling.levels
         self.pictures, self._chunks = self._read(shape[0])  # rows of one cond, and the conds in their order
         self._in_tiles = self._shows_tiles(shape)
         self._treatments: dict[int, list[tuple[int, int, Chunk]]] = {}
@@ -108,6 +114,19 @@ class Call:
         """Noise level of this call. Costs a device sync, so it is read at most once a call and only when asked for."""
         sigmas = self._options.get("sigmas")
         return float(sigmas.flatten()[0]) if sigmas is not None else float("inf")
+
+    def within(self, window: Window) -> bool:
+        """Whether the sampling is in a window; it is in all of them where nobody says which model is sampled."""
+        if self._frame is None:
+            return True
+        return self._level(window.end) <= self.sigma <= self._level(window.start)
+
+    def _level(self, fraction: float) -> float:
+        assert self._frame is not None
+        known = self._frame.model_sampling, fraction
+        if known not in self._levels:
+            self._levels[known] = self._frame.model_sampling.percent_to_sigma(fraction)
+        return self._levels[known]
 
     @cached_property
     def attentions(self) -> dict[SiteKey, Any]:

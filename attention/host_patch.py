@@ -57,14 +57,14 @@ class SitePatch(ABC):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, options: dict, keep_text: bool) -> tuple[Tensor, Tensor | None]:
         """The attention with our term and our guests', and Z_text where somebody needs it unchanged."""
         call = Call.of(options, q.shape[0], self.unet)
-        acts = self.window is None or self.window.contains(call.sigma)
+        acts = self.window is None or call.within(self.window)
         out, text = self._before(q, k, v, options, keep_text or (acts and self.needs_text))
         if acts:
             if text is not None and out is text and (keep_text or text.requires_grad):
                 out = text.clone()  # act() writes into `out`
             out = self.act(out.contiguous(), text, q, options, call)
         for callback, kwargs in self.guests:
-            if Window(kwargs.get("sigma_start", float("inf")), kwargs.get("sigma_end", 0.0)).contains(call.sigma):
+            if kwargs.get("sigma_end", 0.0) <= call.sigma <= kwargs.get("sigma_start", float("inf")):
                 out = out + callback(out, q, k, v, options, **kwargs)
         return out, text
 
@@ -127,7 +127,7 @@ class MergePatch(SitePatch):
         self.needs_text = any(plan.sites[self.key].head is not None for plan in schedule.plans.values())
 
     def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: Call) -> Tensor:
-        now = self.schedule.at(lambda: call.sigma)
+        now = self.schedule.at(call.within)
         if now is None:
             return out
         objects, plan = now
@@ -166,7 +166,7 @@ def patched(
 ) -> Any:
     """A clone of `model` (ModelPatcher) with a patch in the slots of these sites; `model` stays as it is."""
     clone = model.clone()
-    window = Window.of(model, start_percent, end_percent)
+    window = Window.of(start_percent, end_percent)
     unet, keys = model.model.diffusion_model, tuple(keys)
     occupied = _slots(clone)
     for key in keys:

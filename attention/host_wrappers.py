@@ -77,7 +77,7 @@ def _frame_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timestep:
     which = tuple(i == 0 and first if name is None else "negative" not in name for i, name in enumerate(names))
     areas = {cond.get("uuid"): clipped(_area(cond.get("area")), canvas) for group in conds if group for cond in group}
     shown = [first for first, conditional in zip(firsts, which, strict=True) if first and conditional]
-    frame = Frame(which, areas, canvas, prediction.begins(shown, options))
+    frame = Frame(which, areas, canvas, prediction.begins(shown, options), model.model_sampling)
     return executor(model, conds, x_in, timestep, _with(model_options, **{FRAME: frame}))
 
 

@@ -5,27 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .plan import Plan
 
 
 class Window(NamedTuple):
-    """Noise levels at which something acts: end <= sigma <= start."""
+    """When something acts: from one fraction of the sampling to another, both included. Which noise they stand for only
+    the model says that is being sampled."""
 
     start: float
     end: float
 
     @classmethod
-    def of(cls, model: Any, start_percent: float, end_percent: float) -> Window | None:
-        """None for all steps, which needs no look at sigma."""
-        if start_percent <= 0 and end_percent >= 1:
-            return None
-        sampling = model.get_model_object("model_sampling")
-        return cls(sampling.percent_to_sigma(start_percent), sampling.percent_to_sigma(end_percent))
+    def of(cls, start_percent: float, end_percent: float) -> Window | None:
+        """None for all steps, which needs no look at the noise."""
+        return None if start_percent <= 0 and end_percent >= 1 else cls(start_percent, end_percent)
 
-    def contains(self, sigma: float) -> bool:
-        return self.end <= sigma <= self.start
+
+Open = Callable[[Window], bool]  # whether something with this window acts now
 
 
 class Times(NamedTuple):
@@ -36,24 +34,27 @@ class Times(NamedTuple):
 
 
 class Acting(NamedTuple):
-    """What acts at one noise level: indices of objects, and of those among them whose region holds."""
+    """What acts at one moment: indices of objects, and of those among them whose region holds."""
 
     objects: tuple[int, ...]
     confined: tuple[int, ...]
 
 
-def acting(times: Sequence[Times], sigma: float) -> Acting:
-    objects = tuple(i for i, each in enumerate(times) if each.acts is None or each.acts.contains(sigma))
-    held = tuple(i for i in objects if (w := times[i].confined) is None or w.contains(sigma))
+def acting(times: Sequence[Times], is_open: Open) -> Acting:
+    objects = tuple(i for i, each in enumerate(times) if each.acts is None or is_open(each.acts))
+    held = tuple(i for i in objects if (window := times[i].confined) is None or is_open(window))
     return Acting(objects, held)
 
 
 def stretches(times: Sequence[Times]) -> list[Acting]:
-    """Everything that `acting` gives at any noise level, least noise first, those without objects left out."""
-    edges = sorted({edge for each in times for window in each if window is not None for edge in window})
-    between = [(low + high) / 2 for low, high in zip(edges, edges[1:], strict=False)]
-    levels = sorted([0.0, *edges, *between, float("inf")])
-    return [each for each in dict.fromkeys(acting(times, level) for level in levels) if each.objects]
+    """Everything that `acting` gives at any moment, in their order, those without objects left out."""
+    edges = sorted({0.0, 1.0, *(edge for each in times for window in each if window is not None for edge in window)})
+    between = [(early + late) / 2 for early, late in zip(edges, edges[1:], strict=False)]
+
+    def at(moment: float) -> Acting:
+        return acting(times, lambda window: window.start <= moment <= window.end)
+
+    return [each for each in dict.fromkeys(map(at, sorted(edges + between))) if each.objects]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +69,12 @@ class Schedule:
         everyone = tuple(range(plan.objects))
         return cls((Times(),) * plan.objects, {Acting(everyone, everyone): plan})
 
-    def at(self, sigma: Callable[[], float]) -> tuple[tuple[int, ...], Plan] | None:
-        """The objects that act at a noise level and their plan; None where none acts. `sigma` costs a device sync and
-        is asked only if the answer depends on it."""
+    def at(self, is_open: Open) -> tuple[tuple[int, ...], Plan] | None:
+        """The objects that act now and their plan; None where none acts. `is_open` may cost a device sync and is asked
+        only if the answer depends on it."""
         if not any(window for each in self.times for window in each):
             now, plan = next(iter(self.plans.items()))
             return now.objects, plan
-        now = acting(self.times, sigma())
+        now = acting(self.times, is_open)
         plan = self.plans.get(now)
         return None if plan is None else (now.objects, plan)

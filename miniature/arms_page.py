@@ -41,8 +41,9 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         "prompts, references and noise. Training seeds are the adapters': they share one base, one set of encoders "
         "and one set of drawn scenes. Every prompt holds a pair of kinds that captions of the training never held "
         f"together, of which there are {pairs}, and two-coloured looks that it never showed; one-coloured ones, more "
-        "than half, it did. The adapters *mip*, *uniform-trained* and *head-only* go on from a finished *stock*: "
-        "what the training adds is further steps as well as a second object.",
+        "than half, it did. The adapters *mip*, *uniform-trained*, *one-object-trained* and *head-only* go on from a "
+        "finished *stock*: what the training of *mip* adds is further steps as well as a second object; "
+        "*one-object-trained* has the steps alone.",
         "",
         "Judged from pixels. *Bound*: of all objects asked for, how many are there and wear colours nearer to their "
         "own reference than to any other: the measure of the question. *Binding*: the same of those that are there "

@@ -205,6 +205,31 @@ def test_beside_other_patches(name: str, before: bool) -> None:
         compare(lambda model: guide(OTHERS[name](model)))
 
 
+@pytest.mark.parametrize("name, inputs", [
+    ("ModelSamplingContinuousEDM", ("v_prediction", 120.0, 0.002)), ("ModelSamplingDiscrete", ("lcm", False))
+])  # fmt: skip
+def test_percentages_are_of_the_sampling_that_runs(name: str, inputs: tuple) -> None:
+    """A node that changes the noise levels may stand before or behind MIP Apply."""
+
+    def changed(model: Any) -> Any:
+        return _run("model_advanced", name, model, *inputs)
+
+    bare = graphs.bundle().model
+    times = {"start_percent": [0.0, 0.35], "end_percent": [0.65, 1.0], "region": [torch.ones(1, 8, 8).triu(), None]}
+    chain = graphs.references(**times, region_until=[0.35, 1.0])
+    without, before, behind = (
+        graphs.sample(guide(model), steps=8)
+        for model in (
+            changed(bare),
+            graphs.apply(chain, model=changed(bare), start=0.1, end=0.9),
+            changed(graphs.apply(chain, start=0.1, end=0.9)),
+        )
+    )
+    assert graphs.deviation(behind, before, without) == 0
+    always = graphs.sample(guide(changed(graphs.apply(chain))), steps=8)
+    assert graphs.deviation(always, before, without) > 10 * graphs.TOLERANCE
+
+
 def test_context_windows() -> None:
     """The host slices a batch into windows of its own. (0.3.75 can do so when there are as many steps as pictures.)"""
     import comfy.context_windows as windows
