@@ -53,21 +53,27 @@ class Prediction(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """One evaluation of several conds: per index whether it is conditional, per uuid its area, the canvas' size,
-    whether it is the guider's own, the one to record, and the model's `model_sampling`."""
+    """One evaluation of several conds: per index whether it is conditional, per uuid its area, the rows and the size of
+    the latents that each is evaluated on, whether it is the guider's own, the one to record, and the model's
+    `model_sampling`."""
 
     conditional: tuple[bool, ...]
     areas: Mapping[Any, Area]
+    rows: int
     canvas: Size
     main: bool
     model_sampling: Any
 
+    def __deepcopy__(self, memo: dict) -> Frame:
+        return self  # other packs copy the options that it lies in, some at every step
+
 
 class Chunk(NamedTuple):
-    """How the rows of one cond are treated."""
+    """How the rows of one cond are treated; place: the cond's in the evaluation."""
 
     conditional: bool
     area: Area
+    place: int
 
 
 class Sampling:
@@ -75,15 +81,16 @@ class Sampling:
     so far, to which it is known by `run`. Made once a run: givens, what plans come to at the sites' resolutions; keys,
     of the object texts, unless hooks exchange weights on the way; levels, of the windows' edges."""
 
-    def __init__(self, pictures: int, prompt: str | None, hooked: bool) -> None:
+    def __init__(self, pictures: int, prompt: str | None, hooked: bool, model_sampling: Any) -> None:
         self.run, self.hooked = SamplingRun(object(), pictures, prompt), hooked
+        self.model_sampling = model_sampling
         self.records: list[RelevanceRecord] = []
         self.givens: Givens = {}
         self.keys: Keys = {}
         self.levels: Levels = {}
 
     def __deepcopy__(self, memo: dict) -> Sampling:
-        return self  # other packs copy the options that it lies in, some at every step
+        return self  # see Frame
 
 
 class Call:
@@ -100,7 +107,7 @@ class Call:
         self._levels: Levels = {} if self._sampling is None else self._sampling.levels
         self.pictures, self._chunks = self._read(shape[0])  # rows of one cond, and the conds in their order
         self._in_tiles = self._shows_tiles(shape)
-        self._treatments: dict[int, list[tuple[int, int, Chunk]]] = {}
+        self._treatments: dict[int, list[tuple[int, int, bool, Area]]] = {}
         self._observed: dict[RelevanceRecord, list[Observation]] = {}
         self._numbers: Tensor | None = None
 
@@ -117,16 +124,16 @@ class Call:
 
     def within(self, window: Window) -> bool:
         """Whether the sampling is in a window; it is in all of them where nobody says which model is sampled."""
-        if self._frame is None:
+        known = self._frame or self._sampling
+        if known is None:
             return True
-        return self._level(window.end) <= self.sigma <= self._level(window.start)
+        start, end = (self._level(known.model_sampling, fraction) for fraction in window)
+        return end <= self.sigma <= start
 
-    def _level(self, fraction: float) -> float:
-        assert self._frame is not None
-        known = self._frame.model_sampling, fraction
-        if known not in self._levels:
-            self._levels[known] = self._frame.model_sampling.percent_to_sigma(fraction)
-        return self._levels[known]
+    def _level(self, model_sampling: Any, fraction: float) -> float:
+        if (model_sampling, fraction) not in self._levels:
+            self._levels[model_sampling, fraction] = model_sampling.percent_to_sigma(fraction)
+        return self._levels[model_sampling, fraction]
 
     @cached_property
     def attentions(self) -> dict[SiteKey, Any]:
@@ -183,7 +190,7 @@ class Call:
     ) -> list[Rows]:
         """A site's `count` rows by treatment, with what the plan gives them at its resolution (h, w)."""
         parts = []
-        for start, stop, (conditional, area) in self._treated(count):
+        for start, stop, conditional, area in self._treated(count):
             given = Given() if plan is None else self._given(plan, area, size, device)
             if conditional and given.share is not None:
                 given = given._replace(share=self._by_row(given.share, stop - start))
@@ -231,33 +238,39 @@ class Call:
         frame, chunks = self._frame, []
         for index, uuid in zip(indices, uuids, strict=False):
             conditional = frame.conditional[index] if frame and index < len(frame.conditional) else index == 0
-            chunks.append(Chunk(conditional, frame.areas.get(uuid) if frame else None))
-        pictures = rows // len(indices)
-        run = pictures if self._sampling is None else self._sampling.run.pictures
-        if pictures > run and pictures % run == 0 and self._options.get("context_window") is None:
+            chunks.append(Chunk(conditional, frame.areas.get(uuid) if frame else None, index))
+        pictures = max(1, rows // len(indices))
+        if frame is not None and pictures > frame.rows and pictures % frame.rows == 0:
             # Tiled Diffusion stacks whole batches, all conds of one tile after all of another.
-            return run, chunks * (pictures // run)
+            return frame.rows, chunks * (pictures // frame.rows)
         return pictures, chunks
 
     def _shows_tiles(self, shape: Sequence[int]) -> bool:
-        """Whether another pack gives the UNet parts of what the host evaluates, without saying which."""
+        """Whether the UNet is given parts of the pictures, and nobody says which: by another pack, or by the host's
+        context windows along a side."""
+        if getattr(self._options.get("context_window"), "dim", 0) != 0:
+            return True
         if self._frame is None or len(shape) < 4:
             return False
-        return any(tuple(shape[-2:]) != (area[:2] if area else self._frame.canvas) for _, area in self._chunks)
+        whole = (chunk.area[:2] if chunk.area else self._frame.canvas for chunk in self._chunks)
+        return any(tuple(shape[-2:]) != size for size in whole)
 
-    def _treated(self, count: int) -> list[tuple[int, int, Chunk]]:
-        """Consecutive rows of equal treatment, merged: [(start, stop, treatment)]."""
+    def _treated(self, count: int) -> list[tuple[int, int, bool, Area]]:
+        """Consecutive rows of equal branch and area, merged: [(start, stop, conditional, area)]."""
         if count not in self._treatments:
-            # Attention couple repeats the conditional rows at every site, once a region.
-            conds = sum(chunk.conditional for chunk in self._chunks)
-            each = max(1, (count // self.pictures - len(self._chunks) + conds) // conds) if conds else 1
-            parts: list[tuple[int, int, Chunk]] = []
+            # Attention couple repeats rows at every site, once a region: of every cond but the one in place 1.
+            several = sum(chunk.place != 1 for chunk in self._chunks)
+            left = count // self.pictures - (len(self._chunks) - several)
+            each = max(1, left // several) if several else 1
+            parts: list[tuple[int, int, bool, Area]] = []
             stop = 0
-            for chunk in self._chunks:
-                start, stop = stop, stop + self.pictures * (each if chunk.conditional else 1)
-                if parts and parts[-1][2] == chunk:
+            for conditional, area, place in self._chunks:
+                start, stop = stop, min(count, stop + self.pictures * (1 if place == 1 else each))
+                if start == stop:
+                    break
+                if parts and parts[-1][2:] == (conditional, area):
                     start = parts.pop()[0]
-                parts.append((start, stop, chunk))
+                parts.append((start, stop, conditional, area))
             self._treatments[count] = parts
         return self._treatments[count]
 
@@ -267,8 +280,8 @@ class Call:
         if self._in_tiles and not (plan.regions is None and plan.frozen is None):
             what = "Regions" if plan.frozen is None else "Frozen maps"
             raise ValueError(
-                f"{what} cannot be placed: another pack samples this picture in tiles without saying which. Give it "
-                "the model from before MIP Apply, or references without them."
+                f"{what} cannot be placed: this picture is sampled in tiles, and nobody says in which. Give the tiles "
+                "the model from before MIP Apply, or disconnect “region” and “frozen”."
             )
         canvas = None if area is None or self._frame is None else self._frame.canvas
         known = plan, canvas, area, size, device

@@ -42,7 +42,8 @@ def _sample(
     executing = get_executing_context()
     guider = executor.class_obj
     hooked = any(cond.get("hooks") is not None for group in _conds(guider).values() for cond in group)
-    sampling = Sampling(len(noise), executing.prompt_id if executing else None, hooked)
+    model_sampling = guider.model_patcher.get_model_object("model_sampling")
+    sampling = Sampling(len(noise), executing.prompt_id if executing else None, hooked, model_sampling)
     options = guider.model_options.setdefault("transformer_options", {})
     options[SAMPLING] = sampling
     records = options.get(RECORDS, ())
@@ -73,11 +74,11 @@ def _frame_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timestep:
     names = [prediction.names.get(first) for first in firsts]
     # Unknown ones: positive first, as the host has them; one alone, and none of the guider's, is an empty prompt (the
     # old Perp-Neg's).
-    first = len(conds) > 1 or not prediction.names
-    which = tuple(i == 0 and first if name is None else "negative" not in name for i, name in enumerate(names))
+    positive_first = len(conds) > 1 or not prediction.names
+    which = tuple(i == 0 and positive_first if name is None else "negative" not in name for i, name in enumerate(names))
     areas = {cond.get("uuid"): clipped(_area(cond.get("area")), canvas) for group in conds if group for cond in group}
     shown = [first for first, conditional in zip(firsts, which, strict=True) if first and conditional]
-    frame = Frame(which, areas, canvas, prediction.begins(shown, options), model.model_sampling)
+    frame = Frame(which, areas, len(x_in), canvas, prediction.begins(shown, options), model.model_sampling)
     return executor(model, conds, x_in, timestep, _with(model_options, **{FRAME: frame}))
 
 

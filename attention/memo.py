@@ -13,7 +13,7 @@ MOST = 32  # names beside the same objects
 
 class Memo:
     """Tensors by the identity of the objects that they were made from, and by a name beside these. It keeps none of the
-    objects alive, and forgets a tensor with the first of them that goes; of names it keeps the last few."""
+    objects alive, and forgets a tensor with the first of them that goes; of names it keeps the last few made."""
 
     def __init__(self) -> None:
         self._kept: Any = WeakIdKeyDictionary()

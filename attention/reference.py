@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,28 +83,34 @@ def make_reference(
     if fit not in FITS:
         raise ValueError(f"The fit of “{text}” is “{fit}”; it must be one of {', '.join(FITS)}.")
     if image_mask is None:
-        images = _prepared(lambda: _fitted(_rgb_on_white(image, text), fit), image, name=fit)
+        images = _prepared(lambda: _fitted(_rgb_on_white(image, text), fit), image, name=(fit, _mark(image)))
     else:
 
         def cut_out() -> Tensor:
             return _cut_out(_rgb_on_white(image, text), _as_masks(image_mask, f"image_mask of “{text}”"), text)
 
-        images = _prepared(cut_out, image, image_mask)
+        images = _prepared(cut_out, image, image_mask, name=(_mark(image), _mark(image_mask)))
     united = None if region is None else _check_region(region, text)
     more = tuple((images, each.weight * counts) for each in more_pictures for images, counts in each.batches)
     return Reference(images, text, float(weight), united, start_percent, end_percent, region_until, more)
 
 
+def _mark(tensor: Tensor) -> int:
+    """Another one where a pack has written into the tensor since."""
+    return zlib.crc32(tensor.float().contiguous().numpy(force=True).data)
+
+
 def spoken(words: str) -> str:
     """The words alone, for whoever does not know the prompts' syntax: "(red jacket:1.2)" is "red jacket". Textual
     inversions go where words are left."""
-    words = _WEIGHTS.sub("", words)
-    words = _EMBEDDINGS.sub("", words).strip() or words
-    return " ".join(re.sub(r"\\([()])", r"\1", words).split())
+    words = _WEIGHTS.sub(" ", words)
+    words = _EMBEDDINGS.sub(" ", words).strip() or words
+    words = " ".join(re.sub(r"\\([()])", r"\1", words).split())
+    return re.sub(r" ([,.;])", r"\1", words)
 
 
 # Brackets that no backslash stands before, closing ones with the number in front of them.
-_WEIGHTS = re.compile(r"(?<!\\)\(|(?::\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*)?(?<!\\)\)")
+_WEIGHTS = re.compile(r"(?<!\\)\(|(?::\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?\s*)?(?<!\\)\)")
 _EMBEDDINGS = re.compile(r"(?:(?<=\s)|^)embedding:\S+")
 
 

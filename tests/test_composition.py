@@ -252,12 +252,12 @@ def couple(model: Any, regions: int) -> Any:
     def repeated(n, context, value, options):
         def each(rows):
             chunks = zip(options["cond_or_uncond"], rows.chunk(len(options["cond_or_uncond"])), strict=True)
-            return torch.cat([chunk.repeat(1 if index else 1 + regions, 1, 1) for index, chunk in chunks])
+            return torch.cat([chunk.repeat(1 if place == 1 else 1 + regions, 1, 1) for place, chunk in chunks])
 
         return each(n), each(context), each(value)
 
     def joined(n, options):
-        counts = [1 if index else 1 + regions for index in options["cond_or_uncond"]]
+        counts = [1 if place == 1 else 1 + regions for place in options["cond_or_uncond"]]
         of_one = len(n) // sum(counts)
         chunks = n.split([count * of_one for count in counts])
         return torch.cat([each.unflatten(0, (-1, of_one)).mean(0) for each in chunks])
@@ -273,6 +273,24 @@ def couple(model: Any, regions: int) -> Any:
 def test_attention_couple(make: Callable, regions: int) -> None:
     without, expected = (graphs.sample(model, batch=2) for model in (graphs.bundle().model, make()))
     got = graphs.sample(couple(make(), regions), batch=2)
+    assert graphs.deviation(got, expected, without) < graphs.TOLERANCE
+
+
+@pytest.mark.parametrize("guider", ["PerpNegGuider", "DualCFGGuider", "PerpNeg", "SelfAttentionGuidance"])
+def test_attention_couple_under_other_guidance(guider: str) -> None:
+    """Three conds, or one alone: every one but that in place 1 is repeated, whatever it is."""
+    three = prompt("a cat beside a cup"), prompt("a photograph"), prompt("blurry")
+
+    def guided(model: Any) -> Any:
+        if guider == "PerpNegGuider":
+            return _run("perpneg", guider, model, *three, 4.0, 1.0)
+        if guider == "DualCFGGuider":
+            return _run("custom_sampler", guider, model, *three, 4.0, 3.0, "regular")
+        inputs = (prompt(""), 1.0) if guider == "PerpNeg" else (0.5, 2.0)
+        return guide(_run("perpneg" if guider == "PerpNeg" else "sag", guider, model, *inputs))
+
+    without, expected = (graphs.sample(guided(model)) for model in (graphs.bundle().model, graphs.apply()))
+    got = graphs.sample(guided(couple(graphs.apply(), 1)))
     assert graphs.deviation(got, expected, without) < graphs.TOLERANCE
 
 

@@ -266,9 +266,16 @@ def test_detectors_hear_words_and_no_prompts_syntax():
             self.heard = texts
             return super().find(images, texts, threshold, text_threshold)
 
-    texts = ("(red jacket:1.2)", "embedding:mine ((cat:.5)) hat", r"a cat \(black\)", "embedding:mine", "3 o'clock: 1")
+    texts = (
+        "(red jacket:1.2)",
+        "embedding:mine ((cat:.5)) hat",
+        r"a cat \(black\)",
+        "embedding:mine(cat)",
+        "3 o'clock: 1",
+        "(a:1e0)(b), c",
+    )
     found = detect(listening := Listening(), pictures(1), texts)
-    assert listening.heard == ["red jacket", "cat hat", "a cat (black)", "embedding:mine", "3 o'clock: 1"]
+    assert listening.heard == ["red jacket", "cat hat", "a cat (black)", "cat", "3 o'clock: 1", "a b, c"]
     assert found.texts == texts  # in reports and legends as they were written
     assert object_texts("cat\n(Cat:1.3)\n()") == ("cat",)
 

@@ -117,6 +117,9 @@ def test_another_weight_region_or_range_of_a_reference_encodes_nothing() -> None
     image[1] = image[1].clone()
     apply(chain(), clip, vision)
     assert (clip.asked, vision.asked) == (2, 6)
+    image[0].mul_(0.5)  # as a pack that gives on what it got, changed
+    apply(chain(), clip, vision)
+    assert (clip.asked, vision.asked) == (2, 7)
 
 
 def test_a_lora_on_the_clip_is_seen() -> None:

@@ -124,8 +124,11 @@ def test_plans_of_stretches_share_no_work_at_the_sites() -> None:
 
     plan = Plan(("a", "b"), None, "image", 1.0, torch.ones(2, 1, 1), None, {})  # pyright: ignore[reportArgumentType]
     assert Schedule.always(plan).at(never) == ((0, 1), plan)
-    timed = Schedule((Times(), Times(Window(0.2, 0.5))), {Acting((0, 1), (0, 1)): plan})
+    timed = Schedule((Times(Window(0.2, 0.5)),) * 2, {Acting((0, 1), (0, 1)): plan})
     assert timed.at(lambda _: True) == ((0, 1), plan) and timed.at(lambda _: False) is None
+    # At one noise level of several moments both may act, though there is no moment at which they do.
+    apart = Schedule((Times(Window(0.0, 0.4)), Times(Window(0.6, 1.0))), {Acting((i,), (i,)): plan for i in (0, 1)})
+    assert apart.at(lambda _: True) == ((0,), plan)
 
 
 def test_the_record_covers_all_objects() -> None:
