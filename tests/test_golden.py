@@ -55,11 +55,11 @@ def fused(data: dict, metadata: dict):
     options = {"cond_or_uncond": [0], "sigmas": torch.ones(1), "sample_sigmas": torch.tensor([1.0, 0.0])}
     rows, records = [], []
     for row in range(len(q)):
-        plan, call = plan_of_row(row), Call(None, 1, options)
+        plan, call = plan_of_row(row), Call(None, (1,), options)
         record, site, one = RelevanceRecord(plan.names), plan.sites[key], text[row : row + 1].clone()
         keys = lambda site=site: site.object_text @ data["to_k"].T  # noqa: E731
         observe = partial(call.observe, record, plan, tuple(range(plan.objects)), (side, side))
-        rows.append(fuse(one, one, q[row : row + 1], plan, site, call.rows(), keys, observe))
+        rows.append(fuse(one, one, q[row : row + 1], plan, site, call.rows(1), keys, observe))
         call.close()
         records.append(record)
     return torch.cat(rows), records
