@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..weights.sites import SiteKey, cross_attentions
 from .area import Area, Size, placed, seen
+from .host_batch import Batch, Frame
 from .plan import Plan
 from .record import Observation, RelevanceRecord, SamplingRun
 from .schedule import Window
@@ -52,30 +53,6 @@ class Prediction(NamedTuple):
         return new
 
 
-class Frame(NamedTuple):
-    """One evaluation of several conds: per index whether it is conditional, per uuid its area, the rows and the size of
-    the latents that each is evaluated on, whether it is the guider's own, the one to record, and the model's
-    `model_sampling`."""
-
-    conditional: tuple[bool, ...]
-    areas: Mapping[Any, Area]
-    rows: int
-    canvas: Size
-    main: bool
-    model_sampling: Any
-
-    def __deepcopy__(self, memo: dict) -> Frame:
-        return self  # other packs copy the options that it lies in, some at every step
-
-
-class Chunk(NamedTuple):
-    """How the rows of one cond are treated; place: the cond's in the evaluation."""
-
-    conditional: bool
-    area: Area
-    place: int
-
-
 class Sampling:
     """One sampling run, from the first noise level to the last, of so many pictures; records: those that it has filled
     so far, to which it is known by `run`. Made once a run: givens, what plans come to at the sites' resolutions; keys,
@@ -94,8 +71,7 @@ class Sampling:
 
 
 class Call:
-    """One UNet call; made once, shared by all sites and all of our patches in it. shape: [rows, channels, h, w] of what
-    the UNet was given, or its rows alone where nobody says."""
+    """One UNet call; made once, shared by all sites and all of our patches in it. shape: its batch's, see `Batch`."""
 
     def __init__(self, unet: Any, shape: Sequence[int], options: Mapping[str, Any]) -> None:
         self.unet = unet
@@ -105,9 +81,7 @@ class Call:
         self._givens: Givens = {} if self._sampling is None else self._sampling.givens
         self._keys: Keys = {} if self._sampling is None or self._sampling.hooked else self._sampling.keys
         self._levels: Levels = {} if self._sampling is None else self._sampling.levels
-        self.pictures, self._chunks = self._read(shape[0])  # rows of one cond, and the conds in their order
-        self._in_tiles = self._shows_tiles(shape)
-        self._treatments: dict[int, list[tuple[int, int, bool, Area]]] = {}
+        self._batch = Batch(shape, options, self._frame)
         self._observed: dict[RelevanceRecord, list[Observation]] = {}
         self._numbers: Tensor | None = None
 
@@ -164,25 +138,27 @@ class Call:
         """Where nobody says when a run begins, its schedule tells it apart."""
         if self._sampling is not None:
             return self._sampling.run
-        return SamplingRun(self._options.get("sample_sigmas"), self.pictures)
+        return SamplingRun(self._options.get("sample_sigmas"), self._batch.pictures)
 
     @cached_property
     def shown(self) -> slice | list[int] | None:
         """Which pictures of the run the rows of one cond show: all, or a context window's; None where nobody says, or
         which part of them."""
-        if self._in_tiles:
+        if self._batch.in_tiles:
             return None
-        if self.pictures == self.sampling_run.pictures:
+        if self._batch.pictures == self.sampling_run.pictures:
             return slice(None)
         numbers: list[int] = getattr(self._options.get("context_window"), "index_list", [])
-        return numbers if len(numbers) == self.pictures else None
+        return numbers if len(numbers) == self._batch.pictures else None
 
     def numbers(self, device: torch.device) -> Tensor:
         """[pictures] The pictures that `shown` tells; where nobody says, as if they were all. Made once a call."""
         if self._numbers is None:
             shown = self.shown
             listed = isinstance(shown, list)
-            self._numbers = torch.tensor(shown, device=device) if listed else torch.arange(self.pictures, device=device)
+            self._numbers = (
+                torch.tensor(shown, device=device) if listed else torch.arange(self._batch.pictures, device=device)
+            )
         return self._numbers
 
     def rows(
@@ -190,7 +166,7 @@ class Call:
     ) -> list[Rows]:
         """A site's `count` rows by treatment, with what the plan gives them at its resolution (h, w)."""
         parts = []
-        for start, stop, conditional, area in self._treated(count):
+        for start, stop, conditional, area in self._batch.parts(count):
             given = Given() if plan is None else self._given(plan, area, size, device)
             if conditional and given.share is not None:
                 given = given._replace(share=self._by_row(given.share, stop - start))
@@ -231,53 +207,10 @@ class Call:
             if self._sampling is not None and record not in self._sampling.records:
                 self._sampling.records.append(record)
 
-    def _read(self, rows: int) -> tuple[int, list[Chunk]]:
-        """Rows of one cond, and the conds."""
-        indices = self._options.get("cond_or_uncond") or [0]
-        uuids = self._options.get("uuids") or [None] * len(indices)
-        frame, chunks = self._frame, []
-        for index, uuid in zip(indices, uuids, strict=False):
-            conditional = frame.conditional[index] if frame and index < len(frame.conditional) else index == 0
-            chunks.append(Chunk(conditional, frame.areas.get(uuid) if frame else None, index))
-        pictures = max(1, rows // len(indices))
-        if frame is not None and pictures > frame.rows and pictures % frame.rows == 0:
-            # Tiled Diffusion stacks whole batches, all conds of one tile after all of another.
-            return frame.rows, chunks * (pictures // frame.rows)
-        return pictures, chunks
-
-    def _shows_tiles(self, shape: Sequence[int]) -> bool:
-        """Whether the UNet is given parts of the pictures, and nobody says which: by another pack, or by the host's
-        context windows along a side."""
-        if getattr(self._options.get("context_window"), "dim", 0) != 0:
-            return True
-        if self._frame is None or len(shape) < 4:
-            return False
-        whole = (chunk.area[:2] if chunk.area else self._frame.canvas for chunk in self._chunks)
-        return any(tuple(shape[-2:]) != size for size in whole)
-
-    def _treated(self, count: int) -> list[tuple[int, int, bool, Area]]:
-        """Consecutive rows of equal branch and area, merged: [(start, stop, conditional, area)]."""
-        if count not in self._treatments:
-            # Attention couple repeats rows at every site, once a region: of every cond but the one in place 1.
-            several = sum(chunk.place != 1 for chunk in self._chunks)
-            left = count // self.pictures - (len(self._chunks) - several)
-            each = max(1, left // several) if several else 1
-            parts: list[tuple[int, int, bool, Area]] = []
-            stop = 0
-            for conditional, area, place in self._chunks:
-                start, stop = stop, min(count, stop + self.pictures * (1 if place == 1 else each))
-                if start == stop:
-                    break
-                if parts and parts[-1][2:] == (conditional, area):
-                    start = parts.pop()[0]
-                parts.append((start, stop, conditional, area))
-            self._treatments[count] = parts
-        return self._treatments[count]
-
     def _given(self, plan: Plan, area: Area, size: Size, device: torch.device | None) -> Given:
         """What the plan gives at a site that shows an area of the canvas. Its maps stay on the CPU: only what is seen
         of them at a few resolutions travels, once."""
-        if self._in_tiles and not (plan.regions is None and plan.frozen is None):
+        if self._batch.in_tiles and not (plan.regions is None and plan.frozen is None):
             what = "Regions" if plan.frozen is None else "Frozen maps"
             raise ValueError(
                 f"{what} cannot be placed: this picture is sampled in tiles, and nobody says in which. Give the tiles "
@@ -300,7 +233,7 @@ class Call:
             return share
         if self.shown is None:
             raise ValueError(
-                f"The frozen maps are of {pictures} pictures, and another pack samples {self.pictures} of "
+                f"The frozen maps are of {pictures} pictures, and another pack samples {self._batch.pictures} of "
                 f"{self.sampling_run.pictures} at a time without saying which: use ComfyUI's own context windows, or a "
                 "first pass of one picture."
             )
@@ -309,7 +242,7 @@ class Call:
                 f"The frozen maps are of {pictures} pictures and this sampling makes {self.sampling_run.pictures}: use "
                 "the same batch size for both passes, or a first pass of one picture."
             )
-        return share[..., self.shown, :].repeat(1, rows // self.pictures, 1)
+        return share[..., self.shown, :].repeat(1, rows // self._batch.pictures, 1)
 
 
 def _for_all(shares: Tensor, plan: Plan, objects: tuple[int, ...], record: RelevanceRecord) -> Tensor:

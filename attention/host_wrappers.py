@@ -12,7 +12,8 @@ from torch import Tensor
 
 from . import host_preview
 from .area import Area, clipped
-from .host_call import CALL, FRAME, PREDICTION, RECORDS, SAMPLING, Call, Frame, Prediction, Sampling
+from .host_batch import Frame
+from .host_call import CALL, FRAME, PREDICTION, RECORDS, SAMPLING, Call, Prediction, Sampling
 
 
 def install_wrappers(model_options: dict) -> None:

@@ -85,7 +85,7 @@ class _Step:
         self.timesteps = torch.full((2,), 500.0, device=device)
         sigmas = torch.tensor([1.0, 0.0], device=device)  # of a sampling of one step, which every call repeats
         self.options = {"cond_or_uncond": [1, 0], "sigmas": sigmas[:1], "sample_sigmas": sigmas}
-        self.options[SAMPLING] = Sampling(1, None, hooked=False)
+        self.options[SAMPLING] = Sampling(1, None, hooked=False, model_sampling=model.model_sampling)
 
     def __call__(self, options: dict) -> torch.Tensor:
         options = {**options, **self.options}
