@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from comfy.utils import ProgressBar
 from torch import Tensor
 
+from ..common.weak_cache import Memo
 from ..weights.adapter import Adapter
 from ..weights.projection import project
-from .memo import Memo
 from .plan import References
 from .reference import MAX_OBJECTS, Reference
 

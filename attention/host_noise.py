@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.text import object_number
 from ..weights.sites import unet_sites
 from .host_call import Call
 from .host_encode import check_clip, content_tokens
 from .host_patch import Place, SitePatch, check_percents, compute_dtype, patched
 from .noise import MODES, NoisePlan, add_noise, compile_noise
-from .reference import MAX_OBJECTS, object_number
+from .reference import MAX_OBJECTS
 
 
 class NoisePatch(SitePatch):

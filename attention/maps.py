@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .colours import colour
-from .letters import letters, written
+from ..common.drawing import colour, letters, written
+from ..common.text import object_number
 from .options import one_of
 from .record import PHASES, RecordedMaps, nobody
-from .reference import object_number
 
 MASKS = ("owner", "soft", "threshold")
 ALL, COARSEST, FINEST = "all", "coarsest", "finest"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .memo import Memo
+from ..common.weak_cache import Memo
 
 MAX_OBJECTS = 16
 MAX_WEIGHT = 3.0
@@ -98,40 +97,6 @@ def make_reference(
 def _mark(tensor: Tensor) -> int:
     """Another one where a pack has written into the tensor since."""
     return zlib.crc32(tensor.float().contiguous().numpy(force=True).data)
-
-
-def spoken(words: str) -> str:
-    """The words alone, for whoever does not know the prompts' syntax: "(red jacket:1.2)" is "red jacket". Textual
-    inversions go where words are left."""
-    words = _WEIGHTS.sub(" ", words)
-    words = _EMBEDDINGS.sub(" ", words).strip() or words
-    words = " ".join(re.sub(r"\\([()])", r"\1", words).split())
-    return re.sub(r" ([,.;])", r"\1", words)
-
-
-# Brackets that no backslash stands before, closing ones with the number in front of them.
-_WEIGHTS = re.compile(r"(?<!\\)\(|(?::\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?\s*)?(?<!\\)\)")
-_EMBEDDINGS = re.compile(r"(?:(?<=\s)|^)embedding:\S+")
-
-
-def plain(words: str) -> str:
-    """What object texts and labels are compared by: as spoken, capitals and spaces do not matter."""
-    return spoken(words).casefold()
-
-
-def object_number(wanted: str, texts: Sequence[str]) -> int:
-    """Which of several object texts is meant by its words (`plain`) or its number from 1 on; empty means the first.
-    Raises ValueError for one that is not there, or there twice."""
-    if not plain(wanted):
-        return 0
-    same = [i for i, text in enumerate(texts) if plain(text) == plain(wanted)]
-    if not same and wanted.strip().isdecimal() and 1 <= int(wanted) <= len(texts):
-        return int(wanted) - 1
-    if len(same) != 1:
-        known = ", ".join(f"{i} “{text}”" for i, text in enumerate(texts, 1))
-        why = "names several of the objects" if same else "is none of the objects"
-        raise ValueError(f"“{wanted.strip()}” {why} ({known}): write the words or the number of one of them.")
-    return same[0]
 
 
 def _rgb_on_white(image: Tensor, text: str) -> Tensor:

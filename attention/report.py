@@ -6,9 +6,9 @@ import math
 
 from torch import Tensor
 
+from ..common.text import plain
 from .maps import owners
 from .record import RecordedMaps
-from .reference import plain
 
 LEAK = 0.35  # of the place that an object owns; more in another's hands mixes looks visibly
 SMALL = 0.02  # of the picture

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .detections import Box
+from ..common.crops import Box
 from .objects import Objects
 
 FAINT = 0.1  # of the way to a reference: who goes less far takes after none

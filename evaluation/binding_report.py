@@ -8,17 +8,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..attention.letters import written
 from ..attention.reference import Reference
-from .batches import Tick
+from ..common.batching import Tick
+from ..common.crops import as_bytes
+from ..common.drawing import written
+from ..common.tables import NOTHING, number, percent, table
 from .binding import Binding, bind
-from .crops import as_bytes, pictures_of
+from .crops import pictures_of
 from .detections import Detections
 from .draw_matrix import draw_matrices
 from .embeddings import embed
 from .encoders import ImageEncoder
 from .objects import check_parts, crops_at_most, objects_in
-from .tables import NOTHING, number, percent, table
 from .things import near
 from .verdict import verdict
 

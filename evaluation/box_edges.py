@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..attention.reference import plain
+from ..common.crops import Box
+from ..common.text import plain
 from .box_formats import SIDES, Marked, Reader
-from .detections import Box, Detections
+from .detections import Detections
 
 
 def edges_of(

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention.reference import plain
-from .crops import MASK_THRESHOLD, describe, window
-from .detections import Box, Detection, bounds
+from ..common.crops import Box, bounds, describe, window
+from ..common.text import plain
+from .crops import MASK_THRESHOLD
+from .detections import Detection
 
 SIDES, CORNERS = "x, y, width, height", "x0, y0, x1, y1"
 FORMATS = (SIDES, CORNERS)  # of four bare numbers, which do not say what they mean

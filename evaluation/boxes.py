@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention.reference import plain
+from ..common.crops import Box
+from ..common.text import plain
 from .box_formats import SIDES, Marked, Reader
 from .detect import once
-from .detections import Box, Detection, Detections
+from .detections import Detection, Detections
 
 
 def read_boxes(

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from ..attention.reference import Reference, make_reference
-from .crops import SIDE, cut_out
+from ..common.crops import SIDE, cut_out
 
 LIST = "dataset_multiconcept.json"
 PICTURES, BOXES = "benchmark_dataset", "json_data"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..attention.options import Strategy
-from ..training.files import write_whole
+from ..common.atomic_io import write_whole
 from ..training.job import MINIATURE
 
 NEGATIVE = "monochrome, lowres, bad anatomy, worst quality, low quality"  # the official code's

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ..attention.reference import Reference
-from .detections import Box, Detection, Detections
+from ..common.crops import SIDE, as_bytes, cut_out, describe, window
+from .detections import Detection, Detections
 
-SIDE = 224  # what CLIP sees
 MASK_THRESHOLD = 0.5
-WHITE = np.uint8(255)
 
 
 def crop(image: Tensor, detection: Detection) -> Image.Image:
@@ -57,45 +55,6 @@ def check_pictures(images: Tensor, detections: Detections) -> None:
         )
 
 
-def cut_out(pixels: np.ndarray, mask: np.ndarray | None) -> Image.Image:
-    """An object's pixels [h, w, 3] uint8 in the middle of a square; outside its mask [h, w] bool is white.
-
-    Holes of the mask count as the object. The equal shares of the square's two margins are rounded to the left and up.
-    """
-    if mask is not None:
-        pixels = np.where(fill_holes(mask)[..., None], pixels, WHITE)
-    height, width = pixels.shape[:2]
-    side = max(height, width)
-    square = np.full((side, side, 3), WHITE, np.uint8)
-    top, left = (side - height) // 2, (side - width) // 2
-    square[top : top + height, left : left + width] = pixels
-    return Image.fromarray(square)
-
-
-def fill_holes(mask: np.ndarray) -> np.ndarray:
-    """Adds what has the object on all four sides, in its row and in its column."""
-    across, down = mask.cumsum(1), mask.cumsum(0)
-    between = (across > 0) & (across < across[:, -1:]) & (down > 0) & (down < down[-1:])
-    return mask | between
-
-
-def window(box: Box) -> tuple[slice, slice]:
-    """A box as rows and columns of an array, of one pixel at least."""
-    x0, y0, x1, y1 = (max(0, int(round(edge))) for edge in box)
-    return slice(y0, max(y1, y0 + 1)), slice(x0, max(x1, x0 + 1))
-
-
-def describe(box: Box) -> str:
-    """Left, top – right, bottom, in whole pixels."""
-    x0, y0, x1, y1 = (round(edge) for edge in box)
-    return f"({x0}, {y0})–({x1}, {y1})"
-
-
 def pictures_of(reference: Reference) -> list[np.ndarray]:
     """All pictures of an object, uint8 [H, W, 3], of any sizes."""
     return [picture for images, _ in reference.batches for picture in as_bytes(images)]
-
-
-def as_bytes(image: Tensor) -> np.ndarray:
-    """[..., 3] in 0..1 -> uint8"""
-    return (image.float().nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8).numpy(force=True)

@@ -8,10 +8,11 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from ..attention.reference import plain, spoken
-from .batches import Tick, in_batches
+from ..common.batching import Tick, in_batches
+from ..common.crops import overlap
+from ..common.text import plain, spoken
 from .detections import Detection, Detections
-from .things import SAME_PLACE, overlap
+from .things import SAME_PLACE
 
 BATCH = 4  # pictures that a detector sees at once
 THRESHOLD = 0.25  # Grounding DINO's usual one

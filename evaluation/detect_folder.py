@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .crops import as_bytes
+from ..common.crops import as_bytes
 from .detect import Seen
 from .detections import Detection
 from .folders import Keeper, Ready, inputs, on, read

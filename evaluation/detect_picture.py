@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..attention.colours import colour
-from ..attention.letters import written
-from .canvas import Canvas, fitted, ink_on
-from .crops import MASK_THRESHOLD, as_bytes, check_pictures
+from ..common.crops import as_bytes
+from ..common.drawing import Canvas, colour, fitted, ink_on, written
+from .crops import MASK_THRESHOLD, check_pictures
 from .detections import Detection, Detections
 
 LEAST = 512  # pixels of the short side: smaller pictures are enlarged, for labels that can be read

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..common.crops import bounds
 from ..miniature.judge import Found, coloured, judge
 from ..miniature.world import SIZE
 from ..miniature.world_shapes import KINDS
 from .detect import Seen
-from .detections import Detection, bounds
+from .detections import Detection
 
 NAME = "miniature world (pixels)"
 

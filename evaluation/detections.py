@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels, ends excluded
+from ..common.crops import Box
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +76,3 @@ class Detections:
         for text, each in enumerate(self.found[picture]):
             for detection in each:
                 yield text, detection
-
-
-def bounds(mask: Tensor) -> Box:
-    """The box around what is set in a mask [H, W] bool, of which at least one pixel is."""
-    rows, columns = (torch.nonzero(mask.any(axis)).flatten() for axis in (1, 0))
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..attention.colours import colour
+from ..common.drawing import BLACK, PALE, SOFT, WHITE, Canvas, cividis, colour, ink_on, thumbnail, wrapped
+from ..common.tables import NOTHING, number
 from .binding import Binding, PictureBinding
-from .canvas import BLACK, PALE, SOFT, WHITE, Canvas, cividis, ink_on, thumbnail, wrapped
-from .tables import NOTHING, number
 
 CELL, GAP, EDGE = 96, 10, 24
 NAMES = 150  # width of the crops' names

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention.reference import spoken
-from .batches import Tick, in_batches
+from ..common.batching import Tick, in_batches
+from ..common.text import spoken
 from .encoders import BATCH, ImageEncoder, TextImageEncoder
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .batches import OUT_OF_MEMORY, in_batches
+from ..common.batching import OUT_OF_MEMORY, in_batches
 from .folders import Keeper, Ready, inputs, kind_of, on, read
 
 BATCH = 32  # pictures or texts that an encoder sees at once

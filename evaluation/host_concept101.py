@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
-from ..training.curate_parts import Parts, open_parts, process
-from ..training.files import write_whole
-from ..training.host_cli import prepare_host
+from ..common.atomic_io import write_whole
+from ..common.comfy_path import prepare_host
+from ..common.resumable import Parts, open_parts, process
 from .concept101 import Pair, digest, read_pairs, references
 from .concept101_options import parse, settings_of
 from .concept101_score import Scorer, contents

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batches import in_batches
+from ..common.batching import in_batches
 from .encoders import BATCH, ImageEncoder, Picture
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..attention.reference import Reference
-from .batches import Tick
+from ..common.batching import Tick
 from .crops import check_pictures, crop
 from .detections import Detections
 from .embeddings import embed

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from ..attention.reference import Reference
-from .batches import Tick
-from .crops import as_bytes, pictures_of
+from ..common.batching import Tick
+from ..common.crops import as_bytes
+from ..common.tables import NOTHING, number, table
+from .crops import pictures_of
 from .detections import Detections
 from .embeddings import embed, embed_words
 from .encoders import ImageEncoder, need_words
 from .objects import Objects, check_parts, crops_at_most, objects_in
-from .tables import NOTHING, number, table
 from .things import missing
 
 TEXT_WEIGHT = 2.5  # of CLIPScore

@@ -9,17 +9,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..attention.colours import colour
-from ..attention.letters import written
-from .batches import Tick
-from .canvas import SOFT, Canvas
-from .crops import as_bytes, check_pictures, crop
+from ..common.batching import Tick
+from ..common.crops import as_bytes
+from ..common.drawing import SOFT, Canvas, colour, written
+from ..common.tables import NOTHING, number, table
+from .crops import check_pictures, crop
 from .detect_picture import annotated
 from .detections import Detections
 from .embeddings import embed, embed_words
 from .encoders import ImageEncoder, need_words
 from .quality import ObjectQuality, object_quality
-from .tables import NOTHING, number, table
 from .things import choose, missing
 
 

@@ -7,12 +7,11 @@ import torch
 from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 
-from ..attention.letters import written
-from .canvas import SOFT, Canvas, cividis
-from .crops import as_bytes
+from ..common.crops import as_bytes
+from ..common.drawing import SOFT, Canvas, cividis, written
+from ..common.tables import number
 from .relevance_score import Change, ObjectRelevance, difference
 from .relevance_target import Target
-from .tables import number
 
 SMALL, LARGE = 288, 640  # the longer side of a panel is brought between these, by whole factors when enlarged
 GAP, TITLE, LEGEND = 10, 28, 58  # pixels between panels, above them, below them

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..common.tables import number, table
 from .relevance_target import Target
-from .tables import number, table
 
 LEAST = 0.5  # pixels; a region of less is none
 UNCHANGED = 1e-5  # of full brightness; a mean difference up to this is rounding

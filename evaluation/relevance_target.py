@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..attention.reference import object_number
+from ..common.text import object_number
 from .detections import Detections
 from .things import choose, missing
 

@@ -9,7 +9,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..attention.reference import plain
+from ..common.crops import overlap
+from ..common.text import plain
 from .detections import Detection, Detections
 
 SAME_PLACE = 0.7  # boxes that overlap more (intersection over union) show one and the same thing
@@ -133,12 +134,3 @@ def _assigned(scores: np.ndarray) -> dict[int, int]:
     gain = np.where(there, scores + 1e-6, 0.0)  # what was found with the score 0 is more than what was not
     pairs = zip(*linear_sum_assignment(gain, maximize=True), strict=True)
     return {int(p): int(m) for m, p in pairs if there[m, p]}
-
-
-def overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    both = max(width, 0.0) * max(height, 0.0)
-    either = sum(max(x1 - x0, 0.0) * max(y1 - y0, 0.0) for x0, y0, x1, y1 in (a, b)) - both
-    return both / either if either > 0 else 0.0

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from ..attention.reference import MAX_WEIGHT, plain
+from ..attention.reference import MAX_WEIGHT
 from ..attention.report import MIXED
+from ..common.tables import number, percent
+from ..common.text import plain
 from .binding import Binding, PictureBinding
-from .tables import number, percent
 
 LEAK = 0.25  # a share of another reference in an object's look that is worth a word
 NEARLY = 0.5  # of the detector's threshold: a candidate that reaches this is worth a word

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..weights.whole import whole_file
+from ..common.atomic_io import whole_file
 from .arms import Trials
 
 SIDE, GAP, SMALL = 128, 8, 60  # pixels: of a picture, between pictures, of a reference

@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 from PIL import Image
 
-from ..weights.whole import whole_file
+from ..common.atomic_io import whole_file
 from . import demo_sheet
 
 WORKFLOW = Path(__file__).with_name("demo_api.json")

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..training.files import write_whole
-from ..training.host_cli import prepare_host
+from ..common.atomic_io import write_whole
+from ..common.comfy_path import prepare_host
 from . import arms, arms_grid, arms_page, arms_table, trained
 from .arms import Arm
 from .host_arms_maker import BF16, Maker, Part

@@ -16,8 +16,8 @@ import torch
 from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 
+from ..common.bundled import cure
 from . import config
-from .shipped import cure
 
 FOLDER = Path(__file__).parent
 PARTS = ("unet", "clip", "vae", "clip_vision")  # a .safetensors file each

@@ -25,8 +25,8 @@ from ..attention.options import Merge
 from ..attention.record import Observation, RelevanceRecord, SamplingRun
 from ..attention.reference import make_reference
 from ..attention.relevance import shares
-from ..training.files import write_whole
-from ..training.host_cli import prepare_host
+from ..common.atomic_io import write_whole
+from ..common.comfy_path import prepare_host
 from ..weights.adapter import Adapter, load_adapter
 from . import arms, overlap, trained, world
 

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from ..attention.record import RecordedMaps, RelevanceRecord
 from ..attention.reference import make_reference
-from ..training.files import write_whole
-from ..training.host_cli import prepare_host
+from ..common.atomic_io import whole_file, write_whole
+from ..common.comfy_path import prepare_host
 from ..weights.adapter import load_adapter
-from ..weights.whole import whole_file
 from . import arms, arms_score, steering, trained
 from .arms import Trials
 from .steering import MEANS, Setting, Shown

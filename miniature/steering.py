@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..attention.colours import colour
 from ..attention.maps import dominance, overlay, upscale
 from ..attention.options import Merge
 from ..attention.region import box_region
+from ..common.drawing import colour
 from .arms import Trials
 from .arms_grid import to_pil
 

@@ -12,14 +12,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mip_adapter.attention.reference import make_reference
+from mip_adapter.common.crops import overlap
+from mip_adapter.common.drawing import Canvas
 from mip_adapter.evaluation.binding import FAINT, Binding, PictureBinding, looks
 from mip_adapter.evaluation.binding_report import measure_binding, ranking, report, to_encode
-from mip_adapter.evaluation.canvas import Canvas
 from mip_adapter.evaluation.detect import detect
 from mip_adapter.evaluation.detect_pixels import PixelDetector
 from mip_adapter.evaluation.detections import Detections
 from mip_adapter.evaluation.draw_matrix import MOST_ROWS, draw_matrices, draw_matrix
-from mip_adapter.evaluation.things import by_look, choose, overlap
+from mip_adapter.evaluation.things import by_look, choose
 from mip_adapter.evaluation.verdict import LEAK, verdict
 from mip_adapter.miniature import clip, config
 from PIL import Image

@@ -377,7 +377,7 @@ COLOURFUL = """() => {
 
 
 def test_the_colours_are_those_of_the_maps(page) -> None:
-    from mip_adapter.attention.colours import colour
+    from mip_adapter.common.drawing import colour
 
     drawn = page.evaluate(f"""async () => {{
         const {{colour}} = await import("/extensions/{PACK}/js/objects.js")

@@ -302,7 +302,7 @@ def test_the_report_says_what_was_not_found():
 
 def test_annotated_pictures():
     """Frames in the texts' colours where the boxes are, and nothing else changed far from them."""
-    from mip_adapter.attention.colours import colour
+    from mip_adapter.common.drawing import colour
 
     images = torch.full((2, 60, 90, 3), 0.5)
     drawn = annotated(images, two_found())

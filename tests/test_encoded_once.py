@@ -146,7 +146,7 @@ def test_nothing_is_kept_alive() -> None:
 
 
 def test_of_the_names_the_last_few_are_kept() -> None:
-    from mip_adapter.attention.memo import MOST, Memo
+    from mip_adapter.common.weak_cache import MOST, Memo
 
     memo, thing = Memo(), Counted(None)
     first = memo(lambda: torch.zeros(1), thing, name=0)
@@ -158,7 +158,7 @@ def test_of_the_names_the_last_few_are_kept() -> None:
 
 @pytest.mark.parametrize("gone", range(3))
 def test_a_value_goes_with_the_first_of_what_it_was_made_from(gone: int) -> None:
-    from mip_adapter.attention.memo import Memo
+    from mip_adapter.common.weak_cache import Memo
 
     memo, made_from = Memo(), [Counted(None) for _ in range(3)]
     value = memo(lambda: torch.ones(2), *made_from)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mip_adapter.evaluation.crops import check_pictures, crop, fill_holes
+from mip_adapter.common.crops import fill_holes
+from mip_adapter.evaluation.crops import check_pictures, crop
 from mip_adapter.evaluation.detections import Detection, Detections
 from mip_adapter.evaluation.encoders import load_encoder, need_words, reads_words
 from PIL import Image
@@ -102,7 +103,7 @@ def test_many_pictures_are_seen_in_batches(folders: Path, monkeypatch: pytest.Mo
 
 
 def test_batches_are_halved_where_memory_runs_out(folders: Path, monkeypatch: pytest.MonkeyPatch):
-    from mip_adapter.evaluation.batches import OUT_OF_MEMORY, in_batches
+    from mip_adapter.common.batching import OUT_OF_MEMORY, in_batches
 
     sizes, ticks = [], []
 

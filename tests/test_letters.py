@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mip_adapter.attention import letters, maps
+from mip_adapter.attention import maps
+from mip_adapter.common import drawing
 from PIL import ImageFont
 
 from .conftest import ROOT
@@ -27,29 +28,29 @@ def installed(name: str) -> bool:
 
 def test_english_is_in_pillow_s_own_font() -> None:
     for words in ("a red cup, 71 %", "cat, dog…", ""):
-        assert letters.letters(words, 20).getname()[0] == "Aileron"
+        assert drawing.letters(words, 20).getname()[0] == "Aileron"
 
 
 @pytest.mark.skipif(not installed("DejaVuSans.ttf"), reason="no DejaVu Sans on this machine")
 @pytest.mark.parametrize("words", ["кот", "ποτήρι", "café crème", "Tür ×"])
 def test_a_font_of_the_system_has_what_it_lacks(words: str) -> None:
-    font = letters.letters(words, 18)
+    font = drawing.letters(words, 18)
     assert font.getname()[0] == "DejaVu Sans" and font.size == 18
-    assert letters.written([words]) == (words,)
+    assert drawing.written([words]) == (words,)
     assert len({font.getmask(sign).getbbox() for sign in words if sign.isalpha()} - {None}) > 1  # not boxes all alike
 
 
-@pytest.mark.skipif(not any(map(installed, letters.FILES[3:])), reason="no font with Chinese on this machine")
+@pytest.mark.skipif(not any(map(installed, drawing.FILES[3:])), reason="no font with Chinese on this machine")
 @pytest.mark.parametrize("words", ["猫", "红色的咖啡杯 cup"])
 def test_chinese(words: str) -> None:
-    assert letters.written([words, "杯子"]) == (words, "杯子")
+    assert drawing.written([words, "杯子"]) == (words, "杯子")
     seen = [bytes(np.asarray(maps.legend([(each, 0)], 200))) for each in ("猫", "狗")]
     assert seen[0] != seen[1]
 
 
 def test_without_a_font_objects_go_by_number() -> None:
-    assert letters.written(["cat", NOWHERE, f"a {NOWHERE}"]) == ("cat", "object 2", "object 3")
-    assert letters.letters(NOWHERE, 14).getname()[0] == "Aileron"
+    assert drawing.written(["cat", NOWHERE, f"a {NOWHERE}"]) == ("cat", "object 2", "object 3")
+    assert drawing.letters(NOWHERE, 14).getname()[0] == "Aileron"
     shares = torch.rand(2, 32, 128).softmax(0)
     drawn, said = (maps.draw(torch.ones(32, 128, 3), shares, ("cat", name), 0.6, "") for name in (NOWHERE, "object 2"))
     assert all(torch.equal(*each) for each in zip(drawn, said, strict=True))

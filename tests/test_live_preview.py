@@ -89,7 +89,7 @@ async def _run(server, graph: dict):
 
 def swatches(image: Image.Image) -> list[int]:
     """How many pixels of the legend have the first two objects' colours."""
-    from mip_adapter.attention.colours import colour
+    from mip_adapter.common.drawing import colour
 
     legend = np.asarray(image.crop((0, image.width // 2, image.width, image.height))).astype(int)
     return [int((np.abs(legend - colour(i)).max(-1) < 30).sum()) for i in range(2)]

@@ -320,7 +320,7 @@ def check_export(folder: Path) -> None:
 
 
 def test_adapters_want_a_base_that_passed(stage, parts, tmp_path, monkeypatch):
-    from mip_adapter.training.digests import weights_sha256
+    from mip_adapter.common.hashing import weights_sha256
 
     monkeypatch.setattr(stage.packing, "FOLDER", tmp_path / "none")
     with pytest.raises(ValueError, match="not put to its gate yet"):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from mip_adapter.attention.colours import colour
 from mip_adapter.attention.reference import make_reference
+from mip_adapter.common.drawing import colour
 from mip_adapter.miniature import arms, steering
 
 

@@ -206,7 +206,7 @@ def test_an_interrupt_keeps_what_was_learnt(
 @pytest.mark.parametrize("trained", ["with a LoRA", "without, and a picture with one between"])
 def test_a_lora_that_is_loaded_makes_no_other_base(data: str, trained: str):
     """The host puts LoRAs into the weights that all clones of a MODEL share."""
-    from mip_adapter.training.digests import weights_sha256
+    from mip_adapter.common.hashing import weights_sha256
 
     plain = graphs.bundle().model
     styled = plain.clone()

@@ -8,10 +8,10 @@ import os
 import pytest
 import torch
 import weights_samples as samples
+from mip_adapter.common.atomic_io import whole_file
 from mip_adapter.weights.adapter import load_adapter
 from mip_adapter.weights.convert import convert, main
 from mip_adapter.weights.files import read_tensors
-from mip_adapter.weights.whole import whole_file
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from weights_samples import GOLDEN, SMALL

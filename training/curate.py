@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from ..common.atomic_io import write_whole
+from ..common.resumable import Parts, Row, open_parts, process
 from ..evaluation.encoders import load_encoder, need_words
 from ..evaluation.folders import identity, on
-from .curate_parts import Parts, Row, open_parts, process
 from .curate_read import Folder
 from .curate_score import score
 from .curate_sheet import Entry, contact_sheet
 from .curate_table import best, check_table, ranked, write_table
-from .files import write_whole
 from .kept import write_kept
 
 PART = 64  # pictures a part: a kill loses at most so many per process

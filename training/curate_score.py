@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..common.resumable import Parts, Row
 from ..evaluation.quality import object_quality
-from .curate_parts import Parts, Row
 
 
 class Objects(NamedTuple):

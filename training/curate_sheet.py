@@ -8,9 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from ..attention.colours import colour
-from ..attention.letters import letters, written
-from ..evaluation.canvas import ink_on
+from ..common.drawing import colour, ink_on, letters, written
 
 SIDE, GAP, TEXT = 192, 10, 46  # a picture's square, the space around it, the words below it
 

@@ -7,8 +7,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from .curate_parts import Row, json_lines
-from .files import write_whole
+from ..common.atomic_io import write_whole
+from ..common.resumable import Row, json_lines
 
 COLUMNS = ("id", "objects", "labels", "single", "pair", "total")
 ENDINGS = (".jsonl", ".parquet")

@@ -6,9 +6,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..common.atomic_io import write_whole
 from .config import Recipe
 from .curve_picture import loss_picture
-from .files import write_whole
 
 
 def write_curve(folder: Path, losses: Sequence[float], recipe: Recipe) -> None:

@@ -21,12 +21,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..common.rng import generator, seed_of
 from .config import Recipe
 from .filters import Found, candidates, refuse_names, shape_is_usable, with_masks
 from .folder import mask_path, picture_path, read_json, read_mask
 from .kept import picture_ids
 from .pictures import choose_crop, cropped, latent_mask, reference, training_picture
-from .seeds import generator, seed_of
 
 log = logging.getLogger(__name__)
 

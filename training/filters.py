@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..evaluation.crops import window
-from ..evaluation.detections import Box
+from ..common.crops import Box, window
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.rng import generator
 from ..weights.adapter import Adapter, build_adapter
 from ..weights.site_keys import PARTS
 from ..weights.sites import Site, SiteKey
-from .seeds import generator
 
 
 def fresh_adapter(

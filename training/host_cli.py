@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import logging
 import os
 import signal
@@ -15,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ..common.comfy_path import prepare_host
+from ..common.hashing import file_sha256
 from ..weights.adapter import Adapter, load_adapter
 from ..weights.sites import check_sites, cross_attentions, unet_sites
 from .dataset import SubjectFolder
@@ -43,17 +44,6 @@ def main(argv: list[str]) -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-
-
-def prepare_host(cpu: bool) -> None:
-    """Make ComfyUI importable; it must be told about the CPU before it is imported."""
-    if folder := os.environ.get("COMFYUI_PATH"):
-        sys.path.insert(0, folder)
-    try:
-        from comfy.cli_args import args
-    except ImportError as error:
-        raise ValueError("ComfyUI was not found: set COMFYUI_PATH to its folder.") from error
-    args.cpu = args.cpu or cpu
 
 
 def run(job: Job, cpu: bool = False) -> int:
@@ -167,11 +157,3 @@ def stop_signal() -> Callable[[], bool]:
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, note)
     return lambda: bool(came)
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..attention.host_encode import encode_object_text, encode_pictures, null_features
+from ..common.hashing import weights_sha256
 from ..weights.adapter import Adapter
 from ..weights.sites import Site, SiteKey, cross_attentions, unet_sites
 from .config import Recipe
 from .dataset import Sample
-from .digests import weights_sha256
 from .host_weights import unpatched_weights
 from .method import Merging
 from .objective import Batch

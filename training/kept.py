@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from .files import write_whole
+from ..common.atomic_io import write_whole
 
 _FOLDER = "# dataset: "
 

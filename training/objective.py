@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ..attention.options import Merge
+from ..common.rng import generator
 from ..weights.adapter import Adapter
 from ..weights.projection import project
 from ..weights.sites import Site
 from .config import Recipe
 from .dataset import Sample
 from .method import Merging, Objects
-from .seeds import generator
 from .student import Student
 
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.crops import SIDE, cut_out, window
-from .filters import Box, object_value
+from ..common.crops import SIDE, Box, cut_out, window
+from .filters import object_value
 
 
 def choose_crop(size: tuple[int, int], boxes: list[Box], rng: random.Random) -> tuple[int, int, int]:

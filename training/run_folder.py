@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..common.hashing import digest
 from .config import RESUMABLE, Recipe
-from .digests import digest
 
 
 def run_folder(base: Path, recipe: Recipe, *parts: Any) -> Path:

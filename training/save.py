@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..common.atomic_io import whole_file
 from ..weights.adapter import Adapter, check_finite
 from ..weights.site_keys import PARTS
-from ..weights.whole import whole_file
 from .config import Recipe
 from .student import TrainedAdapter, flat_tensors
 

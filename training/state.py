@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..weights.whole import whole_file
+from ..common.atomic_io import whole_file
 from .config import RESUMABLE, Recipe
 
 log = logging.getLogger(__name__)

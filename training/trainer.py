@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..common.hashing import digest
 from ..weights.adapter import Adapter
 from ..weights.sites import check_sites
 from .config import Recipe
 from .curve import write_curve
 from .dataset import Sample, check_broken
-from .digests import digest
 from .learner import Learner
 from .loader import batches
 from .objective import FrozenModel, Objective

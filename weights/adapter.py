@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..common.text import some
 from .files import read_tensors
 from .foreign import foreign_kind
 from .site_keys import PARTS, site_numbers
 from .spec import AdapterSpec, detect
-from .words import some
 
 
 class SiteWeights(NamedTuple):

@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..common.atomic_io import whole_file
 from .adapter import check_finite
 from .files import read_tensors
 from .spec import AdapterSpec, detect
-from .whole import whole_file
 
 
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str] | None = None, force: bool = False) -> Path:

@@ -17,10 +17,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..common.text import shown
 from .foreign import foreign_kind
 from .layout import flat_keys
 from .pickles import forbidden_name
-from .words import shown
 
 _AGAIN = "Download it again, or choose another file."
 _FOLDERS = "Adapters belong into models/ipadapter or models/mip_adapter."

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..miniature import shipped
+from ..common import bundled
 
 FOLDERS = ("mip_adapter", "ipadapter")
 MINIATURE = str(Path(__file__).resolve().parents[1] / "miniature" / "adapters")  # the ones that come with the pack
@@ -68,7 +68,7 @@ def cure(path: Path) -> str:
     """A sentence on how to get a file back that comes with the pack; nothing for an artist's own."""
     if path.parent != Path(MINIATURE):
         return ""
-    return f" {shipped.cure(f'adapters/{path.name}', '--stage adapters” and “--export miniature')}"
+    return f" {bundled.cure(f'adapters/{path.name}', '--stage adapters” and “--export miniature')}"
 
 
 def model_folders(key: str) -> list[str]:

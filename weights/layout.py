@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TypeVar
 
-from .words import shown
+from ..common.text import shown
 
 T = TypeVar("T")
 

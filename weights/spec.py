@@ -8,10 +8,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from ..common.text import some
 from .families import family_of, projection_shapes
 from .foreign import foreign_kind
 from .site_keys import PARTS, site_numbers, site_shapes
-from .words import some
 
 Family = Literal["base", "plus", "full-face"]
 Output = Literal["image_embeds", "penultimate_hidden_states"]

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...weights.whole import whole_file
+from ...common.atomic_io import whole_file
 from .. import config
 
 FOLDER = Path(__file__).resolve().parents[1]  # where the loader reads them

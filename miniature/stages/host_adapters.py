@@ -17,16 +17,15 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from ...common.atomic_io import whole_file, write_whole
+from ...common.hashing import weights_sha256
 from ...training.config import Recipe
-from ...training.digests import weights_sha256
-from ...training.files import write_whole
 from ...training.fresh import fresh_adapter
 from ...training.objective import Objective
 from ...training.save import save_adapter
 from ...training.student import Student, flat_tensors
 from ...training.trainer import Progress, Stopped, train
 from ...weights.adapter import Adapter, build_adapter, load_adapter
-from ...weights.whole import whole_file
 from .. import config, host_models, seeded, trained
 from . import packing
 from .base import Conditioner

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from ...training.digests import weights_sha256
+from ...common.hashing import weights_sha256
 from .. import host_models
 from . import export, packing, stretch
 from .base import Base, Conditioner

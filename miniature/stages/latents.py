@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...weights.whole import whole_file
+from ...common.atomic_io import whole_file
 from .. import config, world
 from .precision import autocast
 

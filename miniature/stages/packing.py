@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ...weights.whole import whole_file
+from ...common.atomic_io import whole_file
 
 FOLDER = Path(__file__).resolve().parents[1] / "checkpoints"
 

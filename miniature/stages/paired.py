@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...common.atomic_io import whole_file
+from ...common.rng import generator, seed_of
 from ...training.config import Recipe
-from ...training.seeds import generator, seed_of
-from ...weights.whole import whole_file
 from .. import clip, config, world, world_words
 from .latents import Shards, fingerprint
 

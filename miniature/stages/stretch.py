@@ -17,8 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ...common.atomic_io import whole_file
 from ...training.optimizers import make_optimizers, set_rates
-from ...weights.whole import whole_file
 from .graphed import backward
 
 SAVE_EVERY_S = 180

@@ -12,7 +12,7 @@ const GAP = 6
 const ABOVE = 8
 const NODE_MARGIN = 15
 const MOST_KEPT = 64
-// As in attention/colours.py, which says why.
+// As in common/drawing.py, which says why.
 const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442"]
 
 /** @param {number} number of an object, from 0 @returns {string} its colour */

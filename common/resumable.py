@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import write_whole
+from .atomic_io import write_whole
 
 Row = dict[str, Any]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,3 +45,11 @@ def _pieces(part: Any) -> Iterator[bytes]:
             yield from _pieces(each)
     elif hasattr(part, "weights"):  # the host's form of a LoRA
         yield from _pieces(part.weights)
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,70 @@
+"""Boxes in pixels, and objects cut out of their pictures as in training: by box and mask, on white, in a square."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels, ends excluded
+
+
+def bounds(mask: Tensor) -> Box:
+    """The box around what is set in a mask [H, W] bool, of which at least one pixel is."""
+    rows, columns = (torch.nonzero(mask.any(axis)).flatten() for axis in (1, 0))
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+SIDE = 224  # what CLIP sees
+WHITE = np.uint8(255)
+
+
+def cut_out(pixels: np.ndarray, mask: np.ndarray | None) -> Image.Image:
+    """An object's pixels [h, w, 3] uint8 in the middle of a square; outside its mask [h, w] bool is white.
+
+    Holes of the mask count as the object. The equal shares of the square's two margins are rounded to the left and up.
+    """
+    if mask is not None:
+        pixels = np.where(fill_holes(mask)[..., None], pixels, WHITE)
+    height, width = pixels.shape[:2]
+    side = max(height, width)
+    square = np.full((side, side, 3), WHITE, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = pixels
+    return Image.fromarray(square)
+
+
+def fill_holes(mask: np.ndarray) -> np.ndarray:
+    """Adds what has the object on all four sides, in its row and in its column."""
+    across, down = mask.cumsum(1), mask.cumsum(0)
+    between = (across > 0) & (across < across[:, -1:]) & (down > 0) & (down < down[-1:])
+    return mask | between
+
+
+def window(box: Box) -> tuple[slice, slice]:
+    """A box as rows and columns of an array, of one pixel at least."""
+    x0, y0, x1, y1 = (max(0, int(round(edge))) for edge in box)
+    return slice(y0, max(y1, y0 + 1)), slice(x0, max(x1, x0 + 1))
+
+
+def describe(box: Box) -> str:
+    """Left, top – right, bottom, in whole pixels."""
+    x0, y0, x1, y1 = (round(edge) for edge in box)
+    return f"({x0}, {y0})–({x1}, {y1})"
+
+
+def as_bytes(image: Tensor) -> np.ndarray:
+    """[..., 3] in 0..1 -> uint8"""
+    return (image.float().nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8).numpy(force=True)
+
+
+def overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two boxes."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    both = max(width, 0.0) * max(height, 0.0)
+    either = sum(max(x1 - x0, 0.0) * max(y1 - y0, 0.0) for x0, y0, x1, y1 in (a, b)) - both
+    return both / either if either > 0 else 0.0
