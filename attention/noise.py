@@ -1,5 +1,5 @@
 """Noise on the text attention, what the object relevance score is measured with: change Z_text where an object is said
-to be, and see whether the picture changes there (arXiv 2409.17920; evaluation/relevance_score.py).
+to be, and see whether the picture changes there (arXiv 2409.17920; evaluation/relevance_score/score.py).
 
     Z_text + s · sd(Z_text) · w[n] ε        ε normal, independent over positions and channels
 

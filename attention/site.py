@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .area import Area
 from .fusion_head import fusion_gate
 from .merge import accumulate, block_attention, joint_attention, log_region, split_queries
 from .plan import Plan, SitePlan
+from .regions import Area
 from .relevance import flat_shares, frozen_shares, raw_relevance, shares
 
 

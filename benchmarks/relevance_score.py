@@ -114,7 +114,7 @@ def run(server: str, prompt: Prompt, posted: dict[str, Any]) -> Row:
         return row._replace(**{mode: float(done["outputs"][mode]["text"][0]) for mode in MODES})
     failed = next(about for kind, about in done["status"]["messages"] if kind == "execution_error")
     said = failed["exception_message"].strip()
-    if failed["exception_type"].endswith(".Undefined"):  # evaluation/relevance_score.py
+    if failed["exception_type"].endswith(".Undefined"):  # evaluation/relevance_score/score.py
         return row._replace(left_out=said)
     raise RuntimeError(f"“{prompt.words}” failed in {failed['node_type']}: {said}")
 

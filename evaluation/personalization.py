@@ -24,12 +24,12 @@ from ..attention.reference import Reference
 from ..common.batching import Tick
 from ..common.crops import as_bytes
 from ..common.tables import NOTHING, number, table
-from .crops import pictures_of
-from .detections import Detections
-from .embeddings import embed, embed_words
-from .encoders import ImageEncoder, need_words
-from .objects import Objects, check_parts, crops_at_most, objects_in
-from .things import missing
+from .detection.crops import pictures_of
+from .detection.detections import Detections
+from .detection.matching import missing
+from .encoders.embeddings import embed, embed_words
+from .encoders.encoder import ImageEncoder, need_words
+from .object_embeddings import Objects, check_parts, crops_at_most, objects_in
 
 TEXT_WEIGHT = 2.5  # of CLIPScore
 MOST = 6  # missing objects that a report explains

@@ -1,12 +1,12 @@
 """What the artist sees. Every node validates, makes one call into the core, and returns."""
 
-from .host_version import require_host
+from .comfy_version import require_host
 
 require_host()
 
 from comfy_api.latest import ComfyExtension, io  # noqa: E402
 
-from ..weights.host_files import register_folders  # noqa: E402
+from ..weights.comfy_files import register_folders  # noqa: E402
 from .adapter import MIPAdapterLoader  # noqa: E402
 from .apply import MIPApply  # noqa: E402
 from .binding import MIPBindingReport, MIPSeedPicker  # noqa: E402

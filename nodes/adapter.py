@@ -1,7 +1,7 @@
 from comfy_api.latest import io
 
 from ..weights.adapter import load_adapter
-from ..weights.host_files import adapter_names, adapter_path, cure, fingerprint
+from ..weights.comfy_files import adapter_names, adapter_path, cure, fingerprint
 from .types import CATEGORY, MIPAdapter
 from .validation import found
 

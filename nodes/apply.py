@@ -1,7 +1,7 @@
 from comfy_api.latest import io
 
-from ..attention.host_apply import apply_references
-from ..attention.record import RelevanceRecord
+from ..patching.apply import apply_references
+from ..relevance.record import RelevanceRecord
 from .types import (
     CATEGORY,
     MIPAdapter,

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..evaluation.binding_report import headline, matrices, measure_binding, ranking, report, to_encode
+from ..evaluation.binding.report import headline, matrices, measure_binding, ranking, report, to_encode
 from .progress import ticking
 from .types import SCORES, MIPBinding, MIPDetections, MIPEncoder, MIPReferences, MIPRelevance
 

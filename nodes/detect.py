@@ -2,15 +2,15 @@
 
 from comfy_api.latest import io
 
-from ..attention.maps import objects_named
-from ..evaluation.box_formats import FORMATS, SIDES
-from ..evaluation.boxes import read_boxes, to_bounding_boxes, to_masks
-from ..evaluation.detect import THRESHOLD, detect, object_texts, once, report
-from ..evaluation.detect_folder import load_detector
-from ..evaluation.detect_picture import annotated
-from ..evaluation.detect_pixels import NAME, PixelDetector
-from ..evaluation.host_models import managed
-from ..weights.host_files import DETECTORS, folder_fingerprint, model_folder, model_folders
+from ..evaluation.comfy_models import managed
+from ..evaluation.detection.annotate import annotated
+from ..evaluation.detection.box_formats import FORMATS, SIDES
+from ..evaluation.detection.boxes import read_boxes, to_bounding_boxes, to_masks
+from ..evaluation.detection.detect import THRESHOLD, detect, object_texts, once, report
+from ..evaluation.detection.folder_detector import load_detector
+from ..miniature.pixel_detector import NAME, PixelDetector
+from ..relevance.maps import objects_named
+from ..weights.comfy_files import DETECTORS, folder_fingerprint, model_folder, model_folders
 from .progress import ticking
 from .types import SCORES, MIPDetections, MIPDetector, MIPReferences
 from .validation import found

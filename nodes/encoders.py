@@ -2,10 +2,10 @@
 
 from comfy_api.latest import io
 
-from ..evaluation.encoders import load_encoder
-from ..evaluation.host_encoder import host_encoder
-from ..evaluation.host_models import managed
-from ..weights.host_files import ENCODERS, folder_fingerprint, model_folder, model_folders
+from ..evaluation.comfy_models import managed
+from ..evaluation.encoders.comfy_encoder import host_encoder
+from ..evaluation.encoders.encoder import load_encoder
+from ..weights.comfy_files import ENCODERS, folder_fingerprint, model_folder, model_folders
 from .types import SCORES, MIPEncoder
 from .validation import found
 

@@ -2,7 +2,7 @@ from comfy_api.latest import io
 
 from ..attention.options import GATES, NORMALIZATIONS, STRATEGIES, FusionHead, Merge
 from ..weights.adapter import load_head
-from ..weights.host_files import adapter_names, adapter_path, fingerprint
+from ..weights.comfy_files import adapter_names, adapter_path, fingerprint
 from .types import CATEGORY, MIPAdapter, MIPFusionHeadOptions, MIPMergeOptions
 from .validation import found
 

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io, ui
 
-from ..miniature import host_bundle
+from ..miniature import comfy_bundle
 from ..miniature.drawing import draw_object
 from ..miniature.world_looks import COLOURS, PATTERNS
 from ..miniature.world_shapes import KINDS
@@ -30,7 +30,7 @@ class MIPMiniatureLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(*host_bundle.load())
+        return io.NodeOutput(*comfy_bundle.load())
 
 
 class MIPMiniatureObject(io.ComfyNode):

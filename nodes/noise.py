@@ -1,8 +1,8 @@
 from comfy_api.latest import io
 
-from ..attention.host_noise import apply_text_noise
 from ..attention.noise import MODES
-from ..evaluation.detect import object_texts
+from ..evaluation.detection.detect import object_texts
+from ..patching.noise_patch import apply_text_noise
 from .types import SCORES, MIPReferences
 
 

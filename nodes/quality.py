@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..evaluation.quality_report import draw_quality, measure_quality, report
+from ..evaluation.quality.report import draw_quality, measure_quality, report
 from .progress import ticking
 from .types import SCORES, MIPDetections, MIPEncoder
 

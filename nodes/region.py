@@ -1,8 +1,8 @@
 from comfy_api.latest import io
 
-from ..attention.region import box_region
-from ..evaluation.box_edges import edges_of
-from ..evaluation.box_formats import FORMATS, SIDES
+from ..attention.regions import box_region
+from ..evaluation.detection.box_formats import FORMATS, SIDES
+from ..evaluation.detection.boxes import edges_of
 from .detect import BBox, BoundingBox, Segs
 from .types import CATEGORY, MIPDetections
 

@@ -1,8 +1,8 @@
 from comfy_api.latest import io
 
-from ..attention.maps import ALL, MASKS, RESOLUTIONS, draw_maps
-from ..attention.record import PHASES
-from ..attention.report import report
+from ..relevance.maps import ALL, MASKS, RESOLUTIONS, draw_maps
+from ..relevance.record import PHASES
+from ..relevance.report import report
 from .types import CATEGORY, MIPRelevance
 
 

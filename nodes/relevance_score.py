@@ -1,8 +1,8 @@
 from comfy_api.latest import io
 
-from ..evaluation.relevance_picture import draw
-from ..evaluation.relevance_score import against, object_relevance
-from ..evaluation.relevance_target import detected, masked
+from ..evaluation.relevance_score.picture import draw
+from ..evaluation.relevance_score.score import against, object_relevance
+from ..evaluation.relevance_score.target import detected, masked
 from .types import SCORES, MIPDetections
 
 

@@ -1,9 +1,8 @@
 from comfy_api.latest import io, ui
 
 from ..attention.options import one_of
+from ..training.comfy_session import dataset_path, save_in_host, train_session
 from ..training.config import Precision, Recipe, Trained
-from ..training.host_save import save_in_host
-from ..training.host_session import dataset_path, train_session
 from .types import CATEGORY, MIPAdapter
 
 TRAINING = f"{CATEGORY}/training"

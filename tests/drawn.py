@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from mip_adapter.attention.reference import Reference, make_reference
-from mip_adapter.evaluation.detections import Detection, Detections
+from mip_adapter.evaluation.detection.detections import Detection, Detections
 from mip_adapter.miniature import world
 from mip_adapter.miniature.world_shapes import KINDS
 from torch import Tensor

@@ -101,7 +101,7 @@ def apply_directly(chain: tuple | None = None, *, branch: Branch = positive_firs
                    merge: dict | None = None, head: dict | None = None, size: tuple[int, int] = SIZE,
                    ) -> Any:  # fmt: skip
     """What `apply` must equal: the definition, at every site, where `branch` says what each chunk of the batch is."""
-    from mip_adapter.attention.host_encode import encode_references
+    from mip_adapter.patching.encode import encode_references
     from mip_adapter.weights.sites import cross_attentions, unet_sites
 
     parts = bundle()

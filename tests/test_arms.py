@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from mip_adapter.attention.options import Merge
-from mip_adapter.miniature import arms, arms_grid, arms_page, arms_score, arms_table, seeded, trained, world
+from mip_adapter.miniature import judgement, world
 from mip_adapter.miniature.world_looks import PLAIN
 from mip_adapter.miniature.world_split import has_reserved_pair, reserved_look
+from mip_adapter.research.ablation import page, picture_grid, table, variants
+from mip_adapter.research.miniature import seeded, trained
 from safetensors.torch import save_file
 
 # ---- trials ----
@@ -21,7 +23,7 @@ from safetensors.torch import save_file
 
 @pytest.fixture(scope="module", params=[2, 4])
 def trials(request):
-    return arms.make_trials(12, request.param, arms.SEED_TEST)
+    return variants.make_trials(12, request.param, variants.SEED_TEST)
 
 
 def test_trials_are_what_training_never_shows(trials):
@@ -37,11 +39,11 @@ def test_trials_are_what_training_never_shows(trials):
 
 
 def test_the_first_trials_do_not_depend_on_how_many_there_are(trials):
-    few = arms.make_trials(5, trials.objects, arms.SEED_TEST)
+    few = variants.make_trials(5, trials.objects, variants.SEED_TEST)
     assert few.prompts == trials.prompts[:5] and few.seeds == trials.seeds[:5]
     assert torch.equal(few.references, trials.references[:5])
     assert torch.equal(few.scenes.looks, trials.scenes.looks[:5])
-    assert set(few.prompts) != set(arms.make_trials(5, trials.objects, arms.SEED_TUNE).prompts)
+    assert set(few.prompts) != set(variants.make_trials(5, trials.objects, variants.SEED_TUNE).prompts)
 
 
 def test_references_show_their_objects(trials):
@@ -55,13 +57,13 @@ def test_references_show_their_objects(trials):
 
 
 def test_every_arm_of_an_effect_exists():
-    names = {arm.name for arm in arms.ARMS}
-    assert len(names) == len(arms.ARMS) and arms.METHOD in names
-    assert {name for effect in arms.EFFECTS for name in effect.after + effect.before} <= names
-    assert {arm.adapter for arm in arms.ARMS} == {"", *trained.KINDS}
+    names = {arm.name for arm in variants.ARMS}
+    assert len(names) == len(variants.ARMS) and variants.METHOD in names
+    assert {name for effect in variants.EFFECTS for name in effect.after + effect.before} <= names
+    assert {arm.adapter for arm in variants.ARMS} == {"", *trained.KINDS}
     with pytest.raises(ValueError, match="no arm “nonsense”"):
-        arms.chosen(["nonsense"], ["stock"])
-    assert {arm.adapter for arm in arms.chosen(None, ["stock"])} == {"", "stock"}
+        variants.chosen(["nonsense"], ["stock"])
+    assert {arm.adapter for arm in variants.chosen(None, ["stock"])} == {"", "stock"}
 
 
 # ---- the judge ----
@@ -89,7 +91,7 @@ def test_drawn_scenes_get_full_marks_and_exchanged_looks_none(trials):
 
 
 def score(image, scenes, i, n):
-    return arms_score.score(image, scenes.present(i), scenes.looks[i, :n], scenes.colours[i, :n])
+    return judgement.score(image, scenes.present(i), scenes.looks[i, :n], scenes.colours[i, :n])
 
 
 def test_a_plain_look_is_of_one_colour():
@@ -104,7 +106,7 @@ def test_a_plain_look_is_of_one_colour():
             alone, kinds=torch.tensor([[kind]]), looks=torch.tensor([[[PLAIN, colour, colour]]]),
             colours=palette[[colour, colour]][None, None],
         )  # fmt: skip
-        return arms_score.score(world.render(shown).images[0], [kind, kind], looks, palette[looks[:, 1:]])
+        return judgement.score(world.render(shown).images[0], [kind, kind], looks, palette[looks[:, 1:]])
 
     assert worn(0)["clear"][0] and worn(0)["own"][0] and worn(0)["plain"] == [True, True]
     assert not worn(3)["clear"][0]
@@ -130,7 +132,7 @@ def line(arm, trial, own, seed=0, measure="picture", scale=0.75, plain=(True, Fa
 
 def test_binding_counts_found_objects_and_bound_counts_all():
     rows = [line("stock + uniform", 0, [True, None]), line("stock + uniform", 1, [True, False])]
-    (row,) = arms_table.summarise(rows, 0.75)["2 objects"]["equal"]
+    (row,) = table.summarise(rows, 0.75)["2 objects"]["equal"]
     assert row["binding"]["value"] == pytest.approx(2 / 3) and row["bound"]["value"] == pytest.approx(2 / 4)
     assert row["present"]["value"] == pytest.approx(3 / 4) and row["all present"]["value"] == 0.5
     assert row["bound, plain"]["value"] == 1 and row["bound, two-coloured"]["value"] == 0
@@ -152,7 +154,7 @@ def test_intervals_draw_prompts_and_seeds():
         seeds, prompts = rng.integers(3, size=3), rng.integers(60, size=60)
         bound, of = counted[:, seeds][:, :, prompts].sum((1, 2))
         drawn.append(bound / of)
-    (row,) = arms_table.summarise(rows, 0.75)["2 objects"]["equal"]
+    (row,) = table.summarise(rows, 0.75)["2 objects"]["equal"]
     bound, of = counted.sum((1, 2))
     assert row["binding"]["value"] == pytest.approx(bound / of)
     low, high = np.percentile(drawn, (2.5, 97.5))
@@ -174,7 +176,7 @@ def test_intervals_draw_prompts_within_their_seeds():
         parts = [counted[:, seed, rng.integers(20, size=20)].sum(1) for seed in rng.integers(3, size=3)]
         bound, of = np.sum(parts, 0)
         drawn.append(bound / of)
-    (row,) = arms_table.summarise(rows, 0.75)["2 objects"]["equal"]
+    (row,) = table.summarise(rows, 0.75)["2 objects"]["equal"]
     low, high = np.percentile(drawn, (2.5, 97.5))
     assert (row["binding"]["low"], row["binding"]["high"]) == pytest.approx((low, high), abs=0.02)
 
@@ -184,7 +186,7 @@ def test_intervals_hold_the_truth_where_seeds_are_alike():
     held = 0
     for _ in range(100):
         rows = [line("stock + uniform", p, [bool(rng.random() < 0.7), True], p % 3) for p in range(90)]
-        bound = arms_table.summarise(rows, 0.75)["2 objects"]["equal"][0]["bound"]
+        bound = table.summarise(rows, 0.75)["2 objects"]["equal"][0]["bound"]
         held += bound["low"] <= 0.85 <= bound["high"]
     assert held >= 93
 
@@ -194,7 +196,7 @@ def test_seeds_that_differ_make_wide_intervals():
 
     def width(wins):
         rows = [line("stock + uniform", p, [p // 3 % 10 < wins[p % 3], True], p % 3) for p in range(300)]
-        binding = arms_table.summarise(rows, 0.75)["2 objects"]["equal"][0]["binding"]
+        binding = table.summarise(rows, 0.75)["2 objects"]["equal"][0]["binding"]
         return binding["high"] - binding["low"]
 
     assert width((9, 5, 1)) > 2 * width((5, 5, 5))
@@ -204,9 +206,9 @@ def test_effects_compare_the_same_prompts_and_seeds():
     rows = [line("stock + relevance", prompt, [True, True]) for prompt in range(10)]
     rows += [line("stock + uniform", prompt, [True, prompt < 5]) for prompt in range(8)]
     rows += [line("stock + uniform", prompt, [False, False], seed=1) for prompt in range(8)]
-    tables = arms_table.summarise(rows, 0.75)["2 objects"]
+    tables = table.summarise(rows, 0.75)["2 objects"]
     (effect,) = tables["effects"]
-    assert effect["effect"] == arms.MERGING.name
+    assert effect["effect"] == variants.MERGING.name
     assert effect["prompts"] == 8 and effect["binding"]["value"] == pytest.approx(1 - 13 / 16)
     assert effect["binding"]["low"] > 0 and list(effect["binding"]["by seed"]) == [0]
 
@@ -214,7 +216,7 @@ def test_effects_compare_the_same_prompts_and_seeds():
 def test_binding_in_all_counts_what_every_compared_arm_drew():
     rows = [line("stock + relevance", p, [True, None if p % 2 else True]) for p in range(8)]
     rows += [line("stock + uniform", p, [False, p % 2 == 0]) for p in range(8)]
-    (effect,) = arms_table.summarise(rows, 0.75)["2 objects"]["effects"]
+    (effect,) = table.summarise(rows, 0.75)["2 objects"]["effects"]
     assert effect["binding in all"]["value"] == pytest.approx(1 - 4 / 12)  # of 16 objects four are missing on one side
     assert effect["binding"]["value"] == pytest.approx(1 - 4 / 16)
 
@@ -223,7 +225,7 @@ def test_how_much_more_one_change_does_than_another():
     rows = []
     for arm, wins in {"stock + uniform": 2, "stock + relevance": 7, "mip + relevance": 8}.items():
         rows += [line(arm, p, [p % 10 < wins, True], p % 3) for p in range(90)]
-    effects = {row["effect"]: row for row in arms_table.summarise(rows, 0.75)["2 objects"]["effects"]}
+    effects = {row["effect"]: row for row in table.summarise(rows, 0.75)["2 objects"]["effects"]}
     more = effects["merging more than training"]["bound"]
     assert more["value"] == pytest.approx((5 - 1) / 20) and more["low"] < more["value"] < more["high"]
     assert list(more["by seed"].values()) == pytest.approx([4 / 20] * 3)
@@ -234,23 +236,25 @@ def tuned(arm, best, prompts=48):
 
 
 def test_the_best_scale_is_the_one_that_binds_most():
-    arm = next(arm for arm in arms.ARMS if arm.name == "stock + uniform")
-    assert arms_table.best_scale(tuned(arm, 1.0), arm, 2) == (1.0, "")
-    assert arms_table.best_scale(tuned(arm, arm.scales[-1]), arm, 2) == (arm.scales[-1], "≥")
-    assert arms_table.best_scale(tuned(arm, 1.0, 47), arm, 2) is None
-    assert arms_table.best_scale(tuned(arm, 1.0), arm, 3) is None
-    assert [arms.prompts_to_choose(objects) for objects in (2, 3, 4)] == [48, 32, 24]  # 96 objects
+    arm = next(arm for arm in variants.ARMS if arm.name == "stock + uniform")
+    assert table.best_scale(tuned(arm, 1.0), arm, 2) == (1.0, "")
+    assert table.best_scale(tuned(arm, arm.scales[-1]), arm, 2) == (arm.scales[-1], "≥")
+    assert table.best_scale(tuned(arm, 1.0, 47), arm, 2) is None
+    assert table.best_scale(tuned(arm, 1.0), arm, 3) is None
+    assert [variants.prompts_to_choose(objects) for objects in (2, 3, 4)] == [48, 32, 24]  # 96 objects
 
 
 def test_best_scales_have_tables_of_their_own():
-    one, other = (next(arm for arm in arms.ARMS if arm.name == f"stock + {name}") for name in ("relevance", "uniform"))
+    one, other = (
+        next(arm for arm in variants.ARMS if arm.name == f"stock + {name}") for name in ("relevance", "uniform")
+    )
     rows = tuned(one, 1.4) + tuned(other, 0.5)
     rows += [line(one.name, p, [True, True], scale=1.4) for p in range(9)]
     rows += [line(other.name, p, [True, False], scale=0.5) for p in range(9)]
-    tables = arms_table.summarise(rows, 0.75)["2 objects"]
+    tables = table.summarise(rows, 0.75)["2 objects"]
     assert [(row["scale"], row["edge"]) for row in tables["best"]] == [(0.5, "≤"), (1.4, "")] and not tables["equal"]
     (effect,) = tables["effects at best scales"]
-    assert effect["bound"]["value"] == 0.5 and arms_table.is_sure(effect["bound"])
+    assert effect["bound"]["value"] == 0.5 and table.is_sure(effect["bound"])
 
 
 def test_an_effect_is_sure_only_if_every_seed_agrees():
@@ -258,11 +262,11 @@ def test_an_effect_is_sure_only_if_every_seed_agrees():
     for p in range(300):
         rows.append(line("stock + uniform", p, [True, p % 3 == 2], p % 3))
         rows.append(line("stock + relevance", p, [True, p % 3 < 2], p % 3))
-    (effect,) = arms_table.summarise(rows, 0.75)["2 objects"]["effects"]
-    assert effect["bound"]["value"] == pytest.approx(1 / 6) and not arms_table.is_sure(effect["bound"])
+    (effect,) = table.summarise(rows, 0.75)["2 objects"]["effects"]
+    assert effect["bound"]["value"] == pytest.approx(1 / 6) and not table.is_sure(effect["bound"])
     rows = [row for row in rows if row["key"][2] < 2]
-    (effect,) = arms_table.summarise(rows, 0.75)["2 objects"]["effects"]
-    assert arms_table.is_sure(effect["bound"])
+    (effect,) = table.summarise(rows, 0.75)["2 objects"]["effects"]
+    assert table.is_sure(effect["bound"])
 
 
 def test_the_page_says_what_the_numbers_say():
@@ -272,54 +276,52 @@ def test_the_page_says_what_the_numbers_say():
                           "uniform-trained + uniform": 1, "mip + relevance": 4}.items()
         for prompt in range(40)
     ]  # fmt: skip
-    results = arms_table.summarise(rows, 0.75)
+    results = table.summarise(rows, 0.75)
     settings = {
         "prompts": 40, "steps": 8, "guidance": 2.0, "sampler": "euler", "precision": "fp32", "every_seed": True
     }  # fmt: skip
-    page = arms_page.markdown(results, settings)
+    made = page.markdown(results, settings)
     assert json.loads(json.dumps(results))
-    verdict = next(text for text in page.splitlines() if text.startswith("**Merging or training?**"))
+    verdict = next(text for text in made.splitlines() if text.startswith("**Merging or training?**"))
     assert "+25.0" in verdict and "+37.5" in verdict and "+12.5" in verdict
-    assert "Fewer than three training seeds" in page and "Fewer pictures than prompts" not in page
-    assert "prompts** so far, see there: 2 objects (all arms)" in arms_page.markdown(
-        results, settings | {"prompts": 41}
-    )
-    tables = [text for text in page.splitlines() if text.startswith("| ")]
+    assert "Fewer than three training seeds" in made and "Fewer pictures than prompts" not in made
+    assert "prompts** so far, see there: 2 objects (all arms)" in page.markdown(results, settings | {"prompts": 41})
+    tables = [text for text in made.splitlines() if text.startswith("| ")]
     assert any("**mip + relevance**" in text for text in tables)
-    assert "nan" not in page and "What the miniature cannot tell" in page
+    assert "nan" not in made and "What the miniature cannot tell" in made
 
 
 def test_the_page_says_how_many_prompts_the_lines_are_of():
     shared = [line("stock + uniform", trial, [True], seed=trial % 3) for trial in range(7)]
-    assert arms_table.prompts_of(shared) == {"prompts": 7, "every_seed": False}
-    assert arms_table.prompts_of([*shared, line("stock + uniform", 4, [True], seed=2)])["every_seed"]
+    assert table.prompts_of(shared) == {"prompts": 7, "every_seed": False}
+    assert table.prompts_of([*shared, line("stock + uniform", 4, [True], seed=2)])["every_seed"]
 
 
 def test_the_shipped_page_is_made_of_the_shipped_lines(host):
     """But for the intervals, whose draws another NumPy may make otherwise."""
-    from mip_adapter.miniature import host_arms
+    from mip_adapter.research.ablation import command
 
-    with lzma.open(trained.FOLDER / "arms_lines.jsonl.xz", "rt") as lines:
+    with lzma.open(trained.RESEARCH / "ablation" / "lines.jsonl.xz", "rt") as lines:
         rows = [json.loads(text) for text in lines]
-    given = host_arms._parser().parse_args([])
-    plan = json.loads((trained.FOLDER / "arms_plan.json").read_text())
-    settings = arms_table.prompts_of(rows) | {name: plan[name] for name in host_arms.SETTINGS}
-    page = arms_page.markdown(arms_table.summarise(rows, given.scale), settings)
-    shipped = (trained.FOLDER / "ARMS.md").read_text("utf-8")
-    assert re.sub(r" \[[^]]*\]", "", page) == re.sub(r" \[[^]]*\]", "", shipped)
+    given = command._parser().parse_args([])
+    plan = json.loads((trained.RESEARCH / "ablation" / "plan.json").read_text())
+    settings = table.prompts_of(rows) | {name: plan[name] for name in command.SETTINGS}
+    made = page.markdown(table.summarise(rows, given.scale), settings)
+    shipped = (trained.RESEARCH.parent / "docs" / "ablation.md").read_text("utf-8")
+    assert re.sub(r" \[[^]]*\]", "", made) == re.sub(r" \[[^]]*\]", "", shipped)
 
 
 def test_the_grid_shows_what_is_there(tmp_path):
-    trials = arms.make_trials(2, 3, arms.SEED_TEST)
+    trials = variants.make_trials(2, 3, variants.SEED_TEST)
     red = torch.zeros(3, 128, 128)
     red[0] = 1
-    arms_grid.save(red, tmp_path / "a" / "1.png")
+    picture_grid.save(red, tmp_path / "a" / "1.png")
     columns = {name: [tmp_path / name / f"{i}.png" for i in range(2)] for name in ("a", "b")}
-    sheet = arms_grid.draw(trials, columns)
+    sheet = picture_grid.draw(trials, columns)
     assert sheet is not None
     pixels = np.asarray(sheet)
     assert ((pixels == (255, 0, 0)).all(-1)).sum() == 128**2
-    assert arms_grid.draw(trials, {"b": columns["b"]}) is None
+    assert picture_grid.draw(trials, {"b": columns["b"]}) is None
 
 
 # ---- with the host ----
@@ -327,10 +329,10 @@ def test_the_grid_shows_what_is_there(tmp_path):
 
 @pytest.fixture(scope="module")
 def parts(host):
-    from mip_adapter.miniature import host_bundle
+    from mip_adapter.miniature import comfy_bundle
 
     with torch.inference_mode():
-        yield host_bundle.load()
+        yield comfy_bundle.load()
 
 
 @pytest.fixture(scope="module")
@@ -348,16 +350,16 @@ def adapters(tmp_path_factory):
 @torch.inference_mode()
 def test_rows_sampled_together_are_those_sampled_alone(parts, adapters):
     """A batch of pictures with different references gives what the nodes and KSampler give one by one."""
-    from mip_adapter.miniature import host_rows
     from mip_adapter.nodes.apply import MIPApply
     from mip_adapter.nodes.reference import MIPReference
+    from mip_adapter.research import comfy_rows
     from mip_adapter.weights.adapter import load_adapter
 
     from nodes import common_ksampler
 
     model, clip, _, vision = parts
     adapter = load_adapter(trained.file("mip", 0, adapters))
-    trials = arms.make_trials(3, 2, arms.SEED_TEST)
+    trials = variants.make_trials(3, 2, variants.SEED_TEST)
     models = []
     for i in range(3):
         chain = ()
@@ -365,13 +367,13 @@ def test_rows_sampled_together_are_those_sampled_alone(parts, adapters):
             (chain,) = MIPReference.execute(picture[None], text, 1.0, references=chain).result
         models.append(MIPApply.execute(model, clip, vision, adapter, chain, 0.75, 0.0, 1.0).result[0])
     conds = [clip.encode_from_tokens(clip.tokenize(text), return_pooled=True) for text in (*trials.prompts, "")]
-    negative = host_rows.conditioning(conds[-1:])
-    noise = host_rows.noise_of(trials.seeds, 16)
-    positive = host_rows.conditioning(conds[:3])
-    together = host_rows.sample(host_rows.combine(models), positive, negative, noise, 3, 2.0, "euler")
+    negative = comfy_rows.conditioning(conds[-1:])
+    noise = comfy_rows.noise_of(trials.seeds, 16)
+    positive = comfy_rows.conditioning(conds[:3])
+    together = comfy_rows.sample(comfy_rows.combine(models), positive, negative, noise, 3, 2.0, "euler")
     empty = {"samples": torch.zeros(1, 4, 16, 16)}
     for i, patched in enumerate(models):
-        positive = host_rows.conditioning(conds[i : i + 1])
+        positive = comfy_rows.conditioning(conds[i : i + 1])
         given = (patched, trials.seeds[i], 3, 2.0, "euler", "normal", positive, negative, empty)
         alone = common_ksampler(*given)[0]["samples"]
         assert torch.allclose(together[i : i + 1], alone, atol=1e-3 * float(alone.abs().max()))
@@ -379,11 +381,11 @@ def test_rows_sampled_together_are_those_sampled_alone(parts, adapters):
 
 
 def run(folder, adapters, *more):
-    from mip_adapter.miniature import host_arms
+    from mip_adapter.research.ablation import command
 
     arm = ("--arm", "stock + uniform", "--arm", "mip + relevance")
     given = ["--quick", "--objects", "2", "--output", str(folder), "--adapters", str(adapters), *arm, *more]
-    return host_arms.main(given)
+    return command.main(given)
 
 
 def test_arms_run_stop_and_go_on(host, adapters, tmp_path, capsys):
@@ -411,14 +413,14 @@ def test_arms_run_stop_and_go_on(host, adapters, tmp_path, capsys):
 
 
 def test_shards_share_the_batches(host, adapters, tmp_path):
-    from mip_adapter.miniature import host_arms
+    from mip_adapter.research.ablation import command
 
-    given = host_arms._parser().parse_args(["--output", str(tmp_path), "--adapters", str(adapters)])
-    there = arms.chosen(None, ["stock", "mip"])
+    given = command._parser().parse_args(["--output", str(tmp_path), "--adapters", str(adapters)])
+    there = variants.chosen(None, ["stock", "mip"])
     shards = []
     for share in ("0/2", "1/2"):
         given.shard = share
-        run = host_arms.Run(given, there)
+        run = command.Run(given, there)
         shards.append([part for part in run._equal() if run._mine(part)])
     both = sorted(part.key(trial) for shard in shards for part in shard for trial in part.trials)
     assert both == sorted(part.key(trial) for part in run._equal() for trial in part.trials)
@@ -427,14 +429,14 @@ def test_shards_share_the_batches(host, adapters, tmp_path):
     for wrong in ("2/2", "1", "a/b"):
         given.shard = wrong
         with pytest.raises(ValueError, match="--shard is"):
-            host_arms.Run(given, there)
+            command.Run(given, there)
 
 
 def test_every_prompt_has_one_training_seed():
-    shares = arms.shared_out(10, (0, 1, 2))
+    shares = variants.shared_out(10, (0, 1, 2))
     assert sorted(trial for share in shares.values() for trial in share) == list(range(10))
-    assert arms.shared_out(10, (1,)) == {1: shares[1]}
-    assert arms.shared_out(3, (0, 1), every_seed=True) == {0: (0, 1, 2), 1: (0, 1, 2)}
+    assert variants.shared_out(10, (1,)) == {1: shares[1]}
+    assert variants.shared_out(3, (0, 1), every_seed=True) == {0: (0, 1, 2), 1: (0, 1, 2)}
 
 
 def test_arms_without_adapters_say_how_to_get_them(host, tmp_path, capsys):
@@ -445,11 +447,11 @@ def test_arms_without_adapters_say_how_to_get_them(host, tmp_path, capsys):
 @torch.inference_mode()
 def test_right_and_swapped_differ_by_the_references_alone(parts, adapters, tmp_path):
     """With equal references for both objects, swapping them changes nothing; with different ones it does."""
-    from mip_adapter.miniature import host_arms, host_arms_maker
+    from mip_adapter.research.ablation import comfy_maker, command
 
-    given = host_arms._parser().parse_args(["--adapters", str(adapters), "--prompts", "3", "--precision", "fp32"])
-    maker = host_arms_maker.Maker(given)
-    part = host_arms_maker.Part("real", arms.Arm("x", "mip", Merge("relevance"), "image"), 0, 2, 1.0, (0, 1, 2))
+    given = command._parser().parse_args(["--adapters", str(adapters), "--prompts", "3", "--precision", "fp32"])
+    maker = comfy_maker.Maker(given)
+    part = comfy_maker.Part("real", variants.Arm("x", "mip", Merge("relevance"), "image"), 0, 2, 1.0, (0, 1, 2))
     rows = maker.real(part)
     assert all(abs(row["right"] - row["swapped"]) > 1e-5 for row in rows)
     assert all(0 <= row["map"] <= 1 and 0 < row["share"] < 1 for row in rows)
@@ -461,12 +463,12 @@ def test_right_and_swapped_differ_by_the_references_alone(parts, adapters, tmp_p
 
 @torch.inference_mode()
 def test_sum_is_uniform_at_a_share_of_the_scale(parts, adapters):
-    from mip_adapter.miniature import host_arms, host_arms_maker
+    from mip_adapter.research.ablation import comfy_maker, command
 
     line = ["--adapters", str(adapters), "--prompts", "2", "--precision", "fp32"]
-    maker = host_arms_maker.Maker(host_arms._parser().parse_args(line))
+    maker = comfy_maker.Maker(command._parser().parse_args(line))
     added, shared = (
-        maker.real(host_arms_maker.Part("real", arms.Arm("x", "stock", Merge(strategy)), 0, 2, scale, (0, 1)))
+        maker.real(comfy_maker.Part("real", variants.Arm("x", "stock", Merge(strategy)), 0, 2, scale, (0, 1)))
         for strategy, scale in (("sum", 0.5), ("uniform", 1.0))
     )
     assert [row["right"] for row in added] == pytest.approx([row["right"] for row in shared], rel=1e-5)

@@ -27,7 +27,7 @@ NAN = float("nan")
 @pytest.fixture
 def files(host):
     """Adapters where the loader looks, and one where it must not."""
-    from mip_adapter.weights.host_files import register_folders
+    from mip_adapter.weights.comfy_files import register_folders
 
     register_folders()
     folder = host.base / "models" / "ipadapter"
@@ -73,14 +73,14 @@ def test_a_linked_choice_is_known_later() -> None:
 
 def test_a_models_folder_that_cannot_be_written_costs_no_node(monkeypatch, tmp_path) -> None:
     import folder_paths
-    from mip_adapter.weights import host_files
+    from mip_adapter.weights import comfy_files
 
     (tmp_path / "models").write_text("in the way")
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
-    host_files.register_folders()
+    comfy_files.register_folders()
     assert str(tmp_path / "models" / "mip_adapter") in folder_paths.folder_names_and_paths["mip_adapter"][0]
-    assert "miniature_mip.safetensors" in host_files.adapter_names()
+    assert "miniature_mip.safetensors" in comfy_files.adapter_names()
 
 
 def test_a_head_of_another_model(files) -> None:
@@ -212,7 +212,7 @@ def test_fusion_head(wrong: dict) -> None:
 
 @pytest.mark.parametrize("version", ["0.3.74", "0.3.9", "0.2.99", "v0.3.0", "0.3"])
 def test_an_old_host(monkeypatch, version: str) -> None:
-    from mip_adapter.nodes.host_version import require_host
+    from mip_adapter.nodes.comfy_version import require_host
 
     monkeypatch.setitem(sys.modules, "comfyui_version", SimpleNamespace(__version__=version))
     with pytest.raises(ImportError, match=f"needs ComfyUI 0.3.75 or newer; this is {version}"):
@@ -221,7 +221,7 @@ def test_an_old_host(monkeypatch, version: str) -> None:
 
 @pytest.mark.parametrize("version", ["0.3.75", "v0.3.75", "0.3.75-dev", "0.3.100", "0.8.0", "0.33.0", "1.0", "unknown"])
 def test_a_host_that_will_do(monkeypatch, version: str) -> None:
-    from mip_adapter.nodes.host_version import require_host
+    from mip_adapter.nodes.comfy_version import require_host
 
     monkeypatch.setitem(sys.modules, "comfyui_version", SimpleNamespace(__version__=version))
     require_host()

@@ -10,7 +10,8 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from mip_adapter.miniature import demo, seeded
+from mip_adapter.commands import demo
+from mip_adapter.research.miniature import seeded
 from PIL import Image
 from safetensors.torch import save_file
 

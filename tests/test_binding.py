@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from mip_adapter.attention.reference import make_reference
 from mip_adapter.common.crops import overlap
 from mip_adapter.common.drawing import Canvas
-from mip_adapter.evaluation.binding import FAINT, Binding, PictureBinding, looks
-from mip_adapter.evaluation.binding_report import measure_binding, ranking, report, to_encode
-from mip_adapter.evaluation.detect import detect
-from mip_adapter.evaluation.detect_pixels import PixelDetector
-from mip_adapter.evaluation.detections import Detections
-from mip_adapter.evaluation.draw_matrix import MOST_ROWS, draw_matrices, draw_matrix
-from mip_adapter.evaluation.things import by_look, choose
-from mip_adapter.evaluation.verdict import LEAK, verdict
-from mip_adapter.miniature import clip, config
+from mip_adapter.evaluation.binding.binding import FAINT, Binding, PictureBinding, looks
+from mip_adapter.evaluation.binding.matrix_picture import MOST_ROWS, draw_matrices, draw_matrix
+from mip_adapter.evaluation.binding.report import measure_binding, ranking, report, to_encode
+from mip_adapter.evaluation.binding.verdict import LEAK, verdict
+from mip_adapter.evaluation.detection.detect import detect
+from mip_adapter.evaluation.detection.detections import Detections
+from mip_adapter.evaluation.detection.matching import by_look, choose
+from mip_adapter.miniature import config
+from mip_adapter.miniature.pixel_detector import PixelDetector
+from mip_adapter.research.miniature import clip
 from PIL import Image
 from safetensors.torch import load_file
 

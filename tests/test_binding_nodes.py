@@ -26,7 +26,7 @@ def binding_report(scene, encoder=None, **more):
 
 
 def test_the_report_node_says_what_the_core_measured():
-    from mip_adapter.evaluation.binding_report import measure_binding
+    from mip_adapter.evaluation.binding.report import measure_binding
 
     scene = draw(4, pictures=3, looks=[(1, 0, 2), (0, 1, 2), (0, 1, 1)])
     margin, rate, presence, said, matrix, binding = binding_report(scene)
@@ -70,8 +70,8 @@ def test_a_single_reference_has_no_other():
 
 
 def test_the_relevance_of_the_sampling_is_heard():
-    from mip_adapter.attention.record import RelevanceRecord
     from mip_adapter.nodes.apply import MIPApply
+    from mip_adapter.relevance.record import RelevanceRecord
 
     scene = draw(4, looks=[(0, 1, 1)])
     parts = graphs.bundle()

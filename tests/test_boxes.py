@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mip_adapter.evaluation.box_formats import CORNERS, SIDES
-from mip_adapter.evaluation.boxes import read_boxes, to_bounding_boxes, to_masks
-from mip_adapter.evaluation.detections import Detection, Detections
-from mip_adapter.evaluation.things import choose
+from mip_adapter.evaluation.detection.box_formats import CORNERS, SIDES
+from mip_adapter.evaluation.detection.boxes import read_boxes, to_bounding_boxes, to_masks
+from mip_adapter.evaluation.detection.detections import Detection, Detections
+from mip_adapter.evaluation.detection.matching import choose
 
 from .sentences import says, told
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from mip_adapter.attention.maps import draw
 from mip_adapter.attention.reference import MAX_OBJECTS
 from mip_adapter.common.drawing import FIRST, colour
+from mip_adapter.relevance.maps import draw
 
 
 def lab(colours: list) -> np.ndarray:

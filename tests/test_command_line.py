@@ -188,7 +188,7 @@ def test_an_interrupted_install_is_not_taken_for_a_finished_one(copy: Path, monk
     assert mip.is_complete(folder) and not (folder / "half-installed").exists()
 
     done = run("convert", "--help", root=copy)
-    assert done.returncode != 0 and "Preparing" not in done.stdout  # no weights/convert.py in this copy
+    assert done.returncode != 0 and "Preparing" not in done.stdout  # no commands/convert.py in this copy
 
 
 def test_what_pip_says_reaches_the_user(copy: Path, clean: Path):

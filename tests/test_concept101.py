@@ -16,9 +16,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from mip_adapter.evaluation.concept101 import read_pairs, references
-from mip_adapter.evaluation.concept101_settings import Settings, guard
-from mip_adapter.evaluation.concept101_table import PUBLISHED, means, tables
+from mip_adapter.commands.concept101.settings import Settings, guard
+from mip_adapter.evaluation.concept101.dataset import read_pairs, references
+from mip_adapter.evaluation.concept101.table import PUBLISHED, means, tables
 from PIL import Image, ImageDraw
 
 from . import tiny_clip, tiny_models
@@ -83,7 +83,7 @@ def line(data: Path, output: Path, encoders: tuple[Path, Path]) -> list[str]:
 @pytest.fixture(scope="module")
 def alone(host, data: Path, encoders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process that nobody disturbed."""
-    from mip_adapter.evaluation.host_concept101 import main
+    from mip_adapter.commands.concept101.command import main
 
     output = tmp_path_factory.mktemp("alone")
     assert main(line(data, output, encoders)) == 0
@@ -187,7 +187,7 @@ def assert_same_table(got: dict, expected: dict):
 
 
 def test_nothing_is_made_twice(alone: Path, data: Path, encoders: tuple[Path, Path], capsys):
-    from mip_adapter.evaluation.host_concept101 import main
+    from mip_adapter.commands.concept101.command import main
 
     before = {file: file.stat().st_mtime_ns for file in alone.glob("pictures/*/*.png")}
     lost = sorted(before)[4]
@@ -203,7 +203,7 @@ def test_nothing_is_made_twice(alone: Path, data: Path, encoders: tuple[Path, Pa
 
 def test_scores_are_of_the_pictures_that_are_there(alone: Path, data: Path, encoders, tmp_path: Path):
     """Another method's pictures, put into the folder after a run; another encoder in a folder of the same name."""
-    from mip_adapter.evaluation.host_concept101 import main
+    from mip_adapter.commands.concept101.command import main
 
     copy, encoder = shutil.copytree(alone, tmp_path / "copy"), shutil.copytree(encoders[0], tmp_path / "tiny-clip")
     before = {file: file.stat().st_mtime_ns for file in copy.glob("scores-*/0*.jsonl")}
@@ -222,7 +222,7 @@ def test_scores_are_of_the_pictures_that_are_there(alone: Path, data: Path, enco
 
 
 def test_a_changed_folder_of_data_is_noticed(alone: Path, data: Path, encoders, tmp_path: Path, capsys):
-    from mip_adapter.evaluation.host_concept101 import main
+    from mip_adapter.commands.concept101.command import main
 
     copy, other = shutil.copytree(alone, tmp_path / "copy"), shutil.copytree(data, tmp_path / "data")
     box = other / "json_data" / "pet_dog1" / "photo 1.json"
@@ -232,7 +232,7 @@ def test_a_changed_folder_of_data_is_noticed(alone: Path, data: Path, encoders, 
 
 
 def test_encoders_are_tried_before_anything_is_drawn(host, data: Path, encoders, tmp_path: Path, capsys):
-    from mip_adapter.evaluation.host_concept101 import main
+    from mip_adapter.commands.concept101.command import main
 
     assert main(line(data, tmp_path / "a", (encoders[1], encoders[1]))) == 1
     assert "sees pictures only" in capsys.readouterr().err and not [*tmp_path.glob("a/pictures/*/*.png")]
@@ -242,7 +242,7 @@ def test_encoders_are_tried_before_anything_is_drawn(host, data: Path, encoders,
 
 def test_two_processes_make_the_same_table(alone: Path, data: Path, encoders, tmp_path: Path, monkeypatch, capsys):
     """One after the other here; whoever comes last writes the table."""
-    from mip_adapter.evaluation.host_concept101 import main
+    from mip_adapter.commands.concept101.command import main
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in "01":
@@ -258,7 +258,7 @@ def test_two_processes_make_the_same_table(alone: Path, data: Path, encoders, tm
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_two_processes_are_killed_and_one_goes_on(host, alone: Path, data: Path, encoders, tmp_path: Path):
-    from mip_adapter.evaluation.host_concept101 import main
+    from mip_adapter.commands.concept101.command import main
 
     pictures = tmp_path / "pictures"
     kill_when(launch(host, line(data, tmp_path, encoders)), lambda: both_began(pictures))
@@ -272,7 +272,7 @@ def test_two_processes_are_killed_and_one_goes_on(host, alone: Path, data: Path,
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_two_processes_are_killed_while_scoring_and_two_go_on(host, encoders, tmp_path: Path):
     """With pictures of another method, so that there is nothing but scoring."""
-    from mip_adapter.evaluation.host_concept101 import main
+    from mip_adapter.commands.concept101.command import main
 
     data, random = write_dataset(tmp_path / "data", times=12), np.random.default_rng(1)
     for pair in read_pairs(data):
@@ -318,7 +318,7 @@ def both_began(pictures: Path) -> bool:
 
 
 def test_bad_options_get_a_sentence(data: Path, encoders: tuple[Path, Path], tmp_path: Path, capsys):
-    from mip_adapter.evaluation.host_concept101 import main
+    from mip_adapter.commands.concept101.command import main
 
     good = line(data, tmp_path, encoders)
     for changes, says in (

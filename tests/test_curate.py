@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from mip_adapter.commands.curate import main
+from mip_adapter.commands.curation.table import best, check_table, write_table
 from mip_adapter.common.resumable import open_parts
-from mip_adapter.evaluation.encoders import load_encoder, need_words
-from mip_adapter.training.curate import main
-from mip_adapter.training.curate_table import best, check_table, write_table
-from mip_adapter.training.kept import read_kept, write_kept
+from mip_adapter.evaluation.encoders.encoder import load_encoder, need_words
+from mip_adapter.training.data_folder import read_kept, write_kept
 from PIL import Image
 
 from . import tiny_clip
@@ -112,8 +112,8 @@ def test_the_contact_sheet_is_a_picture_of_all_it_shows(alone: Path):
 
 
 def test_objects_have_the_colours_that_they_have_everywhere():
+    from mip_adapter.commands.curation.sheet import Entry, contact_sheet
     from mip_adapter.common.drawing import colour
-    from mip_adapter.training.curate_sheet import Entry, contact_sheet
 
     boxes = [(10 + 60 * i, 30, 60 + 60 * i, 180) for i in range(3)]
     entry = Entry(Image.new("RGB", (192, 192), "white"), boxes, ["cat", "dog", "bird"], "")

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mip_adapter.evaluation.detect import Seen, detect, object_texts, report
-from mip_adapter.evaluation.detect_folder import load_detector
-from mip_adapter.evaluation.detect_picture import annotated
-from mip_adapter.evaluation.detect_pixels import NAME, PixelDetector
-from mip_adapter.evaluation.detections import Detection, Detections
+from mip_adapter.evaluation.detection.annotate import annotated
+from mip_adapter.evaluation.detection.detect import Seen, detect, object_texts, report
+from mip_adapter.evaluation.detection.detections import Detection, Detections
+from mip_adapter.evaluation.detection.folder_detector import load_detector
 from mip_adapter.miniature import world
+from mip_adapter.miniature.pixel_detector import NAME, PixelDetector
 from mip_adapter.miniature.world_shapes import KINDS
 from PIL import Image
 
@@ -325,7 +325,7 @@ def test_annotated_pictures():
 @pytest.fixture
 def nodes(host):
     from mip_adapter.nodes import detect as nodes
-    from mip_adapter.weights.host_files import register_folders
+    from mip_adapter.weights.comfy_files import register_folders
 
     register_folders()
     return nodes

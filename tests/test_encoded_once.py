@@ -53,14 +53,14 @@ def test_another_scale_range_or_merge_encodes_nothing() -> None:
 def test_an_interrupt_between_the_pictures_and_the_unconditional_branch(monkeypatch) -> None:
     """The pictures are remembered, and meanwhile the host offloads the encoder: it is loaded again."""
     import comfy.model_management as management
-    from mip_adapter.attention import host_encode
+    from mip_adapter.patching import encode
 
     def interrupted(*_):
         raise management.InterruptProcessingException
 
     chain, clip, vision = references(), bundle().clip, Counted(bundle().vision)
     with monkeypatch.context() as patch, pytest.raises(management.InterruptProcessingException):
-        patch.setattr(host_encode, "null_features", interrupted)
+        patch.setattr(encode, "null_features", interrupted)
         apply(chain, clip, vision)
     management.unload_all_models()
     loaded = []
@@ -124,7 +124,7 @@ def test_another_weight_region_or_range_of_a_reference_encodes_nothing() -> None
 
 def test_a_lora_on_the_clip_is_seen() -> None:
     """The host patches a clone."""
-    from mip_adapter.attention.host_encode import encode_references
+    from mip_adapter.patching.encode import encode_references
 
     chain, parts, clip = references(), bundle(), bundle().clip.clone()
     key, weight = next((k, w) for k, w in clip.cond_stage_model.state_dict().items() if k.endswith("q_proj.weight"))

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from mip_adapter.common.crops import fill_holes
-from mip_adapter.evaluation.crops import check_pictures, crop
-from mip_adapter.evaluation.detections import Detection, Detections
-from mip_adapter.evaluation.encoders import load_encoder, need_words, reads_words
+from mip_adapter.evaluation.detection.crops import check_pictures, crop
+from mip_adapter.evaluation.detection.detections import Detection, Detections
+from mip_adapter.evaluation.encoders.encoder import load_encoder, need_words, reads_words
 from PIL import Image
 
 from . import small, tiny_clip, tiny_models
@@ -93,9 +93,9 @@ def test_words_and_pictures_share_a_space(folders: Path, name: str):
 
 
 def test_many_pictures_are_seen_in_batches(folders: Path, monkeypatch: pytest.MonkeyPatch):
-    from mip_adapter.evaluation import encoders
+    from mip_adapter.evaluation.encoders import encoder as module
 
-    monkeypatch.setattr(encoders, "BATCH", 2)
+    monkeypatch.setattr(module, "BATCH", 2)
     for name in ("dino", "clip", "siglip2"):
         encoder = load_encoder(folders / name)
         alone = torch.cat([encoder.images([np.asarray(photo)]) for photo in photos()])
@@ -190,7 +190,7 @@ def test_bad_folders(folders: Path, tmp_path: Path):
 
 def test_clip_vision_and_clip_of_the_host(host):
     """The miniature's classes with random weights, and transformers with the same."""
-    from mip_adapter.evaluation.host_encoder import host_encoder
+    from mip_adapter.evaluation.encoders.comfy_encoder import host_encoder
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     vision, clip = small.vision(projection_dim=32), small.clip()
@@ -223,7 +223,7 @@ def test_clip_vision_and_clip_of_the_host(host):
 
 
 def test_halves_of_different_models_are_refused(host):
-    from mip_adapter.evaluation.host_encoder import host_encoder
+    from mip_adapter.evaluation.encoders.comfy_encoder import host_encoder
 
     told(lambda: host_encoder(small.vision(), small.clip()), "32 numbers for words", "40 for pictures")
     told(lambda: host_encoder(None), "The CLIP vision is missing")
@@ -235,7 +235,7 @@ def test_halves_of_different_models_are_refused(host):
 
 def test_the_host_is_told_how_much_memory_a_batch_needs(host, folders: Path, monkeypatch: pytest.MonkeyPatch):
     import comfy.model_management as management
-    from mip_adapter.evaluation.host_models import ACTIVATIONS, managed
+    from mip_adapter.evaluation.comfy_models import ACTIVATIONS, managed
 
     encoder, asked, load = load_encoder(folders / "clip", managed), [], management.load_models_gpu
 
@@ -252,7 +252,7 @@ def test_folders_in_the_hosts_care(host, folders: Path):
     """Same vectors, and the host can take the model away and bring it back."""
     import comfy.model_management as management
     from mip_adapter.nodes.encoders import MIPEncoderLoader
-    from mip_adapter.weights.host_files import register_folders
+    from mip_adapter.weights.comfy_files import register_folders
 
     register_folders()
     place = host.base / "models" / "mip_encoders"
@@ -283,7 +283,7 @@ def test_folders_in_the_hosts_care(host, folders: Path):
 
 def test_crops_are_those_of_training():
     """The same object, from a picture on disk with a mask of numbers and from an IMAGE with a mask of its own."""
-    from mip_adapter.training.pictures import reference
+    from mip_adapter.training.crops import reference
 
     picture = np.asarray(photos()[0])
     values = np.zeros(picture.shape[:2], np.uint8)

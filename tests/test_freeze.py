@@ -77,7 +77,7 @@ def test_both_outputs_of_the_host_s_sampler() -> None:
 def test_an_unknown_latent() -> None:
     """After a single sampling there is nothing to take it for; after several it is refused, and so is a forgotten
     one."""
-    from mip_adapter.attention.record import KEPT
+    from mip_adapter.relevance.record import KEPT
 
     model, record = applied()
     latent, shares = sampled(model, record)

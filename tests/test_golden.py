@@ -43,9 +43,9 @@ def compiled_site(data: dict, metadata: dict, **options):
 
 def fused(data: dict, metadata: dict):
     """Z [B, N, C] of a golden site, and a record for each row, since each has objects of its own."""
-    from mip_adapter.attention.host_call import Call
-    from mip_adapter.attention.record import RelevanceRecord
     from mip_adapter.attention.site import fuse
+    from mip_adapter.patching.unet_call import Call
+    from mip_adapter.relevance.record import RelevanceRecord
 
     plan_of_row, key, heads = compiled_site(data, metadata)
     q, side = data["hidden"] @ data["to_q"].T, round(data["hidden"].shape[1] ** 0.5)
@@ -129,8 +129,8 @@ def unet(host):
 def patched(model, family: str, **options):
     """The golden model after MIPAdapterLoader's, MIPReference's and MIPApply's work. Returns (patcher, data)."""
     import comfy.model_patcher
-    from mip_adapter.attention.host_apply import apply_references
     from mip_adapter.attention.reference import make_reference
+    from mip_adapter.patching.apply import apply_references
     from mip_adapter.weights.adapter import load_adapter
 
     data, metadata = read(f"unet_{family}")
@@ -189,7 +189,7 @@ def test_the_golden_numbers_tell_right_from_wrong(unet) -> None:
 @pytest.mark.parametrize("branches", ["uc", "cu", "c"])
 def test_recorded_maps_of_a_unet(unet, branches: str) -> None:
     """At each resolution the mean over its sites of what the definition gives for what entered the site."""
-    from mip_adapter.attention.record import RelevanceRecord
+    from mip_adapter.relevance.record import RelevanceRecord
     from mip_adapter.weights.sites import cross_attentions, unet_sites
 
     record, entered = RelevanceRecord(("0", "1")), {}  # by module, its cond row

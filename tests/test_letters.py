@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mip_adapter.attention import maps
 from mip_adapter.common import drawing
+from mip_adapter.relevance import maps
 from PIL import ImageFont
 
 from .conftest import ROOT

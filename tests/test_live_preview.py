@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from loops import complete
-from mip_adapter.miniature import demo
+from mip_adapter.commands import demo
 from PIL import Image
 
 SETTING = "MIP-Adapter.LivePreview"
@@ -121,8 +121,8 @@ def test_the_host_s_own_preview_is_what_is_drawn_over(host, monkeypatch, tmp_pat
     from comfy.latent_formats import SDXL
     from comfy.utils import ProgressBar, set_progress_bar_global_hook
     from comfy_execution.progress import ProgressHandler, get_progress_state
-    from mip_adapter.attention import host_preview
-    from mip_adapter.attention.record import Observation, RelevanceRecord, SamplingRun
+    from mip_adapter.patching import preview
+    from mip_adapter.relevance.record import Observation, RelevanceRecord, SamplingRun
 
     sent = []
 
@@ -141,7 +141,7 @@ def test_the_host_s_own_preview_is_what_is_drawn_over(host, monkeypatch, tmp_pat
 
         record = RelevanceRecord(("cat", "dog"))
         records: list = []
-        drawn = host_preview.with_relevance(callback, records, SDXL())
+        drawn = preview.with_relevance(callback, records, SDXL())
         drawn(0, torch.zeros(1, 4, 1, 2), None, 2)
         shares = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 1.0]]]])  # the left half is the cat's
         seen = Observation(shares, None, (1, 2), (0, 0), 2)
@@ -158,13 +158,13 @@ def test_the_host_s_own_preview_is_what_is_drawn_over(host, monkeypatch, tmp_pat
     left, right = (np.asarray(image)[75, x].astype(int) for x in (20, 280))
     assert left[2] > left[1] > 60 and right[0] > right[1] > 60 and right[2] < 40  # blue and orange over red
 
-    monkeypatch.setattr(host_preview.folder_paths, "get_public_user_directory", lambda _: str(tmp_path))
-    assert not host_preview.wanted()
+    monkeypatch.setattr(preview.folder_paths, "get_public_user_directory", lambda _: str(tmp_path))
+    assert not preview.wanted()
     for text, on in (("{", 0), ("[]", 0), (json.dumps({SETTING: False}), 0), (json.dumps({SETTING: True}), 1)):
         (tmp_path / "comfy.settings.json").write_text(text)
-        assert host_preview.wanted() == bool(on)
-    monkeypatch.setattr(host_preview, "args", SimpleNamespace(multi_user=True))
-    assert not host_preview.wanted()
+        assert preview.wanted() == bool(on)
+    monkeypatch.setattr(preview, "args", SimpleNamespace(multi_user=True))
+    assert not preview.wanted()
 
 
 def test_the_frontend_has_the_setting(server, browser) -> None:

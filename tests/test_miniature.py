@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from mip_adapter.miniature import config, demo, seeded
+from mip_adapter.commands import demo
+from mip_adapter.miniature import config
+from mip_adapter.research.miniature import seeded
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +37,10 @@ def test_seeded_numbers_depend_on_their_name_alone():
 
 @pytest.fixture(scope="module")
 def bundle(host):
-    from mip_adapter.miniature import host_bundle
+    from mip_adapter.miniature import comfy_bundle
 
     with torch.inference_mode():
-        yield host_bundle.load()
+        yield comfy_bundle.load()
 
 
 def test_sites_are_those_of_the_host_unet(bundle):
@@ -97,39 +99,39 @@ def picture(bundle, prompt: str, seed: int = 420, steps: int = 4) -> torch.Tenso
 @pytest.fixture
 def files(host, tmp_path):
     """A copy of the four files."""
-    from mip_adapter.miniature import host_bundle
+    from mip_adapter.miniature import comfy_bundle
 
-    for part in host_bundle.PARTS:
-        shutil.copy(host_bundle.FOLDER / f"{part}.safetensors", tmp_path)
+    for part in comfy_bundle.PARTS:
+        shutil.copy(comfy_bundle.FOLDER / f"{part}.safetensors", tmp_path)
     return tmp_path
 
 
 def test_it_is_small_and_loads_fast(host):
     """All that is shipped, adapters of the arms included; and what an artist waits for."""
-    from mip_adapter.miniature import host_bundle
+    from mip_adapter.miniature import comfy_bundle
 
-    assert sum(file.stat().st_size for file in host_bundle.FOLDER.rglob("*.safetensors")) <= 60e6
+    assert sum(file.stat().st_size for file in comfy_bundle.FOLDER.rglob("*.safetensors")) <= 60e6
     begun = time.process_time()
     with torch.inference_mode():
-        host_bundle.load()
+        comfy_bundle.load()
     assert time.process_time() - begun < 5
 
 
 def test_its_files_are_those_of_the_log(host):
     """weights.json says what was trained how; its digests are the files'."""
-    from mip_adapter.miniature import host_bundle
+    from mip_adapter.miniature import comfy_bundle
 
-    log = json.loads((host_bundle.FOLDER / "weights.json").read_text())
-    assert set(log) == {f"{part}.safetensors" for part in host_bundle.PARTS}
+    log = json.loads((comfy_bundle.FOLDER / "weights.json").read_text())
+    assert set(log) == {f"{part}.safetensors" for part in comfy_bundle.PARTS}
     for name, about in log.items():
-        assert hashlib.sha256((host_bundle.FOLDER / name).read_bytes()).hexdigest() == about["sha256"]
+        assert hashlib.sha256((comfy_bundle.FOLDER / name).read_bytes()).hexdigest() == about["sha256"]
         assert about["step"] > 500 and about["seconds"] > 0
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut off", "of another model", "with a key too many"])
 @pytest.mark.parametrize("part", ["unet", "clip", "vae", "clip_vision"])
 def test_a_bad_file_is_named_with_what_mends_it(files, part, harm):
-    from mip_adapter.miniature import host_bundle
+    from mip_adapter.miniature import comfy_bundle
     from safetensors.torch import load_file, save_file
 
     file = files / f"{part}.safetensors"
@@ -141,7 +143,7 @@ def test_a_bad_file_is_named_with_what_mends_it(files, part, harm):
         more = load_file(file) if harm == "with a key too many" else {}
         save_file(more | {"something.weight": torch.zeros(2)}, file)
     with pytest.raises(ValueError) as error:
-        host_bundle.load(files)
+        comfy_bundle.load(files)
     said = str(error.value)
     assert str(file) in said and all(
         cure in said
@@ -222,7 +224,8 @@ def test_demo_makes_pictures_with_both_merges(server, tmp_path, capsys):
 
 def test_the_demos_picture_counts_who_wears_what(tmp_path):
     """From drawn pictures: above, two pictures with the looks exchanged and one without the fish; below, all right."""
-    from mip_adapter.miniature import demo_sheet, world
+    from mip_adapter.commands import demo_sheet
+    from mip_adapter.miniature import world
     from mip_adapter.miniature.world_looks import palette
     from mip_adapter.miniature.world_shapes import KINDS
     from PIL import Image

@@ -14,7 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mip_adapter.miniature import arms, clip, config, seeded, trained, world
+from mip_adapter.miniature import config, world
+from mip_adapter.research.ablation import variants
+from mip_adapter.research.miniature import clip, seeded, trained
 from mip_adapter.training.config import Recipe
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -25,10 +27,10 @@ SMALL = {"steps": 10, "batch_size": 4, "warmup": 1, "ema": 0.5, "save_every": 3}
 
 @pytest.fixture(scope="module")
 def bundle(host):
-    from mip_adapter.miniature import host_bundle
+    from mip_adapter.miniature import comfy_bundle
 
     with torch.inference_mode():
-        return host_bundle.load()
+        return comfy_bundle.load()
 
 
 class Words:
@@ -51,7 +53,7 @@ class Words:
 @pytest.fixture(scope="module")
 def parts(bundle):
     """An untrained miniature, as the stages before leave a trained one."""
-    from mip_adapter.training.host_model import release_inference_tensors
+    from mip_adapter.training.comfy_model import release_inference_tensors
 
     torch.manual_seed(0)
     vae, vision = nn.Module(), clip.Vision(config.CLIP_VISION).requires_grad_(False)
@@ -66,7 +68,7 @@ def parts(bundle):
 
 
 def paired(parts, folder, **changes):
-    from mip_adapter.miniature.stages.paired import Paired
+    from mip_adapter.research.miniature.stages.paired import Paired
 
     return Paired(parts["vae"], parts["vision"], folder, Recipe(**{"batch_size": 2, **changes}), shards=1, size=12)
 
@@ -112,20 +114,20 @@ def test_an_epoch_shows_every_scene_once_and_leaves_some_out(parts, tmp_path):
 
 def test_what_is_trained_is_what_the_nodes_sample(bundle, parts, tmp_path, monkeypatch):
     """One look at noisy latents: training's merge over a batch against MIP Apply's, picture by picture."""
-    from mip_adapter.attention.host_apply import apply_references
-    from mip_adapter.attention.host_encode import encode_object_text
     from mip_adapter.attention.options import Merge
     from mip_adapter.attention.reference import make_reference
-    from mip_adapter.miniature.stages import host_frozen
-    from mip_adapter.training.method import Merging, Objects
+    from mip_adapter.patching.apply import apply_references
+    from mip_adapter.patching.encode import encode_object_text
+    from mip_adapter.research.miniature.stages import comfy_frozen
+    from mip_adapter.training.site import Merging, Objects
     from mip_adapter.weights.adapter import build_adapter
     from mip_adapter.weights.projection import project
 
     model, encoder, _, vision = bundle
     adapter = build_adapter(seeded.base_adapter(), "seeded")
-    trials = arms.make_trials(2, 2, arms.SEED_TEST)
-    frozen = host_frozen.Frozen(parts["unet"], parts["vision"], parts["condition"], paired(parts, tmp_path))
-    monkeypatch.setattr(host_frozen, "activations", lambda _: torch.float32)  # float32, to compare closely
+    trials = variants.make_trials(2, 2, variants.SEED_TEST)
+    frozen = comfy_frozen.Frozen(parts["unet"], parts["vision"], parts["condition"], paired(parts, tmp_path))
+    monkeypatch.setattr(comfy_frozen, "activations", lambda _: torch.float32)  # float32, to compare closely
     noisy, steps = torch.randn(2, 4, 16, 16), torch.tensor([300, 300])
     sigma = model.get_model_object("model_sampling").sigmas[300]
     ours, theirs = [], []
@@ -160,14 +162,14 @@ def test_what_is_trained_is_what_the_nodes_sample(bundle, parts, tmp_path, monke
 @pytest.fixture
 def stage(parts, monkeypatch):
     """`train_all` over the untrained parts, with small recipes."""
-    from mip_adapter.miniature.stages import host_adapters
+    from mip_adapter.research.miniature.stages import comfy_adapters
 
-    monkeypatch.setattr(host_adapters, "prepare", lambda threads: torch.device("cpu"))
-    monkeypatch.setattr(host_adapters, "_parts", lambda work, device: parts)
-    monkeypatch.setattr(host_adapters, "QUICK", SMALL)
+    monkeypatch.setattr(comfy_adapters, "prepare", lambda threads: torch.device("cpu"))
+    monkeypatch.setattr(comfy_adapters, "_parts", lambda work, device: parts)
+    monkeypatch.setattr(comfy_adapters, "QUICK", SMALL)
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    monkeypatch.setattr(host_adapters, "unet", parts["unet"], raising=False)
-    return host_adapters
+    monkeypatch.setattr(comfy_adapters, "unet", parts["unet"], raising=False)
+    return comfy_adapters
 
 
 def test_every_kind_trains_and_lowers_the_loss_on_scenes_held_out(stage, tmp_path):
@@ -229,7 +231,7 @@ def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(stage, tmp_path, monke
 
 def test_the_pack_lists_its_own_adapters_after_the_users(host, monkeypatch, tmp_path):
     from mip_adapter.nodes.adapter import MIPAdapterLoader
-    from mip_adapter.weights import host_files
+    from mip_adapter.weights import comfy_files
 
     ours, users = tmp_path / "ours", tmp_path / "models"
     for folder, name in ((ours, "miniature_mip"), (users, "zebra"), (users, "miniature_mine")):
@@ -237,10 +239,10 @@ def test_the_pack_lists_its_own_adapters_after_the_users(host, monkeypatch, tmp_
         save_file(seeded.base_adapter(), folder / f"{name}.safetensors")
     import folder_paths
 
-    monkeypatch.setattr(host_files, "MINIATURE", str(ours))
+    monkeypatch.setattr(comfy_files, "MINIATURE", str(ours))
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", {"mip_adapter": ([str(users)], {".safetensors"})})
-    host_files.register_folders()
-    names = host_files.adapter_names()
+    comfy_files.register_folders()
+    names = comfy_files.adapter_names()
     users_own = [name for name in names if (users / name).is_file()]  # the host may have files of its own beside them
     assert users_own == ["miniature_mine.safetensors", "zebra.safetensors"]
     assert names[-1] == "miniature_mip.safetensors" and names.index(users_own[-1]) < len(names) - 1
@@ -260,7 +262,7 @@ def test_the_pack_lists_its_own_adapters_after_the_users(host, monkeypatch, tmp_
 
 def test_the_adapters_are_those_of_the_log():
     """Beside each adapter's curve stands how it was trained, over which base, and its file's digest."""
-    log = trained.FOLDER / "checkpoints" / "adapters"
+    log = trained.logs() / "adapters"
     there = [(kind, seed) for kind in trained.KINDS for seed in trained.seeds(kind)]
     assert {f"{kind}-{seed}.json" for kind, seed in there} == {file.name for file in log.glob("*.json")}
     for kind, seed in there:
@@ -270,7 +272,7 @@ def test_the_adapters_are_those_of_the_log():
 
 
 def test_listed_adapters_lie_where_the_host_looks():
-    from mip_adapter.miniature import trained as module
+    from mip_adapter.research.miniature import trained as module
 
     listed = {trained.file(kind, 0).parent for kind, about in trained.KINDS.items() if about.listed}
     assert listed == {Path(module.__file__).parent / "adapters"}
@@ -299,9 +301,10 @@ def test_quick_training_runs_every_stage_and_improves_each(host, tmp_path):
 
 def check_export(folder: Path) -> None:
     """What was exported is what the loader reads: a picture with references, by the nodes' code."""
-    from mip_adapter.attention.host_apply import apply_references
     from mip_adapter.attention.reference import make_reference
-    from mip_adapter.miniature import host_bundle, host_rows
+    from mip_adapter.miniature import comfy_bundle
+    from mip_adapter.patching.apply import apply_references
+    from mip_adapter.research import comfy_rows
     from mip_adapter.weights.adapter import load_adapter
 
     about = json.loads((folder / "weights.json").read_text())
@@ -309,13 +312,13 @@ def check_export(folder: Path) -> None:
         name: facts["sha256"] for name, facts in about.items()
     }
     with torch.inference_mode():
-        model, text, vae, vision = host_bundle.load(folder)
+        model, text, vae, vision = comfy_bundle.load(folder)
         adapter = load_adapter(trained.file("mip", 0, folder))
         references = tuple(make_reference(torch.rand(1, 64, 64, 3), text) for text in ("star", "ring"))
         merged = apply_references(model, text, vision, adapter, references, scale=1.0)
         context, pooled = text.encode_from_tokens(text.tokenize("a star and a ring"), return_pooled=True)
-        positive = host_rows.conditioning([(context, pooled)])
-        latents = host_rows.sample(merged, positive, positive, host_rows.noise_of([0], 16), 2, 1.0, "euler")
+        positive = comfy_rows.conditioning([(context, pooled)])
+        latents = comfy_rows.sample(merged, positive, positive, comfy_rows.noise_of([0], 16), 2, 1.0, "euler")
         assert vae.decode(latents).isfinite().all()
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mip_adapter.miniature.stages import ahead, latents, noise, packing, stretch, vae
-from mip_adapter.miniature.stages import graphed as graphed_module
+from mip_adapter.research.miniature.stages import cuda_graph as graphed_module
+from mip_adapter.research.miniature.stages import latents, noise_schedule, packing, prefetch, stage_trainer, vae
 from safetensors import safe_open
 from torch import nn
 
@@ -36,9 +36,9 @@ def steps(progress, count):
 
 @pytest.mark.parametrize("matrix_rate", [None, 2e-2])
 def test_resumed_equals_uninterrupted(tmp_path, matrix_rate):
-    whole = steps(stretch.Progress(Toy(matrix_rate)), 60)
-    stretch.save(steps(stretch.Progress(Toy(matrix_rate)), 25).state(), tmp_path / "toy.pt")
-    again = stretch.Progress(Toy(matrix_rate))
+    whole = steps(stage_trainer.Progress(Toy(matrix_rate)), 60)
+    stage_trainer.save(steps(stage_trainer.Progress(Toy(matrix_rate)), 25).state(), tmp_path / "toy.pt")
+    again = stage_trainer.Progress(Toy(matrix_rate))
     again.restore(torch.load(tmp_path / "toy.pt", weights_only=True))
     steps(again, 35)
     assert again.step == whole.step == 60
@@ -47,8 +47,8 @@ def test_resumed_equals_uninterrupted(tmp_path, matrix_rate):
 
 
 def test_a_stretch_ends_in_time_and_leaves_a_checkpoint_and_a_curve(tmp_path):
-    progress, file = stretch.Progress(Toy()), tmp_path / "toy.pt"
-    stretch.run(progress, file, seconds=1.0, say=lambda _: None, log_every=4)
+    progress, file = stage_trainer.Progress(Toy()), tmp_path / "toy.pt"
+    stage_trainer.run(progress, file, seconds=1.0, say=lambda _: None, log_every=4)
     assert torch.load(file, weights_only=True)["step"] == progress.step > 8
     rows = (tmp_path / "toy.csv").read_text().splitlines()
     assert rows[0] == "step,seconds,loss,norm,again" and len(rows) == 1 + progress.step // 4
@@ -57,20 +57,20 @@ def test_a_stretch_ends_in_time_and_leaves_a_checkpoint_and_a_curve(tmp_path):
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    state = stretch.Progress(Toy()).state()
+    state = stage_trainer.Progress(Toy()).state()
     state["ema"] = {"other": torch.zeros(1)}
     with pytest.raises(ValueError, match="of another model"):
-        stretch.Progress(Toy()).restore(state)
+        stage_trainer.Progress(Toy()).restore(state)
 
 
 def test_packed_checkpoints_keep_the_mean(tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "FOLDER", tmp_path / "packed")
-    progress = steps(stretch.Progress(Toy()), 20)
-    stretch.save(progress.state(), tmp_path / "toy.pt")
+    progress = steps(stage_trainer.Progress(Toy()), 20)
+    stage_trainer.save(progress.state(), tmp_path / "toy.pt")
     file = packing.pack("toy", tmp_path)
     with safe_open(file, "pt") as tensors:
         assert sorted(tensors.keys()) == ["bias", "weight"]
-    again = stretch.Progress(Toy())
+    again = stage_trainer.Progress(Toy())
     again.restore(packing.unpack("toy"))
     assert again.step == 20
     assert torch.allclose(again.weights["weight"], progress.ema["weight"], atol=1e-3)
@@ -80,8 +80,8 @@ def test_packed_checkpoints_keep_the_mean(tmp_path, monkeypatch):
 def test_noise_and_target_give_the_picture_back():
     x0, eps = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
     at = torch.tensor([0, 400, 999])
-    x, v = noise.noisy(x0, eps, at)
-    a, b = noise.weights(at)
+    x, v = noise_schedule.noisy(x0, eps, at)
+    a, b = noise_schedule.weights(at)
     assert torch.allclose(a * x - b * v, x0, atol=1e-5) and torch.allclose(a * v + b * x, eps, atol=1e-5)
 
 
@@ -89,10 +89,10 @@ def test_sampling_with_the_true_answer_arrives():
     x0 = torch.randn(2, 4, 3, 3)
 
     def predict(x, at):
-        a, b = noise.weights(at)
+        a, b = noise_schedule.weights(at)
         return (a * x - x0) / b
 
-    assert torch.allclose(noise.sample(predict, torch.randn(2, 4, 3, 3), 20), x0, atol=1e-4)
+    assert torch.allclose(noise_schedule.sample(predict, torch.randn(2, 4, 3, 3), 20), x0, atol=1e-4)
 
 
 def test_shards_show_every_scene_once_a_pass(tmp_path):
@@ -129,7 +129,7 @@ def test_a_graph_replays_what_the_loss_would_do():
 
 
 def test_steps_prepared_ahead_are_the_steps_that_are_asked_for():
-    made = ahead.Ahead(lambda step: torch.tensor([step, 2 * step]), workers=2)
+    made = prefetch.Ahead(lambda step: torch.tensor([step, 2 * step]), workers=2)
     for step in (3, 4, 5, 6, 4, 5):  # and from another on
         assert made(step).tolist() == [step, 2 * step]
 

@@ -82,7 +82,7 @@ def test_everything_is_explained(nodes) -> None:
 def test_a_head_from_another_file(host) -> None:
     """MIPFusionHead with head_name: the same as the adapter that the head was taken from."""
     from mip_adapter.nodes.merge import MIPFusionHead
-    from mip_adapter.weights.host_files import register_folders
+    from mip_adapter.weights.comfy_files import register_folders
 
     register_folders()
     adapter = graphs.bundle().adapters["base"]

@@ -41,7 +41,7 @@ def counted_keys():
 
 
 def noisy():
-    from mip_adapter.attention.host_noise import apply_text_noise
+    from mip_adapter.patching.noise_patch import apply_text_noise
 
     with torch.inference_mode():
         return apply_text_noise(bundle().model, bundle().clip, graphs.OBJECTS)

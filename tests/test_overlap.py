@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from mip_adapter.miniature import overlap, seeded
+from mip_adapter.research.miniature import seeded
+from mip_adapter.research.studies import overlap
 
 from .conftest import ROOT, host_folder
 
@@ -31,8 +32,8 @@ def test_by_hand() -> None:
 
 def test_masks_are_those_of_the_node(host) -> None:
     """MIP Relevance Maps, given the same shares, cuts the same masks."""
-    from mip_adapter.attention.record import Observation, RelevanceRecord, SamplingRun
     from mip_adapter.nodes.relevance import MIPRelevanceMaps
+    from mip_adapter.relevance.record import Observation, RelevanceRecord, SamplingRun
 
     record, shares = RelevanceRecord(("a", "b")), torch.rand(3, 5, 5).softmax(0)[:2]
     seen = Observation(shares.unsqueeze(1), None, (5, 5), (0, 0), 2)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from mip_adapter.attention.reference import make_reference
-from mip_adapter.evaluation.detections import Detections
-from mip_adapter.evaluation.embeddings import embed_words
-from mip_adapter.evaluation.encoders import load_encoder
+from mip_adapter.evaluation.detection.detections import Detections
+from mip_adapter.evaluation.encoders.embeddings import embed_words
+from mip_adapter.evaluation.encoders.encoder import load_encoder
 from mip_adapter.evaluation.personalization import (
     image_score,
     personalization,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mip_adapter.evaluation.quality import object_quality
+from mip_adapter.evaluation.quality.score import object_quality
 
 
 def by_definition(text: np.ndarray, image: np.ndarray) -> tuple[float, float]:

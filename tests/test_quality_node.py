@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mip_adapter.evaluation.boxes import read_boxes
-from mip_adapter.evaluation.crops import crop
-from mip_adapter.evaluation.detections import Detection, Detections
-from mip_adapter.evaluation.encoders import TextImageEncoder, load_encoder, need_words
-from mip_adapter.evaluation.quality_report import draw_quality, measure_quality, report
+from mip_adapter.evaluation.detection.boxes import read_boxes
+from mip_adapter.evaluation.detection.crops import crop
+from mip_adapter.evaluation.detection.detections import Detection, Detections
+from mip_adapter.evaluation.encoders.encoder import TextImageEncoder, load_encoder, need_words
+from mip_adapter.evaluation.quality.report import draw_quality, measure_quality, report
 from PIL import Image
 
 from . import tiny_clip, tiny_models
@@ -53,9 +53,10 @@ def test_equals_the_definition(encoder: TextImageEncoder):
 
 def test_equals_the_score_of_training_data(encoder: TextImageEncoder, tmp_path: Path):
     """Masks of a training folder, as MIPBoxes reads them: the crops, and so the scores, are those of `curate`."""
-    from mip_adapter.evaluation.quality import object_quality
-    from mip_adapter.miniature import world, world_files
-    from mip_adapter.training.curate_read import Folder, Objects
+    from mip_adapter.commands.curation.read import Folder, Objects
+    from mip_adapter.evaluation.quality.score import object_quality
+    from mip_adapter.miniature import world
+    from mip_adapter.research.miniature import world_files
     from mip_adapter.training.filters import Filters
 
     world_files.write(world.sample(3, seed=1, objects=(2,)), tmp_path, random.Random(0))

@@ -18,8 +18,8 @@ META = torch.device("meta")
 def patched(kind: str, family: str, strategy: str = "relevance", regional: bool = False, objects: int = 3):
     """(UNet, transformer_options) as MIPApply leaves them."""
     from comfy.model_patcher import ModelPatcher
-    from mip_adapter.attention.host_patch import install
     from mip_adapter.attention.schedule import Schedule
+    from mip_adapter.patching.site_patch import install
 
     _, unet = build(kind)
     sites = unet_sites(unet)

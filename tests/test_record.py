@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mip_adapter.attention.area import placed
+from mip_adapter.attention.regions import placed
 
 from . import graphs
 from .graphs import guide, prompt, references, sample
@@ -130,9 +130,9 @@ def test_a_single_reference() -> None:
 
 def test_acting_is_told_from_measuring() -> None:
     """concat without a head measures nothing at all, and yet it was sampled."""
-    from mip_adapter.attention.host_apply import apply_references
     from mip_adapter.attention.options import FusionHead, Merge
-    from mip_adapter.attention.record import RelevanceRecord
+    from mip_adapter.patching.apply import apply_references
+    from mip_adapter.relevance.record import RelevanceRecord
 
     parts, record = graphs.bundle(), RelevanceRecord(graphs.OBJECTS)
     with torch.inference_mode():
@@ -156,7 +156,7 @@ def test_the_report_names_the_steps() -> None:
 
 
 def test_nobody_owns_what_is_outside_of_all_regions() -> None:
-    from mip_adapter.attention.report import places
+    from mip_adapter.relevance.report import places
 
     right, middle = torch.zeros(1, 32, 32), torch.zeros(1, 32, 32)
     right[:, :, 24:], middle[:, :, 16:24] = 1, 1
@@ -171,7 +171,7 @@ def test_nobody_owns_what_is_outside_of_all_regions() -> None:
 
 def test_the_background_is_nobody_s() -> None:
     """1 − Σ is what the competitor claims: it takes part in who owns a place."""
-    from mip_adapter.attention.maps import masks
+    from mip_adapter.relevance.maps import masks
 
     shares = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.1, 0.4, 0.2, 0.0]]).view(2, 1, 1, 4)
     assert masks(shares, "owner", 0.5).flatten(1).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0]]
@@ -226,7 +226,7 @@ def test_areas_of_any_size_fill_one_canvas(kind: str) -> None:
 
 
 def test_resolutions_are_averaged_where_they_saw_something() -> None:
-    from mip_adapter.attention.record import Observation, RelevanceRecord, SamplingRun
+    from mip_adapter.relevance.record import Observation, RelevanceRecord, SamplingRun
 
     record, first = RelevanceRecord(("a", "b")), torch.zeros(1, dtype=torch.long)
     coarse = torch.tensor([0.8, 0.2]).view(2, 1, 1, 1)

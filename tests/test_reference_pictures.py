@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("host")
 
 def tokens(chain: tuple) -> torch.Tensor:
     """[M, T, X]"""
-    from mip_adapter.attention.host_encode import encode_references
+    from mip_adapter.patching.encode import encode_references
 
     parts = bundle()
     with torch.inference_mode():
@@ -100,7 +100,7 @@ def test_their_weights_say_how_much_they_count() -> None:
 
 
 def test_scores_see_all_pictures() -> None:
-    from mip_adapter.evaluation.crops import pictures_of
+    from mip_adapter.evaluation.detection.crops import pictures_of
 
     (each,) = reference(image=photo(0, 24, 32), more_pictures=reference(image=photo(1, 50, 30)))
     assert [picture.shape for picture in pictures_of(each)] == [(24, 32, 3), (50, 30, 3)]

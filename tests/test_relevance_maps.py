@@ -66,7 +66,7 @@ def test_phases_cover_the_steps():
 
 
 def test_recording_changes_no_bit():
-    from mip_adapter.attention.host_apply import apply_references
+    from mip_adapter.patching.apply import apply_references
 
     parts = graphs.bundle()
     with torch.inference_mode():
@@ -132,7 +132,7 @@ def test_shares_and_confusion_keep_their_scale(merge):
 
 
 def test_confusion_by_hand():
-    from mip_adapter.attention.record import confusion
+    from mip_adapter.relevance.record import confusion
 
     one, half, third = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]), torch.tensor([0.2, 0.2])
     maps_ = torch.stack([torch.stack([one, half, third]), torch.stack([one, one, half])])  # [P, w, M]
@@ -143,7 +143,7 @@ def test_confusion_by_hand():
 
 
 def test_the_report_says_who_claims_what():
-    from mip_adapter.attention.report import places, report
+    from mip_adapter.relevance.report import places, report
 
     shares = torch.tensor([[0.9, 0.6, 0.1, 0.2], [0.1, 0.4, 0.9, 0.8]]).view(2, 1, 2, 2)
     owned, held = places(shares)
@@ -279,7 +279,7 @@ def test_one_object_alone_tints_nothing():
 
 def test_every_picture_has_its_own_confusion(monkeypatch):
     """A batch says of each picture what it says when that picture is sampled alone."""
-    from mip_adapter.attention import maps as drawing
+    from mip_adapter.relevance import maps as drawing
 
     noted = []
     monkeypatch.setattr(drawing, "confused", lambda value: noted.append(value) or "")
@@ -315,7 +315,7 @@ def test_pictures_of_the_same_shape_are_drawn_on(size, enlarged):
 
 
 def test_objects_keep_their_colours_beside_a_background_competitor():
-    from mip_adapter.attention.maps import dominance
+    from mip_adapter.relevance.maps import dominance
 
     places = torch.tensor([[0.9, 0.5, 0.45, 0.01], [0.1, 0.5, 0.05, 0.01]])  # [M, N]; nobody has the rest
     strengths = dominance(places[:, None])[:, 0]

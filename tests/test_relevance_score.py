@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from mip_adapter.evaluation import relevance_score
-from mip_adapter.evaluation.detections import Detection, Detections
-from mip_adapter.evaluation.relevance_picture import LEGEND, TITLE, draw
-from mip_adapter.evaluation.relevance_score import ObjectRelevance, Undefined, interval
-from mip_adapter.evaluation.relevance_target import Target, detected, masked
+from mip_adapter.evaluation.detection.detections import Detection, Detections
+from mip_adapter.evaluation.relevance_score import score
+from mip_adapter.evaluation.relevance_score.picture import LEGEND, TITLE, draw
+from mip_adapter.evaluation.relevance_score.score import ObjectRelevance, Undefined, interval
+from mip_adapter.evaluation.relevance_score.target import Target, detected, masked
 
 from .sentences import told
 
@@ -37,7 +37,7 @@ def on(regions: torch.Tensor, missing: tuple[str, ...] = ()) -> Target:
 
 
 def object_relevance(clean: torch.Tensor, noised: torch.Tensor, regions: torch.Tensor) -> ObjectRelevance:
-    return relevance_score.object_relevance(clean, noised, on(regions))
+    return score.object_relevance(clean, noised, on(regions))
 
 
 BOXES = boxed((2, 3, 20, 15), (0, 0, 5, 24), (10, 10, 36, 24), (30, 20, 36, 24))
@@ -282,4 +282,4 @@ def test_a_thing_that_two_texts_find_counts_for_one() -> None:
     assert not cup.regions.any() and "“cup” was found only where another object" in cup.missing[0]
     clean, noised = pictures(count=1)
     with pytest.raises(Undefined, match="only where another object"):
-        relevance_score.object_relevance(clean, noised, cup)
+        score.object_relevance(clean, noised, cup)

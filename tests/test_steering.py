@@ -41,7 +41,7 @@ class Stages(DirectPatch):
 
 def directly(chain, stages, **merge):
     """A MODEL of the definition. stages: (from, to, objects, those of them whose region holds)."""
-    from mip_adapter.attention.host_encode import encode_references
+    from mip_adapter.patching.encode import encode_references
     from mip_adapter.weights.sites import cross_attentions, unet_sites
 
     parts = bundle()
@@ -221,7 +221,7 @@ def test_frozen_maps_are_the_shares(first: dict, second: dict) -> None:
 
 
 def test_maps_frozen_are_kept() -> None:
-    from mip_adapter.attention.record import SamplingRun
+    from mip_adapter.relevance.record import SamplingRun
 
     frozen, record = first_pass()
     before = frozen.shares()
@@ -317,7 +317,7 @@ def test_a_typed_box() -> None:
 
 
 def test_boxes_of_other_nodes() -> None:
-    from mip_adapter.evaluation.detections import Detection, Detections
+    from mip_adapter.evaluation.detection.detections import Detection, Detections
 
     picture, expected = torch.zeros(1, 80, 160, 3), box_region()
     pixels = {"x": 40, "y": 40, "width": 40, "height": 40}

@@ -242,7 +242,7 @@ class Direct:
 
 def noise_directly(target: int | None = 0, *, branch=lambda index, uuid: index == 0, model: Any = None,
                    clip: Any = None, strength: float = 0.5, seed: int = 5) -> Any:  # fmt: skip
-    from mip_adapter.attention.host_encode import content_tokens
+    from mip_adapter.patching.encode import content_tokens
 
     model = model or bundle().model
     with torch.inference_mode():
@@ -406,6 +406,6 @@ def test_a_text_encoder_that_is_no_clip() -> None:
 
 @host
 def test_a_checkpoint_without_clip() -> None:
-    from mip_adapter.attention.host_noise import apply_text_noise
+    from mip_adapter.patching.noise_patch import apply_text_noise
 
     told(lambda: apply_text_noise(bundle().model, None, ("cat", "dog")), "The CLIP is missing")

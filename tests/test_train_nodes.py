@@ -33,9 +33,9 @@ def data(host: SimpleNamespace) -> str:
 
 @cache
 def vae() -> Any:
-    from mip_adapter.miniature import host_bundle
+    from mip_adapter.miniature import comfy_bundle
 
-    return host_bundle.load()[2]
+    return comfy_bundle.load()[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,7 +77,7 @@ def trained(data: str) -> tuple[Any, torch.Tensor]:
 
 def changed(before: Any, after: Any) -> set[str]:
     """Which kinds of tensors differ."""
-    from mip_adapter.training.student import flat_tensors
+    from mip_adapter.training.trainable import flat_tensors
 
     old, new = flat_tensors(before), flat_tensors(after)
     assert old.keys() == new.keys()
@@ -116,7 +116,7 @@ def test_the_result_is_saved_loaded_and_used(host: SimpleNamespace, trained: tup
     from mip_adapter.nodes.adapter import MIPAdapterLoader
     from mip_adapter.nodes.merge import MIPFusionHead
     from mip_adapter.nodes.train import MIPSaveAdapter
-    from mip_adapter.weights.host_files import adapter_names, register_folders
+    from mip_adapter.weights.comfy_files import adapter_names, register_folders
 
     register_folders()
     adapter, _ = trained
@@ -153,7 +153,7 @@ def _sampled_with(adapter: Any) -> torch.Tensor:
 def test_a_name_that_is_taken_elsewhere_is_not_shadowed(host: SimpleNamespace, trained: tuple[Any, torch.Tensor]):
     """The loader knows files by name: one of models/ would hide ours."""
     from mip_adapter.nodes.train import MIPSaveAdapter
-    from mip_adapter.weights.host_files import register_folders
+    from mip_adapter.weights.comfy_files import register_folders
 
     register_folders()
     other = host.base / "models" / "ipadapter" / "style.safetensors"
@@ -231,8 +231,8 @@ def test_pictures_may_be_added_and_removed(host: SimpleNamespace, caplog: pytest
 
 
 def test_fewer_steps_than_are_kept_are_a_training_of_their_own(tmp_path: Path):
+    from mip_adapter.training.checkpoints import earlier_losses, reached, run_folder
     from mip_adapter.training.config import Recipe
-    from mip_adapter.training.run_folder import earlier_losses, reached, run_folder
 
     folder = run_folder(tmp_path, Recipe(steps=10), "adapter")
     (folder / "checkpoints").mkdir(parents=True)
@@ -261,9 +261,9 @@ def test_previews_show_the_curve(data: str, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_other_models_loras_and_settings_have_folders_of_their_own():
+    from mip_adapter.training.checkpoints import run_folder
+    from mip_adapter.training.comfy_model import model_parts
     from mip_adapter.training.config import Recipe
-    from mip_adapter.training.host_weights import model_parts
-    from mip_adapter.training.run_folder import run_folder
 
     model = graphs.bundle().model
     base, key = Path("base"), "diffusion_model.out.2.weight"
@@ -308,7 +308,7 @@ def test_the_server_is_told_before_it_runs(data: str):
 
 def test_through_the_server(server: Any):
     """Queued, interrupted, queued again for the steps that were made, saved, listed by the loader."""
-    from mip_adapter.miniature.seeded import write_adapters
+    from mip_adapter.research.miniature.seeded import write_adapters
 
     base = Path(server.base)
     write_adapters(base / "models" / "mip_adapter")

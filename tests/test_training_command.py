@@ -52,7 +52,7 @@ def job(tmp_path: Path) -> Path:
 
 def test_a_run_over_the_miniature(host, job: Path, capsys) -> None:
     """From nothing to a file that loads, then the same command again: nothing is left to do, nothing is overwritten."""
-    from mip_adapter.training.host_cli import main
+    from mip_adapter.commands.train import main
     from mip_adapter.weights.adapter import load_adapter
 
     assert main(["--config", str(job), "--cpu"]) == 0
@@ -66,7 +66,7 @@ def test_a_run_over_the_miniature(host, job: Path, capsys) -> None:
 
 
 def test_a_log_that_cannot_be_written_ends_no_run(host, job: Path, monkeypatch) -> None:
-    from mip_adapter.training.host_cli import main
+    from mip_adapter.commands.train import main
 
     class Full(io.StringIO):
         def write(self, _: str) -> int:
@@ -87,7 +87,7 @@ def test_a_log_that_cannot_be_written_ends_no_run(host, job: Path, monkeypatch) 
     ],
 )
 def test_validation_that_cannot_be_made_is_told_before_the_first_step(host, job: Path, capsys, old, new, message):
-    from mip_adapter.training.host_cli import main
+    from mip_adapter.commands.train import main
 
     job.write_text(JOB.replace(old, new, 1))
     assert main(["--config", str(job), "--cpu"]) == 1
@@ -98,7 +98,7 @@ def test_validation_that_cannot_be_made_is_told_before_the_first_step(host, job:
 def test_the_example_is_the_defaults(tmp_path: Path) -> None:
     import tomllib
     from mip_adapter.training.config import Recipe, read_table
-    from mip_adapter.training.job import Job
+    from mip_adapter.training.run_config import Job
 
     text = (Path(__file__).parents[1] / "training" / "example.toml").read_text("utf-8")
     assert read_table(Job, tomllib.loads(text), "example").recipe == Recipe()
@@ -131,7 +131,7 @@ def test_the_example_is_the_defaults(tmp_path: Path) -> None:
 def test_files_that_do_not_describe_a_run(job: Path, capsys, old: str, new: str, message: str) -> None:
     import re
 
-    from mip_adapter.training.host_cli import main
+    from mip_adapter.commands.train import main
 
     job.write_text(JOB.replace(old, new, 1))
     assert main(["--config", str(job)]) == 1
@@ -142,7 +142,7 @@ def test_files_that_do_not_describe_a_run(job: Path, capsys, old: str, new: str,
     "text, message", [("recipe = 5", "recipe is 5, a int"), ("validation = [5]", "validation is 5")]
 )
 def test_values_where_tables_belong(tmp_path: Path, text: str, message: str) -> None:
-    from mip_adapter.training.job import read_job
+    from mip_adapter.training.run_config import read_job
 
     (tmp_path / "train.toml").write_text(text)
     with pytest.raises(ValueError, match=f"train.toml.{message}.*; expected a table of settings"):
@@ -151,7 +151,7 @@ def test_values_where_tables_belong(tmp_path: Path, text: str, message: str) -> 
 
 def test_only_the_checkpoint_may_be_the_miniature(job: Path) -> None:
     """Elsewhere it is a file's or folder's name like any other."""
-    from mip_adapter.training.job import read_job
+    from mip_adapter.training.run_config import read_job
 
     job.write_text(JOB.replace('data = "data"', 'data = "miniature"').replace('folder = "out"', 'folder = "miniature"'))
     read = read_job(job)

@@ -45,7 +45,7 @@ def test_a_sample(tmp_path: Path) -> None:
 
 
 def test_the_reference_is_the_masked_object_in_its_own_shape() -> None:
-    from mip_adapter.training.pictures import reference
+    from mip_adapter.training.crops import reference
 
     picture, values = np.zeros((60, 60, 3), np.uint8), np.zeros((60, 60), np.uint8)
     values[10:50, 20:40] = 2
@@ -62,7 +62,7 @@ def test_the_reference_is_the_masked_object_in_its_own_shape() -> None:
 
 
 def test_the_mask_is_that_of_the_objects_of_the_boxes() -> None:
-    from mip_adapter.training.pictures import latent_mask
+    from mip_adapter.training.crops import latent_mask
 
     values = np.zeros((64, 64), np.uint8)
     values[8:24, 8:20], values[8:24, 40:64], values[40:64, :] = 1, 2, 3
@@ -182,8 +182,8 @@ def test_a_picture_stays_if_some_masks_could_make_it_usable(labels: tuple[str, .
 @pytest.mark.parametrize("sound", [True, False])
 def test_a_box_counts_as_inside_another_only_where_that_has_a_sound_mask(tmp_path: Path, sound: bool) -> None:
     """A more confident box around the first object, in training and in curation."""
-    from mip_adapter.training.curate_read import Folder
-    from mip_adapter.training.curate_score import Objects
+    from mip_adapter.commands.curation.read import Folder
+    from mip_adapter.commands.curation.score import Objects
 
     write_folder(tmp_path, 1)
     data = json.loads((tmp_path / "jsons" / "000.json").read_text())

@@ -31,7 +31,7 @@ def unet(host):
 def golden_case(model, family: str = "base", **changes):
     """The golden UNet as a frozen model, its adapter, its conditional case as a batch, and the golden data."""
     import comfy.model_patcher
-    from mip_adapter.training.host_model import HostModel
+    from mip_adapter.training.comfy_model import HostModel
     from mip_adapter.training.objective import Batch
     from mip_adapter.weights.adapter import load_adapter
 
@@ -59,7 +59,7 @@ def golden_case(model, family: str = "base", **changes):
 @pytest.mark.parametrize("family", ["base", "plus"])
 def test_prediction_equals_the_official_one(unet, family: str) -> None:
     from mip_adapter.attention.options import Merge
-    from mip_adapter.training.method import Merging, Objects
+    from mip_adapter.training.site import Merging, Objects
     from mip_adapter.weights.projection import project
 
     frozen, adapter, batch, data, scale = golden_case(unet, family)
@@ -77,7 +77,7 @@ def test_the_unet_is_told_the_timesteps_of_the_host(unet, kind: str) -> None:
     """Against the host's own way from sigma to answer, for samplings whose timesteps are not 0 to 999, too."""
     import comfy.model_patcher
     from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
-    from mip_adapter.training.host_model import HostModel
+    from mip_adapter.training.comfy_model import HostModel
 
     patcher = comfy.model_patcher.ModelPatcher(unet, torch.device("cpu"), torch.device("cpu"))
     if kind == "lcm":
@@ -144,7 +144,7 @@ def official_patch(site, weights: dict[str, Tensor], attn2, tokens: Tensor, text
 def test_one_step_equals_the_recipe_written_down(unet) -> None:
     """AdamW after one pass through the whole UNet; the transcription knows neither our site nor our loop."""
     from mip_adapter.training.objective import Objective, draw
-    from mip_adapter.training.student import Student, flat_tensors
+    from mip_adapter.training.trainable import Student, flat_tensors
     from mip_adapter.weights.projection import project
 
     frozen, adapter, batch, *_ = golden_case(unet, checkpointing=True)
@@ -191,9 +191,9 @@ def test_one_step_equals_the_recipe_written_down(unet) -> None:
 
 def test_checkpointing_changes_no_gradient_and_leaves_no_trace(unet) -> None:
     """The host's options change while its blocks run; computed again, every block must find its own."""
-    from mip_adapter.training.host_model import _heavy_blocks
+    from mip_adapter.training.comfy_model import _heavy_blocks
     from mip_adapter.training.objective import Objective
-    from mip_adapter.training.student import Student
+    from mip_adapter.training.trainable import Student
 
     gradients = []
     for checkpointing in (False, True):
@@ -210,7 +210,7 @@ def test_checkpointing_changes_no_gradient_and_leaves_no_trace(unet) -> None:
 @pytest.mark.parametrize("kind", ["eps", "v"])
 def test_targets_are_what_the_host_denoises_with(host, kind: str) -> None:
     import comfy.model_sampling as kinds
-    from mip_adapter.training.host_model import prediction_of
+    from mip_adapter.training.comfy_model import prediction_of
     from mip_adapter.training.objective import diffuse
 
     class Sampling(kinds.ModelSamplingDiscrete, kinds.EPS if kind == "eps" else kinds.V_PREDICTION):
@@ -237,10 +237,10 @@ def test_targets_are_what_the_host_denoises_with(host, kind: str) -> None:
 @pytest.fixture(scope="module")
 def bundle(host):
     """MODEL, CLIP, VAE, CLIP_VISION as a workflow's nodes make them: in inference mode."""
-    from mip_adapter.miniature import host_bundle
+    from mip_adapter.miniature import comfy_bundle
 
     with torch.inference_mode():
-        parts = host_bundle.load()
+        parts = comfy_bundle.load()
     assert all(each.is_inference() for each in parts[0].model.diffusion_model.parameters())
     return parts
 
@@ -251,7 +251,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def miniature_adapter(family: str, folder: Path, head: bool = True):
-    from mip_adapter.miniature import seeded
+    from mip_adapter.research.miniature import seeded
     from mip_adapter.weights.adapter import build_adapter
 
     tensors = seeded.base_adapter() if family == "base" else seeded.plus_adapter()
@@ -261,11 +261,11 @@ def miniature_adapter(family: str, folder: Path, head: bool = True):
 @pytest.mark.parametrize("family", ["base", "plus"])
 def test_in_the_graph(bundle, data: Path, tmp_path: Path, family: str) -> None:
     """As a node calls it, in inference mode; interrupted after two steps; saved, loaded and applied."""
-    from mip_adapter.attention.host_apply import apply_references
     from mip_adapter.attention.reference import make_reference
-    from mip_adapter.training.host_graph import train_in_graph
+    from mip_adapter.patching.apply import apply_references
+    from mip_adapter.training.comfy_session import train_in_graph
     from mip_adapter.training.save import save_adapter
-    from mip_adapter.training.student import flat_tensors
+    from mip_adapter.training.trainable import flat_tensors
     from mip_adapter.weights.adapter import load_adapter
 
     model, clip, vae, vision = bundle
@@ -293,8 +293,8 @@ def test_in_the_graph(bundle, data: Path, tmp_path: Path, family: str) -> None:
 def test_samples_are_encoded_as_the_paper_does(bundle, data: Path) -> None:
     from dataclasses import replace
 
+    from mip_adapter.training.comfy_model import HostModel
     from mip_adapter.training.dataset import SubjectFolder
-    from mip_adapter.training.host_model import HostModel
 
     recipe = small_recipe(drop_image=0, drop_text=0, drop_both=0)
     frozen, adapter = HostModel(*bundle, recipe), miniature_adapter("base", data)
@@ -314,7 +314,7 @@ def test_samples_are_encoded_as_the_paper_does(bundle, data: Path) -> None:
 
 
 def test_a_workflow_of_another_family_is_refused(bundle, data: Path) -> None:
-    from mip_adapter.training.host_graph import train_in_graph
+    from mip_adapter.training.comfy_session import train_in_graph
     from mip_adapter.weights.adapter import load_adapter
 
     with pytest.raises(ValueError, match="base_ip_adapter.bin” is an adapter for .*this model is"):

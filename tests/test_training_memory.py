@@ -46,9 +46,9 @@ def one_step(checkpointing: bool, train: str = "adapter", batch_size: int = 4, s
     """(all, without the UNet's own weights) in GiB at the peak of a step of SDXL in bf16 with two objects a picture."""
     import comfy.model_base
     import comfy.model_patcher
-    from mip_adapter.training.host_model import HostModel
+    from mip_adapter.training.comfy_model import HostModel
     from mip_adapter.training.objective import Batch, Objective
-    from mip_adapter.training.student import Student
+    from mip_adapter.training.trainable import Student
     from mip_adapter.weights.adapter import build_adapter
 
     from .test_weights_sites import build
@@ -95,7 +95,7 @@ def test_a_step_on_sdxl_fits_a_card_of_24_gb(host) -> None:
 
 def test_muon_needs_little_beside_what_it_steps() -> None:
     """All keys and values of SDXL's middle: a few matrices at a time."""
-    from mip_adapter.training.muon import Muon
+    from mip_adapter.training.optimizers import Muon
 
     with Peak() as memory:
         matrices = [torch.nn.Parameter(torch.empty(1280, 2048, device=META)) for _ in range(20)]

@@ -13,7 +13,7 @@ from .training_world import CONTEXT, HEADS, WIDTH, small_adapter, small_recipe
 
 def golden_site(number: int, dtype: torch.dtype = torch.float32):
     """Text attention, queries, weights and objects of a golden site, the golden data and its metadata."""
-    from mip_adapter.training.method import Objects
+    from mip_adapter.training.site import Objects
     from mip_adapter.weights.adapter import SiteWeights
 
     data, metadata = read(f"site_{number}")
@@ -31,7 +31,7 @@ def golden_site(number: int, dtype: torch.dtype = torch.float32):
 @pytest.mark.parametrize("number", range(4))
 def test_site_equals_the_official_one(number: int) -> None:
     from mip_adapter.attention.options import Merge
-    from mip_adapter.training.method import merge_site
+    from mip_adapter.training.site import merge_site
 
     text, q, weights, objects, heads, to_k, data, metadata = golden_site(number)
     out = merge_site(text, q, weights, objects, heads, to_k, Merge(), "image", float(metadata["scale"]))
@@ -46,7 +46,7 @@ def test_rows_with_different_numbers_of_objects_equal_the_sampling_path(merge, g
     from mip_adapter.attention.options import FusionHead, Merge
     from mip_adapter.attention.plan import References, compile_plan
     from mip_adapter.attention.site import Rows, fuse
-    from mip_adapter.training.method import Objects, merge_site
+    from mip_adapter.training.site import Objects, merge_site
     from mip_adapter.weights.adapter import Adapter, SiteWeights
     from mip_adapter.weights.sites import Site
 
@@ -93,7 +93,7 @@ def test_gradients_are_those_of_finite_differences(what: str) -> None:
     from dataclasses import replace
 
     from mip_adapter.attention.options import Merge
-    from mip_adapter.training.method import merge_site
+    from mip_adapter.training.site import merge_site
 
     text, q, weights, objects, heads, to_k, data, _ = golden_site(1, torch.float64)
     target = torch.randn(text.shape, generator=torch.Generator().manual_seed(2), dtype=text.dtype)
@@ -111,7 +111,7 @@ def test_gradients_are_those_of_finite_differences(what: str) -> None:
 def test_relevance_gets_no_gradient() -> None:
     """With one position's shares fixed, q acts through the image attention only."""
     from mip_adapter.attention.options import Merge
-    from mip_adapter.training.method import merge_site
+    from mip_adapter.training.site import merge_site
 
     text, q, weights, objects, heads, to_k, *_ = golden_site(0)
     seen = []
@@ -129,8 +129,8 @@ def test_relevance_gets_no_gradient() -> None:
 def test_sites_that_are_not_trained_are_kept_in_the_dtype_of_the_activations(dtype: torch.dtype) -> None:
     """Cast once instead of at every site of every step: no bit of the result or of a gradient differs."""
     from mip_adapter.attention.options import Merge
-    from mip_adapter.training.method import Merging, Objects
-    from mip_adapter.training.student import Student, flat_tensors
+    from mip_adapter.training.site import Merging, Objects
+    from mip_adapter.training.trainable import Student, flat_tensors
 
     start, recipe = small_adapter(head=True), small_recipe(train="head")
     objects = Objects.gather(torch.randn(4, 4, CONTEXT), [[torch.randn(2, CONTEXT)] * 2] * 2)

@@ -14,7 +14,7 @@ from .training_world import small_adapter, small_recipe
 
 def trained(head: bool = True, losses: int = 5):
     from mip_adapter.training.save import record
-    from mip_adapter.training.student import Student
+    from mip_adapter.training.trainable import Student
 
     about = record(small_recipe(), [float(i) for i in range(losses)], {"base_sha256": "ab" * 32})
     return Student(small_adapter(head=head), small_recipe(gate="image" if head else "off")).finished(None, about)
@@ -27,7 +27,7 @@ def metadata(path: Path) -> dict[str, str]:
 
 def test_the_official_layout_and_how_it_was_made(tmp_path: Path) -> None:
     from mip_adapter.training.save import save_adapter
-    from mip_adapter.training.student import flat_tensors
+    from mip_adapter.training.trainable import flat_tensors
     from mip_adapter.weights.adapter import load_adapter
     from mip_adapter.weights.files import read_tensors
 

@@ -44,7 +44,7 @@ def run(data: Path, folder: Path | None = None, adapter=None, model=None, on_ste
 
 
 def flat(adapter) -> dict[str, torch.Tensor]:
-    from mip_adapter.training.student import flat_tensors
+    from mip_adapter.training.trainable import flat_tensors
 
     return flat_tensors(adapter)
 
@@ -77,7 +77,7 @@ def test_only_what_should_differ_differs(data: Path, train: str, gate: str, lear
 
 
 def test_a_head_grows_where_there_was_none_and_starts_neutral(data: Path) -> None:
-    from mip_adapter.training.student import Student
+    from mip_adapter.training.trainable import Student
 
     recipe = small_recipe()
     assert not small_adapter().spec.has_head
@@ -116,8 +116,7 @@ def test_resuming_equals_not_stopping_bit_by_bit(data: Path, tmp_path: Path, cha
 
 
 def test_the_curve_needs_pillow_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mip_adapter.training.curve import write_curve
-    from mip_adapter.training.curve_picture import SIZE
+    from mip_adapter.training.loss_curve import SIZE, write_curve
 
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -194,7 +193,7 @@ def test_no_number_stops_and_keeps_the_last_good_checkpoint(data: Path, tmp_path
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(data: Path, tmp_path: Path, monkeypatch) -> None:
-    from mip_adapter.training import state
+    from mip_adapter.training import checkpoints
 
     real, calls = torch.save, []
 
@@ -205,7 +204,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(data: Path, tmp_path: Pa
             raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos: No space left on device")
         real(content, file)
 
-    monkeypatch.setattr(state.torch, "save", full)
+    monkeypatch.setattr(checkpoints.torch, "save", full)
     outcome = run(data, tmp_path, save_every=1, keep=9)
     assert calls == [1, 2, 3, 4] and len(outcome.losses) == 4
     left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -214,7 +213,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(data: Path, tmp_path: Pa
     def always_full(*_) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(state.torch, "save", always_full)
+    monkeypatch.setattr(checkpoints.torch, "save", always_full)
     assert len(run(data, tmp_path, steps=5).losses) == 5  # complete: the adapter itself is kept
     with pytest.raises(ValueError, match="last checkpoint cannot be written .*No space left"):
         run(data, tmp_path, steps=9, asked=lambda: True)
@@ -276,7 +275,7 @@ def test_masked_loss_counts_the_background_less() -> None:
 
 @pytest.mark.parametrize("shape", [(12, 20), (20, 12), (16, 16)])
 def test_muon_is_torchs_own_in_float32(shape: tuple[int, int]) -> None:
-    from mip_adapter.training.muon import Muon
+    from mip_adapter.training.optimizers import Muon
 
     ours, theirs = (
         torch.nn.Parameter(torch.linspace(-1, 1, 240 if shape[0] != shape[1] else 256).view(shape)) for _ in "ab"
@@ -295,14 +294,14 @@ def test_muon_is_torchs_own_in_float32(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("at_once", [1, 60, 1 << 23])
 def test_muon_gives_every_matrix_the_same_whatever_it_is_stepped_with(monkeypatch, at_once: int) -> None:
     """One, three or all five of a shape at a time: the iteration written down, in float64."""
-    from mip_adapter.training import muon
+    from mip_adapter.training import optimizers
 
-    monkeypatch.setattr(muon, "AT_ONCE", at_once)
+    monkeypatch.setattr(optimizers, "AT_ONCE", at_once)
     shapes = [(4, 5)] * 5 + [(7, 3), (2, 3, 2)]
     matrices = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     expected = [each.detach().double().flatten(1) for each in matrices]
     momentum = [torch.zeros_like(each) for each in expected]
-    optimizer = muon.Muon(matrices, 0.02, 0.1)
+    optimizer = optimizers.Muon(matrices, 0.02, 0.1)
     for _ in range(3):
         for i, each in enumerate(matrices):
             each.grad = torch.randn_like(each)
@@ -334,7 +333,7 @@ def test_matrices_by_muon_the_rest_by_adamw_and_resumed_to_the_bit(data: Path, t
 
 def test_the_average_holds_the_steps_and_nothing_of_the_start() -> None:
     """After n steps, step k counts decay^(n - k): a few steps with a long memory are not mostly where they began."""
-    from mip_adapter.training.learner import Learner
+    from mip_adapter.training.adapter_optimizer import Learner
 
     decay = 0.9
     learner = Learner(small_adapter(), small_recipe(ema=decay), torch.device("cpu"), torch.float32)
@@ -350,7 +349,7 @@ def test_the_average_holds_the_steps_and_nothing_of_the_start() -> None:
 
 
 def test_an_update_that_overflows_is_none_of_the_average() -> None:
-    from mip_adapter.training.learner import Learner
+    from mip_adapter.training.adapter_optimizer import Learner
 
     def fresh() -> Learner:
         learner = Learner(small_adapter(), small_recipe(ema=0.9), torch.device("cpu"), torch.float16)
@@ -371,7 +370,7 @@ def test_an_update_that_overflows_is_none_of_the_average() -> None:
 
 
 def test_an_overflow_in_one_optimizers_gradients_leaves_out_the_step_of_both() -> None:
-    from mip_adapter.training.learner import Learner
+    from mip_adapter.training.adapter_optimizer import Learner
 
     recipe = small_recipe(matrix_rate=0.02, ema=0.5)
     learner = Learner(small_adapter(head=True), recipe, torch.device("cpu"), torch.float16)

@@ -7,7 +7,7 @@ import time
 
 import httpx
 import pytest
-from mip_adapter.miniature import demo
+from mip_adapter.commands import demo
 
 from .test_live_preview import prompt
 

@@ -8,9 +8,9 @@ import os
 import pytest
 import torch
 import weights_samples as samples
+from mip_adapter.commands.convert import convert, main
 from mip_adapter.common.atomic_io import whole_file
 from mip_adapter.weights.adapter import load_adapter
-from mip_adapter.weights.convert import convert, main
 from mip_adapter.weights.files import read_tensors
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -103,7 +103,7 @@ def test_a_failed_write_leaves_nothing(source, monkeypatch, where, error):
     def full(*_, **__):
         raise error("No space left on device")
 
-    monkeypatch.setattr(f"mip_adapter.weights.convert.{where}", full)
+    monkeypatch.setattr(f"mip_adapter.commands.convert.{where}", full)
     with pytest.raises(ValueError, match="cannot be written .*No space left"):
         convert(source)
     assert os.listdir(source.parent) == ["model.bin"]

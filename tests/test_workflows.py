@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from mip_adapter.miniature import demo
+from mip_adapter.commands import demo
 
 from . import frontend
 

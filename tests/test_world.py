@@ -9,10 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from mip_adapter.miniature import clip, config, judge, judge_looks, world, world_files, world_split, world_words
-from mip_adapter.miniature.stages import encoders, noise, words
+from mip_adapter.miniature import config, judge, judge_looks, world, world_split, world_words
 from mip_adapter.miniature.world_looks import COLOURS, PATTERNS, PLAIN
 from mip_adapter.miniature.world_shapes import EXTENT, KINDS, distances, polygon
+from mip_adapter.research.miniature import clip, world_files
+from mip_adapter.research.miniature.stages import captions, encoders, noise_schedule
 from PIL import Image
 
 
@@ -177,10 +178,10 @@ def test_the_schedule_and_words_are_the_hosts(host):
     from comfy.model_sampling import ModelSamplingDiscrete
     from comfy.sdxl_clip import SDXLTokenizer
 
-    sigmas = ((1 - noise.alphas()) / noise.alphas()).sqrt().float()
+    sigmas = ((1 - noise_schedule.alphas()) / noise_schedule.alphas()).sqrt().float()
     assert torch.allclose(ModelSamplingDiscrete().sigmas, sigmas, rtol=1e-5)
     tokenizer, rng = SDXLTokenizer(), random.Random(1)
-    table = words.Words(lambda text: [n for n, _ in tokenizer.clip_l.tokenize_with_weights(text)[0]])
+    table = captions.Words(lambda text: [n for n, _ in tokenizer.clip_l.tokenize_with_weights(text)[0]])
     scenes = world.sample(60, seed=14)
     for caption in ["", *scenes.captions(rng), *scenes.captions(rng, with_looks=True)]:
         want = tokenizer.tokenize_with_weights(caption)

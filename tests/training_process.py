@@ -12,8 +12,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import mip  # noqa: E402
 
 mip.load_package()
+from mip_adapter.commands.train import stop_signal  # noqa: E402
 from mip_adapter.training.dataset import SubjectFolder  # noqa: E402
-from mip_adapter.training.host_cli import stop_signal  # noqa: E402
 from mip_adapter.training.processes import Accelerated, Alone  # noqa: E402
 from mip_adapter.training.trainer import train  # noqa: E402
 from training_world import PlainModel, small_adapter, small_recipe  # noqa: E402

@@ -23,10 +23,9 @@ from torch import Tensor
 
 from ..common.rng import generator, seed_of
 from .config import Recipe
+from .crops import choose_crop, cropped, latent_mask, reference, training_picture
+from .data_folder import mask_path, picture_ids, picture_path, read_json, read_mask
 from .filters import Found, candidates, refuse_names, shape_is_usable, with_masks
-from .folder import mask_path, picture_path, read_json, read_mask
-from .kept import picture_ids
-from .pictures import choose_crop, cropped, latent_mask, reference, training_picture
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from ..weights.projection import project
 from ..weights.sites import Site
 from .config import Recipe
 from .dataset import Sample
-from .method import Merging, Objects
-from .student import Student
+from .site import Merging, Objects
+from .trainable import Student
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Batch:
 
 
 class FrozenModel(Protocol):
-    """What training needs of a diffusion model; `training/host_model.py` is ComfyUI's.
+    """What training needs of a diffusion model; `training/comfy_model.py` is ComfyUI's.
 
     alphas [T]: ᾱ of every noise level, on the device. dtype: of the activations.
     """

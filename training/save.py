@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..common.atomic_io import whole_file
 from ..weights.adapter import Adapter, check_finite
-from ..weights.site_keys import PARTS
+from ..weights.spec import PARTS
 from .config import Recipe
-from .student import TrainedAdapter, flat_tensors
+from .trainable import TrainedAdapter, flat_tensors
 
 LONGEST = 200  # bytes of a file's name: common systems allow 255, and a number and an ending come to it
 CURVE_POINTS = 200  # losses in the metadata are means over equal stretches

@@ -16,16 +16,16 @@ import torch
 from ..common.hashing import digest
 from ..weights.adapter import Adapter
 from ..weights.sites import check_sites
+from .adapter_optimizer import Learner
+from .checkpoints import DATASET, load_latest, write_state
 from .config import Recipe
-from .curve import write_curve
 from .dataset import Sample, check_broken
-from .learner import Learner
 from .loader import batches
+from .loss_curve import write_curve
 from .objective import FrozenModel, Objective
 from .processes import Alone, Processes
 from .save import record
-from .state import DATASET, load_latest, write_state
-from .student import TrainedAdapter, flat_tensors
+from .trainable import TrainedAdapter, flat_tensors
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from ..common.text import some
 from .files import read_tensors
 from .foreign import foreign_kind
-from .site_keys import PARTS, site_numbers
-from .spec import AdapterSpec, detect
+from .spec import PARTS, AdapterSpec, detect, site_numbers
 
 
 class SiteWeights(NamedTuple):

@@ -1,0 +1,34 @@
+"""The models that a command works with, by the host's own loaders. ComfyUI must be importable (`common.comfy_path`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..training.run_config import MINIATURE, Base
+
+Parts = tuple[Any, Any, Any, Any]  # MODEL, CLIP, VAE, CLIP_VISION
+
+
+def load_base(base: Base) -> Parts:
+    """Raises ValueError, one sentence, for files that are none or not all of a model."""
+    if base.checkpoint == MINIATURE:
+        from ..miniature import comfy_bundle
+
+        return comfy_bundle.load()
+    import comfy.clip_vision
+    import comfy.sd
+    import comfy.utils
+
+    try:
+        model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(base.checkpoint)
+    except RuntimeError as error:
+        raise ValueError(f"{base.checkpoint} is no checkpoint that ComfyUI knows ({error}).") from error
+    if base.vae:
+        vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(base.vae))
+    clip_vision = comfy.clip_vision.load(base.clip_vision)
+    for part, name in ((model, "UNet"), (clip, "text encoder"), (vae, "VAE")):
+        if part is None:
+            raise ValueError(f"{base.checkpoint} holds no {name}: training needs a whole checkpoint in one file.")
+    if clip_vision is None:
+        raise ValueError(f"{base.clip_vision} is no CLIP vision model that ComfyUI knows.")
+    return model, clip, vae, clip_vision

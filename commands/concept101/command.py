@@ -1,0 +1,152 @@
+"""`python mip.py concept101`: the paper's table for an adapter, by the real graph on Concept101.
+
+Alone, or one process a GPU: `accelerate launch --num_processes 8 mip.py concept101 …`. Killed, it goes on where it was:
+a picture that is there is not made again, a pair is not scored again unless its pictures are others now. Process r of w
+takes the pairs r, r + w, …; whoever finds all of them scored at its end writes the table, so that processes never wait
+for each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...common.atomic_io import write_whole
+from ...common.comfy_path import prepare_host
+from ...common.resumable import Parts, open_parts, process
+from ...evaluation.concept101.dataset import Pair, digest, read_pairs, references
+from ...evaluation.concept101.score import Scorer, contents
+from ...evaluation.concept101.table import tables
+from ...evaluation.encoders.encoder import load_encoder, need_words
+from ...evaluation.model_folder import identity, on
+from .options import parse, settings_of
+from .settings import Settings, guard
+
+
+def main(argv: Sequence[str]) -> int:
+    """0 when this process's part is done, 1 with a sentence on stderr, 130 when it was stopped and can go on."""
+    options = parse(argv)
+    try:
+        run(options, settings_of(options))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(options: argparse.Namespace, settings: Settings) -> None:
+    """Pictures, scores, and the table when nothing is left."""
+    rank, world = process()
+    whole = read_pairs(options.data, settings.cropped)
+    pairs = [replace(pair, prompts=pair.prompts[: options.prompts]) for pair in whole[: options.pairs]]
+    described = {**settings.described(), "data": digest(whole)}
+    options.output.mkdir(parents=True, exist_ok=True)
+    guard(options.output, described)
+    device = _device(options.cpu)
+    encoders = _encoders(options)
+    if encoders:
+        _scorer(options, torch.device("cpu"))  # before hours of drawing: can they be loaded?
+    draw(pairs[rank::world], options.output, settings, device.type == "cpu", quiet=rank > 0)
+    if not encoders:
+        _say("The pictures are made. Name --encoder, and --dino, to score them.")
+        return
+    parts = _open_scores(options, pairs, described)
+    _forget_changed(parts, pairs, options.output, rank, world)
+    if any(parts.todo(rank, world)):
+        scorer = _scorer(options, device)
+        for position, _ in parts.todo(rank, world):
+            parts.finish(position, [scorer.row(pairs[position], picture_files(options.output, pairs[position]))])
+    if (finished := parts.finished()) < len(parts):
+        _say(f"{finished} of {len(parts)} pairs are scored; the last process to finish writes the table.")
+        return
+    name = options.name or f"{Path(settings.adapter).stem}, {settings.strategy}"
+    made = tables(name, list(parts.rows()), described, encoders)
+    for ending, text in made.items():  # several processes may come here at once
+        write_whole(options.output / f"concept101.{ending}", text)
+    _say(f"{made['md']}\nWritten: {options.output / 'concept101'}.json, .csv and .md")
+
+
+def draw(pairs: Sequence[Pair], output: Path, settings: Settings, cpu: bool, quiet: bool) -> None:
+    """The pictures of these pairs that are not there yet, each written whole or not at all."""
+    missing = [(pair, n, f) for pair in pairs for n, f in enumerate(picture_files(output, pair)) if not f.exists()]
+    if not missing:
+        return
+    prepare_host(cpu)
+    from .comfy_painter import Painter
+
+    painter, model, shown = Painter(settings), None, None
+    begin = last = time.monotonic()
+    for made, (pair, number, file) in enumerate(missing, 1):
+        if pair is not shown:
+            model, shown = painter.with_references(references(pair)), pair
+        stream = io.BytesIO()
+        painter.picture(model, pair.prompts[number], number).save(stream, "PNG")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, stream.getvalue())
+        now = time.monotonic()
+        if not quiet and (now - last > 10 or made == len(missing)):
+            last, pace = now, (now - begin) / made
+            left = pace * (len(missing) - made) / 60
+            _say(f"{made:,} of {len(missing):,} pictures, {pace:.1f} s each, {left:.0f} min left")
+
+
+def picture_files(output: Path, pair: Pair) -> list[Path]:
+    """One a prompt."""
+    return [output / "pictures" / pair.name / f"{number:02d}.png" for number in range(len(pair.prompts))]
+
+
+def _encoders(options: argparse.Namespace) -> dict[str, str]:
+    """The name of every metric's encoder."""
+    if not options.encoder:
+        return {}
+    named = {"clip_t": options.encoder.resolve().name, "clip_i": options.encoder.resolve().name}
+    return named | ({"dino": options.dino.resolve().name} if options.dino else {})
+
+
+def _scorer(options: argparse.Namespace, device: torch.device) -> Scorer:
+    """In float32: half precision shows in the table's fourth digit."""
+    keeper = on(device, torch.float32)
+    words = need_words(load_encoder(options.encoder, keeper), "CLIP-T")
+    return Scorer(words, load_encoder(options.dino, keeper) if options.dino else None)
+
+
+def _open_scores(options: argparse.Namespace, pairs: Sequence[Pair], described: Mapping[str, Any]) -> Parts:
+    """A part for each pair, in a folder for just these encoders and prompts."""
+    by = {"encoder": identity(options.encoder), "dino": identity(options.dino) if options.dino else ""}
+    about = {**described, **by, "prompts": [list(pair.prompts) for pair in pairs]}
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
+    return open_parts(options.output / f"scores-{key}", [pair.name for pair in pairs], by, 1)
+
+
+def _forget_changed(parts: Parts, pairs: Sequence[Pair], output: Path, rank: int, world: int) -> None:
+    """Of this process's parts those whose pictures are others now: they are scored anew."""
+    for part in range(rank, len(parts), world):
+        file, pictures = parts.path(part), picture_files(output, pairs[part])
+        if file.exists() and json.loads(file.read_text("utf-8")).get("files") != contents(pictures):
+            file.unlink()
+
+
+def _device(cpu: bool) -> torch.device:
+    """A GPU of its own for every process; the host takes the current one."""
+    if cpu or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,63 @@
+"""What shapes the pictures of a Concept101 run, and the guard against mixing those of different runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ...attention.options import Strategy
+from ...common.atomic_io import write_whole
+from ...training.run_config import MINIATURE
+
+NEGATIVE = "monochrome, lowres, bad anatomy, worst quality, low quality"  # the official code's
+
+
+@dataclass(frozen=True)
+class Settings:
+    """checkpoint and adapter: a file or “miniature”; scale None: the paper's for the adapter's family; head: use the
+    adapter's fusion head; side: of the pictures; cropped: references are cropped to their boxes."""
+
+    checkpoint: str
+    adapter: str
+    clip_vision: str = ""
+    vae: str = ""
+    strategy: Strategy = "relevance"
+    head: bool = True
+    background: float = 0.0
+    sharpness: float = 1.0
+    scale: float | None = None
+    steps: int = 30
+    cfg: float = 5.0
+    seed: int = 420
+    negative: str = NEGATIVE
+    side: int = 1024
+    cropped: bool = True
+
+    def described(self) -> dict[str, Any]:
+        """For tables and comparisons: files by name and size, without what is not set. ValueError for missing files."""
+        files = {name: _identity(getattr(self, name)) for name in ("checkpoint", "adapter", "clip_vision", "vae")}
+        return {name: value for name, value in {**asdict(self), **files}.items() if value not in ("", None)}
+
+
+def _identity(path: str) -> str:
+    if path in ("", MINIATURE):
+        return path
+    if not (file := Path(path)).is_file():
+        raise ValueError(f"There is no file {path}: name a local file, or “{MINIATURE}” for the built-in model.")
+    return f"{file.name}, {file.stat().st_size:,} bytes"
+
+
+def guard(output: Path, described: dict[str, Any]) -> None:
+    """Notes the settings of a run in its folder; ValueError where the folder has pictures of others.
+
+    Several processes may note the same at once.
+    """
+    file = output / "settings.json"
+    if not file.exists():
+        write_whole(file, json.dumps(described, indent=1, ensure_ascii=False))
+    earlier = json.loads(file.read_text("utf-8"))
+    if changed := sorted(key for key in {**earlier, **described} if earlier.get(key) != described.get(key)):
+        was = ", ".join(f"{key} was {earlier.get(key)}, is {described.get(key)}" for key in changed[:3])
+        raise ValueError(f"The folder {output} holds pictures of other settings ({was}): choose another --output.")

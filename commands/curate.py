@@ -1,0 +1,157 @@
+"""`python mip.py curate`: the object quality score of every picture of a training folder, and the choice of the best.
+
+Alone, or one process a GPU: `accelerate launch --num_processes 8 mip.py curate …`. Killed, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..common.atomic_io import write_whole
+from ..common.resumable import Parts, Row, open_parts, process
+from ..evaluation.encoders.encoder import load_encoder, need_words
+from ..evaluation.model_folder import identity, on
+from ..training.data_folder import write_kept
+from .curation.read import Folder
+from .curation.score import score
+from .curation.sheet import Entry, contact_sheet
+from .curation.table import best, check_table, ranked, write_table
+
+PART = 64  # pictures a part: a kill loses at most so many per process
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns 0, or 1 with a sentence on stderr."""
+    options = _parse(argv)
+    try:
+        curate(options)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def curate(options: argparse.Namespace) -> None:
+    """Scores what is not scored yet; whoever finishes last writes the table, the list of kept ids and the sheet."""
+    rank, world = process()
+    output = options.output or options.folder / "quality.jsonl"
+    check_table(output)
+    if options.fresh and world > 1:
+        raise ValueError("--fresh works with one process only; remove the folder of parts yourself.")
+    if options.folder.is_file():
+        raise ValueError(f"{options.folder} is a file: name the folder that holds images/, masks/ and jsons/.")
+    folder = Folder(options.folder, options.min_objects, options.max_objects)
+    settings = {
+        "dataset": str(folder.path.resolve()),
+        "encoder": identity(options.encoder),
+        "objects": f"{folder.least} to {folder.most}",
+        "filters": dataclasses.asdict(folder.filters),
+    }
+    parts = open_parts(output.with_name(f"{output.name}.parts"), folder.ids(), settings, options.part, options.fresh)
+    if any(parts.todo(rank, world)):
+        encoder = need_words(load_encoder(options.encoder, on(_device(options.device))), "The object quality score")
+        if rank == 0 and parts.finished():
+            _say(f"Going on: {parts.finished()} of {len(parts)} parts are there.")
+        score(parts, folder.objects, encoder, rank, world, options.workers, _say)
+    if parts.finished() == len(parts):
+        _conclude(parts, folder, output, options)
+
+
+def _conclude(parts: Parts, folder: Folder, output: Path, options: argparse.Namespace) -> None:
+    """Several processes may come here at once: they write the same files, each as a whole."""
+    rows = list(parts.rows())
+    scored = [row for row in rows if "total" in row]
+    broken = [f"{row['id']}: {row['broken']}\n" for row in rows if "broken" in row]
+    why = Counter(row["left_out"] for row in rows if "left_out" in row)
+    left = "".join(f"\n  {count:,} left out: {reason}" for reason, count in why.most_common())
+    _say(f"{len(scored):,} of {len(rows):,} pictures scored, {len(broken):,} broken{left}")
+    if broken:
+        write_whole(output.with_suffix(".broken.txt"), "".join(broken))
+        _say(f"  broken pictures: {output.with_suffix('.broken.txt')}")
+    if not scored:
+        raise ValueError(
+            f"No picture of {folder.path} has {folder.least} usable objects, so there is nothing to score."
+        )
+    write_table(output, scored)
+    _say(f"  scores: {output}")
+    if options.keep is not None or options.quantile is not None:
+        kept, path = best(scored, options.keep, options.quantile), output.with_suffix(".kept.txt")
+        write_kept(path, folder.path, [row["id"] for row in kept])
+        _say(
+            f"  kept: {len(kept):,} pictures, total {kept[-1]['total']:.3f} or more: {path} (train with it as dataset)"
+        )
+    if options.sheet:
+        order, path = ranked(scored), output.with_suffix(".png")
+        shown = min(options.sheet, (len(order) + 1) // 2)
+        sections = [
+            (f"Best {shown} of {len(order):,} by object quality", order[:shown]),
+            ("Worst, the very worst last", order[len(order) - min(shown, len(order) - shown) :]),
+        ]
+        write_whole(path, contact_sheet([(title, [_entry(folder, row) for row in each]) for title, each in sections]))
+        _say(f"  the best and the worst: {path}")
+
+
+def _entry(folder: Folder, row: Row) -> Entry:
+    data, boxes, left = folder.data(row["id"]), [], list(row["labels"])
+    for found in sorted((e for e in data["final_masks"] if "box" in e), key=lambda e: -float(e.get("logit", 1))):
+        label = str(found["label"]).strip()
+        if label in left:
+            left.remove(label)
+            boxes.append((label, tuple(found["box"])))
+    with Image.open(folder.picture(row["id"])) as image:
+        picture = image.convert("RGB")
+    caption = f"{row['total']:.3f}\nsingle {row['single']:.3f}  pair {row['pair']:.3f}\n{row['id']}"
+    return Entry(picture, [box for _, box in boxes], [label for label, _ in boxes], caption)
+
+
+def _device(wanted: str | None) -> torch.device:
+    if wanted:
+        return torch.device(wanted)
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="mip.py curate",
+        description="Score how well the objects of training pictures match their words and differ from each other "
+        "(S = mean cos(text, image) - mean cos between the images of different objects), and keep the best.",
+    )
+    add = parser.add_argument
+    add("folder", type=Path, help="training data: images/ID.png, masks/ID.png, jsons/ID.json")
+    add("--encoder", type=Path, required=True, help="a local CLIP or SigLIP folder (config.json, .safetensors, …)")
+    add("--output", type=Path, help="the table, .jsonl or .parquet (default: quality.jsonl in the folder)")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--keep", type=int, metavar="K", help="list the K best pictures")
+    choice.add_argument(
+        "--quantile", type=float, metavar="Q", help="list the pictures above this quantile, 0.9: the best tenth"
+    )
+    add("--sheet", type=int, default=18, metavar="N", help="pictures of each end on the contact sheet, 0: no sheet")
+    add("--min-objects", type=int, default=2, help="objects a picture must have (default 2)")
+    add("--max-objects", type=int, default=2, help="objects that are scored, the most confident first (default 2)")
+    add("--device", help="such as cuda:1 or cpu (default: a GPU of its own for every process, else the CPU)")
+    add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read pictures")
+    add("--part", type=int, default=PART, help=argparse.SUPPRESS)
+    add("--fresh", action="store_true", help="forget the scores of earlier runs")
+    options = parser.parse_args(argv)
+    for name, low, high in (("keep", 1, None), ("quantile", 0, 1), ("workers", 1, None), ("part", 1, None)):
+        value = getattr(options, name)
+        if value is not None and (value < low or (high is not None and value > high)):
+            parser.error(f"--{name} is {value}; it must be {f'{low} to {high}' if high else f'{low} or more'}")
+    if not 1 <= options.min_objects <= options.max_objects:
+        parser.error("--min-objects must be 1 or more, and not above --max-objects")
+    return options

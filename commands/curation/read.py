@@ -1,0 +1,58 @@
+"""The objects of a training picture as the encoder sees them: filtered and cut out as in training, uncropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...training.crops import reference
+from ...training.data_folder import picture_ids, picture_path, read_json, read_mask
+from ...training.filters import Filters, candidates, refuse_names, with_masks
+from .score import Objects
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder in the training layout, any picture of which can be asked for by its id."""
+
+    path: Path
+    least: int = 2
+    most: int = 2
+    filters: Filters = field(default_factory=Filters)
+
+    def ids(self) -> list[str]:
+        return picture_ids(self.path)[1]
+
+    def objects(self, name: str) -> Objects | str:
+        """The labels and crops, or why training would leave the picture out. ValueError where a file is broken."""
+        try:
+            return self._objects(name)
+        except Exception as error:  # whatever a damaged file makes its decoder raise
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+
+    def _objects(self, name: str) -> Objects | str:
+        with Image.open(self.picture(name)) as image:
+            picture = np.array(image.convert("RGB"))
+        size = picture.shape[1], picture.shape[0]
+        data = self.data(name)
+        found, why = candidates(data["final_masks"], str(data["text"]), size, self.filters, self.least)
+        if why:
+            return why
+        values = read_mask(self.path, name, size)
+        found, why = with_masks(found, values, self.filters, self.least)
+        chosen = found[: self.most]
+        if why := why or refuse_names(chosen, self.filters):
+            return why
+        cuts = [reference(picture, values, each.box, False) for each in chosen]
+        crops = [(cut.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for cut in cuts if cut is not None]
+        return Objects([each.label for each in chosen], crops)  # a sound mask is not empty
+
+    def data(self, name: str) -> dict[str, Any]:
+        return read_json(self.path, name)
+
+    def picture(self, name: str) -> Path:
+        return picture_path(self.path, name)

@@ -1,0 +1,58 @@
+"""The table of scores: JSON lines or Parquet, and the choice of the best."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...common.atomic_io import write_whole
+from ...common.resumable import Row, json_lines
+
+COLUMNS = ("id", "objects", "labels", "single", "pair", "total")
+ENDINGS = (".jsonl", ".parquet")
+
+
+def check_table(path: Path) -> None:
+    """Before hours of work: can this table be written at all?"""
+    if path.suffix not in ENDINGS:
+        raise ValueError(f"The table {path.name} must end in .jsonl or .parquet, which says how it is written.")
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ValueError(f"{path.name} needs pyarrow, which is not installed: install it, or choose a .jsonl name.")
+
+
+def write_table(path: Path, rows: Sequence[Row]) -> None:
+    """rows: scored pictures, in any order; written in the order of their ids."""
+    rows = [{key: row[key] for key in COLUMNS} for row in sorted(rows, key=lambda row: row["id"])]
+    if path.suffix == ".parquet":
+        write_whole(path, _parquet(rows))
+    else:
+        write_whole(path, json_lines(rows))
+
+
+def _parquet(rows: Sequence[Row]) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(list(rows)), buffer)
+    return buffer.getvalue()
+
+
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """Best first; equal scores by id, so that the order is always the same."""
+    return sorted(rows, key=lambda row: (-row["total"], row["id"]))
+
+
+def best(rows: Sequence[Row], keep: int | None = None, quantile: float | None = None) -> list[Row]:
+    """The `keep` best rows, or those whose total is at least the `quantile` of all totals, best first."""
+    order = ranked(rows)
+    if keep is not None:
+        return order[:keep]
+    if quantile is not None:
+        # the total that a share `quantile` of all pictures does not reach
+        totals = sorted(row["total"] for row in rows)
+        least = totals[min(int(quantile * len(totals)), len(totals) - 1)] if totals else 0.0
+        return [row for row in order if row["total"] >= least]
+    return order

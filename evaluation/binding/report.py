@@ -1,0 +1,147 @@
+"""The binding report: measured from pictures, references and detections, and written down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...attention.reference import Reference
+from ...common.batching import Tick
+from ...common.crops import as_bytes
+from ...common.drawing import written
+from ...common.tables import NOTHING, number, percent, table
+from ..detection.crops import pictures_of
+from ..detection.detections import Detections
+from ..detection.matching import near
+from ..encoders.embeddings import embed
+from ..encoders.encoder import ImageEncoder
+from ..object_embeddings import check_parts, crops_at_most, objects_in
+from .binding import Binding, bind
+from .matrix_picture import draw_matrices
+from .verdict import verdict
+
+
+def measure_binding(
+    images: Tensor,
+    references: Sequence[Reference],
+    detections: Detections,
+    encoder: ImageEncoder,
+    tick: Tick | None = None,
+    confusion: Sequence[float] | None = None,
+) -> Binding:
+    """images [B, H, W, 3] in 0..1, those that were searched, for the references' texts. tick is told of every picture
+    encoded. confusion: of the relevance, one number a picture that was sampled; where these are not the pictures here,
+    such as the best of a batch, their mean stands for each. Raises ValueError with a sentence for the artist."""
+    check_parts(images, references, detections)
+    texts = tuple(reference.text for reference in references)
+    shown = [pictures_of(reference) for reference in references]
+    means = torch.stack([embed(encoder, each, tick).mean(0) for each in shown])  # [M, E]
+    seen = objects_in(images, references, detections, encoder, means, tick)
+    confusions = _each(confusion, len(images))
+    return Binding(
+        names=texts,
+        weights=tuple(reference.weight for reference in references),
+        placed=tuple(reference.region is not None for reference in references),
+        thumbnails=tuple(each[0] for each in shown),
+        images=as_bytes(images[..., :3]),
+        encoder=encoder.name,
+        pictures=tuple(bind(each, means, near(detections, b, texts), confusions[b]) for b, each in enumerate(seen)),
+        threshold=detections.threshold,
+    )
+
+
+def _each(confusion: Sequence[float] | None, pictures: int) -> Sequence[float | None]:
+    if confusion is None:
+        return [None] * pictures
+    return confusion if len(confusion) == pictures else [sum(confusion) / len(confusion)] * pictures
+
+
+def headline(binding: Binding) -> tuple[float, float, float]:
+    """Margin, confusion rate and presence, with values that a search over settings cannot take for success where there
+    is nothing to measure: without any object the worst, without a second reference none."""
+    nothing = (0.0, 0.0) if binding.presence > 0 else (-1.0, 1.0)
+    margin, rate = binding.margin, binding.confusion_rate
+    return nothing[0] if margin is None else margin, nothing[1] if rate is None else rate, binding.presence
+
+
+def matrices(binding: Binding) -> Tensor:
+    """[B, H, W, 3]: each picture's objects against the references, with its verdict."""
+    shown = replace(binding, names=written(binding.names))
+    sentences = [verdict(shown.only(b)) for b in range(len(shown.pictures))]
+    return torch.from_numpy(draw_matrices(shown, sentences)).float() / 255
+
+
+def to_encode(references: Sequence[Reference], detections: Detections) -> int:
+    """How many pictures `measure_binding` encodes at most, for a progress bar."""
+    return sum(len(images) for each in references for images, _ in each.batches) + crops_at_most(detections)
+
+
+def report(binding: Binding) -> str:
+    """The verdict, the numbers behind it, and a line for every object in every picture."""
+    rate = binding.confusion_rate
+    numbers = [
+        f"margin {number(binding.margin, sign=True)}",
+        f"confusion rate {NOTHING if rate is None else percent(rate)}",
+        f"presence {percent(binding.presence)}",
+        f"pictures compared by {binding.encoder}",
+    ]
+    each = [percent(picture.confusion) for picture in binding.pictures if picture.confusion is not None]
+    if (confusion := binding.relevance_confusion(range(len(binding.pictures)))) is not None:
+        one_by_one = f" ({', '.join(each)})" if len(each) > 1 else ""
+        numbers.insert(3, f"confusion of the relevance while sampling {percent(confusion)}{one_by_one}")
+    sentences = [f"- {sentence}" for sentence in verdict(binding)]
+    return "\n".join([*sentences, "", ", ".join(numbers), "", lines(binding)])
+
+
+def ranking(binding: Binding) -> str:
+    """The pictures, best first, a line each."""
+    rows = []
+    for place, b in enumerate(binding.ranking(), 1):
+        each = binding.pictures[b]
+        found = f"{len(each.present)} of {len(binding.names)}"
+        confused = sum(value < 0 for value in each.margins().values())
+        rows.append([f"{place}.", f"{b + 1}", found, number(each.margin, sign=True), f"{confused}", f"{each.surplus}"])
+    return table(["place", "picture", "found", "margin", "confused", "too many"], rows, words=2)
+
+
+def lines(binding: Binding) -> str:
+    """A line for every object in every picture."""
+    header = ["", "object", "found", "own", "best other", "which", "margin", "matched with", "look"]
+    rows = []
+    for b, picture in enumerate(binding.pictures):
+        margins = picture.margins()
+        for m, name in enumerate(binding.names):
+            row, count = picture.own[m], picture.counts[m]
+            cells = [f"picture {b + 1}", name, f"{count}" if count == 1 else f"{count} (1 expected)"]
+            if row is None:
+                rows.append([*cells, *[NOTHING] * 6])
+                continue
+            similar, matched = picture.similarity[row], picture.matched[m]
+            other = best_other(similar, m)
+            rows.append(
+                [
+                    *cells,
+                    number(float(similar[m])),
+                    NOTHING if other is None else number(float(similar[other])),
+                    NOTHING if other is None else binding.names[other],
+                    number(margins.get(m), sign=True),
+                    NOTHING if matched is None else binding.names[matched],
+                    look_words(picture.look[row], binding.names),
+                ]
+            )
+    return table(header, rows, words=2)
+
+
+def best_other(similar: Tensor, own: int) -> int | None:
+    """The other reference that is most like a crop; similar [M]."""
+    others = [j for j in range(len(similar)) if j != own]
+    return max(others, key=lambda j: float(similar[j])) if others else None
+
+
+def look_words(look: Tensor, names: Sequence[str]) -> str:
+    """“71 % dog, 29 % cat”, the largest first, from shares [M]."""
+    order = sorted(range(len(names)), key=lambda j: -float(look[j]))
+    return ", ".join(f"{percent(float(look[j]))} {names[j]}" for j in order if look[j] >= 0.005) or NOTHING

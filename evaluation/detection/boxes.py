@@ -1,0 +1,162 @@
+"""Boxes and masks of other nodes: read as detections or as parts of the canvas, and written from detections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...common.crops import Box
+from ...common.text import plain
+from .box_formats import SIDES, Marked, Reader
+from .detect import once
+from .detections import Detection, Detections
+
+
+def read_boxes(
+    boxes: Any, texts: Sequence[str], pictures: int, height: int, width: int, form: str = SIDES
+) -> Detections:
+    """Detections of M texts in B pictures of height × width pixels; what equal texts own is one text's.
+
+    form: what four bare numbers mean. One text: every box is of it. Several: where labels are texts, they decide, and
+    boxes with other labels are left out; else there must be one box a text, in the texts' order, for each picture or,
+    in a flat list, for all pictures alike. Raises ValueError, one sentence, for everything else.
+    """
+    if not texts:
+        raise ValueError("There are no object texts: name what the boxes hold, one object a line, such as “cat”.")
+    names = [plain(text) for text in texts]
+    per_picture = _share_out(Reader(height, width, form).read(boxes), names, pictures)
+    found = tuple(_assign(each, names, number) for number, each in enumerate(per_picture))
+    if not any(each for picture in found for each in picture):
+        raise ValueError(
+            "There is no box at all, every list or mask is empty (masks count above 0.5): connect a node that marks "
+            "the objects, or paint masks."
+        )
+    different = once(texts)
+    owners = [[i for i, name in enumerate(names) if name == plain(text)] for text in different]
+    return Detections(
+        different,
+        height,
+        width,
+        tuple(tuple(_best_first([each for i in own for each in picture[i]]) for own in owners) for picture in found),
+    )
+
+
+def to_bounding_boxes(detections: Detections) -> list[list[dict[str, Any]]]:
+    """The host's BOUNDING_BOX: for each picture a list; label and score beside x, y, width, height in whole pixels."""
+    return [
+        [_bounding_box(each.box, detections.texts[text], each.score) for text, each in detections.every(picture)]
+        for picture in range(len(detections))
+    ]
+
+
+def to_masks(detections: Detections, kept: Sequence[int] | None = None) -> Tensor:
+    """[B · M, H, W]: for each picture one mask a text, of all that was found; empty where nothing was. kept: numbers of
+    the texts, all without it."""
+    height, width = detections.height, detections.width
+    empty = torch.zeros(height, width)
+    return torch.stack(
+        [
+            torch.stack([empty, *(each.region(height, width) for each in picture[text])]).amax(0)
+            for picture in detections.found
+            for text in (range(len(detections.texts)) if kept is None else kept)
+        ]
+    )
+
+
+def _bounding_box(box: Box, label: str, score: float) -> dict[str, Any]:
+    x0, y0, x1, y1 = (round(edge) for edge in box)
+    return {"x": x0, "y": y0, "width": max(x1 - x0, 1), "height": max(y1 - y0, 1), "label": label, "score": score}
+
+
+# ---- whose box is it? ----
+
+
+def _share_out(marked: list[Marked] | list[list[Marked]], names: Sequence[str], pictures: int) -> list[list[Marked]]:
+    """A list for each picture."""
+    if any(isinstance(each, list) for each in marked):
+        frames = [each for each in marked if isinstance(each, list)]
+        if len(frames) not in (1, pictures):
+            raise ValueError(
+                f"There are boxes of {len(frames)} pictures for {pictures} pictures; give a list for each picture, or "
+                "one for all."
+            )
+        return frames * (pictures if len(frames) == 1 else 1)
+    flat, texts = [each for each in marked if isinstance(each, Marked)], len(names)
+    if pictures == 1 or not flat or _labelled(flat, names) or len(flat) == texts:
+        return [flat] * pictures
+    if len(flat) == pictures * texts:  # picture by picture, as the masks of our own nodes are
+        return [flat[start : start + texts] for start in range(0, len(flat), texts)]
+    raise ValueError(
+        f"There are {len(flat)} boxes for {texts} object texts and {pictures} pictures; expected {texts} (the same in "
+        f"every picture), {texts * pictures} (picture by picture), or a list for each picture."
+    )
+
+
+def _assign(marked: list[Marked], names: Sequence[str], picture: int) -> tuple[tuple[Detection, ...], ...]:
+    """For each text its detections, best first."""
+    if len(set(names)) == 1:
+        owned = [(0, each) for each in marked]
+    elif _labelled(marked, names):
+        owned = [(names.index(each.label), each) for each in marked if each.label in names]
+    elif len(marked) == len(names) or not marked:
+        owned = list(enumerate(marked))
+    else:
+        raise ValueError(
+            f"Picture {picture + 1} has {len(marked)} boxes for {len(names)} object texts ({', '.join(names)}): give "
+            "one box a text, in the texts' order, or boxes whose labels are the texts."
+        )
+    found = [[each.detection for owner, each in owned if owner == text] for text in range(len(names))]
+    return tuple(_best_first([each for each in own if each is not None]) for own in found)
+
+
+def _best_first(detections: Sequence[Detection]) -> tuple[Detection, ...]:
+    return tuple(sorted(detections, key=lambda each: -each.score))
+
+
+def _labelled(marked: Sequence[Marked], names: Sequence[str]) -> bool:
+    return any(each.label in names for each in marked)
+
+
+def edges_of(
+    boxes: Any, text: str = "", number: int = 0, size: tuple[int, int] | None = None, form: str = SIDES
+) -> list[Box]:
+    """Edges (left, top, right, bottom) in 0..1 of boxes on a picture of size (height, width); Detections and SEGS know
+    theirs. Boxes of several pictures are taken together.
+
+    text: whose, by their labels, or "" for all; number: which of them, from 1, or 0 for all; form: what four bare
+    numbers mean. Raises ValueError, one sentence, where there are none.
+    """
+    if isinstance(boxes, Detections):
+        size = boxes.height, boxes.width
+        marked = [Marked(d, plain(boxes.texts[t])) for b in range(len(boxes)) for t, d in boxes.every(b)]
+    else:
+        size = size or _own_size(boxes)
+        marked = _flat(Reader(*size, form).read(boxes))
+    labels = sorted({each.label for each in marked if each.label})
+    found = [each for each in marked if each.label == plain(text) or not plain(text)]
+    kept = [each.detection.box for each in found if each.detection is not None]
+    if not kept:
+        known = f" There are boxes of {', '.join(labels)}." if labels and text.strip() else ""
+        whose = f" of “{text.strip()}”" if text.strip() else ""
+        raise ValueError(f"There is no box{whose} for the region.{known} Check the node that makes the boxes.")
+    if number > len(kept):
+        raise ValueError(f"Box {number} was asked for and there are {len(kept)}: 1 to {len(kept)}, or 0 for all.")
+    height, width = size
+    chosen = kept if number == 0 else [kept[number - 1]]
+    return [(x0 / width, y0 / height, x1 / width, y1 / height) for x0, y0, x1, y1 in chosen]
+
+
+def _own_size(boxes: Any) -> tuple[int, int]:
+    """(height, width) of the picture that SEGS were found on."""
+    if isinstance(boxes, tuple | list) and len(boxes) == 2 and isinstance(boxes[0], tuple):
+        height, width = boxes[0][:2]
+        if isinstance(height, int) and isinstance(width, int):
+            return height, width
+    raise ValueError("The boxes count pixels of a picture: connect it as “images”, so that its size is known.")
+
+
+def _flat(marked: list[Marked] | list[list[Marked]]) -> list[Marked]:
+    return [each for item in marked for each in (item if isinstance(item, list) else [item])]

@@ -1,0 +1,118 @@
+"""Finding objects in pictures by their words, whoever looks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from ...common.batching import Tick, in_batches
+from ...common.crops import overlap
+from ...common.text import plain, spoken
+from .detections import Detection, Detections
+from .matching import SAME_PLACE
+
+BATCH = 4  # pictures that a detector sees at once
+THRESHOLD = 0.25  # Grounding DINO's usual one
+
+
+class Seen(NamedTuple):
+    """What a detector saw of one text in one picture: what counts; near: where nothing does, the threshold below which
+    something would (0: nothing would)."""
+
+    found: Sequence[Detection]
+    near: float = 0.0
+
+
+class Detector(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def find(self, images: Tensor, texts: Sequence[str], threshold: float, text_threshold: float) -> list[list[Seen]]:
+        """images [b, H, W, 3] in 0..1 -> for each picture, for each text. Boxes may reach out of the picture."""
+        ...
+
+
+def object_texts(words: str) -> tuple[str, ...]:
+    """Object texts from one string: one a line, or separated by commas or semicolons; each counts once."""
+    return once(" ".join(each.split()) for each in re.split(r"[\n,;]", words))
+
+
+def once(texts: Iterable[str]) -> tuple[str, ...]:
+    """Every object text as it stands first, without empty ones."""
+    different: dict[str, str] = {}
+    for text in texts:
+        different.setdefault(plain(text), text)
+    different.pop("", None)
+    return tuple(different.values())
+
+
+def detect(
+    detector: Detector,
+    images: Tensor,
+    texts: Sequence[str],
+    threshold: float = THRESHOLD,
+    text_threshold: float = THRESHOLD,
+    most: int = 0,
+    tick: Tick | None = None,
+) -> Detections:
+    """Searches pictures [B, H, W, 3] for every text.
+
+    threshold: the least score of a box; text_threshold: the least score of one of the text's words there, never above
+    threshold; most: how many of an object are kept in a picture, best first, 0: all. Raises ValueError for what are no
+    pictures, and where there are no texts.
+    """
+    if images.ndim != 4 or images.shape[-1] not in (3, 4) or 0 in images.shape:
+        raise ValueError(
+            f"The pictures have the shape {list(images.shape)}; expected [pictures, height, width, 3], as the host's "
+            "IMAGE is."
+        )
+    if not texts:
+        raise ValueError("There are no object texts: name what to look for, one object a line, such as “cat”.")
+    height, width = images.shape[1:3]
+    words = [spoken(text) for text in texts]
+
+    def find(batch: Tensor) -> list[list[Seen]]:
+        pixels = batch[..., :3].float().nan_to_num().clamp(0, 1)
+        return detector.find(pixels, words, threshold, min(text_threshold, threshold))
+
+    seen = [picture for batch in in_batches(find, images, BATCH, tick) for picture in batch]
+    found = tuple(tuple(_tidy(each.found, height, width, most) for each in picture) for picture in seen)
+    near = tuple(tuple(float(each.near) for each in picture) for picture in seen)
+    return Detections(tuple(texts), height, width, found, threshold, near)
+
+
+def _tidy(found: Sequence[Detection], height: int, width: int, most: int) -> tuple[Detection, ...]:
+    """Inside the picture, best first, each place once."""
+    tidied = []
+    for each in sorted(found, key=lambda each: -each.score):
+        x0, y0, x1, y1 = each.box
+        box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
+        if (
+            box[2] - box[0] >= 1
+            and box[3] - box[1] >= 1
+            and all(overlap(box, kept.box) <= SAME_PLACE for kept in tidied)
+        ):
+            tidied.append(Detection(box, each.score, each.mask))
+    return tuple(tidied[: most or None])
+
+
+def report(detections: Detections) -> str:
+    """A line a picture: what was found where, and what was not."""
+    lines = []
+    for picture in range(len(detections)):
+        words = []
+        for text, name in enumerate(detections.texts):
+            found = detections.found[picture][text]
+            places = ", ".join(f"{each.score:.2f} at {_place(each)}" for each in found)
+            near = detections.near[picture][text] if detections.near else 0.0
+            words.append(f"{name} {places}" if found else f"{name} not found" + (f" (best {near:.2f})" if near else ""))
+        lines.append(f"picture {picture + 1}: {'; '.join(words)}")
+    return "\n".join(lines)
+
+
+def _place(detection: Detection) -> str:
+    x0, y0, x1, y1 = (round(edge) for edge in detection.box)
+    return f"({x0}, {y0})–({x1}, {y1})"

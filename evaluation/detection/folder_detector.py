@@ -1,0 +1,126 @@
+"""Detectors from local Hugging Face folders: Grounding DINO, MM-Grounding-DINO, LLMDet, OWLv2, whatever transformers
+knows as zero-shot object detection."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...common.crops import as_bytes
+from ..model_folder import Keeper, Ready, inputs, on, read
+from .detect import Seen
+from .detections import Detection
+
+
+def load_detector(folder: str | os.PathLike[str], keeper: Keeper | None = None) -> FolderDetector:
+    """keeper: who takes charge of the model, by default the CPU. Raises ValueError, one sentence, for anything else."""
+    model, processor = read(folder, "detector", "AutoModelForZeroShotObjectDetection", "AutoProcessor")
+    return FolderDetector(Path(folder).name, model, processor, (keeper or on("cpu"))(model))
+
+
+@dataclass(frozen=True, eq=False)
+class FolderDetector:
+    name: str
+    model: Any
+    processor: Any
+    ready: Ready
+
+    @torch.inference_mode()
+    def find(self, images: Tensor, texts: Sequence[str], threshold: float, text_threshold: float) -> list[list[Seen]]:
+        """One query a text, for in one query of several texts the words of one colour the boxes of another."""
+        pictures = [Image.fromarray(as_bytes(image)) for image in images]
+        processor = copy(self.processor)
+        processor.image_processor = _Prepared(self.processor.image_processor, pictures)
+        by_text = [self._find(processor, pictures, text, threshold, text_threshold) for text in texts]
+        return [list(each) for each in zip(*by_text, strict=True)]
+
+    def _find(
+        self, processor: Any, pictures: list[Image.Image], text: str, threshold: float, text_threshold: float
+    ) -> list[Seen]:
+        query = " ".join(text.lower().replace(".", " ").split())  # a dot ends a text; the processor sets it
+        if not query:
+            raise ValueError(f"The object text “{text}” has no words to look for: name the object, such as “cat”.")
+        queries = [[query]] * len(pictures)
+        dtype = self.model.dtype
+        given = inputs(processor(images=pictures, text=queries, return_tensors="pt"), self.ready, dtype)
+        # transformers 4 computes Grounding DINO's positions in float32, whatever its weights are in.
+        with torch.autocast(self.model.device.type, dtype, enabled=dtype != torch.float32):
+            output = self.model(**given)
+        self._check(output)
+        seen = []
+        for number, (boxes, scores) in enumerate(self._boxes(output, given, queries, pictures)):
+            certain = self._certain(output, given, number, scores, text_threshold)
+            certain = torch.where(_visible(boxes, pictures[number]), certain, 0.0)
+            counts = certain > threshold
+            answers = zip(boxes[counts].tolist(), scores[counts].tolist(), strict=True)
+            found = [Detection((x0, y0, x1, y1), score) for (x0, y0, x1, y1), score in answers]
+            seen.append(Seen(found, 0.0 if found or not len(certain) else float(certain.max())))
+        return seen
+
+    def _check(self, output: Any) -> None:
+        if any(torch.isnan(each).any() for each in output.to_tuple() if isinstance(each, Tensor)):
+            raise ValueError(
+                f"The detector “{self.name}” answers with NaN: start ComfyUI with --force-fp32, or download its "
+                "weights again."
+            )
+
+    def _boxes(
+        self, output: Any, given: Mapping[str, Tensor], queries: list[list[str]], pictures: list[Image.Image]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """All boxes [Q, 4] and scores [Q] of each picture; processors differ in what they want to know."""
+        process = self.processor.post_process_grounded_object_detection
+        known = {
+            "input_ids": given.get("input_ids"),
+            "threshold": -1.0,
+            "text_threshold": 1.0,
+            "target_sizes": [(picture.height, picture.width) for picture in pictures],
+            "text_labels": queries,
+        }
+        asked = inspect.signature(process).parameters
+        results = process(output, **{name: value for name, value in known.items() if name in asked})
+        return [(each["boxes"].float().cpu(), each["scores"].float().cpu()) for each in results]
+
+    def _certain(
+        self, output: Any, given: Mapping[str, Tensor], number: int, scores: Tensor, text_threshold: float
+    ) -> Tensor:
+        """[Q] below which threshold each box counts. It is the box's score, where one of the text's words stands for
+        it; where it answers to the full stop or the end alone, it is what its best word has.
+
+        That holds since text_threshold is never above the threshold (`detect`): with both lowered to it, it is found.
+        """
+        if "text_threshold" not in inspect.signature(self.processor.post_process_grounded_object_detection).parameters:
+            return scores  # one column a text, not one a token
+        ids, special = given["input_ids"][number].tolist(), set(self.processor.tokenizer.all_special_ids)
+        tokens = self.processor.tokenizer.convert_ids_to_tokens(ids)
+        words = torch.tensor([i not in special and any(map(str.isalnum, t)) for i, t in zip(ids, tokens, strict=True)])
+        spoken = output.logits[number, :, : len(ids)].float().sigmoid().cpu()  # [Q, tokens]
+        best = torch.where(words, spoken, 0.0).amax(-1)
+        return torch.where(best > text_threshold, scores, best)
+
+
+class _Prepared:
+    """An image processor that has done its work: it is asked with every text, and would prepare the pictures anew."""
+
+    def __init__(self, processor: Any, pictures: list[Image.Image]) -> None:
+        self._processor, self._made = processor, processor(images=pictures, return_tensors="pt")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self._made
+
+
+def _visible(boxes: Tensor, picture: Image.Image) -> Tensor:
+    """[Q] whether at least a pixel of each box [Q, 4] lies in the picture; queries may answer with places outside."""
+    inside = boxes.clamp_min(0).minimum(torch.tensor([*picture.size, *picture.size]))
+    return (inside[:, 2:] - inside[:, :2] >= 1).all(-1)

@@ -1,0 +1,99 @@
+"""References onto a model: encode, compile, install."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention.options import FusionHead, Merge
+from ..attention.plan import compile_plans
+from ..attention.reference import Reference
+from ..attention.schedule import Schedule, Times, Window, stretches
+from ..relevance.record import RecordedMaps, RelevanceRecord, nobody
+from ..weights.adapter import Adapter
+from ..weights.sites import check_head, check_sites, unet_sites
+from .encode import encode_references
+from .site_patch import check_percents, compute_dtype, install
+
+
+def apply_references(
+    model: Any,
+    clip: Any,
+    clip_vision: Any,
+    adapter: Adapter,
+    references: tuple[Reference, ...],
+    *,
+    scale: float,
+    start_percent: float = 0.0,
+    end_percent: float = 1.0,
+    merge: Merge | None = None,
+    fusion_head: FusionHead | None = None,
+    record: RelevanceRecord | None = None,
+    frozen: RecordedMaps | None = None,
+) -> Any:
+    """A clone of `model` (ModelPatcher) whose cross-attention merges the references; `model` stays as it is. `record`
+    is filled while the clone samples. With `frozen` the shares come from these maps instead of being measured.
+
+    Raises ValueError with a sentence for the artist when the parts do not belong together.
+    """
+    if not (math.isfinite(scale) and scale >= 0):
+        raise ValueError(f"scale is {scale}; it must be 0 or more (0.75 suits base weights, 0.65 plus weights).")
+    check_percents(start_percent, end_percent)
+    sites = unet_sites(model.model.diffusion_model)
+    check_sites(adapter.spec, adapter.name, sites)
+    head = fusion_head or FusionHead(adapter.head, "image" if adapter.head else "off", name=adapter.name)
+    if head.active:
+        check_head(head.weights, head.name, sites)
+    merge = merge or Merge()
+    if record is not None:
+        record.off, record.strategy = scale == 0, merge.strategy
+    kept = None if frozen is None else _frozen_shares(frozen, tuple(each.text for each in references), merge)
+    if scale == 0:
+        return model.clone()  # adds nothing anywhere: the same bits as without us
+    encoded = replace(encode_references(references, adapter, clip, clip_vision), frozen=kept)
+    times = tuple(
+        Times(
+            Window.of(each.start_percent, each.end_percent),
+            # Without a region nothing is released, and no plan of its own is needed for afterwards.
+            None if each.region is None else Window.of(0.0, each.region_until),
+        )
+        for each in references
+    )
+    different = stretches(times)
+    plans = compile_plans(
+        adapter,
+        sites,
+        [encoded.only(*each) for each in different],
+        scale=scale,
+        merge=merge,
+        head=head,
+        device=model.load_device,
+        dtype=compute_dtype(model),
+    )
+    schedule = Schedule(times, dict(zip(different, plans, strict=True)))
+    return install(model, schedule, start_percent, end_percent, record)
+
+
+def _frozen_shares(maps: RecordedMaps, names: tuple[str, ...], merge: Merge) -> Tensor:
+    """[M + 1, pictures, H, W]: the recorded shares, and what nobody claimed."""
+    if isinstance(maps, RelevanceRecord):
+        raise ValueError(
+            "The input “frozen” got the maps of a sampling that may not have run yet: put MIP Freeze Relevance "
+            "between, behind the first pass's sampler."
+        )
+    if maps.names != names:
+        raise ValueError(
+            f"The frozen maps are of {', '.join(maps.names)}, and the references here are {', '.join(names)}: use the "
+            "same objects in the same order for both passes."
+        )
+    if merge.strategy != "relevance":
+        raise ValueError(
+            f"The merge strategy is {merge.strategy}, which has no use for frozen maps: choose relevance, or "
+            "disconnect “frozen”."
+        )
+    shares = maps.shares().clamp(0, 1)
+    return torch.cat([shares, nobody(shares)])

@@ -1,0 +1,150 @@
+"""Pictures and words to features, with the encoders that the host has loaded."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import comfy.model_management
+import torch
+import torch.nn.functional as F
+from comfy.utils import ProgressBar
+from torch import Tensor
+
+from ..attention.plan import References
+from ..attention.reference import MAX_OBJECTS, Reference
+from ..common.weak_cache import Memo
+from ..weights.adapter import Adapter
+from ..weights.projection import project
+
+END_OF_TEXT = 49407  # CLIP's end token
+CLIPS = {"l", "g", "h"}  # the host's names for CLIPs' tokens
+CLIP_WORDS = 75  # 77 positions without start and end
+
+# Another scale, range, merge, weight or region encodes nothing again: the encoders stay where they are, and the UNet on
+# its GPU. The host changes a CLIP, such as with a LoRA, in a clone of it.
+_tokens, _null_tokens, _texts = Memo(), Memo(), Memo()
+
+
+def encode_references(references: tuple[Reference, ...], adapter: Adapter, clip: Any, clip_vision: Any) -> References:
+    """Encode all references for `adapter`. Raises ValueError for missing or wrong encoders and unusable texts."""
+    if not references:
+        raise ValueError("There are no references: connect at least one MIP Reference (a picture and its object text).")
+    if len(references) > MAX_OBJECTS:
+        raise ValueError(f"There are {len(references)} references; at most {MAX_OBJECTS} are supported.")
+    check_encoders(clip, clip_vision, adapter)
+    texts = tuple(
+        _texts(partial(encode_object_text, clip, each.text, adapter), adapter, clip, name=each.text)
+        for each in references
+    )
+    progress = ProgressBar(len(references))
+    tokens = []
+    for each in references:
+        tokens.append(image_tokens(clip_vision, each, adapter))
+        progress.update(1)  # also lets the artist interrupt
+    return References(
+        names=tuple(reference.text for reference in references),
+        tokens=torch.stack(tokens),
+        null_tokens=_null_tokens(
+            lambda: project(adapter, null_features(clip_vision, adapter))[0], adapter, clip_vision
+        ),
+        texts=texts,
+        weights=tuple(reference.weight for reference in references),
+        regions=_regions(references),
+    )
+
+
+def check_encoders(clip: Any, clip_vision: Any, adapter: Adapter) -> None:
+    """Raises ValueError where one is missing."""
+    check_clip(clip)
+    if clip_vision is None:
+        raise ValueError(
+            f"The image encoder is missing: load {adapter.spec.encoder.name} with Load CLIP Vision and connect it."
+        )
+
+
+def check_clip(clip: Any) -> None:
+    """Raises ValueError where a checkpoint had none."""
+    if clip is None:
+        raise ValueError("The CLIP is missing: this checkpoint holds none. Load the CLIP on its own and connect that.")
+
+
+def encode_object_text(clip: Any, text: str, adapter: Adapter) -> Tensor:
+    """The content tokens [L, X] of an object text, in the width that the adapter was trained with."""
+    encoded = content_tokens(clip, text)
+    if encoded.shape[-1] != adapter.spec.context_dim:
+        raise ValueError(
+            f"The text encoder gives {encoded.shape[-1]} values a token, but “{adapter.name}” was trained with "
+            f"{adapter.spec.context_dim}: connect the CLIP of the checkpoint that is being sampled."
+        )
+    return encoded
+
+
+def content_tokens(clip: Any, text: str) -> Tensor:
+    """The content tokens [L, X] of an object text, encoded on its own: positions 1…L of the text encoder's output."""
+    tokens = clip.tokenize(text)
+    chunks = tokens.get("l", next(iter(tokens.values()))) if isinstance(tokens, dict) else tokens
+    # Textual inversion puts vectors between the numbers; they count as content, too.
+    ends = (i for i, (token, *_) in enumerate(chunks[0]) if isinstance(token, int) and token == END_OF_TEXT)
+    count = next(ends, CLIP_WORDS + 2) - 1
+    if count > CLIP_WORDS and isinstance(tokens, dict) and not tokens.keys() & CLIPS:
+        raise ValueError(
+            f"This text encoder ({', '.join(tokens)}) is no CLIP: connect the CLIP of the checkpoint that is being "
+            "sampled."
+        )
+    if len(chunks) > 1 or count > CLIP_WORDS:
+        raise ValueError(
+            f"The object text “{text[:40]}…” is longer than {CLIP_WORDS} tokens: name the object in a few words "
+            "and leave the description to the prompt."
+        )
+    if count < 1:
+        raise ValueError(f"The object text “{text}” contains no words for the text encoder; name the object.")
+    return clip.encode_from_tokens(tokens)[0, 1 : 1 + count].float()
+
+
+def image_tokens(clip_vision: Any, reference: Reference, adapter: Adapter) -> Tensor:
+    """[T, X]: of several pictures of one object the projected tokens are averaged (step 8), each with its weight."""
+
+    def tokens(images: Tensor) -> Tensor:
+        return project(adapter, encode_pictures(clip_vision, images, adapter))
+
+    every = torch.cat(  # [B, T, X]
+        [_tokens(partial(tokens, images), images, adapter, clip_vision) for images, _ in reference.batches]
+    )
+    counts = every.new_tensor([counts for images, counts in reference.batches for _ in images])
+    return torch.einsum("b,btx->tx", counts / counts.sum(), every)
+
+
+def encode_pictures(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tensor:
+    """Features of pictures [B, H, W, 3]: [B, E] or [B, P, E], as the adapter's family needs them."""
+    return clip_vision.encode_image(images)[adapter.spec.encoder.output].float()
+
+
+def null_features(clip_vision: Any, adapter: Adapter) -> Tensor:
+    """What the unconditional branch sees: a zero embedding (base family), or an encoded all-zero pixel tensor, zero
+    *after* normalisation (the families that read hidden states; that is what the official code feeds)."""
+    need = adapter.spec.encoder
+    if need.output == "image_embeds":
+        return torch.zeros(1, need.width)
+    side = getattr(clip_vision, "image_size", 224)
+    device = getattr(clip_vision, "load_device", torch.device("cpu"))
+    if (patcher := getattr(clip_vision, "patcher", None)) is not None:
+        # `encode_image` loads it, but whatever that gave may be remembered from before it was offloaded.
+        comfy.model_management.load_model_gpu(patcher)
+    black = torch.zeros(1, 3, side, side, device=device)
+    return clip_vision.model(pixel_values=black, intermediate_output=-2)[1].float().cpu()
+
+
+def _regions(references: tuple[Reference, ...]) -> Tensor | None:
+    """[M, H, W] at the largest region's size; an object without one may act everywhere. None if nobody has one."""
+    given = [reference.region for reference in references if reference.region is not None]
+    if not given:
+        return None
+    size = max((region.shape[-2:] for region in given), key=lambda shape: shape[0] * shape[1])
+
+    def stretched(region: Tensor | None) -> Tensor:
+        if region is None:
+            return torch.ones(1, *size)
+        return F.interpolate(region.unsqueeze(0), size=tuple(size), mode="bilinear", align_corners=False).squeeze(0)
+
+    return torch.cat([stretched(reference.region) for reference in references])

@@ -1,0 +1,99 @@
+"""Noise on the text attention of a model, for the object relevance score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention.noise import MODES, NoisePlan, add_noise, compile_noise
+from ..attention.reference import MAX_OBJECTS
+from ..common.text import object_number
+from ..weights.sites import unet_sites
+from .encode import check_clip, content_tokens
+from .site_patch import Place, SitePatch, check_percents, compute_dtype, patched
+from .unet_call import Call
+
+
+class NoisePatch(SitePatch):
+    """Adds noise to Z_text, which everybody else in the slot reads without it."""
+
+    needs_text = True
+
+    def __init__(self, place: Place, plan: NoisePlan) -> None:
+        super().__init__(place)
+        self.plan = plan
+
+    def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: Call) -> Tensor:
+        assert text is not None
+        site = self.plan.sites[self.key]
+        step = call.step[0] if call.step else torch.zeros(1, dtype=torch.long, device=q.device)
+
+        def keys() -> Tensor:
+            assert site.object_text is not None
+            return call.object_keys(self.key, site.object_text, q)
+
+        return add_noise(out, text, q, self.plan, site.like(q), call.rows(len(q)), call.numbers(q.device), step, keys)
+
+
+def apply_text_noise(
+    model: Any,
+    clip: Any,
+    texts: Sequence[str] = (),
+    *,
+    mode: str = "relevance",
+    target: str = "",
+    strength: float = 1.0,
+    seed: int = 0,
+    start_percent: float = 0.0,
+    end_percent: float = 1.0,
+) -> Any:
+    """A clone of `model` (ModelPatcher) with noise on its text attention; `model` stays as it is.
+
+    texts: the words of all objects; target: the one whose relevance weighs the noise, by its words or number, empty for
+    the first. Neither matters to "uniform". Raises ValueError with a sentence for the artist.
+    """
+    if mode not in MODES:
+        raise ValueError(f"The mode of the noise is {mode!r}; choose one of {', '.join(MODES)}.")
+    if not (math.isfinite(strength) and strength >= 0):
+        raise ValueError(f"The strength of the noise is {strength}; it must be 0 or more (1: as strong as the text).")
+    check_percents(start_percent, end_percent)
+    sites = unet_sites(model.model.diffusion_model)
+    number, tokens = 0, []
+    if mode == "relevance":
+        number = _checked_target(target, texts)
+        check_clip(clip)
+        tokens = [content_tokens(clip, text) for text in texts]
+        width = sites[0].context_dim
+        if tokens[0].shape[-1] != width:
+            raise ValueError(
+                f"The text encoder gives {tokens[0].shape[-1]} values a token, but this model reads {width}: connect "
+                "the CLIP of the checkpoint that is being sampled."
+            )
+    if strength == 0:
+        return model.clone()  # adds nothing anywhere: the same bits as without us
+    plan = compile_noise(
+        sites,
+        strength=strength,
+        seed=seed,
+        texts=tokens,
+        target=number,
+        device=model.load_device,
+        dtype=compute_dtype(model),
+    )
+    return patched(model, plan.sites, start_percent, end_percent, lambda place: NoisePatch(place, plan))
+
+
+def _checked_target(target: str, texts: Sequence[str]) -> int:
+    if len(texts) < 2:
+        named = f"only “{texts[0]}” is named" if texts else "no object is named"
+        raise ValueError(
+            f"The mode “relevance” weighs objects against each other, but {named}: connect two or more references, "
+            "write two or more texts, or choose the mode “uniform”."
+        )
+    if len(texts) > MAX_OBJECTS:
+        raise ValueError(f"There are {len(texts)} object texts; at most {MAX_OBJECTS} are supported.")
+    return object_number(target, texts)

@@ -1,0 +1,216 @@
+"""Relevance made visible: masks for other nodes, coloured overlays for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ..attention.options import one_of
+from ..common.drawing import colour, letters, written
+from ..common.text import object_number
+from .record import PHASES, RecordedMaps, nobody
+
+MASKS = ("owner", "soft", "threshold")
+ALL, COARSEST, FINEST = "all", "coarsest", "finest"
+RESOLUTIONS = (ALL, COARSEST, FINEST)
+UNMEASURED = "no relevance was measured"  # in the legend; the report says why
+
+
+class Drawn(NamedTuple):
+    """overlays [B·(M + 1), H', W, 3]: each picture with all objects, then with each alone; masks [B·M, H, W], or of
+    one object [B, H, W]; gates [B, H, W, 3], the fusion head's map; shares [M, B, h, w] as they were chosen."""
+
+    overlays: Tensor
+    masks: Tensor
+    gates: Tensor
+    shares: Tensor
+
+
+def draw_maps(
+    maps: RecordedMaps,
+    images: Tensor,
+    opacity: float,
+    resolution: str,
+    steps: str,
+    mask: str,
+    threshold: float,
+    wanted: str = "",
+) -> Drawn:
+    """The maps of a sampling on its decoded pictures [B, H, W, 3]. resolution: of `RESOLUTIONS`; steps: `ALL` or one of
+    `PHASES`; mask, threshold: see `masks`; wanted: whose masks, see `objects_named`. Raises ValueError for pictures of
+    another sampling and unknown choices.
+
+    Where the sampling measured nothing the overlays are the pictures [B, H', W, 3], and the masks are black.
+    """
+    images = images[..., :3].expand(-1, -1, -1, 3)  # alpha is left out, grey pictures become coloured ones
+    one_of("resolution", resolution, RESOLUTIONS)
+    one_of("steps", steps, (ALL, *PHASES))
+    ends = {COARSEST: 0, FINEST: -1}
+    size = maps.resolutions[ends[resolution]] if resolution in ends and maps.resolutions else None
+    phase = None if steps == ALL else steps
+    kept = objects_named(wanted, maps.names)
+    count, height, width = images.shape[:3]
+    measured, gate = maps.absent() is None, maps.gate(size, phase)
+    chosen = maps.shares(size, phase) if measured else torch.zeros(len(maps.names), count, 1, 1)
+    _check_belonging(chosen, images)
+    shares = upscale(chosen, (height, width)).clamp(0, 1)  # [M, B, H, W]
+    notes = [confused(each) for each in maps.confusion_by_picture() or [None] * count]
+    overlays: list[Tensor] = []
+    for i, image in enumerate(images.cpu()):
+        if measured:
+            overlays += draw(image, shares[:, i], maps.names, opacity, notes[i])
+        else:
+            overlays.append(captioned(image, [(UNMEASURED, None)]))
+    # A legend takes a line more where its words do not fit: all get the room of the longest.
+    tallest = max(each.shape[0] for each in overlays)
+    return Drawn(
+        torch.stack([F.pad(each, (0, 0, 0, 0, 0, tallest - each.shape[0]), value=1.0) for each in overlays]),
+        masks(shares, mask, threshold)[kept].transpose(0, 1).flatten(0, 1),
+        heat(upscale(gate, (height, width))) if gate is not None else torch.full_like(images, 0.5),
+        chosen,
+    )
+
+
+def objects_named(wanted: str, names: Sequence[str]) -> list[int]:
+    """The one that is named by its words or its number (`object_number`), all where nothing is written."""
+    return [object_number(wanted, names)] if wanted.strip() else list(range(len(names)))
+
+
+def _check_belonging(shares: Tensor, images: Tensor) -> None:
+    """Raises ValueError where maps [M, B, h, w] and pictures [B, H, W, 3] are not of one sampling."""
+    (count, height, width), (pictures, h, w) = images.shape[:3], shares.shape[1:]
+    mend = (
+        "connect the decoded images of the last sampling with this MIP Apply's model, or put MIP Freeze Relevance "
+        "behind their sampler and draw its maps"
+    )
+    if pictures != count:
+        raise ValueError(f"There are {count} images and maps of {pictures}: {mend}.")
+    # Every halving on the way to a site rounds up, so a side is known to one position.
+    if (h - 1) * width > (w + 1) * height or (w - 1) * height > (h + 1) * width:
+        raise ValueError(
+            f"The images are {width}×{height} pixels and the maps {w}×{h} positions, another shape: the last sampling "
+            f"with this model made another picture (a tile, a detailer's?). So {mend}."
+        )
+
+
+def upscale(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """[..., h, w] -> [..., H, W]"""
+    flat = F.interpolate(maps.reshape(1, -1, *maps.shape[-2:]), size=size, mode="bicubic", align_corners=False)
+    return flat.reshape(*maps.shape[:-2], *size)
+
+
+def masks(shares: Tensor, kind: str, threshold: float) -> Tensor:
+    """One mask an object from shares [M, ..., H, W], same shape, 0..1.
+
+    "owner": see `owners`; "soft": the share itself; "threshold": 1 where the share exceeds `threshold`.
+    """
+    one_of("mask", kind, MASKS)
+    if kind == "soft":
+        return shares.clamp(0, 1)
+    if kind == "threshold":
+        return (shares > threshold).float()
+    return owners(shares)[:-1]
+
+
+def owners(shares: Tensor) -> Tensor:
+    """[M + 1, ...] from shares [M, ...]: 1 where one has the largest share, the last where nobody's is larger still."""
+    return F.one_hot(torch.cat([shares, nobody(shares)]).argmax(0), len(shares) + 1).movedim(-1, 0).float()
+
+
+def dominance(shares: Tensor) -> Tensor:
+    """How far each object's share [M, ..., H, W] stands above an equal part of what the objects claim there: 0 at that
+    part or below, 1 where it has everything. Of one object alone, above its least: nothing where it has everything
+    everywhere."""
+    if len(shares) == 1:
+        return (shares - shares.amin((-2, -1), keepdim=True)).clamp(0, 1)
+    equal = shares.mean(0, keepdim=True)  # 1/M of what nobody leaves
+    return ((shares - equal) / (1 - equal).clamp_min(1e-6)).clamp(0, 1)
+
+
+def overlay(image: Tensor, strengths: Tensor, numbers: list[int], opacity: float) -> Tensor:
+    """Lay colours over a picture. image [H, W, 3]; strengths [K, H, W] in 0..1, of the K objects of these numbers."""
+    grey = image.mean(-1, keepdim=True).expand(-1, -1, 3)  # the picture steps back so that the colours speak
+    out = torch.lerp(image, grey, 0.5 * opacity)
+    total = strengths.sum(0).clamp_min(1)
+    for strength, number in zip(strengths / total, numbers, strict=True):
+        ink = torch.tensor(colour(number), dtype=image.dtype) / 255
+        out = out + (ink - out) * (opacity * strength).unsqueeze(-1)
+    return out.clamp(0, 1)
+
+
+def legend(entries: list[tuple[str, int | None]], width: int) -> Image.Image:
+    """A strip of words, each with the swatch of an object's number or none."""
+    size = max(10, min(22, width // 24), width // 40)
+    x, y, line = size // 2, size // 2, round(size * 1.5)
+    placed = []
+    for words, number in entries:
+        length = letters(words, size).getlength(words) + (size * 1.4 if number is not None else 0)
+        if x > size // 2 and x + length > width - size // 2:
+            x, y = size // 2, y + line
+        placed.append((x, y, words, number))
+        x += round(length + size)
+    strip = Image.new("RGB", (width, y + line + size // 4), "white")
+    pen = ImageDraw.Draw(strip)
+    for x, y, words, number in placed:
+        if number is not None:
+            pen.rectangle((x, y + size // 8, x + size, y + size // 8 + size), fill=colour(number))
+            x += round(size * 1.4)
+        pen.text((x, y), words, font=letters(words, size), fill="black")
+    return strip
+
+
+def captioned(image: Tensor, entries: list[tuple[str, int | None]]) -> Tensor:
+    """The picture [H, W, 3] with a legend below it: [H + strip, W, 3]."""
+    strip = legend(entries, image.shape[1])
+    below = torch.frombuffer(bytearray(strip.tobytes()), dtype=torch.uint8).view(strip.height, strip.width, 3)
+    return torch.cat([image, below.to(image.dtype) / 255])
+
+
+def draw(image: Tensor, shares: Tensor, names: tuple[str, ...], opacity: float, note: str) -> list[Tensor]:
+    """All objects on one picture, then each alone: [H', W, 3] each. shares [M, H, W]."""
+    strengths = dominance(shares)
+    everyone = list(range(len(names)))
+    entries = [*zip(written(names), everyone, strict=True)]
+    pictures = [captioned(overlay(image, strengths, everyone, opacity), [*entries, (note, None)])]
+    for i in everyone:
+        pictures.append(captioned(overlay(image, strengths[i : i + 1], [i], opacity), [entries[i]]))
+    return pictures
+
+
+def preview(
+    picture: Image.Image, shares: Tensor, names: tuple[str, ...], confusion: float | None, side: int
+) -> Image.Image:
+    """A picture with all objects' colours, its longer side so many pixels, and their legend below it.
+
+    shares [M, h, w]; confusion: this picture's, the mean over steps, None where it was not measured.
+    """
+    scale = side / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    if scale < 1:
+        picture = picture.resize(size, Image.Resampling.BILINEAR)
+    # The colours are soft: they are laid on before the picture grows, which costs a fraction.
+    image = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3)
+    strengths = dominance(upscale(shares, (picture.height, picture.width)).clamp(0, 1))
+    everyone = list(range(len(names)))
+    covered = overlay(image / 255, strengths, everyone, 0.6)
+    grown = Image.fromarray((covered * 255).round().byte().numpy()).resize(size, Image.Resampling.BILINEAR)
+    under = legend([*zip(written(names), everyone, strict=True), (confused(confusion), None)], grown.width)
+    whole = Image.new("RGB", (grown.width, grown.height + under.height))
+    whole.paste(grown, (0, 0))
+    whole.paste(under, (0, grown.height))
+    return whole
+
+
+def confused(confusion: float | None) -> str:
+    """A note for the legend."""
+    return "" if confusion is None else f"confusion {confusion:.0%}"
+
+
+def heat(gate: Tensor) -> Tensor:
+    """The fusion head's map g̃ [B, H, W] as grey pictures [B, H, W, 3]: mid-grey is 1, white is twice that or more."""
+    return (gate / 2).clamp(0, 1).unsqueeze(-1).expand(-1, -1, -1, 3)

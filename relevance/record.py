@@ -1,0 +1,310 @@
+"""What sampling leaves behind about the objects' relevance: running means, on the device, of bounded size.
+
+Each UNet call hands over what its sites measured, all at once. Nothing here waits for the device: the step that a call
+belongs to is an index tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from threading import Lock
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attention.regions import resize
+
+PHASES = ("early", "middle", "late")  # thirds of the steps
+KEPT = 8  # runs whose maps are remembered by the latent that they gave
+SAME = 5e-4  # of a fingerprint's largest value: rounding stays below, another sampling lies above
+
+
+class SamplingRun(NamedTuple):
+    """key: an object that tells runs apart; pictures: in its batch; prompt: the queued graph that it belongs to, None
+    where the host does not say."""
+
+    key: object
+    pictures: int
+    prompt: str | None = None
+
+
+class Observation(NamedTuple):
+    """One site's rows of C conds of P pictures, cond after cond. shares [M, C·P, h, w] or None where the merge has
+    constant ones; gate [C·P, h, w], the fusion head's g̃, or None; canvas (H, W) at this site's resolution and the
+    corner (y, x) of it that the rows show; acting: how many of the objects act, the others' shares are 0; pictures:
+    which P of the run's, all or a list of numbers."""
+
+    shares: Tensor | None
+    gate: Tensor | None
+    canvas: tuple[int, int]
+    corner: tuple[int, int]
+    acting: int
+    pictures: slice | list[int] = slice(None)
+
+
+class _Sums:
+    """At one resolution: total [phases, *, B, H, W] of what was measured, and weight [phases, B, H, W], how often a
+    position was seen (by how many sites, for how many conds)."""
+
+    def __init__(self, shape: Sequence[int], device: torch.device) -> None:
+        self.total = torch.zeros(len(PHASES), *shape, device=device)
+        self.weight = torch.zeros(len(PHASES), *shape[-3:], device=device)
+
+    def add(self, phase: Tensor, values: Tensor, where: Observation) -> None:
+        """phase [phases], 1 for the one and 0 for the others; values [S, *, C, P, h, w] of S sites."""
+        (y, x), (height, width) = where.corner, values.shape[-2:]
+        place = (..., where.pictures, slice(y, y + height), slice(x, x + width))
+        summed = values.sum((0, -4))
+        self.total[place] += phase.view(-1, *[1] * summed.ndim) * summed
+        self.weight[place] += phase.view(-1, 1, 1, 1) * (values.shape[0] * values.shape[-4])
+
+    def mean(self, phases: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Over some of the phases, [*, B, H, W], 0 where nothing was seen, and where something was, [B, H, W]."""
+        weight = self.weight[phases].sum(0)
+        return self.total[phases].sum(0) / weight.clamp_min(1), (weight > 0).float()
+
+    def copy(self) -> _Sums:
+        """On the CPU."""
+        other = copy(self)
+        other.total, other.weight = (each.to("cpu", copy=True) for each in (self.total, self.weight))
+        return other
+
+
+def confusion(shares: Tensor, objects: int) -> Tensor:
+    """How evenly the objects claim the same places, a number in 0..1 for each picture, [P]: 0 where every position has
+    one owner, 1 where all claim everything alike. shares [S, M, C, P, h, w] of S sites and C conds; `objects` of M act.
+
+    The entropy of the shares of what is claimed, over log(objects); its mean over positions, weighted by their claim.
+    """
+    claimed = shares.sum(1)
+    entropy = torch.special.xlogy(claimed, claimed) - torch.special.xlogy(shares, shares).sum(1)
+    entropy, claimed = (each.sum((0, 1, 3, 4)) for each in (entropy, claimed))
+    return entropy / (claimed * math.log(objects)).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def nobody(shares: Tensor) -> Tensor:
+    """What of every position no object claims: shares [M, ...] -> [1, ...]"""
+    return (1 - shares.sum(0, keepdim=True)).clamp_min(0)
+
+
+def fingerprint(latent: Tensor) -> Tensor:
+    """What a latent [..., h, w] is known by, wherever the host keeps it: local means of all of it, on the CPU."""
+    return F.adaptive_avg_pool2d(latent.flatten(0, -3).float(), 8).cpu()
+
+
+class RecordedMaps:
+    """Maps of one sampling run, by resolution (H, W) and phase.
+
+    names: the object texts, in the maps' order. frozen: whether the shares were not measured but came from an earlier
+    sampling. off: whether the scale is 0, so that nothing acts. strategy: the merge's. runs: which run of its model and
+    prompt it was, from 1. Shares add up to 1 where objects claim all of a position, whatever the merge's normalisation.
+    """
+
+    def __init__(self, names: tuple[str, ...], frozen: bool = False) -> None:
+        self.names, self.frozen = names, frozen
+        self.off, self.strategy = False, "relevance"
+        self.runs = 0
+        self._shares: dict[tuple[int, int], _Sums] = {}
+        self._gates: dict[tuple[int, int], _Sums] = {}
+        self._confusion = torch.zeros(2, 0, 0)  # by step and picture: sum, how many
+        self._calls = torch.zeros(0)  # of the UNet, by step
+
+    @property
+    def resolutions(self) -> list[tuple[int, int]]:
+        """Recorded (H, W), coarse to fine."""
+        return _coarse_to_fine(self._shares)
+
+    def shares(self, resolution: tuple[int, int] | None = None, phase: str | None = None) -> Tensor:
+        """Mean share of every object, [M, B, H, W] on the CPU; by default over all resolutions (at the finest's size)
+        and all steps. Raises ValueError when nothing was recorded."""
+        self.require_shares()
+        return self._mean(self._shares, resolution, phase)
+
+    def gate(self, resolution: tuple[int, int] | None = None, phase: str | None = None) -> Tensor | None:
+        """Mean g̃ of the fusion head, [B, H, W] on the CPU; None without an active head."""
+        return self._mean(self._gates, resolution, phase) if self._gates else None
+
+    def confusion(self) -> Tensor:
+        """[steps, B] on the CPU, see the function of that name; NaN for steps that measured none."""
+        total, count = self._confusion.cpu()
+        return total / count
+
+    def confusion_by_picture(self) -> list[float] | None:
+        """Over the steps that measured it; None where none did."""
+        each = self.confusion()
+        return each.nanmean(0).tolist() if each.isfinite().any() else None
+
+    def mean_confusion(self) -> float | None:
+        """Over steps and pictures."""
+        each = self.confusion_by_picture()
+        return None if each is None else sum(each) / len(each)
+
+    def steps_seen(self) -> Tensor:
+        """[steps] bool on the CPU: in which steps the references acted."""
+        return self._calls.cpu() > 0
+
+    def absent(self) -> str | None:
+        """Why there is nothing to draw; None where there is. Raises ValueError where a sampling would change that."""
+        if self._shares:
+            return None
+        if self.off:
+            return (
+                "There is no relevance: scale is 0 in MIP Apply, so the references are switched off. Raise it to see "
+                "who claims what."
+            )
+        if self.runs > 0 and not self.steps_seen().any():
+            return (
+                "There is no relevance: no reference acted in this sampling. Let the references act in some of its "
+                "steps: start_percent and end_percent are of the whole noise, of which a sampler with a denoise below "
+                "1 sees only the end. Or another pack samples the pictures in parts, without saying which."
+            )
+        if self.runs == 0:
+            raise ValueError(
+                "Nothing has been recorded yet: connect the images of a sampler that uses the model of this MIP Apply, "
+                "so that the maps are drawn after it, and let the references act in some of its steps."
+            )
+        return (
+            f"There is no relevance: the merge strategy is {self.strategy}, which measures none. Use the strategy "
+            "“relevance” with two or more objects to see who claims what."
+        )
+
+    def require_shares(self) -> None:
+        """Raises ValueError when nothing was recorded."""
+        if (why := self.absent()) is not None:
+            raise ValueError(why)
+
+    def of(self, latent: Tensor) -> RecordedMaps:
+        """The maps of the run that gave this latent. Raises ValueError when nothing was recorded."""
+        self.require_shares()
+        return self
+
+    def _mean(
+        self, recorded: Mapping[tuple[int, int], _Sums], resolution: tuple[int, int] | None, phase: str | None
+    ) -> Tensor:
+        """Resolutions count alike, each where it saw something."""
+        chosen = [resolution] if resolution else _coarse_to_fine(recorded)
+        phases = list(range(len(PHASES))) if phase is None else [PHASES.index(phase)]
+        total = weight = torch.zeros(())
+        for size in chosen:
+            mean, seen = recorded[size].mean(phases)
+            total, weight = total + resize(mean, chosen[-1]), weight + resize(seen, chosen[-1])
+        if phase is not None and not weight.any():
+            raise ValueError(f"Nothing was recorded in the {phase} third of the steps: choose “all” as steps.")
+        return (total / weight.clamp_min(torch.finfo(torch.float32).tiny)).cpu()
+
+
+def _coarse_to_fine(sizes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    return sorted(sizes, key=lambda size: size[0] * size[1])
+
+
+class RelevanceRecord(RecordedMaps):
+    """The maps of the last run of a model: every new run starts them afresh. Those of the last few that came to their
+    end are remembered beside them, on the CPU."""
+
+    def __init__(self, names: tuple[str, ...], frozen: bool = False) -> None:
+        super().__init__(names, frozen)
+        self._run = SamplingRun(None, 0)
+        self._lock = Lock()  # the host samples conds on several GPUs at once
+        self._finished: deque[tuple[Tensor, RecordedMaps]] = deque(maxlen=KEPT)  # by the latent's fingerprint
+
+    def __deepcopy__(self, memo: dict) -> RelevanceRecord:
+        return self  # one for all clones of its model, whose options the host copies
+
+    def add(self, run: SamplingRun, step: Tensor, steps: int, observations: Sequence[Observation]) -> None:
+        """What all sites observed in one UNet call of a run. step: its index among `steps`, an integer tensor [1].
+        May be called from several threads, each with its own device: the first one keeps the maps."""
+        with self._lock:
+            self._add_call(run, step, steps, observations)
+
+    def _add_call(self, run: SamplingRun, step: Tensor, steps: int, observations: Sequence[Observation]) -> None:
+        if run.key is not self._run.key or run.pictures != self._run.pictures or len(self._calls) not in (0, steps):
+            self.begin(run)
+        if len(self._calls) == 0:
+            self._confusion = torch.zeros(2, steps, run.pictures, device=step.device)
+            self._calls = torch.zeros(steps, device=step.device)
+        step = step.to(self._calls.device)
+        now = (torch.arange(steps, device=step.device) == step).float()
+        phase = (torch.arange(len(PHASES), device=step.device) == step * len(PHASES) // steps).float()
+        self._calls += now
+        groups = defaultdict(list)
+        for each in observations:
+            shapes = (None if measured is None else measured.shape for measured in (each.shares, each.gate))
+            groups[each.canvas, each.corner, tuple(shapes)].append(each)
+        for group in groups.values():
+            shares = [each.shares for each in group if each.shares is not None]
+            gates = [each.gate for each in group if each.gate is not None]
+            if shares:
+                stacked = self._stacked(shares, group[0])  # [S, M, C, P, h, w]
+                self._add(self._shares, phase, stacked, group[0])
+                if group[0].acting > 1:
+                    self._add_confusion(now, stacked, group[0])
+            if gates:
+                self._add(self._gates, phase, self._stacked(gates, group[0]), group[0])
+
+    def begin(self, run: SamplingRun) -> None:
+        """Nothing is known of this run yet, and nothing of the one before counts. A run that nobody begins begins with
+        what is added first."""
+        self.runs = self.runs + 1 if run.prompt == self._run.prompt else 1
+        self._run, self._shares, self._gates = run, {}, {}
+        self._confusion, self._calls = torch.zeros(2, 0, 0), torch.zeros(0)
+
+    def finish(self, run: SamplingRun, latent: Tensor) -> None:
+        """A run has come to its end with this latent. Waits for the device, as whoever reads the latent does."""
+        if run.key is self._run.key:
+            self._finished.append((fingerprint(latent), self._copy()))
+
+    def of(self, latent: Tensor) -> RecordedMaps:
+        """The maps of the run that gave this latent: they never change. Raises ValueError when nothing was recorded, or
+        when the latent came out of none of several runs."""
+        mark = fingerprint(latent)
+        same = [maps for known, maps in self._finished if _alike(known, mark)]
+        if not same and len(self._finished) > 1:
+            raise ValueError(
+                f"This latent came out of none of the last {len(self._finished)} samplings with this model, so their "
+                "maps are not its own: connect the latent as the first pass's sampler gives it, before it is upscaled "
+                "or cut. If that sampler came from the cache, change its seed."
+            )
+        known = same or [maps for _, maps in self._finished]
+        return known[-1].of(latent) if known else self.snapshot()
+
+    def snapshot(self) -> RecordedMaps:
+        """A copy of the last run's maps, on the CPU, that no sampling changes. Raises ValueError when nothing was
+        recorded."""
+        self.require_shares()
+        return self._copy()
+
+    def _copy(self) -> RecordedMaps:
+        taken = RecordedMaps(self.names, self.frozen)
+        taken.off, taken.strategy, taken.runs = self.off, self.strategy, self.runs
+        taken._confusion, taken._calls = (each.to("cpu", copy=True) for each in (self._confusion, self._calls))
+        taken._shares = {size: sums.copy() for size, sums in self._shares.items()}
+        taken._gates = {size: sums.copy() for size, sums in self._gates.items()}
+        return taken
+
+    def _stacked(self, values: list[Tensor], where: Observation) -> Tensor:
+        """Of S sites, each [*, C·P, h, w]: [S, *, C, P, h, w]"""
+        shown = len(where.pictures) if isinstance(where.pictures, list) else self._run.pictures
+        return torch.stack(values).to(self._calls).unflatten(-3, (-1, shown))
+
+    def _add(self, to: dict[tuple[int, int], _Sums], phase: Tensor, values: Tensor, where: Observation) -> None:
+        """values [S, *, C, P, h, w] of S sites"""
+        if where.canvas not in to:
+            to[where.canvas] = _Sums((*values.shape[1:-4], self._run.pictures, *where.canvas), values.device)
+        to[where.canvas].add(phase, values, where)
+
+    def _add_confusion(self, now: Tensor, shares: Tensor, where: Observation) -> None:
+        """Weighted by sites and conds, so that it makes no difference whether the host evaluates conds together. now
+        [steps], 1 for the one and 0 for the others; shares [S, M, C, P, h, w]."""
+        each, weight = confusion(shares, where.acting), shares.shape[0] * shares.shape[2]
+        measured = torch.stack([each, torch.ones_like(each)]).unsqueeze(1) * weight  # [2, 1, P]
+        self._confusion[:, :, where.pictures] += now.view(1, -1, 1) * measured
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    rounding = SAME * float(one.nan_to_num(0, 0, 0).abs().max())
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=rounding, equal_nan=True)

@@ -1,0 +1,237 @@
+"""The arms' numbers as a page that says what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ...miniature.judgement import CLEAR
+from ...miniature.world_shapes import KINDS
+from ...miniature.world_split import all_pairs
+from ..miniature.trained import SEEDS
+from .table import COMPARED, LOOKS, is_sure
+from .variants import METHOD, QUESTION, TUNED_ON
+
+LIMITS = (
+    "What the miniature cannot tell about SDXL: its objects are flat shapes whose looks are one or two colours and "
+    "a pattern, its words are twelve, its references are clean, its UNet is 350 times smaller and was trained by us "
+    "on the same world that it is measured in. The last stage of that training told the base where its captions' "
+    "words belong (`places` of miniature-training.md), by the relevance that the method merges with, read from other vectors. "
+    "SDXL was told nothing of the kind. **And it matters**: on the same base before that stage, with the same "
+    "adapters, no change by the merge could be shown (miniature-training.md, *Unaided*). There the words know "
+    "their places at one resolution only, and the shares are nearly even. So the numbers say what merge and training "
+    "do where the words know their places, and that both need it; whether SDXL's words know theirs, *MIP Relevance "
+    "Maps* and the object relevance score show on SDXL itself, and how far all this carries to photographs, only the "
+    "same arms on photographs."
+)
+
+
+def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """settings: those of the lines: prompts, every_seed, steps, sampler, guidance, precision."""
+    share = "all of them on every training seed" if settings["every_seed"] else "a third of them on each training seed"
+    pairs = len(all_pairs(len(KINDS), reserved=True))
+    lines = [
+        "# Arms: merging or training?",
+        "",
+        "Made by `python mip.py arms`. Every measured picture is a line of `research/ablation/lines.jsonl.xz`; unpacked as "
+        "`output/arms/rows-0.jsonl`, with `research/ablation/plan.json` beside as `plan.json`, they give this page by "
+        "`python mip.py arms --report`, and the command goes on "
+        f"from them. {settings['prompts']} prompts for each number of objects, {share}; {settings['steps']} steps of "
+        f"{settings['sampler']}, guidance {settings['guidance']:g}, {settings['precision']}. Every arm has the same "
+        "prompts, references and noise. Training seeds are the adapters': they share one base, one set of encoders "
+        "and one set of drawn scenes. Every prompt holds a pair of kinds that captions of the training never held "
+        f"together, of which there are {pairs}, and two-coloured looks that it never showed; one-coloured ones, more "
+        "than half, it did. The adapters *mip*, *uniform-trained*, *one-object-trained* and *head-only* go on from a "
+        "finished *stock*: what the training of *mip* adds is further steps as well as a second object; "
+        "*one-object-trained* has the steps alone.",
+        "",
+        "Judged from pixels. *Bound*: of all objects asked for, how many are there and wear colours nearer to their "
+        "own reference than to any other: the measure of the question. *Binding*: the same of those that are there "
+        "alone (chance is 1 / objects); arms that draw fewer objects draw the easier ones, so it flatters them. What "
+        "*no references* binds is chance, times what is present. *In "
+        "all*: binding of the objects that every compared arm drew. *Clear*: of all, how many clearly wear their "
+        f"own colours (mean absolute difference below {CLEAR:g}); *confused*: of those that are there, another's. "
+        "*Present*: of all, how many are there; *all present*: pictures with all of them; *count right*: with as "
+        "many objects as were asked for. *Margin*: how much nearer the own colours are than the nearest other's, in "
+        "mean absolute RGB difference. *Look error*: difference from the own look laid out in its pattern. "
+        "*Pattern*: of those that are there, whose pattern is read as their own. *CLIP-T, CLIP-I*: the formulas of "
+        "the field with the miniature's own encoders, whole picture against prompt, and against the references; not "
+        "to be compared with other models' numbers. *Sum* at scale s / objects is *uniform* at s, to the last "
+        "digit: it has no best scale of its own.",
+        "",
+        "In brackets: 95 % bootstrap intervals over training seeds and over prompts within them: too wide where seeds "
+        f"are alike, too narrow where they differ much. {len(QUESTION)} comparisons were the question, measured in "
+        "*bound*; all others explore, and among so many some leave out zero by chance. A difference counts as sure if "
+        "its interval leaves out zero and every training seed agrees.",
+        "",
+        f"Each arm's own best scale is the one that binds most of {TUNED_ON} objects of other prompts, with training "
+        "seed 0; intervals take it as given, though neighbouring scales differ little. Arms that are not in those "
+        "tables were not tuned.",
+        *_missing(results, settings),
+    ]
+    for objects, tables in results.items():
+        lines += ["", f"## {objects.capitalize()}", "", *_verdict(objects, tables)]
+        for title, name in (("At equal scale", "equal"), ("Each at its own best scale", "best")):
+            if tables[name]:
+                lines += ["", f"### {title}", "", *_arm_table(tables[name])]
+        if tables["equal"]:
+            lines += ["", "### By look, at equal scale, in %", "", BY_LOOK, "", *_look_table(tables["equal"])]
+        for title, name in (
+            ("What one change does, in points", "effects"),
+            ("The same, each arm at its own best scale", "effects at best scales"),
+        ):
+            if tables[name]:
+                lines += ["", f"### {title}", "", *_effect_table(tables[name])]
+        if tables["scales"]:
+            lines += [
+                "",
+                f"### Bound %, by scale, on other prompts ({TUNED_ON} objects), from which the best was chosen",
+            ]
+            lines += ["", *_scale_table(tables["scales"])]
+            lines += ["", "So few prompts choose with noise: an arm may bind more at the equal scale than at its best."]
+        if tables["real"]:
+            lines += ["", "### Real scenes: whose looks does the model expect where, and do the maps know the places?"]
+            lines += ["", REAL_SCENES, "", *_real_table(tables["real"])]
+    return "\n".join([*lines, "", LIMITS, ""])
+
+
+BY_LOOK = (
+    "Of a two-coloured reference the nearer colour counts, so by chance it is matched more often than a plain one: "
+    "compare each arm with *no references* in the same column."
+)
+REAL_SCENES = (
+    "Drawn scenes at noise levels 200, 400 and 600 of 1000, without guidance; positions that an object covers by more "
+    "than half. *Swapped*: each object has the next one's reference. Merges that do not know who is where cannot tell "
+    "one from the other, by symmetry. *Own map wins*: the own share is the largest; *own share*: its mean."
+)
+
+
+def _missing(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before he believes the tables."""
+    every = [row for tables in results.values() for row in tables["equal"] + tables["best"]]
+    few = sorted({row["arm"] for row in every if row["seeds"] < len(SEEDS)})
+    share = 1 if settings["every_seed"] else 1 / len(SEEDS)
+    short = []
+    for objects, tables in results.items():
+        rows = tables["equal"] + tables["best"] + tables["real"]
+        wanted = {row["seeds"]: int(settings["prompts"] * row["seeds"] * share) for row in rows}
+        if missing := sorted({row["arm"] for row in rows if row["pictures"] < wanted[row["seeds"]]}):
+            all_of_them = len(missing) == len({row["arm"] for row in rows})
+            short.append(f"{objects} ({'all arms' if all_of_them else _names(missing)})")
+    lines = [f"**Fewer than three training seeds**: {_names(few)}."] * bool(few)
+    lines += [f"**Fewer pictures than prompts** so far, see there: {'; '.join(short)}."] * bool(short)
+    return ["", " ".join(lines)] if lines else []
+
+
+def _verdict(objects: str, tables: Mapping[str, Any]) -> list[str]:
+    """The open question, at both scales."""
+    lines = []
+    for scale, name in (
+        ("At equal scale", "effects"),
+        ("With each arm at its own best scale", "effects at best scales"),
+    ):
+        effects = {row["effect"]: row for row in tables[name]}
+        if all(effect.name in effects for effect in QUESTION):
+            merging, training, both = (_said(effects[effect.name]) for effect in QUESTION)
+            lines.append(
+                f"{scale}, of all objects asked for, relevance in place of uniform shares binds {merging} more on "
+                f"stock weights; further training on two objects, by the paper's recipe, {training} more; both "
+                f"together {both} more than plain IP-Adapter."
+            )
+    return [f"**Merging or training?** With {objects}: {' '.join(lines)}"] if lines else []
+
+
+def _said(effect: Mapping[str, Any]) -> str:
+    unsure = "" if is_sure(effect["bound"]) else " (not sure)"
+    return f"{_points(effect['bound'])} points{unsure}"
+
+
+def _arm_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    percent = ("bound", "binding", "clear", "confused", "present", "all present", "count right", "pattern")
+    plain = ("margin", "look error", "CLIP-T", "CLIP-I")
+    head = ["arm", "scale", "pictures", "bound %", "by seed", *(f"{name} %" for name in percent[1:]), *plain]
+    lines = _head(head)
+    for row in rows:
+        name = f"**{row['arm']}**" if row["arm"] == METHOD else row["arm"]
+        first = [
+            name,
+            f"{row['edge']}{row['scale']:g}",
+            str(row["pictures"]),
+            _percent(row["bound"], True),
+            _seeds(row["bound"]),
+        ]
+        others = [_percent(row[each], each in ("binding", "clear", "present")) for each in percent[1:]]
+        lines.append(_line([*first, *others, *(_plain(row[each]) for each in plain)]))
+    return lines
+
+
+def _look_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = _head(["arm", *LOOKS])
+    return lines + [_line([row["arm"], *(_percent(row[name], False) for name in LOOKS)]) for row in rows]
+
+
+def _effect_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = _head(["what changes", "from", "to", "bound", "by seed", *COMPARED[1:]])
+    for row in rows:
+        cells = [row["effect"], _names(row["from"]), _names(row["to"])]
+        lines.append(
+            _line([*cells, _points(row["bound"]), _seeds(row["bound"], True), *(_points(row[n]) for n in COMPARED[1:])])
+        )
+    return lines
+
+
+def _scale_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    scales = sorted({scale for row in rows for scale in row["bound"]})
+    lines = _head(["arm", *(f"{scale:g}" for scale in scales)])
+    return lines + [_line([row["arm"], *(f"{100 * row['bound'][scale]:.0f}" for scale in scales)]) for row in rows]
+
+
+def _real_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = _head(
+        ["arm", "scenes", "error, right", "error, swapped", "swapped − right", "own map wins %", "own share %"]
+    )
+    for row in rows:
+        # Only a merge by relevance knows who is where; to the others the two are one.
+        difference = _plain(row["swapped − right"], True) if row["map"] else "0, by symmetry"
+        errors = [_plain(row["right"]), _plain(row["swapped"]), difference]
+        maps = [_percent(row["map"], True), _percent(row["share"], False)]
+        lines.append(_line([row["arm"], str(row["pictures"]), *errors, *maps]))
+    return lines
+
+
+def _names(arms: Iterable[str]) -> str:
+    """Some hold a comma."""
+    return ", ".join(f"*{arm}*" for arm in arms)
+
+
+def _head(names: Sequence[str]) -> list[str]:
+    return [_line(names), _line(["---"] * len(names))]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _percent(each: Mapping[str, Any] | None, interval: bool) -> str:
+    if each is None:
+        return "–"
+    return f"{each['value']:.1%}".rstrip("%") + (f" [{100 * each['low']:.1f}, {100 * each['high']:.1f}]" * interval)
+
+
+def _plain(each: Mapping[str, Any] | None, interval: bool = False) -> str:
+    if each is None:
+        return "–"
+    return f"{each['value']:.3f}" + (f" [{each['low']:.3f}, {each['high']:.3f}]" * interval)
+
+
+def _points(each: Mapping[str, Any] | None) -> str:
+    if each is None:
+        return "–"
+    return f"{100 * each['value']:+.1f} [{100 * each['low']:+.1f}, {100 * each['high']:+.1f}]"
+
+
+def _seeds(each: Mapping[str, Any] | None, signed: bool = False) -> str:
+    if each is None:
+        return "–"
+    values = each["by seed"].values()
+    return ", ".join("–" if v is None else f"{100 * v:+.1f}" if signed else f"{100 * v:.1f}" for v in values)

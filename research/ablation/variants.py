@@ -1,0 +1,174 @@
+"""What is compared: arms (an adapter, a merge, a gate), and trials (a prompt, its references, a seed of the noise).
+
+The paper's reader asks whether its gain comes from the merging or from the training. So the arms cross the two.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...attention.options import Gate, Merge
+from ...miniature import world, world_words
+from ..miniature.trained import SEEDS
+
+SEED_TEST, SEED_TUNE = 5_000_000_000, 6_000_000_000  # of trials: the ones that count, and those that choose scales
+REFERENCE_SIDE = 224  # pixels
+STEPS, SAMPLER, GUIDANCE = 12, "dpmpp_2m", 3.0  # as many objects as with 20 steps of euler, at half the cost
+SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # from which each arm's own best is chosen
+TUNED_ON = 96  # objects: as many at each number of them in a picture
+
+
+class Arm(NamedTuple):
+    """adapter: a kind of `trained.KINDS`, "" for the base alone; gate: where the fusion head acts, "off" for an adapter
+    without one."""
+
+    name: str
+    adapter: str
+    merge: Merge
+    gate: Gate = "off"
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Those to choose from: none for "sum", which at scale s / M is "uniform" at s, to the last digit."""
+        return SCALES if self.adapter and self.merge.strategy != "sum" else ()
+
+
+RELEVANCE, UNIFORM = Merge("relevance"), Merge("uniform")
+ARMS = (
+    Arm("no references", "", UNIFORM),  # what the base draws by itself
+    Arm("stock + concat", "stock", Merge("concat")),  # plain IP-Adapter with several references
+    Arm("stock + sum", "stock", Merge("sum")),
+    Arm("stock + uniform", "stock", UNIFORM),
+    Arm("stock + relevance", "stock", RELEVANCE),
+    Arm("stock + relevance + background", "stock", Merge("relevance", background=1.0)),
+    Arm("head-only + relevance", "head-only", RELEVANCE, "image"),
+    Arm("one-object-trained + relevance", "one-object-trained", RELEVANCE, "image"),
+    Arm("uniform-trained + uniform", "uniform-trained", UNIFORM, "image"),
+    Arm("uniform-trained + relevance", "uniform-trained", RELEVANCE, "image"),
+    Arm("mip + uniform", "mip", UNIFORM, "image"),
+    Arm("mip + relevance, no head", "mip", RELEVANCE),
+    Arm("mip + relevance, head on text", "mip", RELEVANCE, "text"),
+    Arm("mip + relevance", "mip", RELEVANCE, "image"),  # the paper's method
+    Arm("mip + relevance, sharpness 3", "mip", Merge("relevance", sharpness=3.0), "image"),  # not the paper's
+    Arm("stock-plus + uniform", "stock-plus", UNIFORM),
+    Arm("stock-plus + relevance", "stock-plus", RELEVANCE),
+    Arm("mip-plus + relevance", "mip-plus", RELEVANCE, "image"),
+)
+METHOD = "mip + relevance"
+
+
+class Effect(NamedTuple):
+    """What changes from the arms `before` to the arms `after`, and nothing else; with two of each, how much more the
+    first change does than the second."""
+
+    name: str
+    after: tuple[str, ...]
+    before: tuple[str, ...]
+
+
+MERGING = Effect("merging alone, on stock weights", ("stock + relevance",), ("stock + uniform",))
+TRAINING = Effect("further training, on two objects, under relevance", ("mip + relevance",), ("stock + relevance",))
+BOTH = Effect("both: the paper's method against plain IP-Adapter", ("mip + relevance",), ("stock + concat",))
+QUESTION = (MERGING, TRAINING, BOTH)  # the open question; all others explore
+EFFECTS = (
+    *QUESTION,
+    Effect("merging more than training", MERGING.after + TRAINING.before, MERGING.before + TRAINING.after),
+    Effect("a background competitor, on stock weights", ("stock + relevance + background",), ("stock + relevance",)),
+    Effect("merging, on weights trained without it", ("uniform-trained + relevance",), ("uniform-trained + uniform",)),
+    Effect("merging, on weights trained with it", ("mip + relevance",), ("mip + uniform",)),
+    Effect("further training, uniform merge", ("uniform-trained + uniform",), ("stock + uniform",)),
+    Effect("further training with relevance, seen under uniform", ("mip + uniform",), ("stock + uniform",)),
+    Effect("relevance instead of uniform in training", ("mip + relevance",), ("uniform-trained + relevance",)),
+    Effect("further training, on one object, under relevance", ("one-object-trained + relevance",), TRAINING.before),
+    Effect("a second object in that training", TRAINING.after, ("one-object-trained + relevance",)),
+    Effect("the fusion head, trained alone", ("head-only + relevance",), ("stock + relevance",)),
+    Effect("the head, on weights trained with it", ("mip + relevance",), ("mip + relevance, no head",)),
+    Effect("sharper shares: sharpness 3", ("mip + relevance, sharpness 3",), ("mip + relevance",)),
+    Effect("Resampler family: merging alone", ("stock-plus + relevance",), ("stock-plus + uniform",)),
+    Effect("Resampler family: further training", ("mip-plus + relevance",), ("stock-plus + relevance",)),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """Prompts with their references. No two references of a prompt share a colour, so that it can be told whose colours
+    an object wears; every prompt holds a pair of kinds never seen together in training, and every two-coloured look is
+    one that training never showed.
+
+    scenes: drawn scenes of just these objects; references [N, M, 3, S, S]; prompts, seeds: one each.
+    """
+
+    objects: int
+    scenes: world.Scenes
+    references: Tensor
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def texts(self, trial: int) -> tuple[str, ...]:
+        return tuple(world_words.object_text(kind) for kind in self.scenes.present(trial))
+
+
+def make_trials(count: int, objects: int, seed: int) -> Trials:
+    """The first `count` trials of an endless row that depends on objects and seed alone."""
+    parts: list[world.Scenes] = []
+    shown: list[world.Scenes] = []  # a reference of each object, one after another
+    while sum(map(len, parts)) < count:
+        number = seed + 1000 * objects + len(parts)
+        drawn = world.sample(1024, number, (objects,), held_out=True)
+        rows = _distinct(drawn.looks[:, :objects])
+        parts.append(drawn.rows(rows))
+        slots = rows[:, None] * world.OBJECTS + torch.arange(objects)
+        shown.append(world.references(drawn, number).rows(slots.flatten()))
+    scenes = _joined(parts).rows(slice(count))
+    pictures = world.render(_joined(shown).rows(slice(count * objects)), REFERENCE_SIDE).images
+    rng = random.Random(seed + objects)
+    return Trials(
+        objects,
+        scenes,
+        pictures.unflatten(0, (count, objects)),
+        tuple(scenes.captions(rng)),
+        tuple(seed % 2**31 + 100_000 * objects + i for i in range(count)),
+    )
+
+
+def prompts_to_choose(objects: int) -> int:
+    """On how many prompts of so many objects an arm's own scale is chosen."""
+    return TUNED_ON // objects
+
+
+def _distinct(looks: Tensor) -> Tensor:
+    """[K] numbers of the scenes of looks [B, M, 3] of which no two objects share a colour."""
+    _, objects, _ = looks.shape
+    colours = looks[..., 1:]
+    same = (colours[:, :, None, :, None] == colours[:, None, :, None, :]).flatten(3).any(-1)  # [B, M, M]
+    return (~(same & ~torch.eye(objects, dtype=torch.bool)).flatten(1).any(1)).nonzero().flatten()
+
+
+def _joined(parts: Sequence[world.Scenes]) -> world.Scenes:
+    return world.Scenes(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+
+
+def shared_out(count: int, seeds: Sequence[int], every_seed: bool = False) -> dict[int, tuple[int, ...]]:
+    """Which of `count` trials the adapter of each training seed gets: a share of its own, or all of them.
+
+    Shares cost a third, and more prompts tell more than the same prompt again. A trial's seed does not depend on which
+    adapters there are, so that all arms have the same trials on the same seed.
+    """
+    return {seed: tuple(range(count) if every_seed else range(seed, count, len(SEEDS))) for seed in seeds}
+
+
+def chosen(names: Sequence[str] | None, kinds: Sequence[str]) -> list[Arm]:
+    """The arms of these names (all without any) whose adapters are there. ValueError for a name that there is not."""
+    known = {arm.name: arm for arm in ARMS}
+    if wrong := [name for name in names or () if name not in known]:
+        raise ValueError(f"There is no arm “{wrong[0]}”; choose from: {'; '.join(known)}.")
+    return [arm for arm in ARMS if arm.adapter in ("", *kinds) and (not names or arm.name in names)]

@@ -1,0 +1,89 @@
+"""Several models, each from a MIP Apply of its own, sampled as one batch: a picture a model.
+
+Every row goes through its own model's patches, exactly as if it were sampled alone; only the rest of the UNet, which
+they share, works on all rows together. So pictures with different references cost little more than a batch with one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.patcher_extension
+import comfy.sample
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..patching.site_patch import MergePatch, text_attention
+from ..patching.unet_call import CALL, Call
+
+ROWS = "mip_adapter_rows"
+
+
+def combine(models: Sequence[Any], record: bool = False) -> Any:
+    """One model whose row i (of each branch of guidance) is models[i]'s. They must be MIP Apply's, of one MODEL that
+    nothing else patches, and act at every step.
+
+    record: fill the relevance records of the models while it samples.
+    """
+    combined = models[0].clone()
+    patches = [model.model_options["transformer_options"]["patches_replace"]["attn2"] for model in models]
+    for key in patches[0]:
+        combined.set_model_attn2_replace(_RowPatch([each[key] for each in patches]), *key)
+
+    def calls_for_rows(
+        executor: Any, x: Tensor, timesteps: Any, context: Any, y: Any, control: Any, options: dict, **more: Any
+    ):
+        branches = len(options["cond_or_uncond"])
+        calls = [Call(executor.class_obj, (branches,), options) for _ in models]
+        out = executor(x, timesteps, context, y, control, {**options, ROWS: calls}, **more)
+        for call in calls if record else ():
+            call.close()
+        return out
+
+    comfy.patcher_extension.add_wrapper_with_key(
+        WrappersMP.DIFFUSION_MODEL, ROWS, calls_for_rows, combined.model_options, is_model_options=True
+    )
+    return combined
+
+
+class _RowPatch:
+    """The text attention is the same for all rows, and so done once; each patch adds its term to its own."""
+
+    def __init__(self, patches: Sequence[MergePatch]) -> None:
+        assert all(patch.window is None and patch.occupant is None for patch in patches)
+        self.patches = patches
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
+        text, count = text_attention(q, k, v, options), len(self.patches)
+        out = torch.empty_like(q)
+        for i, (patch, call) in enumerate(zip(self.patches, options[ROWS], strict=True)):
+            row = slice(i, None, count)  # one of every branch
+            own = text[row].clone()
+            out[row] = patch.act(own, own, q[row], {**options, CALL: call}, call)
+        return out
+
+    def __deepcopy__(self, memo: dict) -> _RowPatch:
+        return self  # the host copies model options on every clone
+
+
+def noise_of(seeds: Sequence[int], side: int) -> Tensor:
+    """[B, 4, side, side]: for every seed what the host's KSampler starts from with that seed."""
+    empty = torch.zeros(1, 4, side, side)
+    return torch.cat([comfy.sample.prepare_noise(empty, seed) for seed in seeds])
+
+
+def conditioning(parts: Sequence[tuple[Tensor, Tensor]]) -> list:
+    """One conditioning with a row for each (context [1, 77, X], pooled [1, Y])."""
+    context, pooled = (torch.cat(each) for each in zip(*parts, strict=True))
+    return [[context, {"pooled_output": pooled}]]
+
+
+def sample(
+    model: Any, positive: list, negative: list, noise: Tensor, steps: int, guidance: float, sampler: str
+) -> Tensor:
+    """Latents for every row, by the host's sampler as KSampler calls it (schedule: normal)."""
+    latent = torch.zeros_like(noise)
+    given = (noise, steps, guidance, sampler, "normal", positive, negative, latent)
+    return comfy.sample.sample(model, *given, disable_pbar=True, seed=0)

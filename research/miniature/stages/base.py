@@ -1,0 +1,132 @@
+"""Stage 3: the UNet, on captions that name kinds only. v-prediction, SDXL's schedule, captions dropped in 10 %."""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ....miniature import world, world_words
+from ....miniature.world_shapes import KINDS
+from .. import clip
+from . import noise_schedule
+from .captions import Words
+from .encoders import Encoders
+from .latents import Place, Shards
+from .precision import autocast
+from .prefetch import Ahead
+
+DROPPED = 0.1
+WORKERS = 8  # processes that prepare batches for a GPU
+
+
+class Conditioner:
+    """Captions to what SDXL's UNet reads: hidden states of both encoders, and the pooled text with the size."""
+
+    def __init__(self, encoders: Encoders, words: Words, device: torch.device):
+        self.encoders, self.words, self.device = encoders, words, device
+        self.size = size_vector(world.SIZE).to(device)
+
+    def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Context [B, 77, 128] and vector [B, 80 + 6·256]."""
+        return self.encode(*(rows.to(self.device) for rows in self.rows(captions)))
+
+    def rows(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """[B, 77] token numbers for either encoder."""
+        rows_l, rows_g = (self.words.rows(captions, pad, clip.LENGTH) for pad in (clip.PAD_L, clip.PAD_G))
+        return rows_l, rows_g
+
+    @torch.no_grad()
+    def encode(self, rows_l: Tensor, rows_g: Tensor) -> tuple[Tensor, Tensor]:
+        context, pooled, _ = self.encoders.text(rows_l, rows_g)
+        return context, torch.cat([pooled, self.size.expand(len(pooled), -1)], 1)
+
+
+def size_vector(size: int) -> Tensor:
+    """[1, 6·256] what SDXL's vector says of a square, uncropped picture: height, width, crops, target."""
+    rates = torch.exp(-math.log(10_000) * torch.arange(128) / 128)
+    angles = torch.tensor([size, size, 0, 0, size, size])[:, None] * rates
+    return torch.cat([angles.cos(), angles.sin()], -1).reshape(1, -1)
+
+
+class Lesson(NamedTuple):
+    """What the number of a step decides."""
+
+    place: Place
+    steps: Tensor  # [B] noise levels
+    rows_l: Tensor  # [B, 77] the captions, for either text encoder
+    rows_g: Tensor
+    spots: Tensor  # [B, M] at which token the caption names an object; 0: it does not
+
+
+class Base:
+    name, rate, total, stop, ema_decay = "base", 4e-4, 3_500, 2_326, 0.998
+    matrix_rate = 4e-3
+    batch_size = 512
+
+    def __init__(self, model: nn.Module, call: Callable, shards: Shards, condition: Conditioner):
+        """`call(model, x, steps, context, vector)` is how the host's UNet is asked."""
+        self.model, self.call = model.to(condition.device), call
+        self.shards, self.condition, self.device = shards, condition, condition.device
+        self.lessons = Ahead(self.lesson, 0 if self.device.type == "cpu" else WORKERS)
+        self.kinds = torch.tensor([condition.words.numbers[world_words.object_text(i)] for i in range(len(KINDS))])
+
+    def lesson(self, step: int) -> Lesson:
+        place = self.shards.place(step * self.batch_size, self.batch_size)
+        scenes = self.shards.scenes(place.shard).rows(place.rows)
+        rng, g = random.Random(step), torch.Generator().manual_seed(step)
+        captions = [
+            "" if rng.random() < DROPPED else world_words.caption(scenes.present(i), rng) for i in range(len(scenes))
+        ]
+        rows_l, rows_g = self.condition.rows(captions)
+        named = rows_l[:, None] == self.kinds[scenes.kinds.clamp(min=0)][..., None]  # [B, M, 77]
+        spots = named.int().argmax(-1) * (scenes.kinds >= 0)
+        return Lesson(place, torch.randint(noise_schedule.STEPS, (len(scenes),), generator=g), rows_l, rows_g, spots)
+
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        lesson = self.lessons(step)
+        latents, masks = self.shards.batch(lesson.place)
+        g = torch.Generator(self.device).manual_seed(step)
+        eps = torch.randn(latents.shape, generator=g, device=self.device)
+        given = (lesson.steps, lesson.rows_l, lesson.rows_g, lesson.spots)
+        return (latents, eps, *(each.to(self.device, non_blocking=True) for each in given), masks)
+
+    def loss(
+        self, latents: Tensor, eps: Tensor, steps: Tensor, rows_l: Tensor, rows_g: Tensor, *_: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.error(latents, eps, steps, *self.condition.encode(rows_l, rows_g))
+
+    def error(
+        self, latents: Tensor, eps: Tensor, steps: Tensor, context: Tensor, vector: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error of v, and the same by noise_schedule."""
+        x, target = noise_schedule.noisy(latents, eps, steps)
+        answer = self.answer(x, steps, context, vector)
+        error = F.mse_loss(answer, target, reduction="none").mean((1, 2, 3))
+        parts = {"low": steps < 300, "middle": (steps >= 300) & (steps < 700), "high": steps >= 700}
+        log = {part: (error * at).sum() / at.sum().clamp(min=1) for part, at in parts.items()}
+        return error.mean(), log
+
+    def predict(self, x: Tensor, steps: Tensor, captions: Sequence[str]) -> Tensor:
+        """v [B, 4, h, w] of noisy latents at step numbers [B]."""
+        return self.answer(x, steps, *self.condition(captions))
+
+    def answer(self, x: Tensor, steps: Tensor, context: Tensor, vector: Tensor) -> Tensor:
+        with autocast(self.device):
+            return self.call(self.model, x, steps, context, vector).float()
+
+    @torch.no_grad()
+    def draw(self, captions: Sequence[str], seed: int, guidance: float = 3.0, count: int = 20) -> Tensor:
+        """Latents for captions, with classifier-free guidance."""
+        g = torch.Generator().manual_seed(seed)
+        start = torch.randn(len(captions), 4, world.SIZE // 8, world.SIZE // 8, generator=g).to(self.device)
+        context, vector = self.condition([*captions, *[""] * len(captions)])
+
+        def guided(x: Tensor, steps: Tensor) -> Tensor:
+            cond, uncond = self.answer(x.repeat(2, 1, 1, 1), steps.repeat(2), context, vector).chunk(2)
+            return uncond + guidance * (cond - uncond)
+
+        return noise_schedule.sample(guided, start, count)

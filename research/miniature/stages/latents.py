@@ -1,0 +1,98 @@
+"""Scenes as latents: drawn, encoded once, and seen many times with other words and noise.
+
+Encoding a scene costs as much as training on it. So scenes come in shards; a window of shards is gone
+through many times before the next window is made. Which scenes a step sees follows from its number alone.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ....common.atomic_io import whole_file
+from ....miniature import config, world
+from .precision import autocast
+
+SHARD = 2048  # scenes
+WINDOW, PASSES = 64, 48  # shards a window, times through it
+OBJECTS = (1, 2, 2, 2, 2, 3, 3, 3, 4, 4)  # mostly several, so that words must mean places
+
+
+class Place(NamedTuple):
+    """Which scenes a batch holds: a shard, and rows of it."""
+
+    shard: int
+    rows: Tensor  # [B]
+
+
+class Shards:
+    def __init__(self, vae: Any, folder: Path, device: torch.device, size: int = SHARD):
+        self.vae, self.device, self.size = vae, device, size
+        self.folder = folder / f"{fingerprint(vae.taesd_encoder):016x}"
+        self.scenes = lru_cache(WINDOW)(self._scenes)
+        self.pictures = lru_cache(WINDOW)(self._pictures)
+
+    def place(self, start: int, count: int) -> Place:
+        """Where the `count` scenes from number `start` of the endless row of passes lie; `count` divides a shard.
+
+        Each pass through a shard shows each of its scenes once, in another order.
+        """
+        visit, first = divmod(start, self.size)
+        window, number = visit // (WINDOW * PASSES), visit % WINDOW
+        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(visit))
+        return Place(window * WINDOW + number, order[first : first + count])
+
+    def batch(self, place: Place) -> tuple[Tensor, Tensor]:
+        """Latents [B, 4, 16, 16], of about unit deviation, and masks [B, M, 16, 16]: how much of each place an object
+        covers."""
+        rows = place.rows.to(self.device)
+        latents, masks = (each[rows].float() for each in self.pictures(place.shard))
+        return latents, masks
+
+    def _scenes(self, shard: int) -> world.Scenes:
+        return world.sample(self.size, seed=1_000_000 + shard, objects=OBJECTS)
+
+    def _pictures(self, shard: int) -> tuple[Tensor, Tensor]:
+        """Latents and masks of a shard, in half precision on the device; from disk where they are there already."""
+        file = self.folder / f"{shard}-{self.size}.pt"
+        if not file.exists():
+            scenes = self.scenes(shard)
+            made = (self.encode(scenes).half(), self._masks(scenes).half())
+            with whole_file(file) as temporary:
+                torch.save(made, temporary)
+        return torch.load(file, weights_only=True, map_location=self.device)
+
+    @torch.no_grad()
+    def encode(self, scenes: world.Scenes) -> Tensor:
+        """Model-space latents [B, 4, 16, 16] of scenes."""
+        parts = []
+        for rows in torch.arange(len(scenes)).split(self._at_once):
+            pixels = world.render(scenes.rows(rows), device=self.device).images.contiguous(
+                memory_format=torch.channels_last
+            )
+            with autocast(self.device):
+                parts.append(self.vae.taesd_encoder(pixels).float())
+        return torch.cat(parts)
+
+    def _masks(self, scenes: world.Scenes) -> Tensor:
+        side, parts = config.UNET["image_size"], []
+        for rows in torch.arange(len(scenes)).split(self._at_once):
+            parts.append(F.avg_pool2d(world.render(scenes.rows(rows), 2 * side, self.device).masks, 2))
+        return torch.cat(parts)
+
+    @property
+    def _at_once(self) -> int:
+        return 32 if self.device.type == "cpu" else 256
+
+
+def fingerprint(model: nn.Module) -> int:
+    """A number that changes when the weights do, so that latents of another encoder are not taken for ours."""
+    total = 0
+    for value in model.state_dict().values():
+        bits = value.detach().float().cpu().contiguous().view(torch.int32).flatten().long()
+        place = torch.arange(1, len(bits) + 1)
+        total = (total * 1_000_003 + int((bits * place).sum())) % 2**64
+    return total

@@ -1,0 +1,152 @@
+"""Scenes with a reference picture of every object, encoded once: what adapters are trained on.
+
+A picture of the world and its references are drawn, encoded and kept on disk, a shard at a time, as for the base
+(latents.py). References show the same kind and look in another pose on white; captions and object texts name kinds
+only, so the looks can come from nowhere but the references.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ....common.atomic_io import whole_file
+from ....common.rng import generator, seed_of
+from ....miniature import config, world, world_words
+from ....training.config import Recipe
+from .. import clip
+from .latents import Shards, fingerprint
+
+SHARD, SHARDS = 2048, 8
+SEED, SEED_HELD_OUT = 2_000_000, 3_000_000_000
+BATCH = 128  # pictures that the image encoder sees at once
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene of a step: its place in the row of samples and among the scenes, and what is said of it."""
+
+    id: str
+    position: int
+    row: int
+    caption: str
+    names: tuple[str, ...]
+    drop_text: bool = False
+    drop_image: bool = False
+    broken: tuple[tuple[str, str], ...] = ()
+
+
+class Paired:
+    """`paired[position]` for any position from 0 on, as the trainer asks for it. What it gives depends on
+    (seed, position) alone.
+
+    latents [S, 4, 16, 16]; embeds [ΣM, 80] and hidden [ΣM, 65, 96]: the image encoder's two outputs for the references
+    of all scenes, one after another, scene s owning the rows from starts[s] on; masks [S, 16, 16]: how much of each
+    place is an object.
+    """
+
+    def __init__(
+        self, vae: nn.Module, vision: nn.Module, folder: Path, recipe: Recipe, shards: int = SHARDS, size: int = SHARD,
+        held_out: bool = False,
+    ):  # fmt: skip
+        self.recipe, self.held_out = recipe, held_out
+        self.device = next(vision.parameters()).device
+        self.encoder = Shards(vae, folder, self.device)
+        self.vision, self.folder = vision, folder
+        self.objects = tuple(range(recipe.min_objects, recipe.max_objects + 1))
+        self.scenes = [self._draw(shard, size) for shard in range(shards)]
+        self.kinds = [scenes.present(i) for scenes in self.scenes for i in range(len(scenes))]
+        self.starts = [0, *itertools.accumulate(map(len, self.kinds))]
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def __getitem__(self, position: int) -> Scene:
+        recipe = self.recipe
+        epoch, slot = divmod(position, len(self))
+        row = int(_permutation(recipe.seed, epoch, len(self))[slot])
+        rng = random.Random(seed_of(recipe.seed, "scene", position))
+        caption, names = world_words.caption(self.kinds[row], rng), self._names(row)
+        draw, image, text, both = rng.random(), recipe.drop_image, recipe.drop_text, recipe.drop_both
+        drop_image = draw < image or image + text <= draw < image + text + both
+        drop_text = image <= draw < image + text + both
+        return Scene(str(row), position, row, caption, names, drop_text, drop_image)
+
+    def plain(self, row: int) -> Scene:
+        """A scene as it is, with nothing left out: for measuring."""
+        rng = random.Random(seed_of("plain", row))
+        return Scene(str(row), row, row, world_words.caption(self.kinds[row], rng), self._names(row))
+
+    def _names(self, row: int) -> tuple[str, ...]:
+        return tuple(world_words.object_text(kind) for kind in self.kinds[row])
+
+    def _draw(self, shard: int, size: int) -> world.Scenes:
+        return world.sample(size, self._seed(shard), self.objects, self.held_out)
+
+    def _seed(self, shard: int) -> int:
+        return (SEED_HELD_OUT if self.held_out else SEED) + 1000 * self.objects[-1] + shard
+
+    @cached_property
+    def latents(self) -> Tensor:
+        return self._all("latents", self.encoder.folder.name, self.encoder.encode)
+
+    @cached_property
+    def masks(self) -> Tensor:
+        return self._all("masks", self.encoder.folder.name, self._silhouettes)
+
+    @cached_property
+    def embeds(self) -> Tensor:
+        return self._all("embeds", f"{fingerprint(self.vision):016x}", lambda scenes: self._see(scenes, 1))
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        return self._all("hidden", f"{fingerprint(self.vision):016x}", lambda scenes: self._see(scenes, 0))
+
+    def features(self, rows: list[int], output: str) -> Tensor:
+        """The image encoder's output of this name for the references of these scenes, one after another."""
+        own: Mapping[str, Any] = {"image_embeds": "embeds", "penultimate_hidden_states": "hidden"}
+        at = [each for row in rows for each in range(self.starts[row], self.starts[row + 1])]
+        return getattr(self, own[output])[at].float()
+
+    def _all(self, what: str, encoder: str, encode) -> Tensor:
+        """What `encode` gives for all shards, from disk where it is there already."""
+        parts = []
+        for shard, scenes in enumerate(self.scenes):
+            file = self.folder / encoder / f"{what}-{self._seed(shard)}-{len(scenes)}.pt"
+            if not file.exists():
+                made = encode(scenes).to("cpu", torch.float16)
+                with whole_file(file) as temporary:
+                    torch.save(made, temporary)
+            parts.append(torch.load(file, weights_only=True))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def _see(self, scenes: world.Scenes, output: int) -> Tensor:
+        """Hidden states (0) or embeddings (1) of the references of all objects that are there."""
+        pictures = world.references(scenes, int(scenes.kinds.sum()))
+        there = (pictures.kinds[:, 0] >= 0).nonzero().flatten()
+        parts = []
+        for rows in there.split(BATCH):
+            pixels = world.render(pictures.rows(rows), config.CLIP_VISION["image_size"], self.device).images
+            parts.append(self.vision(clip.normalised(pixels))[output].cpu())
+        return torch.cat(parts)
+
+    def _silhouettes(self, scenes: world.Scenes) -> Tensor:
+        parts = []
+        for rows in torch.arange(len(scenes)).split(BATCH):
+            masks = world.render(scenes.rows(rows), device=self.device).masks.any(1)  # [B, S, S]
+            parts.append(F.avg_pool2d(masks.float(), masks.shape[-1] // config.UNET["image_size"]))
+        return torch.cat(parts)
+
+
+def _permutation(seed: int, epoch: int, count: int) -> Tensor:
+    return torch.randperm(count, generator=generator(seed, "epoch", epoch))

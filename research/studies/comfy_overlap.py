@@ -1,0 +1,183 @@
+"""`python mip.py overlap`: do the relevance maps lie on the objects? Intersection over union with true silhouettes.
+
+Drawn scenes are made noisy and shown to the UNet once, by the host's own sampler. The maps that MIP Apply records are
+compared with the text attention alone (the softmax over the prompt's tokens, at the object's own word, of the model
+without an adapter), with random maps, and with the silhouettes themselves at the finest maps' resolution. All become
+shares by the merge's own equation and masks as MIP Relevance Maps makes them. Thresholds are chosen on other scenes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...attention.options import Merge
+from ...attention.reference import make_reference
+from ...attention.relevance import shares
+from ...common.atomic_io import write_whole
+from ...common.bundled import MINIATURE
+from ...common.comfy_path import prepare_host
+from ...miniature import world
+from ...relevance.record import Observation, RelevanceRecord, SamplingRun
+from ...weights.adapter import Adapter, load_adapter
+from ..ablation import variants
+from ..miniature import trained
+from . import overlap
+
+LEVELS = (200, 400, 600, 800)  # of the 1000 noise levels
+# With the background competitor nobody has a position that suits every text less than the average position does.
+MERGE = Merge(background=1.0)
+RELEVANCE, TEXT, CHANCE, TRUTH = "relevance", "text attention", "chance", "the silhouettes at that resolution"
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="mip.py overlap", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("output/overlap"), help="overlap.json and overlap.md")
+    parser.add_argument("--adapter", type=Path, default=trained.file("mip", 0), help="the miniature's by default")
+    parser.add_argument("--miniature", type=Path, default=MINIATURE, help="folder of the model's four files")
+    parser.add_argument("--scenes", type=int, default=64)
+    parser.add_argument("--objects", type=int, default=2, choices=(2, 3, 4))
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args(argv)
+    torch.set_num_threads(given.threads)
+    try:
+        prepare_host(not torch.cuda.is_available())
+        results = measure(given)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    settings = {key: str(value) for key, value in vars(given).items()}
+    given.output.mkdir(parents=True, exist_ok=True)
+    for name, text in (
+        ("overlap.json", json.dumps({"settings": settings, "results": results}, indent=1)),
+        ("overlap.md", overlap.table(results) + "\n"),
+    ):
+        write_whole(given.output / name, text)
+    print(overlap.table(results))
+    return 0
+
+
+def measure(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """By noise level, then by method."""
+    from ...miniature import comfy_bundle
+
+    adapter, bundle = load_adapter(given.adapter), comfy_bundle.load(given.miniature)
+    scenes, others = (_overlaps(given, adapter, bundle, seed) for seed in (variants.SEED_TEST, variants.SEED_TUNE))
+    return {
+        f"{level / 10:.0f} %": {name: overlap.summary(each, others[level][name]) for name, each in methods.items()}
+        for level, methods in scenes.items()
+    }
+
+
+def _overlaps(
+    given: argparse.Namespace, adapter: Adapter, bundle: tuple, seed: int
+) -> dict[int, dict[str, list[dict[str, Tensor]]]]:
+    """Of all scenes of a seed, by noise level and method."""
+    from ...patching.apply import apply_references
+
+    model, clip, vae, vision = bundle
+    trials = variants.make_trials(given.scenes, given.objects, seed)
+    drawn = world.render(trials.scenes)
+    found: dict[int, dict[str, list]] = {level: defaultdict(list) for level in LEVELS}
+    random = torch.Generator().manual_seed(seed)
+    for trial in range(len(trials)):
+        texts, silhouettes = trials.texts(trial), drawn.masks[trial, : given.objects]
+        latent = vae.encode(drawn.images[trial].movedim(0, -1)[None])
+        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(trials.seeds[trial]))
+        positive = _conditioning(clip, trials.prompts[trial])
+        pictures = trials.references[trial].movedim(1, -1)
+        references = tuple(make_reference(p[None], text) for p, text in zip(pictures, texts, strict=True))
+        relevance, attention = RelevanceRecord(texts), RelevanceRecord(texts)
+        patched = apply_references(
+            model, clip, vision, adapter, references, scale=given.scale, merge=MERGE, record=relevance
+        )
+        words = [_positions(clip, trials.prompts[trial], text) for text in texts]
+        for level in LEVELS:
+            _look(patched, latent, noise, level, positive)
+            with _text_attention(model, words) as seen:
+                _look(model, latent, noise, level, positive)
+            attention.add(SamplingRun(seen, 1), torch.zeros(1, dtype=torch.long, device=model.load_device), 1, seen)
+            finest = relevance.resolutions[-1]
+            maps = {
+                f"{name}, {_sides(size)}": record.shares(size)[:, 0]
+                for name, record in ((RELEVANCE, relevance), (TEXT, attention))
+                for size in (None, *record.resolutions)
+            }
+            maps[CHANCE] = _shares(torch.rand(len(texts), *finest, generator=random))
+            maps[TRUTH] = _shares(F.adaptive_avg_pool2d(silhouettes, finest))
+            for method, each in maps.items():
+                found[level][method].append(overlap.overlaps(each, silhouettes))
+        print(f"\r{trial + 1} of {len(trials)} scenes", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return found
+
+
+def _shares(maps: Tensor) -> Tensor:
+    """What the merge makes of maps [M, h, w] of anything as relevance."""
+    return shares(F.normalize(maps.flatten(1), p=1, dim=1), MERGE).view_as(maps)
+
+
+def _conditioning(clip: Any, text: str) -> list:
+    context, pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
+    return [[context, {"pooled_output": pooled}]]
+
+
+def _look(model: Any, latent: Tensor, noise: Tensor, level: int, positive: list) -> None:
+    """One call of the UNet, on the latent at a noise level, through the host's sampler without guidance."""
+    import comfy.sample
+    import comfy.samplers
+
+    sigma = model.get_model_object("model_sampling").sigmas[level]
+    sampler = comfy.samplers.sampler_object("euler")
+    sigmas = torch.stack([sigma, torch.zeros_like(sigma)])
+    comfy.sample.sample_custom(model, noise, 1.0, sampler, sigmas, positive, positive, latent, disable_pbar=True)
+
+
+def _positions(clip: Any, prompt: str, text: str) -> list[int]:
+    """Where the prompt's tokens name the object."""
+    numbers = [[token for token, *_ in clip.tokenize(words)["l"][0]] for words in (prompt, text)]
+    whole, end = numbers[0], numbers[1][-1]
+    content = numbers[1][1 : numbers[1].index(end, 1)]
+    for start in range(len(whole)):
+        if whole[start : start + len(content)] == content:
+            return list(range(start, start + len(content)))
+    raise ValueError(f"The prompt “{prompt}” does not name “{text}”.")
+
+
+@contextmanager
+def _text_attention(model: Any, words: list[list[int]]) -> Iterator[list[Observation]]:
+    """Collects every cross-attention's attention to the objects' words, mean over heads and tokens, as shares."""
+    from ...weights.sites import cross_attentions
+
+    seen: list[Observation] = []
+
+    def keep(module: Any, inputs: tuple, more: dict) -> None:
+        q = module.to_q(inputs[0]).unflatten(-1, (module.heads, -1)).transpose(1, 2)[0].float()  # [h, N, d]
+        k = module.to_k(more["context"]).unflatten(-1, (module.heads, -1)).transpose(1, 2)[0].float()  # [h, L, d]
+        attention = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1).mean(0)  # [N, L]
+        side = round(len(attention) ** 0.5)
+        maps = torch.stack([attention[:, each].mean(1) for each in words]).unflatten(1, (side, side))
+        seen.append(Observation(_shares(maps).unsqueeze(1), None, (side, side), (0, 0), len(words)))
+
+    modules = cross_attentions(model.model.diffusion_model).values()
+    handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in modules]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _sides(size: tuple[int, int] | None) -> str:
+    return "all sites" if size is None else f"{size[1]}×{size[0]}"

@@ -1,0 +1,129 @@
+"""`python mip.py steer`: a before and an after for each way of steering, by the miniature, as pictures for the docs.
+
+What the nodes do, by the functions that they call, and the host's sampler as KSampler calls it. The judge counts whose
+colours the objects wear over more prompts than are shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...attention.reference import make_reference
+from ...common.atomic_io import whole_file, write_whole
+from ...common.bundled import MINIATURE
+from ...common.comfy_path import prepare_host
+from ...miniature import judgement
+from ...relevance.record import RecordedMaps, RelevanceRecord
+from ...weights.adapter import load_adapter
+from ..ablation import variants
+from ..ablation.variants import Trials
+from ..miniature import trained
+from . import steering
+from .steering import MEANS, Setting, Shown
+
+COLUMNS = 4
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="mip.py steer", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("output/steering"), help="a JPEG each, and steering.json")
+    parser.add_argument("--only", action="append", choices=list(MEANS), help="one of them; without it all")
+    parser.add_argument("--adapter", type=Path, default=trained.file("mip", 0), help="the miniature's by default")
+    parser.add_argument("--miniature", type=Path, default=MINIATURE, help="folder of the model's four files")
+    parser.add_argument("--prompts", type=int, default=24, help=f"that count; {COLUMNS} are shown")
+    parser.add_argument("--steps", type=int, default=variants.STEPS)
+    parser.add_argument("--guidance", type=float, default=variants.GUIDANCE)
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args(argv)
+    torch.set_num_threads(given.threads)
+    try:
+        prepare_host(not torch.cuda.is_available())
+        maker = Maker(given)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    given.output.mkdir(parents=True, exist_ok=True)
+    counts = {}
+    for name in given.only or MEANS:
+        before, after = maker.shown(MEANS[name].before), maker.shown(MEANS[name].after)
+        counts[name] = {"what": MEANS[name].what, "before": before.clear, "after": after.clear, "of": after.of}
+        _save(steering.draw(name, maker.trials, before, after), given.output / f"{name}.jpg")
+        print(
+            f"{name}: of {after.of} objects {before.clear} clearly wear their own colours before, {after.clear} after"
+        )
+    settings = {key: str(value) for key, value in vars(given).items()}
+    write_whole(given.output / "steering.json", json.dumps({"settings": settings, "results": counts}, indent=1))
+    return 0
+
+
+def _save(picture: Any, file: Path) -> None:
+    with whole_file(file) as temporary:
+        picture.save(temporary, "JPEG", quality=85)
+
+
+class Maker:
+    """Pictures of all trials under a setting; what several means share is made once."""
+
+    def __init__(self, given: argparse.Namespace):
+        from ...miniature import comfy_bundle
+
+        self.given = given
+        self.adapter = load_adapter(given.adapter)
+        self.model, self.clip, self.vae, self.vision = comfy_bundle.load(given.miniature)
+        self.trials: Trials = variants.make_trials(given.prompts, 2, variants.SEED_TEST)
+        self._made: dict[Setting, Shown] = {}
+
+    @torch.inference_mode()
+    def shown(self, setting: Setting) -> Shown:
+        if setting not in self._made:
+            pictures, shares, clear = [], [], 0
+            for trial in range(len(self.trials)):
+                picture, maps = self._picture(setting, trial)
+                kinds, looks = self.trials.scenes.present(trial), self.trials.scenes.looks[trial, :2]
+                judged = judgement.score(picture, kinds, looks, self.trials.scenes.colours[trial, :2])
+                clear += sum(bool(each) for each in judged["clear"])
+                if trial < COLUMNS:
+                    pictures.append(picture)
+                    shares.append(maps)
+            self._made[setting] = Shown(torch.stack(pictures), torch.stack(shares), clear, 2 * len(self.trials))
+        return self._made[setting]
+
+    def _picture(self, setting: Setting, trial: int) -> tuple[Tensor, Tensor]:
+        """The picture [3, S, S] and the shares [M, h, w]."""
+        frozen = None
+        if setting.two_pass:
+            frozen = self._sampled(setting, trial, steering.FIRST_PASS, None)[1].snapshot()
+        latent, record = self._sampled(setting, trial, self.given.steps, frozen)
+        return self.vae.decode(latent)[0].float().clamp(0, 1).movedim(-1, 0), record.shares()[:, 0]
+
+    def _sampled(
+        self, setting: Setting, trial: int, steps: int, frozen: RecordedMaps | None
+    ) -> tuple[Tensor, RelevanceRecord]:
+        from ...patching.apply import apply_references
+        from .. import comfy_rows
+
+        trials = self.trials
+        pictures, texts = trials.references[trial].movedim(1, -1), trials.texts(trial)
+        references = tuple(
+            make_reference(picture[None], text, **more)
+            for picture, text, more in zip(pictures, texts, setting.references, strict=True)
+        )
+        record = RelevanceRecord(texts, frozen is not None)
+        model = apply_references(
+            self.model, self.clip, self.vision, self.adapter, references,
+            scale=self.given.scale, merge=setting.merge, record=record, frozen=frozen,
+        )  # fmt: skip
+        positive, negative = (
+            comfy_rows.conditioning([self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True)])
+            for text in (trials.prompts[trial], "")
+        )
+        noise = comfy_rows.noise_of([trials.seeds[trial]], 16)
+        return comfy_rows.sample(model, positive, negative, noise, steps, self.given.guidance, variants.SAMPLER), record

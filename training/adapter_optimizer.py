@@ -1,0 +1,86 @@
+"""The student with its optimizer, loss scale and moving average: one update, and its state for a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..weights.adapter import Adapter
+from .config import Recipe
+from .optimizers import make_optimizers, set_rates
+from .trainable import Student, TrainedAdapter
+
+
+class Learner:
+    """dtype: of the activations; in float16 the loss is scaled, and an update that overflows is left out."""
+
+    def __init__(self, adapter: Adapter, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> None:
+        self.recipe = recipe
+        self.student = Student(adapter, recipe, dtype).to(device)
+        self.parameters = list(self.student.parameters())
+        self.optimizers = make_optimizers(
+            self.parameters, recipe.learning_rate, recipe.matrix_rate, recipe.weight_decay
+        )
+        self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.ema = [each.detach().clone() for each in self.parameters] if recipe.ema else None
+        self.updates = 0  # those that were made, and so are in the average
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def forget(self) -> None:
+        """Drop the gradients."""
+        self.student.zero_grad(set_to_none=True)
+
+    def update(self, step: int) -> float:
+        """Update number `step` from 0 on; returns the gradient's norm. If that is no number, nothing is changed."""
+        recipe = self.recipe
+        set_rates(self.optimizers, min(1.0, (step + 1) / max(1, recipe.warmup)))
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm or math.inf))
+        finite = math.isfinite(norm)
+        if finite:  # else for none of the optimizers, also where only one's gradients overflowed
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+            self.updates += 1
+            if self.ema is not None:
+                share = (1 - recipe.ema) / (1 - recipe.ema**self.updates)  # so that nothing of the start remains
+                for average, own in zip(self.ema, self.parameters, strict=True):
+                    average.lerp_(own.detach(), share)
+        self.scaler.update()  # lowers the scale after an overflow
+        self.forget()
+        return norm if finite or not self.scaler.is_enabled() else 0.0
+
+    def finished(self, about: Mapping[str, str]) -> TrainedAdapter:
+        """What was learnt so far: the moving average where there is one."""
+        averaged = None if self.ema is None else dict(zip(self.student.keys, self.ema, strict=True))
+        return self.student.finished(averaged, about)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "keys": list(self.student.keys),
+            "trained": [each.detach() for each in self.parameters],
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema,
+            "updates": self.updates,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError if the state is of another adapter."""
+        if state["keys"] != list(self.student.keys):
+            raise ValueError("The output folder holds a run of another adapter; choose an empty one.")
+        with torch.no_grad():
+            for own, saved in zip(self.parameters, state["trained"], strict=True):
+                own.copy_(saved)
+            for own, saved in zip(self.ema or (), state["ema"] or (), strict=True):
+                own.copy_(saved)
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.scaler.load_state_dict(state["scaler"])
+        self.updates = state["updates"]

@@ -1,0 +1,105 @@
+"""Checkpoints of a run, and the folder that they lie in.
+
+A checkpoint is written under a temporary name, then renamed, so that a killed run leaves only whole ones. A training in
+the graph finds its folder again by its settings.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..common.atomic_io import whole_file
+from ..common.hashing import digest
+from .config import RESUMABLE, Recipe
+
+log = logging.getLogger(__name__)
+DATASET = "dataset"  # the part of a run's origin that may change when it goes on
+
+
+def write_state(folder: Path, state: dict[str, Any], keep: int) -> Path:
+    """`checkpoints/step-N.pt`; older ones beyond `keep` are removed afterwards. Raises OSError.
+
+    Only one process writes into a folder: half a file that lies there is of one that was killed.
+    """
+    target = folder / "checkpoints" / f"step-{state['step']:08d}.pt"
+    for half in target.parent.glob(".step-*.pt.*.tmp"):
+        with suppress(OSError):  # the worst of it is the space that it takes
+            half.unlink()
+    with whole_file(target) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's own words for a disk that is full
+            raise OSError(str(error).splitlines()[0]) from error
+        file.flush()
+        os.fsync(file.fileno())
+    for old in sorted(target.parent.glob("step-*.pt"))[:-keep]:
+        old.unlink(missing_ok=True)
+    return target
+
+
+def load_latest(folder: Path, recipe: Recipe, processes: int, origin: Mapping[str, str]) -> dict[str, Any] | None:
+    """The newest checkpoint of a run with this recipe; None where there is none. origin: digests, by their names, of
+    what training starts from and stands on; the dataset may be another by now.
+
+    Raises ValueError if the run there was another: other settings that shape the result, another global batch, another
+    origin, or more steps than the recipe has.
+    """
+    paths = sorted((folder / "checkpoints").glob("step-*.pt"))
+    if not paths:
+        return None
+    state = torch.load(paths[-1], map_location="cpu", weights_only=True)
+    own, saved = recipe.as_dict(), state["recipe"]
+    share = {"batch_size": own["batch_size"] * processes}, {"batch_size": saved["batch_size"] * state["processes"]}
+    own, saved = own | share[0], saved | share[1]
+    if changed := [name for name in own if name not in RESUMABLE and own[name] != saved.get(name)]:
+        told = ", ".join(f"{name} {saved.get(name)} -> {own[name]}" for name in changed)
+        raise ValueError(
+            f"{folder} holds a run with another recipe ({told}). Choose another output folder, or set them back."
+        )
+    if changed := [name for name in origin if name != DATASET and origin[name] != state["origin"].get(name)]:
+        raise ValueError(
+            f"{folder} holds a run over another {' and another '.join(changed)}. Choose another output folder, or set "
+            "it back."
+        )
+    if state["step"] > recipe.steps:
+        raise ValueError(
+            f"{folder} holds a run that is trained for {state['step']} steps already, and steps is {recipe.steps}. Set "
+            f"steps to {state['step']} or more, or choose another output folder for a shorter run."
+        )
+    log.info("Found the checkpoint %s.", paths[-1])
+    return state
+
+
+def run_folder(base: Path, recipe: Recipe, *parts: Any) -> Path:
+    """base / name-digest, for a recipe and whatever else decides about the result.
+
+    The number of steps is no part of it, so that a finished training can go on for more of them. Where it went beyond
+    `recipe.steps` already, the folder is one for just this number of steps.
+    """
+    shaping = {key: value for key, value in recipe.as_dict().items() if key not in RESUMABLE}
+    folder = base / f"{recipe.train}-{digest(json.dumps(shaping, sort_keys=True), parts)[:12]}"
+    return folder if reached(folder) <= recipe.steps else base / f"{folder.name}-{recipe.steps}"
+
+
+def reached(folder: Path) -> int:
+    """The step of the newest checkpoint, 0 without any."""
+    names = (re.fullmatch(r"step-(\d+)\.pt", path.name) for path in (folder / "checkpoints").glob("step-*.pt"))
+    return max((int(name[1]) for name in names if name), default=0)
+
+
+def earlier_losses(folder: Path, steps: int) -> list[float]:
+    """The losses of the first `steps` steps of a run that left its checkpoint there."""
+    try:
+        lines = (folder / "loss.csv").read_text("utf-8").splitlines()[1 : steps + 1]
+        return [float(line.split(",")[1]) for line in lines]
+    except (OSError, ValueError, IndexError):
+        return []  # for the picture only

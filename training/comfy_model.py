@@ -1,0 +1,242 @@
+"""Any SD1.5 or SDXL model that ComfyUI has loaded, as the frozen model of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import Any, Literal
+
+import comfy.model_management as management
+import comfy.model_sampling
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..common.hashing import weights_sha256
+from ..patching.encode import encode_object_text, encode_pictures, null_features
+from ..weights.adapter import Adapter
+from ..weights.sites import Site, SiteKey, cross_attentions, unet_sites
+from .config import Recipe
+from .dataset import Sample
+from .objective import Batch
+from .site import Merging
+
+CONTEXT = 77  # captions are cut to what CLIP reads at once, as in the paper
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+GIB = 1 << 30
+
+
+class HostModel:
+    """A `FrozenModel`. Make and use it outside of inference mode.
+
+    Its weights keep their values; the model handed in keeps its patches (LoRAs act, replaced cross-attentions do not).
+    Raises ValueError for models that are no UNet with eps- or v-prediction, or want more than a noisy latent.
+    """
+
+    def __init__(self, model: Any, clip: Any, vae: Any, clip_vision: Any, recipe: Recipe) -> None:
+        self.patcher, self.clip, self.vae, self.clip_vision, self.recipe = model.clone(), clip, vae, clip_vision, recipe
+        self.unet = model.model.diffusion_model
+        self.sites: tuple[Site, ...] = unet_sites(self.unet)
+        check_channels(self.unet, model.model.latent_format.latent_channels)
+        self.device: torch.device = model.load_device
+        self.dtype = choose_dtype(recipe.precision, self.device)
+        current = model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
+        if current != self.dtype:
+            self.patcher.set_model_compute_dtype(self.dtype)
+        sampling = model.get_model_object("model_sampling")
+        self.prediction: Literal["eps", "v"] = prediction_of(sampling)
+        self.alphas = (1 / (1 + sampling.sigmas.float().square())).to(self.device, copy=True)
+        # What the UNet is told of each noise level: its number, but for distilled and continuous samplings.
+        self.timesteps: Tensor = sampling.timestep(sampling.sigmas).float().to(self.device, copy=True)
+        self._attentions: dict[SiteKey, Any] = cross_attentions(self.unet)
+        # Over the CLIP alone: of a method of ours, the cache would keep us, and all models, alive.
+        self._object_text: Callable[[str, Adapter], Tensor] = lru_cache(4096)(partial(encode_object_text, clip))
+        self._empty: Tensor | None = None
+
+    def base_sha256(self) -> str:
+        """Of the UNet's own weights: the same with any LoRA, loaded or not."""
+        prefix, weights = "diffusion_model.", unpatched_weights(self.patcher)
+        return weights_sha256({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+
+    def encode(self, samples: Sequence[Sample], adapter: Adapter) -> Batch:
+        """Encoders run as the host runs them, in inference mode; what leaves it is cloned, to be saved for backward."""
+        with torch.inference_mode():
+            pictures = torch.stack([sample.image for sample in samples]).movedim(1, -1)  # BCHW -> BHWC
+            latents = self.patcher.model.process_latent_in(self.vae.encode(pictures))
+            context, vector = zip(*(self._encode_caption(sample) for sample in samples), strict=True)
+            features = self._encode_references(samples, adapter)
+            texts = tuple(tuple(self._object_text(name, adapter) for name in sample.names) for sample in samples)
+
+        def ours(tensor: Tensor) -> Tensor:
+            return tensor.to(self.device, torch.float32).clone()
+
+        return Batch(
+            ids=tuple(sample.id for sample in samples),
+            positions=tuple(sample.position for sample in samples),
+            latents=ours(latents),
+            context=ours(torch.cat(context)),
+            vector=None if vector[0] is None else ours(torch.cat(vector)),
+            features=ours(features),
+            texts=tuple(tuple(ours(text) for text in row) for row in texts),
+            mask=ours(torch.stack([sample.mask for sample in samples])),
+        )
+
+    def predict(self, noisy: Tensor, steps: Tensor, batch: Batch, merging: Merging) -> Tensor:
+        """The host's `_apply_model` between its conversions from and to sigma."""
+        self._load()
+        options = dict(self.patcher.model_options.get("transformer_options", {}))
+        replace = dict(options.get("patches_replace", {}))
+        replace["attn2"] = {site.key: partial(self._merge, site, merging) for site in self.sites}
+        options |= {"patches_replace": replace, "optimized_attention_override": _plain_attention}
+        more = {} if batch.vector is None else {"y": batch.vector.to(self.dtype)}
+        with checkpointed(self.unet, self.recipe.checkpointing):
+            return self.unet(
+                noisy.to(self.dtype),
+                self.timesteps[steps],
+                context=batch.context.to(self.dtype),
+                transformer_options=options,
+                **more,
+            )
+
+    def _merge(self, site: Site, merging: Merging, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
+        text = attend(q, k, v, site.heads)
+        return merging(site.number, site.heads, text, q, self._attentions[site.key].to_k)
+
+    def _load(self) -> None:
+        """On the device, and usable for gradients. Cheap when it is there already."""
+        need = self.recipe.batch_size * (self.recipe.resolution / 512) ** 2 * GIB
+        management.load_models_gpu([self.patcher], memory_required=need)
+        release_inference_tensors(self.unet)
+        self.unet.requires_grad_(False)
+
+    def _encode_caption(self, sample: Sample) -> tuple[Tensor, Tensor | None]:
+        caption = "" if sample.drop_text else sample.caption
+        for bracket in "()":  # in a caption they are punctuation, to the host they are weights
+            caption = caption.replace(bracket, "\\" + bracket)
+        context, pooled = self.clip.encode_from_tokens(self.clip.tokenize(caption), return_pooled=True)
+        vector = self.patcher.model.encode_adm(
+            pooled_output=pooled,
+            height=sample.original_size[0],
+            width=sample.original_size[1],
+            crop_h=sample.crop[0],
+            crop_w=sample.crop[1],
+            target_height=self.recipe.resolution,
+            target_width=self.recipe.resolution,
+            device=self.device,
+        )
+        return context[:, :CONTEXT], vector
+
+    def _encode_references(self, samples: Sequence[Sample], adapter: Adapter) -> Tensor:
+        """Features of all objects, one after another; where they are left out, those of the unconditional branch."""
+        features = encode_pictures(self.clip_vision, torch.cat([s.references for s in samples]).movedim(1, -1), adapter)
+        if any(sample.drop_image for sample in samples):
+            if self._empty is None:
+                self._empty = null_features(self.clip_vision, adapter)
+            left_out = torch.tensor([sample.drop_image for sample in samples for _ in sample.names])
+            features[left_out] = self._empty.to(features)
+        return features
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What "auto" means: bf16 where the device has it, float32 on the CPU, fp16 on older cards."""
+    if precision != "auto":
+        return DTYPES[precision]
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if management.should_use_bf16(device) else torch.float16
+
+
+def check_channels(unet: Any, latent: int) -> None:
+    """Raises ValueError for models that look at more than the latent, such as a mask or another picture."""
+    if unet.in_channels != latent:
+        raise ValueError(
+            f"This model's UNet reads {unet.in_channels} channels where a latent has {latent}: it is made for "
+            "inpainting or editing. Train on a plain checkpoint; the adapter works with both."
+        )
+
+
+def prediction_of(sampling: Any) -> Literal["eps", "v"]:
+    """Raises ValueError for anything but eps- and v-prediction over discrete noise levels."""
+    kinds = comfy.model_sampling
+    others = (kinds.EDM, kinds.X0)
+    if getattr(sampling, "sigmas", None) is not None and not isinstance(sampling, others):
+        if isinstance(sampling, kinds.V_PREDICTION):
+            return "v"
+        if isinstance(sampling, kinds.EPS):
+            return "eps"
+    raise ValueError(
+        f"This model's sampling ({', '.join(kind.__name__ for kind in type(sampling).__mro__[1:3])}) is neither "
+        "eps- nor v-prediction; training works with SD1.5, SDXL and their derivatives."
+    )
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Text attention with PyTorch's own kernel: others that a host may choose have no backward pass. [B, N, h·d]."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _plain_attention(_: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
+    return attend(q, k, v, heads)
+
+
+def release_inference_tensors(module: nn.Module) -> None:
+    """Weights that were loaded in inference mode cannot take part in a backward pass. Each is given a twin without that
+    mark over the same memory: same values, same place."""
+    for part in module.modules():
+        for name, own in part._parameters.items():
+            if own is not None and own.is_inference():
+                twin = torch.empty(0, dtype=own.dtype, device=own.device)
+                twin.set_(own.untyped_storage(), own.storage_offset(), own.size(), own.stride())
+                part._parameters[name] = nn.Parameter(twin, requires_grad=False)
+
+
+@contextmanager
+def checkpointed(unet: Any, active: bool) -> Iterator[None]:
+    """While it lasts, transformer and residual blocks keep only their inputs and are computed again for gradients."""
+    blocks = list(_heavy_blocks(unet)) if active else []
+    before = [vars(block).get("forward") for block in blocks]
+    try:
+        for block in blocks:
+            block.forward = partial(_recomputed, block.forward)
+        yield
+    finally:
+        for block, forward in zip(blocks, before, strict=True):
+            vars(block).pop("forward", None)
+            if forward is not None:
+                block.forward = forward
+
+
+def _heavy_blocks(unet: Any) -> Iterator[Any]:
+    for layers in (*unet.input_blocks, unet.middle_block, *unet.output_blocks):
+        for layer in layers or ():
+            if hasattr(layer, "transformer_blocks"):
+                yield from layer.transformer_blocks
+            elif hasattr(layer, "in_layers"):
+                yield layer
+
+
+def _recomputed(forward: Callable, *args: Any, **kwargs: Any) -> Any:
+    # The host writes the block's number into its options as it goes: the second time they must be as they were now.
+    if "transformer_options" in kwargs:
+        kwargs["transformer_options"] = dict(kwargs["transformer_options"])
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def model_parts(patcher: Any) -> Iterator[Any]:
+    """What tells one MODEL from another: a few numbers of every weight, and its LoRAs."""
+    yield from sorted(unpatched_weights(patcher).items())
+    for key, patches in sorted(getattr(patcher, "patches", {}).items(), key=lambda item: str(item[0])):
+        yield str(key), patches
+
+
+def unpatched_weights(patcher: Any) -> dict[str, Tensor]:
+    """The weights of a MODEL by name, without LoRAs.
+
+    A loaded model has LoRAs inside its weights, perhaps those of another MODEL that shares them; the host keeps the
+    weights as they were in `backup`.
+    """
+    backup = getattr(patcher, "backup", {})
+    return {key: getattr(backup.get(key), "weight", tensor) for key, tensor in patcher.model.state_dict().items()}

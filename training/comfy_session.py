@@ -1,0 +1,170 @@
+"""Training with what a workflow has loaded, as one node runs it.
+
+The node shows a progress bar with the loss. An interrupted training leaves a checkpoint and goes on from it. The result
+is saved where the loaders look: output/mip_adapter, beside what the user keeps in models.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as management
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..patching.encode import check_encoders
+from ..weights.adapter import Adapter
+from ..weights.comfy_files import adapter_names, output_folder
+from ..weights.sites import check_sites, unet_sites
+from .checkpoints import earlier_losses, reached, run_folder
+from .comfy_model import HostModel, model_parts
+from .config import Recipe
+from .dataset import SubjectFolder
+from .loss_curve import SIZE, loss_picture
+from .save import free_path, save_adapter, save_head
+from .trainable import TrainedAdapter, flat_tensors
+from .trainer import Outcome, Progress, train
+
+log = logging.getLogger(__name__)
+PREVIEW_EVERY = 1.0  # seconds
+LOG_EVERY = 30.0
+
+
+def dataset_path(name: str) -> Path:
+    """A folder (or a list of kept pictures) by its path, or below ComfyUI's input folder. ValueError if missing."""
+    name = name.strip().strip("\"'")
+    if not name:
+        raise ValueError(
+            "dataset_folder is empty: give the folder that holds images/, masks/ and jsons/ of the training pictures."
+        )
+    path = Path(folder_paths.get_input_directory()) / Path(name).expanduser()
+    if not path.exists():
+        raise ValueError(
+            f"There is no training data at {path}: give the whole path of a folder with images/, masks/ and jsons/, or "
+            "its name below ComfyUI's input folder."
+        )
+    return path
+
+
+def train_session(
+    model: Any, clip: Any, vae: Any, clip_vision: Any, adapter: Adapter, dataset: Path, recipe: Recipe
+) -> tuple[TrainedAdapter, Tensor]:
+    """The trained adapter and the loss curve [1, H, W, 3].
+
+    An interrupt leaves a checkpoint and raises the host's exception; the same settings then go on from there.
+    """
+    check_encoders(clip, clip_vision, adapter)
+    vae.throw_exception_if_invalid()
+    base = Path(folder_paths.get_output_directory()) / "mip_adapter_training"
+    frozen = [model_parts(patcher) for patcher in (model, clip.patcher, vae.patcher, clip_vision.patcher)]
+    folder = run_folder(base, recipe, adapter.name, flat_tensors(adapter), str(dataset.resolve()), frozen)
+    if before := reached(folder):
+        log.info("Training goes on from step %d of an earlier run, kept in %s.", before, folder)
+    watch = _Watch(recipe.steps, earlier_losses(folder, before))
+    outcome = train_in_graph(model, clip, vae, clip_vision, adapter, dataset, recipe, watch, folder=folder)
+    step = len(outcome.losses)
+    if outcome.stopped is not None and step:
+        log.warning(
+            "Training was interrupted after step %d of %d; what it learnt is kept in %s. Queue the same settings again "
+            "to go on, or set steps to %d to take the adapter as it is now.",
+            step, recipe.steps, folder, step,
+        )  # fmt: skip
+    if outcome.stopped is not None:
+        raise outcome.stopped
+    log.info("Trained %d steps; checkpoints and the loss curve are in %s.", step, folder)
+    picture = np.array(loss_picture(outcome.losses, recipe.steps))
+    return outcome.adapter, torch.from_numpy(picture).float().unsqueeze(0) / 255
+
+
+class _Watch:
+    """After every step: the host's progress bar, with the curve as its preview; an interrupt is raised from here."""
+
+    def __init__(self, steps: int, earlier: list[float]) -> None:
+        self.bar = comfy.utils.ProgressBar(steps)
+        self.losses = earlier
+        self.shown, self.logged = 0.0, time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        management.throw_exception_if_processing_interrupted()
+        now, preview = time.monotonic(), None
+        self.losses.append(progress.loss)
+        if now - self.shown > PREVIEW_EVERY or progress.step == progress.steps:
+            title = f"step {progress.step} of {progress.steps}, {_duration(progress.eta)} left"
+            preview, self.shown = ("JPEG", loss_picture(self.losses, progress.steps, title), max(SIZE)), now
+        if now - self.logged > LOG_EVERY:
+            self.logged = now
+            log.info(
+                "Step %d of %d, loss %.4f, %.2f s a step, %s left.",
+                progress.step, progress.steps, progress.smooth, progress.seconds_per_step, _duration(progress.eta),
+            )  # fmt: skip
+        self.bar.update_absolute(progress.step, progress.steps, preview)
+
+
+def _duration(seconds: float) -> str:
+    if seconds > 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+
+
+def train_in_graph(
+    model: Any,
+    clip: Any,
+    vae: Any,
+    clip_vision: Any,
+    adapter: Adapter,
+    dataset_folder: str | Path,
+    recipe: Recipe,
+    on_step: Callable[[Progress], None] | None = None,
+    *,
+    folder: Path | None = None,
+    validate: Callable[[int, TrainedAdapter], None] | None = None,
+) -> Outcome:
+    """Train `adapter` for `model` on a folder in the training-data layout; `model` samples as before afterwards.
+
+    on_step is called with a Progress after every step. An Exception that it raises ends training, and so does the
+    host's interrupt, which any layer of a model may raise: what was learnt is in Outcome.adapter, the exception in
+    Outcome.stopped. Outcome.losses has one number a step (`curve_picture.loss_picture` draws them), Outcome.adapter its
+    own metadata (`save.save_adapter`, `save.save_head`). folder: where checkpoints go, None for none.
+    Raises ValueError with a sentence for the artist.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        check_sites(adapter.spec, adapter.name, unet_sites(model.model.diffusion_model))
+        samples = SubjectFolder(dataset_folder, recipe)
+        frozen = HostModel(model, clip, vae, clip_vision, recipe)
+        about = {"start": adapter.name, "base_weights_sha256": frozen.base_sha256()}
+        return train(
+            frozen,
+            samples,
+            adapter,
+            recipe,
+            folder=folder,
+            on_step=on_step,
+            validate=validate,
+            interrupts=management.InterruptProcessingException,
+            about=about,
+        )
+
+
+log = logging.getLogger(__name__)
+HERE = "mip_adapter/"  # nodes that save name their folder below output; ours is always this one
+
+
+def save_in_host(adapter: Adapter, prefix: str, head_only: bool = False) -> Path:
+    """Writes the adapter or its head; returns the path. The name is one that no adapter of any folder has, so that the
+    loader opens this file by it. Raises ValueError for names that leave the folder."""
+    folder = output_folder()
+    name = wanted = prefix.strip().replace("\\", "/").removeprefix(HERE).removesuffix(".safetensors")
+    free_path(folder, wanted)
+    taken, number = {known.replace("\\", "/") for known in adapter_names()}, 2
+    while f"{name}.safetensors" in taken or (folder / f"{name}.safetensors").exists():
+        name, number = f"{wanted}_{number}", number + 1
+    path = (save_head if head_only else save_adapter)(adapter, folder, name)
+    log.info("Saved %s", path)
+    return path

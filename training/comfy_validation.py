@@ -1,0 +1,83 @@
+"""Fixed prompts, sampled with the adapter as it is: what training does to pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import comfy.sample
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..attention.options import FusionHead, Merge
+from ..attention.reference import make_reference
+from ..patching.apply import apply_references
+from ..weights.adapter import Adapter
+from .config import Recipe
+from .run_config import Validation
+from .trainable import TrainedAdapter
+
+Parts = tuple[Any, Any, Any, Any]  # MODEL, CLIP, VAE, CLIP_VISION
+
+
+def validator(
+    parts: Parts, pictures: Sequence[Validation], recipe: Recipe, folder: Path, start: Adapter
+) -> Callable[[int, TrainedAdapter], None]:
+    """Writes `validation/step-N-K.png`, merged and gated as in training.
+
+    start: the adapter before its first step, with which all references are tried now. Raises ValueError for those that
+    cannot be used.
+    """
+    for number, each in enumerate(pictures, 1):
+        try:
+            with torch.inference_mode():
+                _applied(parts, each, start, recipe)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"Validation picture {number} (“{each.prompt}”) cannot be made: {error}") from error
+
+    def validate(step: int, adapter: TrainedAdapter) -> None:
+        target = folder / "validation"
+        target.mkdir(parents=True, exist_ok=True)
+        for number, each in enumerate(pictures, 1):
+            with torch.inference_mode():
+                image = sample(parts, each, adapter, recipe)
+            image.save(target / f"step-{step:06d}-{number}.png")
+
+    return validate
+
+
+def sample(parts: Parts, each: Validation, adapter: Adapter, recipe: Recipe) -> Image.Image:
+    model, (_, clip, vae, _) = _applied(parts, each, adapter, recipe), parts
+    conds = []
+    for text in (each.prompt, each.negative):
+        context, pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
+        conds.append([[context, {"pooled_output": pooled}]])
+    latent = torch.zeros(1, 4, each.side // 8, each.side // 8)
+    noise = comfy.sample.prepare_noise(latent, each.seed)
+    made = comfy.sample.sample(
+        model, noise, each.steps, each.cfg, "euler", "normal", *conds, latent, seed=each.seed, disable_pbar=True
+    )
+    pixels = vae.decode(made)[0].clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+def _applied(parts: Parts, each: Validation, adapter: Adapter, recipe: Recipe) -> Any:
+    """The MODEL with the picture's references."""
+    model, clip, _, clip_vision = parts
+    references = tuple(make_reference(_read(f), text) for f, text in zip(each.images, each.texts, strict=True))
+    if not references:
+        return model
+    head = FusionHead(adapter.head, recipe.gate if adapter.head else "off", name=adapter.name)
+    return apply_references(
+        model, clip, clip_vision, adapter, references, scale=each.scale, merge=Merge(recipe.merge), fusion_head=head
+    )
+
+
+def _read(file: str) -> Tensor:
+    """[1, H, W, 3] in 0..1"""
+    with Image.open(file) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    return torch.from_numpy(np.asarray(upright, np.float32) / 255).unsqueeze(0)

@@ -1,0 +1,82 @@
+"""A folder of training data: `images/ID.png`, `masks/ID.png`, `jsons/ID.json`; and a choice from one.
+
+A choice is a text file of picture ids, one a line, below a line that names the folder. Training takes such a file
+wherever it takes a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..common.atomic_io import write_whole
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def picture_path(folder: Path, name: str) -> Path:
+    for ending in PICTURES:
+        if (path := folder / "images" / (name + ending)).is_file():
+            return path
+    raise FileNotFoundError(f"images/{name}.png is missing")
+
+
+def mask_path(folder: Path, name: str) -> Path:
+    return folder / "masks" / f"{name}.png"
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / "jsons" / f"{name}.json").read_text("utf-8"))
+
+
+def read_mask(folder: Path, name: str, size: tuple[int, int]) -> np.ndarray:
+    """The values [H, W] of a picture's mask. Raises ValueError for one of another size (width, height)."""
+    with Image.open(mask_path(folder, name)) as image:
+        values = np.array(image)
+    values = values[..., 0] if values.ndim == 3 else values
+    if values.shape != size[::-1]:
+        raise ValueError(f"the mask is {values.shape[::-1]}, the picture {size}")
+    return values
+
+
+_FOLDER = "# dataset: "
+
+
+def write_kept(path: Path, folder: Path, ids: Iterable[str]) -> None:
+    """The folder is named relative to the file when the file lies in it, so that both can be moved together."""
+    folder, path = folder.resolve(), path.resolve()
+    named = os.path.relpath(folder, path.parent) if path.is_relative_to(folder) else str(folder)
+    write_whole(path, "".join(f"{line}\n" for line in (_FOLDER + named, *ids)))
+
+
+def picture_ids(path: Path) -> tuple[Path, list[str]]:
+    """The folder and the ids of a folder of training data, or of a list of kept pictures."""
+    if path.is_file():
+        return read_kept(path)
+    ids = sorted(file.stem for file in (path / "jsons").glob("*.json") if not file.name.startswith("."))
+    if not ids:
+        raise ValueError(f"No training data in {path}: expected jsons/ID.json, with images/ID.png and masks/ID.png.")
+    return path, ids
+
+
+def read_kept(path: Path) -> tuple[Path, list[str]]:
+    """The folder and the ids. Raises ValueError for a file that is no such list."""
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The list of kept pictures {path} cannot be read ({error}).") from error
+    if not lines or not lines[0].startswith(_FOLDER):
+        raise ValueError(
+            f"{path} is no list of kept pictures: its first line must be “{_FOLDER}FOLDER”, then one picture id a "
+            "line. `mip.py curate --keep` writes such files."
+        )
+    ids = [line for line in lines[1:] if line and not line.startswith("#")]
+    if not ids:
+        raise ValueError(f"The list of kept pictures {path} is empty; keep more with `mip.py curate --keep`.")
+    return path.parent / lines[0].removeprefix(_FOLDER).strip(), ids

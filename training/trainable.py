@@ -1,0 +1,119 @@
+"""What is trained: an adapter whose tensors, or some of them, are parameters; a first one where there is no file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..common.rng import generator
+from ..weights.adapter import Adapter, SiteWeights, build_adapter
+from ..weights.sites import Site, SiteKey
+from ..weights.spec import PARTS
+from .config import Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedAdapter(Adapter):
+    """An adapter that knows how it was made; about: the metadata of the file it will be."""
+
+    about: Mapping[str, str] = field(default_factory=dict)
+
+
+def flat_tensors(adapter: Adapter) -> dict[str, Tensor]:
+    """The official layout: `image_proj.…`, `ip_adapter.N.…`; the head's rows as [1, C]."""
+    flat = {f"image_proj.{key}": tensor for key, tensor in adapter.image_proj.items()}
+    for number, site in adapter.sites.items():
+        tensors = (site.to_k, site.to_v, None if site.head is None else site.head.unsqueeze(0))
+        flat |= {f"ip_adapter.{number}.{p}": t for p, t in zip(PARTS, tensors, strict=True) if t is not None}
+    return flat
+
+
+def with_tensors(adapter: Adapter, flat: Mapping[str, Tensor]) -> Adapter:
+    """The adapter with other tensors, of which the gradients, if any, stay connected."""
+    sites = {}
+    for number in adapter.sites:
+        to_k, to_v, head = (flat.get(f"ip_adapter.{number}.{part}") for part in PARTS)
+        assert to_k is not None and to_v is not None
+        sites[number] = SiteWeights(to_k, to_v, None if head is None else head[0])
+    projection = {key: flat[f"image_proj.{key}"] for key in adapter.image_proj}
+    has_head = any(site.head is not None for site in sites.values())
+    spec = adapter.spec if adapter.spec.has_head == has_head else replace(adapter.spec, has_head=has_head)
+    return Adapter(adapter.name, spec, MappingProxyType(projection), MappingProxyType(sites))
+
+
+def is_trained(key: str, recipe: Recipe) -> bool:
+    """Whether the recipe trains the tensor of this key."""
+    if key.endswith(PARTS[2]):
+        return recipe.gate != "off"
+    if key.startswith("ip_adapter."):
+        return recipe.train != "head"
+    return recipe.train == "all"
+
+
+class Student(nn.Module):
+    """float32 parameters for what the recipe trains. Of the rest, copies: the image projection in float32, in which it
+    is computed, the sites' weights in `dtype`, that of the activations, to which every site would cast them.
+
+    Without a head in the starting adapter, rows of zeros are added: sigmoid(0) is the same everywhere, so g̃ is 1 and
+    training starts from the adapter as it is.
+    """
+
+    def __init__(self, adapter: Adapter, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.start = adapter
+        flat = flat_tensors(adapter)
+        if recipe.gate != "off":
+            for number, site in adapter.sites.items():
+                flat.setdefault(f"ip_adapter.{number}.{PARTS[2]}", torch.zeros(1, site.to_k.shape[0]))
+        self.keys = tuple(key for key in flat if is_trained(key, recipe))
+        self.trained = nn.ParameterList(nn.Parameter(_copy(flat.pop(key), torch.float32)) for key in self.keys)
+        self.frozen = {
+            key: _copy(tensor, dtype if key.startswith("ip_adapter.") else torch.float32)
+            for key, tensor in flat.items()
+        }
+
+    def _apply(self, fn, recurse: bool = True):  # the frozen tensors are no buffers: checkpoints need not hold them
+        self.frozen = {key: fn(tensor) for key, tensor in self.frozen.items()}
+        return super()._apply(fn, recurse)
+
+    def adapter(self) -> Adapter:
+        """The adapter with gradients."""
+        return with_tensors(self.start, self.frozen | dict(zip(self.keys, self.trained, strict=True)))
+
+    def finished(self, learnt: Mapping[str, Tensor] | None, about: Mapping[str, str]) -> TrainedAdapter:
+        """A copy on the CPU, in the starting adapter's dtypes where nothing was learnt; learnt: tensors by key that
+        stand for the parameters (their moving average)."""
+        flat = flat_tensors(self.start)
+        own = learnt or dict(zip(self.keys, self.trained, strict=True))
+        flat |= {key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in own.items()}
+        made = with_tensors(self.start, flat)
+        return TrainedAdapter(made.name, made.spec, made.image_proj, made.sites, MappingProxyType(dict(about)))
+
+
+def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to(dtype, copy=True)
+
+
+def fresh_adapter(
+    sites: Sequence[Site], attentions: Mapping[SiteKey, Any], encoder_width: int, tokens: int = 4, seed: int = 0
+) -> Adapter:
+    """Base family: to_k_ip and to_v_ip are copies of to_k and to_v; the projection of the image embedding (width
+    `encoder_width`) to `tokens` tokens is random, so it must be trained too (train = "all")."""
+    context, random = sites[0].context_dim, generator(seed, "fresh adapter")
+    rows = tokens * context
+    flat: dict[str, Tensor] = {
+        "image_proj.proj.weight": torch.randn(rows, encoder_width, generator=random) * encoder_width**-0.5,
+        "image_proj.proj.bias": torch.zeros(rows),
+        "image_proj.norm.weight": torch.ones(context),
+        "image_proj.norm.bias": torch.zeros(context),
+    }
+    for site in sites:
+        own = attentions[site.key]
+        for part, module in zip(PARTS, (own.to_k, own.to_v), strict=False):
+            flat[f"ip_adapter.{site.number}.{part}"] = module.weight.detach().to("cpu", torch.float32, copy=True)
+    return build_adapter(flat, "a fresh adapter")

@@ -1,0 +1,117 @@
+"""Where models lie: adapters, files in the host's model folders `ipadapter` and `mip_adapter`; encoders and detectors,
+Hugging Face folders in `mip_encoders` and `grounding-dino`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ..common import bundled
+
+FOLDERS = ("mip_adapter", "ipadapter")
+MINIATURE = str(bundled.MINIATURE / "adapters")  # the ones that come with the pack
+EXTENSIONS = {".safetensors", ".bin", ".pt", ".pth"}
+ENCODERS, DETECTORS = "mip_encoders", "grounding-dino"
+
+
+def register_folders() -> None:
+    """Make the folders known without taking away what other packs or the user's config registered."""
+    for key in (*FOLDERS, ENCODERS, DETECTORS):
+        paths, extensions = folder_paths.folder_names_and_paths.get(key, ([], set()))
+        default = os.path.join(folder_paths.models_dir, key)
+        ours = [default, str(output_folder()), MINIATURE] if key == "mip_adapter" else [default]
+        # A new set: registered ones are often the host's own shared set of model extensions.
+        folder_paths.folder_names_and_paths[key] = (
+            [*paths, *(folder for folder in ours if folder not in paths)],
+            set(extensions) | EXTENSIONS,
+        )
+        with contextlib.suppress(OSError):  # a models folder that is read-only
+            os.makedirs(default, exist_ok=True)
+
+
+def output_folder() -> Path:
+    """Where nodes save adapters: below output, as the host's own nodes save LoRAs, and listed by the loaders."""
+    return Path(folder_paths.get_output_directory(), "mip_adapter")
+
+
+def adapter_names() -> list[str]:
+    """Files an artist can choose, ours last, without the `._*` shadows that macOS leaves on foreign drives."""
+    names = {name for key in FOLDERS for name in folder_paths.get_filename_list(key)}
+    files = (n for n in names if Path(n).suffix.lower() in EXTENSIONS and not Path(n).name.startswith("._"))
+    return sorted(files, key=lambda name: (Path(MINIATURE, name).is_file(), name))
+
+
+def adapter_path(name: str) -> Path:
+    """The file behind a name of `adapter_names`, or the same with another ending: workflows name .safetensors where
+    their readers may have a .bin. Raises ValueError for anything else."""
+    if not name:
+        raise ValueError(f"No adapter is chosen. Put one into {_places()} and press R to refresh the lists.")
+    endings = sorted(EXTENSIONS) if Path(name).suffix.lower() in EXTENSIONS else []
+    for written in (name, *(str(Path(name).with_suffix(ending)) for ending in endings)):
+        for key in FOLDERS:
+            for folder in folder_paths.get_folder_paths(key):
+                path = Path(folder, written)
+                if not _below(path, folder):
+                    raise ValueError(f"“{name}” leads out of the models folder; choose a file from the list.")
+                if path.is_file():
+                    return path
+    own = Path(MINIATURE, name)
+    if name.startswith("miniature_"):
+        raise ValueError(f"Adapter “{name}”, which comes with this pack, is missing: {own}.{cure(own)}")
+    raise ValueError(f"Adapter “{name}” was not found in {_places()}. Put it there and press R to refresh the lists.")
+
+
+def cure(path: Path) -> str:
+    """A sentence on how to get a file back that comes with the pack; nothing for an artist's own."""
+    if path.parent != Path(MINIATURE):
+        return ""
+    return f" {bundled.cure(f'adapters/{path.name}', '--stage adapters” and “--export miniature')}"
+
+
+def model_folders(key: str) -> list[str]:
+    """Folders an artist can choose below models/KEY: those with a config or weights, such as “facebook/dino-vits16”."""
+    names = set()
+    for base in folder_paths.get_folder_paths(key):
+        for folder, below, files in os.walk(base, followlinks=True):
+            name = Path(folder).relative_to(base)
+            below[:] = [each for each in below if each[0] != "."] if len(name.parts) < 3 else []
+            if name.parts and any(file == "config.json" or Path(file).suffix in EXTENSIONS for file in files):
+                names.add(name.as_posix())
+    return sorted(names)
+
+
+def model_folder(key: str, name: str) -> Path:
+    """The folder behind a name of `model_folders`. Raises ValueError for anything else."""
+    place = os.path.join(folder_paths.models_dir, key)
+    if not name:
+        raise ValueError(f"No model is chosen. Put its folder into {place} and press R to refresh the lists.")
+    for base in folder_paths.get_folder_paths(key):
+        path = Path(base, name)
+        if not _below(path, base):
+            raise ValueError(f"“{name}” leads out of the models folder; choose a folder from the list.")
+        if path.is_dir():
+            return path
+    raise ValueError(f"“{name}” was not found in {place}. Put the model's folder there and press R.")
+
+
+def _below(path: Path, folder: str) -> bool:
+    """Links inside the folder may lead elsewhere, names may not: compared before links are followed."""
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+
+
+def folder_fingerprint(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Changes whenever a file of the folder does."""
+    return tuple(fingerprint(file) for file in sorted(path.iterdir()) if file.is_file())
+
+
+def fingerprint(path: Path) -> tuple[str, int, int]:
+    """Changes whenever the file does."""
+    stat = path.stat()
+    return str(path), stat.st_mtime_ns, stat.st_size
+
+
+def _places() -> str:
+    return " or ".join(os.path.join(folder_paths.models_dir, key) for key in FOLDERS)
