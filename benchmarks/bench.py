@@ -8,10 +8,8 @@ instead, with random weights in the host's own SDXL: plain, with our patch, and 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable
 from datetime import date
@@ -19,26 +17,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from formulations import Site, official, plain_ip_adapter, text_only
-from measure import flops, peak_memory
 from torch import Tensor
+
+from .formulations import Site, official, plain_ip_adapter, text_only
+from .measure import flops, peak_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 X = 2048
 COUNTS = (1, 2, 2, 1)  # content tokens of object texts such as "cat" and "red jacket"
 SHAPES = ((4096, 640, 10), (1024, 1280, 20))
 CASES = tuple((m, t) for m in (2, 4) for t in (4, 16))
-
-
-def pack():
-    """This repository as the package `mip_adapter`, whatever its folder is called."""
-    spec = importlib.util.spec_from_file_location(
-        "mip_adapter", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mip_adapter"] = module
-    spec.loader.exec_module(module)
 
 
 def make_site(n: int, c: int, heads: int, objects: int, tokens: int, device: torch.device, dtype: torch.dtype) -> Site:
@@ -57,14 +45,14 @@ def make_site(n: int, c: int, heads: int, objects: int, tokens: int, device: tor
 
 def ours(site: Site) -> Callable[[Site], Tensor]:
     """Our merge of the same site, compiled beforehand as MIPApply does."""
-    from mip_adapter.attention.options import FusionHead, Merge
-    from mip_adapter.attention.plan import References, compile_plan
-    from mip_adapter.attention.site import Rows, fuse
-    from mip_adapter.weights.adapter import Adapter, SiteWeights
-    from mip_adapter.weights.sites import Site as UNetSite
+    from ..attention.options import FusionHead, Merge
+    from ..attention.plan import References, compile_plan
+    from ..attention.site import Rows, fuse
+    from ..weights.adapter import Adapter, SiteWeights
+    from ..weights.sites import Site as UNetSite
 
     width = site.q.shape[-1]
-    adapter = Adapter("bench", None, {}, {1: SiteWeights(site.to_k_ip, site.to_v_ip, site.head)})
+    adapter = Adapter("bench", None, {}, {1: SiteWeights(site.to_k_ip, site.to_v_ip, site.head)})  # pyright: ignore[reportArgumentType]
     texts = tuple(site.object_text[1, i, 1 : 1 + n] for i, n in enumerate(site.counts))
     names = tuple(f"object {i}" for i in range(len(texts)))
     key = ("input", 4, 0)
@@ -175,7 +163,7 @@ def _line(row: dict) -> str:
     )
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="mip.py bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds a case (default 15)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -184,16 +172,15 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="with --step: a narrow UNet, where SDXL does not fit")
     parser.add_argument("--pixels", type=int, default=1024, help="with --step: side of the picture (default 1024)")
     parser.add_argument("--json", type=Path, default=Path("output/bench.json"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
     dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
-    pack()
     torch.manual_seed(0)
     about = {"device": device_name(device), "dtype": str(dtype), "torch": torch.__version__, "date": str(date.today())}
     print(", ".join(about.values()) + f", best of {arguments.rounds} rounds")
     with torch.inference_mode():
         if arguments.step:
-            from host_step import bench_step
+            from .comfy_step import bench_step
 
             rows = bench_step(
                 interleaved, arguments.rounds, device, dtype, small=arguments.small, pixels=arguments.pixels
@@ -207,7 +194,3 @@ def main() -> int:
     unfinished.replace(arguments.json)
     print(f"written to {arguments.json}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

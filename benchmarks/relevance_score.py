@@ -10,7 +10,6 @@ A prompt's two scores belong together, so the interval of their difference is a 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import random
 import signal
@@ -23,11 +22,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from datetime import date
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from ..launcher import comfyui
+from ..launcher.environment import Problem
+from ..launcher.server import Server, device_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOW = ROOT / "tests" / "api" / "object relevance score.json"
@@ -54,22 +56,9 @@ class Row(NamedTuple):
     left_out: str = ""
 
 
-@cache
-def mip() -> Any:
-    """mip.py and, by it, this repository as the package `mip_adapter`."""
-    if "mip" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("mip", ROOT / "mip.py")
-        assert spec and spec.loader
-        sys.modules["mip"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["mip"])
-    sys.modules["mip"].load_package()
-    return sys.modules["mip"]
-
-
 def prompts(count: int, seed: int) -> list[Prompt]:
     """Captions of scenes with two or three objects, none of the pairs that training never saw."""
-    mip()
-    from mip_adapter.miniature import world, world_words
+    from ..miniature import world, world_words
 
     rng, scenes = random.Random(seed), world.sample(count, seed, (2, 3))
     made = []
@@ -168,7 +157,15 @@ def line(said: dict[str, Any]) -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
+    try:
+        return _measure(argv)
+    except (RuntimeError, Problem) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _measure(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="mip.py relevance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -205,14 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _started(stack: ExitStack) -> str:
-    host = mip().given_host() or mip().unpacked_host_folder()
+    host = comfyui.given_host() or comfyui.unpacked_host_folder()
     base = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    server = mip().Server(sys.executable, host, base, mip().device_arguments(sys.executable))
+    server = Server(sys.executable, host, base, device_arguments(sys.executable))
     return stack.enter_context(server).url
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (RuntimeError, mip().Problem) as error:
-        sys.exit(f"error: {error}")

@@ -11,7 +11,6 @@ run first; the others need files that this command does not have, and are shown 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import json
 import sys
@@ -24,6 +23,8 @@ from typing import Any
 
 from PIL import Image
 
+from ..launcher import comfyui
+from ..launcher.server import Server, device_arguments
 from . import browser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,15 +86,6 @@ RUN = """patience => new Promise(done => {
 })"""
 
 
-def mip() -> Any:
-    """mip.py as a module."""
-    spec = importlib.util.spec_from_file_location("mip", ROOT / "mip.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def main(argv: list[str]) -> int:
     first, *rest = (__doc__ or "").splitlines()
     parser = argparse.ArgumentParser(
@@ -137,15 +129,14 @@ def chosen(wanted: list[str] | None, known: list[str], both: bool) -> list[str]:
 @contextmanager
 def serving() -> Iterator[str]:
     """A ComfyUI with this pack and what the workflows name; yields its address."""
-    door = mip()
-    host = door.given_host() or door.unpacked_host_folder()
+    host = comfyui.given_host() or comfyui.unpacked_host_folder()
     with tempfile.TemporaryDirectory(prefix="mip-pictures-", ignore_cleanup_errors=True) as folder:
         base = Path(folder)
         browser.stock(base)
         encoder = base / "models" / "mip_encoders" / ENCODER / "config.json"
         encoder.parent.mkdir(parents=True)
         encoder.write_text("{}", "utf-8")
-        with door.Server(sys.executable, host, base, door.device_arguments(sys.executable)) as server:
+        with Server(sys.executable, host, base, device_arguments(sys.executable)) as server:
             yield server.url
 
 

@@ -17,20 +17,19 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def _load_mip():
-    """mip.py as the module `mip`, by path: the repository's root must not be on sys.path, because its
-    `nodes` would hide the host's."""
-    if "mip" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("mip", ROOT / "mip.py")
-        assert spec and spec.loader
-        sys.modules["mip"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["mip"])
-    return sys.modules["mip"]
+def _load_pack() -> None:
+    """By path: the repository's root must not be on sys.path, because its `nodes` would hide the host's."""
+    spec = importlib.util.spec_from_file_location("package", ROOT / "launcher" / "package.py")
+    assert spec and spec.loader
+    package = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    package.load_package()
 
 
-mip = _load_mip()
-mip.load_package()
-
+_load_pack()
+from mip_adapter.launcher import comfyui  # noqa: E402
+from mip_adapter.launcher.environment import Problem  # noqa: E402
+from mip_adapter.launcher.server import FOLDERS, Server  # noqa: E402
 
 # No deadlines: a busy machine is not a failure. In CI a red run must be red again tomorrow.
 in_ci = os.environ.get("CI") == "true"
@@ -59,8 +58,8 @@ def pytest_terminal_summary(terminalreporter) -> None:
 def host_folder() -> Path:
     """The ComfyUI to test against: COMFYUI_PATH, or the one that mip.py unpacked."""
     try:
-        folder = mip.given_host() or mip.unpacked_host_folder()
-    except mip.Problem as problem:
+        folder = comfyui.given_host() or comfyui.unpacked_host_folder()
+    except Problem as problem:
         pytest.fail(str(problem), pytrace=False)
     if not folder.is_dir():
         pytest.fail("No ComfyUI here yet: run `python mip.py test` once, or set COMFYUI_PATH.", pytrace=False)
@@ -75,7 +74,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     every test that imports comfy, folder_paths, … or `mip_adapter.nodes`, and import them inside the test.
     """
     folder, base = host_folder(), tmp_path_factory.mktemp("host")
-    for name in mip.FOLDERS:
+    for name in FOLDERS:
         (base / name).mkdir()
     sys.path.insert(0, str(folder))
     args = importlib.import_module("comfy.cli_args").args
@@ -86,7 +85,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory):
     """A running ComfyUI with this pack: `server.url`, `server.base` (models, input, output), `server.log`."""
-    with mip.Server(sys.executable, host_folder(), tmp_path_factory.mktemp("server")) as running:
+    with Server(sys.executable, host_folder(), tmp_path_factory.mktemp("server")) as running:
         yield running
 
 

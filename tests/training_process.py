@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
-import mip  # noqa: E402
+import launcher.package  # noqa: E402
 
-mip.load_package()
+launcher.package.load_package()
 from mip_adapter.commands.train import stop_signal  # noqa: E402
 from mip_adapter.training.dataset import SubjectFolder  # noqa: E402
 from mip_adapter.training.processes import Accelerated, Alone  # noqa: E402

@@ -16,8 +16,8 @@ LIMITS = (
     "What the miniature cannot tell about SDXL: its objects are flat shapes whose looks are one or two colours and "
     "a pattern, its words are twelve, its references are clean, its UNet is 350 times smaller and was trained by us "
     "on the same world that it is measured in. The last stage of that training told the base where its captions' "
-    "words belong (`places` of miniature-training.md), by the relevance that the method merges with, read from other vectors. "
-    "SDXL was told nothing of the kind. **And it matters**: on the same base before that stage, with the same "
+    "words belong (`places` of miniature-training.md), by the relevance that the method merges with, read from other "
+    "vectors. SDXL was told nothing of the kind. **And it matters**: on the same base before that stage, with the same "
     "adapters, no change by the merge could be shown (miniature-training.md, *Unaided*). There the words know "
     "their places at one resolution only, and the shares are nearly even. So the numbers say what merge and training "
     "do where the words know their places, and that both need it; whether SDXL's words know theirs, *MIP Relevance "
@@ -33,9 +33,9 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     lines = [
         "# Arms: merging or training?",
         "",
-        "Made by `python mip.py arms`. Every measured picture is a line of `research/ablation/lines.jsonl.xz`; unpacked as "
-        "`output/arms/rows-0.jsonl`, with `research/ablation/plan.json` beside as `plan.json`, they give this page by "
-        "`python mip.py arms --report`, and the command goes on "
+        "Made by `python mip.py arms`. Every measured picture is a line of `research/ablation/lines.jsonl.xz`; "
+        "unpacked as `output/arms/rows-0.jsonl`, with `research/ablation/plan.json` beside as `plan.json`, they give "
+        "this page by `python mip.py arms --report`, and the command goes on "
         f"from them. {settings['prompts']} prompts for each number of objects, {share}; {settings['steps']} steps of "
         f"{settings['sampler']}, guidance {settings['guidance']:g}, {settings['precision']}. Every arm has the same "
         "prompts, references and noise. Training seeds are the adapters': they share one base, one set of encoders "

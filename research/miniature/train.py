@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 STAGES = ("vae", "encoders", "base", "places")
 LATER = ("vision",)  # goes on with what the base does not rest on
@@ -22,19 +23,17 @@ ADAPTERS = ("stock", "mip", "uniform-trained", "one-object-trained", "head-only"
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def load_pack():
-    """The pack's command line, which knows how to import the pack and where ComfyUI is."""
-    if "mip" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("mip", ROOT / "mip.py")
-        assert spec and spec.loader
-        sys.modules["mip"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["mip"])
-    return sys.modules["mip"]
+def pack(module: str) -> Any:
+    """A module of the pack, imported as the pack's commands do."""
+    spec = importlib.util.spec_from_file_location("package", ROOT / "launcher" / "package.py")
+    assert spec and spec.loader
+    package = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    return package.load_package(module)
 
 
 def main(arguments: list[str]) -> None:
     given = _parser().parse_args(arguments)
-    pack = load_pack().load_package
     recipe = pack("research.miniature.stages.comfy_recipe")
     name = given.stage or ("all" if given.quick else None)
     stages = {"all": (*STAGES, *LATER, *ADAPTERS), "adapters": ADAPTERS, None: ()}.get(name, (name,))

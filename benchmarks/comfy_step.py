@@ -34,7 +34,8 @@ def bench_step(
     if folder := os.environ.get("COMFYUI_PATH"):
         sys.path.insert(0, folder)
     from comfy.cli_args import args
-    from mip_adapter.relevance.record import RelevanceRecord
+
+    from ..relevance.record import RelevanceRecord
 
     args.cpu = device.type == "cpu"
     model = _model(SMALL if small else SDXL, device, dtype)
@@ -72,7 +73,7 @@ def _model(config: dict, device: torch.device, dtype: torch.dtype):
 
 class _Step:
     def __init__(self, model, device: torch.device, dtype: torch.dtype, side: int) -> None:
-        from mip_adapter.patching.unet_call import SAMPLING, Sampling
+        from ..patching.unet_call import SAMPLING, Sampling
 
         config = model.model_config.unet_config
         generator = torch.Generator(device).manual_seed(1)
@@ -99,12 +100,13 @@ def _names(objects: int) -> tuple[str, ...]:
 def _patched(model, objects: int, tokens: int, record: Any, device: torch.device, dtype: torch.dtype) -> dict:
     """transformer_options of a model that MIPApply would give, compiled from random adapter weights."""
     from comfy.model_patcher import ModelPatcher
-    from mip_adapter.attention.options import FusionHead, Merge
-    from mip_adapter.attention.plan import References, compile_plan
-    from mip_adapter.attention.schedule import Schedule
-    from mip_adapter.patching.site_patch import install
-    from mip_adapter.weights.adapter import Adapter, SiteWeights
-    from mip_adapter.weights.sites import unet_sites
+
+    from ..attention.options import FusionHead, Merge
+    from ..attention.plan import References, compile_plan
+    from ..attention.schedule import Schedule
+    from ..patching.site_patch import install
+    from ..weights.adapter import Adapter, SiteWeights
+    from ..weights.sites import unet_sites
 
     sites = unet_sites(model.diffusion_model)
     width = sites[0].context_dim

@@ -1,0 +1,182 @@
+"""The commands of `mip.py`: a function each, or a line of `forward`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import webbrowser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .comfyui import given_host, prepare
+from .environment import Problem, cache_home, environ, environment_folder, is_complete, say, tail
+from .package import ROOT, arguments_for, print_any_character
+from .server import PACK, Server, device_arguments
+
+COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {}
+
+
+def command(purpose: str):
+    """Register a function as the subcommand of its name. It gets the rest of the command line."""
+
+    def register(function: Callable[[list[str]], int]):
+        COMMANDS[function.__name__] = (purpose, function)
+        return function
+
+    return register
+
+
+def forward(name: str, module: str, purpose: str, become: bool = False) -> None:
+    """Register a subcommand that hands all its arguments to the `main(argv)` of one of the pack's modules.
+
+    become: our process turns into it where the system can do that, so that signals reach it and not us.
+    """
+
+    def run(arguments: list[str]) -> int:
+        if not ROOT.joinpath(*module.split(".")).with_suffix(".py").is_file():
+            raise Problem(f"mip.py {name} comes with the repository only, not with an installed pack: clone it.")
+        given = os.environ.get("MIP_ADAPTER_PYTHON")
+        if {"-h", "--help"} & set(arguments) and not (given or is_complete(environment_folder(given_host()))):
+            say(f"mip.py {name}: {purpose}. Its options can be shown once the environment exists.")
+            return 0
+        python, host = prepare()
+        line = [python, *arguments_for(module), *arguments]
+        if become and sys.platform != "win32":
+            os.execve(python, line, environ(COMFYUI_PATH=str(host)))
+        return call(line, host)
+
+    COMMANDS[name] = (purpose, run)
+
+
+def call(line: Sequence[str | Path], host: Path, cwd: Path | None = None, **more: str) -> int:
+    variables = environ(COMFYUI_PATH=str(host), **more)
+    return subprocess.call([str(part) for part in line], cwd=cwd, env=variables)
+
+
+def options(name: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"mip.py {name}", description=COMMANDS[name][0])
+
+
+@command("make pictures with the real ComfyUI and this pack, into output/")
+def demo(arguments: list[str]) -> int:
+    parser = options("demo")
+    parser.add_argument("--output", type=Path, default=ROOT / "output", help="folder for the pictures")
+    parser.add_argument("--workflow", type=Path, help="another workflow, in API format")
+    chosen = parser.parse_args(arguments)
+    workflow = ["--workflow", chosen.workflow.resolve()] if chosen.workflow else []
+    if chosen.workflow and not chosen.workflow.is_file():
+        raise Problem(f"There is no workflow {chosen.workflow.resolve()}.")
+    python, host = prepare()
+    output = chosen.output.resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    log = output / "server.log"
+    with tempfile.TemporaryDirectory(prefix="mip-demo-", ignore_cleanup_errors=True) as base:
+        say("Starting ComfyUI …")
+        with Server(python, host, Path(base), device_arguments(python), log=log) as server:
+            say(f"ComfyUI answers at {server.url}")
+            line = [
+                python,
+                *arguments_for("commands.demo"),
+                "run",
+                "--server",
+                server.url,
+                "--output",
+                output,
+                *workflow,
+            ]
+            code = call([python, *arguments_for("commands.demo"), *posted], host)
+    if code:
+        say(f"The demo failed. ComfyUI's log, {log}, ends:\n{tail(log, 30)}")
+    return code
+
+
+@command("lint, types and all tests; more arguments go to pytest")
+def test(arguments: list[str]) -> int:
+    parser = options("test")
+    parser.add_argument("--fast", action="store_true", help="without the tests that serve, browse or train")
+    chosen, more = parser.parse_known_args(arguments)
+    if chosen.fast:
+        more = ["-m", "not slow", *more]
+    python, host = prepare()
+    steps = {
+        "ruff check": ["ruff", "check"],
+        "ruff format": ["ruff", "format", "--check"],
+        "basedpyright": ["basedpyright", "--pythonpath", python],
+    }
+    failed = []
+    for name, step in steps.items():
+        say(f"== {name}")
+        if call([python, "-m", *step], host, ROOT):
+            failed.append(name)
+    say("== pytest")
+    # tests/conftest.py repeats the failed steps at the end, where they are seen
+    code = call([python, "-m", "pytest", *more], host, ROOT, MIP_ADAPTER_FAILED_STEPS=", ".join(failed))
+    return code or int(bool(failed))
+
+
+@command("open ComfyUI with this pack for manual work; more arguments go to ComfyUI")
+def serve(arguments: list[str]) -> int:
+    parser = options("serve")
+    parser.add_argument("--port", type=int, default=8188)
+    parser.add_argument("--open", action="store_true", help="open it in the browser")
+    chosen, more = parser.parse_known_args(arguments)
+    python, host = prepare()
+    base = cache_home() / "serve"
+    # Photographs for the workflows that ask for two of yours; without them the rest still works.
+    call([python, *arguments_for("commands.demo"), "prepare", "--base-directory", base], host)
+    say("Starting ComfyUI …")
+    with Server(python, host, base, device_arguments(python) + more, port=chosen.port) as server:
+        say(f"ComfyUI with {PACK}: {server.url} (Ctrl-C stops it)")
+        say(f"  models go into {base / 'models'}\n  log: {server.log}")
+        if chosen.open:
+            webbrowser.open(server.url)
+        assert server.process
+        code = server.process.wait()
+    say(f"ComfyUI ended by itself. Its log ends:\n{tail(server.log, 15)}")
+    return code
+
+
+forward("arms", "research.ablation.command", "merging or training? all arms, judged", become=True)
+forward("bench", "benchmarks.bench", "time our attention against the others'")
+forward("convert", "commands.convert", "turn an adapter's .bin into .safetensors")
+forward("curate", "commands.curate", "score training pictures by their objects, keep the best", become=True)
+forward("concept101", "commands.concept101.command", "make and score the paper's benchmark", become=True)
+forward("overlap", "research.studies.comfy_overlap", "do the relevance maps lie on the objects?", become=True)
+forward("pictures", "docs.pictures", "make the pictures of workflows and help pages anew")
+forward("relevance", "benchmarks.relevance_score", "does noise meet its object?", become=True)
+forward("steer", "research.studies.comfy_steering", "pictures before and after each way of steering", become=True)
+forward("train", "commands.train", "train an adapter or its fusion head", become=True)
+
+
+def usage() -> str:
+    lines = [f"  {name:<11}{purpose}" for name, (purpose, _) in COMMANDS.items()]
+    return "usage: python mip.py COMMAND …\n\n" + "\n".join(lines) + "\n\n`mip.py COMMAND --help` says more."
+
+
+def main(arguments: list[str]) -> int:
+    print_any_character()
+    name, rest = (arguments or [""])[0], arguments[1:]
+    if name in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        wrong = f"There is no command {name!r}." + (f" Did you mean {near[0]}?" if near else "")
+        print(f"{wrong}\n{usage()}" if name else usage(), file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are stopped
+    try:
+        return COMMANDS[name][1](rest)
+    except Problem as problem:
+        print(problem, file=sys.stderr)
+    except OSError as error:
+        print(f"The system refused: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+    return 1

@@ -1,0 +1,42 @@
+"""The checkout, imported by the name `mip_adapter`, whatever its folder is called."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "mip_adapter"
+
+
+def load_package(module: str = ""):
+    """Import the pack, or one of its modules."""
+    if PACKAGE not in sys.modules:
+        init = ROOT / "__init__.py"
+        spec = importlib.util.spec_from_file_location(PACKAGE, init, submodule_search_locations=[str(ROOT)])
+        assert spec and spec.loader
+        sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[PACKAGE])
+    return importlib.import_module(f"{PACKAGE}.{module}" if module else PACKAGE)
+
+
+def arguments_for(module: str) -> tuple[str, str]:
+    """Python's arguments that run `main(argv)` of one of the pack's modules."""
+    run = f"runpy.run_path({str(Path(__file__).resolve())!r})['run_module']"
+    return "-c", f"import runpy, sys; sys.exit({run}({module!r}, sys.argv[1:]))"
+
+
+def run_module(module: str, arguments: list[str]) -> int:
+    """What `arguments_for` starts."""
+    print_any_character()
+    return load_package(module).main(arguments)
+
+
+def print_any_character() -> None:
+    """A console without our “…” is no reason to stop."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
