@@ -63,10 +63,11 @@ def launched(chrome: str) -> Iterator[Any]:
     """Playwright's Browser over a Chromium of the machine."""
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chrome, args=CHROME_FLAGS)
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=chrome, args=CHROME_FLAGS) as running,
+    ):
         yield running
-        running.close()
 
 
 def stock(base: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from .subprocesses import finished
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,6 +19,6 @@ def test_a_step_is_timed_with_the_patch_and_the_record(tmp_path: Path) -> None:
     """It refuses to report records that recorded nothing."""
     file = tmp_path / "bench.json"
     line = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), "--step", "--small", "--pixels", "64"]
-    done = subprocess.run([*line, "--rounds", "1", "--json", str(file)], capture_output=True, text=True, timeout=300)
+    done = finished([*line, "--rounds", "1", "--json", file])
     assert done.returncode == 0, done.stderr
     assert "M 4, T 16, recorded" in done.stdout and file.is_file() and json.loads(file.read_text())

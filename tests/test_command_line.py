@@ -11,14 +11,18 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.request
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
+from subprocess import PIPE
+from typing import Any
 
 import pytest
+
+from .subprocesses import finished, started
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
@@ -82,9 +86,8 @@ def copy(clean: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def run(*arguments: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, str(root / "mip.py"), *arguments]
-    return subprocess.run(line, capture_output=True, text=True, encoding="utf-8", timeout=600)
+def run(*arguments: str, root: Path = ROOT) -> Any:
+    return finished([sys.executable, root / "mip.py", *arguments])
 
 
 def fake_host(folder: Path, main: str) -> Path:
@@ -181,8 +184,9 @@ def test_an_interrupted_install_is_not_taken_for_a_finished_one(copy: Path, monk
 
     # two runs at once: one builds, the other waits for it, and neither keeps the leftovers
     line = [sys.executable, "-c", "import runpy; print(runpy.run_path('mip.py')['environment'](None))"]
-    both = [subprocess.Popen(line, cwd=copy, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0] for process in both]
+    with ExitStack() as stack:
+        both = [stack.enter_context(started(line, cwd=copy, stdout=PIPE, text=True)) for _ in range(2)]
+        said = [process.communicate()[0] for process in both]
     assert sorted("Preparing" in text for text in said) == [False, True]
     assert all(text.splitlines()[-1] == str(mip.interpreter(folder)) for text in said)
     assert mip.is_complete(folder) and not (folder / "half-installed").exists()
@@ -260,15 +264,16 @@ def test_the_server_answers_with_the_pack_and_is_gone_afterwards(copy: Path, tmp
 
 def test_a_start_that_fails_says_why(copy: Path, tmp_path: Path):
     mip = load(copy)
-    with pytest.raises(mip.Problem, match=r"(?s)did not start.*no GPU, no picture"):
-        server(mip, tmp_path, "raise SystemExit('no GPU, no picture')").__enter__()
+    failing = server(mip, tmp_path, "raise SystemExit('no GPU, no picture')")
+    with pytest.raises(mip.Problem, match=r"(?s)did not start.*no GPU, no picture"), failing:
+        pass
 
 
 def test_a_start_that_hangs_is_ended(copy: Path, tmp_path: Path):
     mip = load(copy)
     hanging = server(mip, tmp_path, "import time; print('loading', flush=True); time.sleep(600)", timeout=2)
-    with pytest.raises(mip.Problem, match=r"(?s)did not start.*loading"):
-        hanging.__enter__()
+    with pytest.raises(mip.Problem, match=r"(?s)did not start.*loading"), hanging:
+        pass
     assert hanging.process.returncode is not None
 
 
@@ -278,8 +283,9 @@ def test_a_port_in_use(copy: Path, tmp_path: Path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(mip.Problem, match=f"Port {port} cannot be used.*--port"):
-            server(mip, tmp_path, ANSWERS, port=port).__enter__()
+        refused = server(mip, tmp_path, ANSWERS, port=port)
+        with pytest.raises(mip.Problem, match=f"Port {port} cannot be used.*--port"), refused:
+            pass
 
 
 def test_a_port_lost_to_another_program_is_given_up(copy: Path, tmp_path: Path):
@@ -294,14 +300,11 @@ def test_the_server_ends_even_when_mip_is_killed(copy: Path, tmp_path: Path, mon
     monkeypatch.setenv("COMFYUI_PATH", str(fake_host(tmp_path / "host", ANSWERS)))
     monkeypatch.setenv("MIP_ADAPTER_PYTHON", sys.executable)
     port = load(copy).free_port()
-    line = [sys.executable, str(copy / "mip.py"), "serve", "--port", str(port)]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as serving:
-        assert serving.stdout and any("Ctrl-C" in text for text in serving.stdout)
+    with started([sys.executable, copy / "mip.py", "serve", "--port", str(port)], stdout=PIPE, text=True) as serving:
+        assert any("Ctrl-C" in text for text in serving.stdout)
         serving.kill()
-    deadline = time.monotonic() + 10
-    while is_served(port) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not is_served(port)
+        while is_served(port):  # or until the test's time is up
+            time.sleep(0.1)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a Ctrl-C cannot be sent to one process there")
@@ -309,11 +312,11 @@ def test_ctrl_c_stops_the_server(copy: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("COMFYUI_PATH", str(fake_host(tmp_path / "host", ANSWERS)))
     monkeypatch.setenv("MIP_ADAPTER_PYTHON", sys.executable)
     port = load(copy).free_port()
-    line = [sys.executable, str(copy / "mip.py"), "serve", "--port", str(port)]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as serving:
-        assert serving.stdout and any("Ctrl-C" in text for text in serving.stdout)
+    line = [sys.executable, copy / "mip.py", "serve", "--port", str(port)]
+    with started(line, stdout=PIPE, stderr=PIPE, text=True) as serving:
+        assert any("Ctrl-C" in text for text in serving.stdout)
         serving.send_signal(signal.SIGINT)
-        assert serving.communicate(timeout=20)[1].endswith("Stopped.\n")
+        assert serving.communicate()[1].endswith("Stopped.\n")
     assert serving.returncode == 130
     assert not is_served(port)
 
@@ -324,8 +327,9 @@ def test_ctrl_c_stops_the_server(copy: Path, tmp_path: Path, monkeypatch: pytest
 def test_a_pack_that_does_not_load_is_reported(host, copy: Path, tmp_path: Path):
     (copy / "__init__.py").write_text("raise ImportError('half of it is missing')\n")
     mip = load(copy)
-    with pytest.raises(mip.Problem, match="could not load this pack: .*half of it is missing"):
-        mip.Server(sys.executable, host.folder, tmp_path / "base").__enter__()
+    broken = mip.Server(sys.executable, host.folder, tmp_path / "base")
+    with pytest.raises(mip.Problem, match="could not load this pack: .*half of it is missing"), broken:
+        pass
 
 
 def test_convert(host, clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -8,12 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from mip_adapter.commands.concept101.settings import Settings, guard
@@ -23,6 +22,7 @@ from PIL import Image, ImageDraw
 
 from . import tiny_clip, tiny_models
 from .sentences import told
+from .subprocesses import started, wait_for
 from .test_personalization import Clip, Dino, cosine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -261,7 +261,8 @@ def test_two_processes_are_killed_and_one_goes_on(host, alone: Path, data: Path,
     from mip_adapter.commands.concept101.command import main
 
     pictures = tmp_path / "pictures"
-    kill_when(launch(host, line(data, tmp_path, encoders)), lambda: both_began(pictures))
+    with launched(host, line(data, tmp_path, encoders)) as process:
+        wait_for(process, lambda: both_began(pictures))
     before = {file: file.stat().st_mtime_ns for file in pictures.glob("*/*.png")}
     assert both_began(pictures) and not (tmp_path / "concept101.json").exists()
     assert main(line(data, tmp_path, encoders)) == 0
@@ -286,31 +287,22 @@ def test_two_processes_are_killed_while_scoring_and_two_go_on(host, encoders, tm
     def scores() -> dict[Path, int]:
         return {file: file.stat().st_mtime_ns for file in killed.glob("scores-*/0*.jsonl")}
 
-    kill_when(launch(host, line(data, killed, encoders)), lambda: len(scores()) > 1)
+    with launched(host, line(data, killed, encoders)) as process:
+        wait_for(process, lambda: len(scores()) > 1)
     before = scores()
     assert 1 < len(before) < 36 and not (killed / "concept101.json").exists()
-    assert launch(host, line(data, killed, encoders)).wait(180) == 0
+    with launched(host, line(data, killed, encoders)) as process:
+        assert process.wait() == 0
     assert len(scores()) == 36 and before.items() <= scores().items()
     assert_same_table(table(killed), table(tmp_path / "alone"))
 
 
-def launch(host, arguments: list[str]) -> psutil.Popen:
+def launched(host, arguments: list[str]) -> AbstractContextManager[Any]:
     """As two processes, by accelerate."""
     two = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     variables = os.environ | {"MIP_ADAPTER_PYTHON": sys.executable, "COMFYUI_PATH": str(host.folder)}
     command = [*two, str(ROOT / "mip.py"), "concept101", *arguments]
-    return psutil.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def kill_when(process: psutil.Popen, true: Callable[[], bool]) -> None:
-    """The process and all its children, once something is true."""
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and process.poll() is None and not true():
-        time.sleep(0.01)
-    family = [process, *process.children(recursive=True)]
-    for each in family:
-        each.kill()
-    psutil.wait_procs(family, 10)
+    return started(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def both_began(pictures: Path) -> bool:

@@ -8,11 +8,9 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from mip_adapter.commands.curate import main
 from mip_adapter.commands.curation.table import best, check_table, write_table
@@ -22,6 +20,7 @@ from mip_adapter.training.data_folder import read_kept, write_kept
 from PIL import Image
 
 from . import tiny_clip
+from .subprocesses import started, wait_for
 from .training_world import edit_json, write_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -185,18 +184,14 @@ def test_two_processes_are_killed_and_one_goes_on(data: Path, encoder: Path, alo
     parts = tmp_path / "quality.jsonl.parts"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     line = [*launch, *command(data, encoder, output, 1)]
-    process = psutil.Popen(line, env=variables(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    made: set[int] = set()
-    deadline = time.monotonic() + 120
-    while not {0, 1} <= {part % 2 for part in made} and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-        made = {int(file.stem) for file in parts.glob("0*.jsonl")}
-    family = [process, *process.children(recursive=True)]
-    for each in family:
-        each.kill()
-    psutil.wait_procs(family, 10)
+
+    def both_began() -> bool:
+        return {int(file.stem) % 2 for file in parts.glob("0*.jsonl")} == {0, 1}
+
+    with started(line, env=variables(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for(process, both_began)
     before = {file: file.stat().st_mtime_ns for file in parts.glob("0*.jsonl")}
-    assert 2 <= len(before) < 43 and {0, 1} <= {part % 2 for part in made} and not output.exists()
+    assert both_began() and len(before) < 43 and not output.exists()
     assert main(command(data, encoder, output, 1)[2:]) == 0
     assert all(file.stat().st_mtime_ns == when for file, when in before.items())  # not done twice
     assert_same_table(output, alone)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mip_adapter.relevance import maps
 from PIL import ImageFont
 
 from .conftest import ROOT
+from .subprocesses import finished
 
 NOWHERE = "𒀀"  # cuneiform: none of the fonts that we look for has it
 
@@ -65,5 +65,5 @@ load = runpy.run_path({str(ROOT / "mip.py")!r})["load_package"]
 print(*load("attention.letters").written(["cat", "猫"]), sep=", ")
 """
     empty = {"XDG_DATA_HOME": str(tmp_path), "XDG_DATA_DIRS": str(tmp_path), "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, env=empty, cwd=tmp_path)
+    done = finished([sys.executable, "-c", ask], env=empty, cwd=tmp_path)
     assert done.stdout == "cat, object 2\n", done.stderr

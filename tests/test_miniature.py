@@ -4,13 +4,14 @@ import hashlib
 import json
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from mip_adapter.commands import demo
 from mip_adapter.miniature import config
 from mip_adapter.research.miniature import seeded
+
+from .loops import aside
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +204,7 @@ def run_demo(server, folder, workflow=None) -> int:
 
 def main(arguments: list[str]) -> int:
     """In a thread: where the browser's fixture is alive, this one has an event loop already."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(demo.main, arguments).result()
+    return aside(demo.main, arguments)
 
 
 def test_demo_makes_pictures_with_both_merges(server, tmp_path, capsys):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -20,6 +19,8 @@ from mip_adapter.research.miniature import clip, seeded, trained
 from mip_adapter.training.config import Recipe
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from .subprocesses import finished
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"steps": 10, "batch_size": 4, "warmup": 1, "ema": 0.5, "save_every": 3}
@@ -279,10 +280,11 @@ def test_listed_adapters_lie_where_the_host_looks():
     assert "miniature" in {part.name for folder in listed for part in folder.parents}
 
 
+@pytest.mark.timeout(1800)
 def test_quick_training_runs_every_stage_and_improves_each(host, tmp_path):
     """The command that CI runs: from nothing to adapters, a few steps a stage."""
     line = [sys.executable, str(ROOT / "miniature" / "train.py"), "--quick", "--threads", "1", "--work", str(tmp_path)]
-    done = subprocess.run([*line, "--export", str(tmp_path / "made")], capture_output=True, text=True, timeout=1500)
+    done = finished([*line, "--export", tmp_path / "made"])
     assert done.returncode == 0, done.stderr
     # The base's loss depends mostly on the noise levels that were drawn, so it is compared at like levels.
     compared = {"vae": "loss", "encoders": "loss", "base": "middle", "places": "middle"}

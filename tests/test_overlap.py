@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -14,6 +13,7 @@ from mip_adapter.research.miniature import seeded
 from mip_adapter.research.studies import overlap
 
 from .conftest import ROOT, host_folder
+from .subprocesses import finished
 
 
 def test_by_hand() -> None:
@@ -64,7 +64,7 @@ def test_true_silhouettes_win(tmp_path, host) -> None:
     (adapter, _) = seeded.write_adapters(tmp_path)
     line = [sys.executable, ROOT / "mip.py", "overlap", "--scenes", "2", "--adapter", adapter, "--output", tmp_path]
     variables = {**os.environ, "MIP_ADAPTER_PYTHON": sys.executable, "COMFYUI_PATH": str(host_folder())}
-    done = subprocess.run([str(part) for part in line], capture_output=True, text=True, env=variables, cwd=tmp_path)
+    done = finished(line, env=variables, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "overlap.json").read_text("utf-8"))["results"]
     assert list(results) == ["20 %", "40 %", "60 %", "80 %"]

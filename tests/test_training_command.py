@@ -8,12 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from .subprocesses import started, wait_for
 from .test_training_trainer import equal, one_thread, run  # noqa: F401  (one_thread: a fixture)
 from .training_world import write_folder
 
@@ -168,13 +168,10 @@ def test_a_killed_process_goes_on_as_if_nothing_had_happened(tmp_path: Path, num
     data, out = write_folder(tmp_path / "data"), tmp_path / "out"
     script = Path(__file__).with_name("training_process.py")
     line = [sys.executable, str(script), str(data), str(out), "2", "100000", str(workers)]
-    alone = {"stdout": subprocess.PIPE, "start_new_session": True}
-    with subprocess.Popen(line, env={**os.environ, "OMP_NUM_THREADS": "1"}, **alone) as process:
-        deadline = time.monotonic() + 120
-        while not list(out.glob("checkpoints/step-0*3.pt")) and time.monotonic() < deadline:
-            time.sleep(0.02)
+    with started(line, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL) as process:
+        wait_for(process, lambda: any(out.glob("checkpoints/step-0*3.pt")))
         os.killpg(process.pid, number)
-        process.wait(60)
+        process.wait()
     made = int(sorted(out.glob("checkpoints/step-*.pt"))[-1].stem.split("-")[1])
     assert made >= 3 and process.returncode == (-number if number == signal.SIGKILL else 0)
     resumed = run(data, out, steps=made + 3, accumulate=2, save_every=1)

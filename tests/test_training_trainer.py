@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from .subprocesses import finished
 from .training_world import PlainModel, small_adapter, small_recipe, write_folder
 
 BLUE = (0x1C, 0x7E, 0xD6)
@@ -435,7 +435,7 @@ def two_processes(data: Path, output: Path, **environment: str) -> set[str]:
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     line = [*launch, str(script), str(data), str(output), "2", "3"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(line, capture_output=True, text=True, timeout=240, env=environment)
+    done = finished(line, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return set(done.stdout.splitlines())
 

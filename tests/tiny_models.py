@@ -33,36 +33,42 @@ def dinov2(folder: Path) -> Path:
 
 
 def dinov3(folder: Path) -> Path:
-    from transformers import DINOv3ViTConfig, DINOv3ViTImageProcessorFast, DINOv3ViTModel
+    """As facebook publishes them, with the name that its processor had before transformers 5."""
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
     torch.manual_seed(3)
     model = DINOv3ViTModel(DINOv3ViTConfig(**SMALL, image_size=56, patch_size=14, num_register_tokens=4))
-    DINOv3ViTImageProcessorFast(size={"height": 56, "width": 56}, **IMAGENET).save_pretrained(folder)
+    processor: dict[str, Any] = {
+        "image_processor_type": "DINOv3ViTImageProcessorFast", "size": {"height": 56, "width": 56}, "resample": 2,
+        "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, **IMAGENET,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return saved(model, folder)
 
 
 def siglip(folder: Path) -> Path:
-    from transformers import CLIPTokenizerFast, SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor
+    from transformers import CLIPTokenizer, SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor
 
     torch.manual_seed(4)
     words = letters(folder)
     text: dict[str, Any] = {**SMALL, "vocab_size": words, "max_position_embeddings": 16, "projection_size": 32}
     config = SiglipConfig(text_config=text, vision_config={**SMALL, "image_size": 32, "patch_size": 8})
     # SigLIP's own tokenizer needs a SentencePiece file; its processor takes any.
-    tokenizer = CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
     SiglipProcessor(SiglipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
     return saved(SiglipModel(config), folder)
 
 
 def siglip2(folder: Path) -> Path:
     """NaFlex: pictures of any shape as patches with a mask. Its tokenizer does not say how long a text may be."""
-    from transformers import CLIPTokenizerFast, Siglip2Config, Siglip2ImageProcessor, Siglip2Model, Siglip2Processor
+    from transformers import CLIPTokenizer, Siglip2Config, Siglip2ImageProcessor, Siglip2Model, Siglip2Processor
 
     torch.manual_seed(7)
     words = letters(folder)
     text: dict[str, Any] = {**SMALL, "vocab_size": words, "max_position_embeddings": 16, "projection_size": 32}
     config = Siglip2Config(text_config=text, vision_config={**SMALL, "num_patches": 256, "patch_size": 16})
-    tokenizer = CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
     Siglip2Processor(Siglip2ImageProcessor(), tokenizer).save_pretrained(folder)
     return saved(Siglip2Model(config), folder)
 
@@ -72,7 +78,7 @@ def grounding_dino(folder: Path, kind: str = "GroundingDino") -> Path:
     import transformers
     from transformers import (
         BertConfig,
-        BertTokenizerFast,
+        BertTokenizer,
         GroundingDinoImageProcessor,
         GroundingDinoProcessor,
         SwinConfig,
@@ -82,12 +88,12 @@ def grounding_dino(folder: Path, kind: str = "GroundingDino") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "star", "ring", "cat", "dog", "red", "a"]
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
-    swin = SwinConfig(
-        image_size=64, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 4], window_size=4,
-        out_features=["stage2", "stage3", "stage4"],
-    )  # fmt: skip
-    text = BertConfig(**SMALL, vocab_size=len(vocabulary), max_position_embeddings=64)
+    tokenizer = BertTokenizer(str(folder / "vocab.txt"))
+    backbone: dict[str, Any] = {  # some versions of transformers declare out_features, all take it
+        "image_size": 64, "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4,
+        "out_features": ["stage2", "stage3", "stage4"],
+    }  # fmt: skip
+    swin, text = SwinConfig(**backbone), BertConfig(**SMALL, vocab_size=len(vocabulary), max_position_embeddings=64)
     config = getattr(transformers, f"{kind}Config")(
         backbone_config=swin, text_config=text, d_model=32, encoder_layers=1, decoder_layers=2, num_queries=60,
         encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_text_len=64,
@@ -103,7 +109,7 @@ def grounding_dino(folder: Path, kind: str = "GroundingDino") -> Path:
 
 def owlv2(folder: Path) -> Path:
     from transformers import (
-        CLIPTokenizerFast,
+        CLIPTokenizer,
         Owlv2Config,
         Owlv2ForObjectDetection,
         Owlv2ImageProcessor,
@@ -116,7 +122,7 @@ def owlv2(folder: Path) -> Path:
     text: dict[str, Any] = {**SMALL, **ends, "vocab_size": words, "max_position_embeddings": 16}
     vision: dict[str, Any] = {**SMALL, "image_size": 64, "patch_size": 16}
     config = Owlv2Config(text_config=text, vision_config=vision, projection_dim=32)
-    tokenizer = CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
     Owlv2Processor(Owlv2ImageProcessor(size={"height": 64, "width": 64}), tokenizer).save_pretrained(folder)
     return saved(Owlv2ForObjectDetection(config), folder)
 

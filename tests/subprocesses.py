@@ -1,0 +1,85 @@
+"""Processes that tests start. None outlives the test, whatever fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+# A variable that everything inherits that a process starts: also what left its group or lost its parent.
+MARK = "MIP_ADAPTER_TEST_PROCESS"
+
+
+@contextmanager
+def started(line: Sequence[str | Path], *, env: Mapping[str, str] | None = None, **options: Any) -> Iterator[Any]:
+    """A `Popen` in a session of its own. Leaving the block kills it and all that it has started.
+
+    env: its variables, by default ours. options: more for `Popen`.
+    """
+    mark = uuid.uuid4().hex
+    variables = {**(os.environ if env is None else env), MARK: mark}
+    with _heeding_interrupts():
+        process = subprocess.Popen([str(part) for part in line], env=variables, start_new_session=True, **options)
+    try:
+        yield process
+    finally:
+        process.kill()
+        _kill_marked(mark)
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+
+
+def finished(line: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, as `subprocess.run` does, with what it printed. How long it may take is the test's
+    limit."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+    with started(line, **pipes, **options) as process:
+        said, complained = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, said, complained)
+
+
+def wait_for(process: Any, happened: Callable[[], bool]) -> None:
+    """Until `happened()` or the process ends."""
+    while not happened() and process.poll() is None:
+        time.sleep(0.01)
+
+
+@contextmanager
+def _heeding_interrupts() -> Iterator[None]:
+    """A shell makes the jobs in its background deaf to Ctrl-C, and children inherit that. A process that is started in
+    this block is not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _kill_marked(mark: str) -> None:
+    """Again and again, since they may start others meanwhile."""
+    deadline = time.monotonic() + 20
+    while left := [each for each in psutil.process_iter() if _marked(each, mark)]:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"These processes of a test cannot be ended: {left}")
+        for each in left:
+            with suppress(psutil.Error):
+                each.kill()
+        time.sleep(0.01)
+
+
+def _marked(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.environ().get(MARK) == mark
+    except (psutil.Error, OSError):  # it is gone, or another user's
+        return False
