@@ -19,8 +19,6 @@ WEIGHTS = {
     "stock": "stock",
     "MIP-Adapter": "mip",
     "mip": "mip",
-    "trained further, on one": "one-object-trained",
-    "继续训练，只用一个": "one-object-trained",
     "one-object-trained": "one-object-trained",
     "uniform-trained": "uniform-trained",
 }
