@@ -380,11 +380,11 @@ def test_advice_knows_what_is_set_already():
     assert "raise scale in MIP Apply" in verdict(batch(missing, weights=(1.0, 3.0)))[1]
 
 
-def test_exchanged_looks_ask_for_regions():
+def test_exchanged_looks_ask_for_a_seed_then_regions():
     swapped = looking(([0.4, 0.8], [0.02, 0.98]), ([0.8, 0.4], [0.98, 0.02]), matched=(1, 0))
     overall, said = verdict(batch(swapped))
     assert "2 of them look more like another reference than like their own (margin −0.400)" in overall
-    assert said.startswith("“cat” and “dog” exchanged their looks: give each of them a region")
+    assert said.startswith("“cat” and “dog” exchanged their looks: take another seed, or give each of them a region")
     assert "smaller" in verdict(batch(swapped, placed=(True, True)))[1]
     assert "in picture 2" in verdict(batch(made([0.2, 0.2]), swapped))[1]
 
@@ -410,7 +410,10 @@ def test_two_objects_that_became_one_are_named():
     one = measure_one(replace(scene, detections=replace(scene.detections, found=(both,))), 0)
     assert one.presence == 0.5
     names = [f"“{reference.text}”" for reference in scene.references]
-    assert f"{names[0]} and {names[1]} are one and the same thing: give each of them a region" in verdict(one)[1]
+    assert (
+        f"{names[0]} and {names[1]} are one and the same thing: take another seed, or give each of them a region"
+        in verdict(one)[1]
+    )
 
 
 def test_a_near_miss_is_named_with_its_score():

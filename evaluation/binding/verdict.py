@@ -95,8 +95,8 @@ def _exchanged(binding: Binding) -> Iterator[str]:
 
 def _apart(binding: Binding, m: int, j: int) -> str:
     if binding.placed[m] and binding.placed[j]:
-        return "make their regions smaller and further apart, or take another seed"
-    return "give each of them a region in MIP Reference, or take another seed"
+        return "take another seed, or make their regions smaller and further apart"
+    return "take another seed, or give each of them a region in MIP Reference"
 
 
 def _leaks(binding: Binding) -> Iterator[str]:
