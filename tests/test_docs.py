@@ -131,7 +131,7 @@ def test_nothing_is_left_out() -> None:
         assert path.stem in texts["CHANGELOG.md"], path
     missing = [
         name
-        for name in sys.modules["mip"].COMMANDS
+        for name in commands.COMMANDS
         if f"`{name}`" not in texts["CHANGELOG.md"].rpartition("**Commands**")[2]
     ]
     assert not missing, f"CHANGELOG.md: {missing}"

@@ -1,4 +1,4 @@
-"""The numbers of the READMEs and of docs/results.md are those of the ablation's own page, ARMS.md, rounded."""
+"""The numbers of the READMEs and of docs/results.md are those of the ablation's own page, ablation.md, rounded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results.md"
 OBJECTS = (2, 3, 4)
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
-# How the pages call an arm's weights, by how the cell begins -> how ARMS.md calls them.
+# How the pages call an arm's weights, by how the cell begins -> how ablation.md calls them.
 WEIGHTS = {
     "no references": "no references",
     "没有参考": "no references",
@@ -22,7 +22,7 @@ WEIGHTS = {
     "one-object-trained": "one-object-trained",
     "uniform-trained": "uniform-trained",
 }
-CHANGES = {  # rows of docs/results.md -> how ARMS.md calls the change, at equal scale unless it says otherwise
+CHANGES = {  # rows of docs/results.md -> how ablation.md calls the change, at equal scale unless it says otherwise
     "relevance in place of uniform shares, on uniform-trained": "merging, on weights trained without it",
     "relevance in place of uniform shares, on mip": "merging, on weights trained with it",
     "uniform-trained in place of stock": "further training, uniform merge",
@@ -58,8 +58,8 @@ def table(text: str, heading: str) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def measured() -> dict[int, str]:
-    """ARMS.md, where docs/results.md links to it: number of objects -> its section."""
-    link = re.search(r"\(([^()]*ARMS\.md)\)", RESULTS.read_text("utf-8"))
+    """ablation.md, where docs/results.md links to it: number of objects -> its section."""
+    link = re.search(r"\(([^()]*ablation\.md)\)", RESULTS.read_text("utf-8"))
     assert link
     text = (RESULTS.parent / link[1]).read_text("utf-8")
     return {count: text.partition(f"\n## {count} objects\n")[2].partition("\n## ")[0] for count in OBJECTS}
