@@ -1,0 +1,278 @@
+"""The shipped workflows: sound files, and each one opened in the real frontend in a headless browser.
+
+With MIP_ARTIFACTS=FOLDER a screenshot of every workflow is left there (frontend.py).
+"""
+
+import io
+import json
+import re
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from mip_adapter.commands import demo
+
+from ..support import frontend
+from ..support.paths import API, ROOT
+
+WORKFLOWS = frontend.WORKFLOWS
+MINIATURE = ROOT / "workflows" / "start here - miniature.json"
+NOTES = ("MarkdownNote", "Note")  # the frontend's own; the server does not know them
+WITHOUT_MAPS = {"merge strategies side by side", "merging or training", "binding report and seed picker"}
+TITLE = 30  # a node's title bar stands above its position
+
+each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+
+
+def load(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def converted(path: Path) -> Path:
+    """The API form that belongs to a workflow."""
+    return demo.WORKFLOW if path == MINIATURE else API / path.name
+
+
+def of_the_miniature(path: Path) -> bool:
+    """Those need no files but the pack's own."""
+    return any(node["type"] == "MIPMiniatureLoader" for node in load(path)["nodes"])
+
+
+# ---- the files alone ----
+
+
+def test_there_is_one_for_every_job():
+    assert {path.stem for path in WORKFLOWS} >= {
+        "two objects (base)",
+        "three objects (plus)",
+        "regions",
+        "merge strategies side by side",
+        "start here - miniature",
+        "two passes",
+        "merging or training",
+        "binding report and seed picker",
+        "object relevance score",
+        "quality of a picture's objects",
+    }
+
+
+@each_workflow
+def test_links_join_what_the_nodes_say(path):
+    workflow = load(path)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    assert len(nodes) == len(workflow["nodes"]) and max(nodes) == workflow["last_node_id"]
+    ends = set()
+    for number, source, out, target, into, kind in workflow["links"]:
+        output, entry = nodes[source]["outputs"][out], nodes[target]["inputs"][into]
+        assert number in output["links"] and entry["link"] == number
+        assert output["type"] == kind and entry["type"] in (kind, "*")  # * takes anything
+        ends.add(number)
+    used = {entry["link"] for node in nodes.values() for entry in node.get("inputs", [])} - {None}
+    assert used == ends and max(ends) == workflow["last_link_id"]
+
+
+@each_workflow
+def test_every_node_says_which_pack_it_comes_from(path):
+    for node in load(path)["nodes"]:
+        if node["type"] not in NOTES:
+            pack = "mip-adapter" if node["type"].startswith("MIP") else "comfy-core"
+            assert node["properties"]["cnr_id"] == pack
+            assert re.fullmatch(r"\d+\.\d+\.\d+", node["properties"]["ver"])
+
+
+@each_workflow
+def test_model_files_say_where_they_are_found(path):
+    loaders = ("CheckpointLoaderSimple", "CLIPVisionLoader", "MIPAdapterLoader")
+    for node in load(path)["nodes"]:
+        if node["type"] in loaders and not of_the_miniature(path):
+            (model,) = node["properties"]["models"]
+            assert model["name"] == node["widgets_values"][0] and model["name"].endswith(".safetensors")
+            assert model["url"].startswith("https://huggingface.co/")
+            assert model["directory"] in ("checkpoints", "clip_vision", "ipadapter")
+
+
+@each_workflow
+def test_nothing_overlaps(path):
+    workflow = load(path)
+    nodes = [(n["pos"][0], n["pos"][1] - TITLE, n["size"][0], n["size"][1] + TITLE) for n in workflow["nodes"]]
+    assert not overlaps(nodes)
+    assert not overlaps([group["bounding"] for group in workflow["groups"]])
+
+
+def overlaps(boxes) -> list:
+    """Pairs of [x, y, w, h] that share more than an edge."""
+    return [
+        (a, b)
+        for i, a in enumerate(boxes)
+        for b in boxes[i + 1 :]
+        if a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]
+    ]
+
+
+def sticks_out(box, frame) -> bool:
+    """Whether [x, y, w, h] lies across the border of a frame."""
+    inside = all(frame[i] <= box[i] and box[i] + box[i + 2] <= frame[i] + frame[i + 2] for i in (0, 1))
+    return bool(overlaps([box, frame])) and not inside
+
+
+@each_workflow
+def test_it_explains_itself_and_has_a_thumbnail(path):
+    from PIL import Image
+
+    workflow = load(path)
+    notes = [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] in NOTES]
+    assert any("What to change" in note for note in notes)
+    assert workflow["groups"]
+    with Image.open(path.with_suffix(".jpg")) as thumbnail:
+        assert thumbnail.format == "JPEG" and thumbnail.width >= 400
+    assert path.with_suffix(".jpg").stat().st_size < 200_000
+
+
+def test_what_applies_references_shows_who_listened_to_what():
+    """Maps and masks, in every template but those that compare or judge."""
+    for path in WORKFLOWS:
+        nodes = load(path)["nodes"]
+        if any(node["type"] == "MIPApply" for node in nodes) and path.stem not in WITHOUT_MAPS:
+            (maps,) = (node for node in nodes if node["type"] == "MIPRelevanceMaps")
+            assert {output["name"] for output in maps["outputs"] if output["links"]} >= {"overlays", "masks"}, path
+
+
+# ---- in the browser ----
+
+
+@pytest.fixture(scope="module")
+def stocked(server):
+    return frontend.stock(server)
+
+
+OPEN = """async workflow => {
+    await app.loadGraphData(workflow)
+    const {output} = await app.graphToPrompt()
+    const nodes = app.graph._nodes
+    return {
+        output,
+        widgets: Object.fromEntries(nodes.map(node => [node.id, node.serialize().widgets_values ?? []])),
+        missing: nodes.filter(node => !LiteGraph.registered_node_types[node.type]).map(node => node.type),
+        boxes: nodes.map(node => { node.updateArea?.(); return [...node.getBounding()] }),
+    }
+}"""
+
+
+SHOWN_NOTES = """app.graph._nodes.filter(node => node.type === "MarkdownNote")
+    .map(node => node.widgets[0].element.firstElementChild)"""
+NOTES_SHOWN = f"() => {SHOWN_NOTES}.every(note => note.clientHeight > 0)"
+NOTES_LACK = f"() => {SHOWN_NOTES}.map(note => note.scrollHeight - note.clientHeight)"
+
+
+@pytest.fixture(scope="module")
+def page(stocked, browser):
+    page = frontend.open_frontend(browser, stocked.url)
+    page.evaluate(frontend.FOCUS)
+    yield page
+    page.close()
+
+
+@each_workflow
+def test_the_frontend_opens_it(page, stocked, path):
+    workflow = load(path)
+    opened = page.evaluate(OPEN, workflow)
+    frontend.screenshot(page, path.stem)
+    assert not opened["missing"]
+    assert not page.locator(".p-dialog").all_inner_texts()  # missing nodes, missing models, no workflow at all
+    assert not overlaps(opened["boxes"]), "the frontend made a node larger than the file says"
+    assert not [box for box in opened["boxes"] for group in workflow["groups"] if sticks_out(box, group["bounding"])]
+    page.evaluate(frontend.FIT)
+    page.wait_for_function(NOTES_SHOWN)
+    assert not [lack for lack in page.evaluate(NOTES_LACK) if lack > 0], "a note needs more pixels of height"
+    for node in workflow["nodes"]:
+        assert opened["widgets"][str(node["id"])] == node.get("widgets_values", []), node["type"]
+    assert without_titles(opened["output"]) == without_titles(load(converted(path)))
+
+
+def without_titles(prompt: dict) -> dict:
+    """Class and inputs of every node; titles are translated."""
+    return {number: (node["class_type"], node["inputs"]) for number, node in prompt.items()}
+
+
+@each_workflow
+def test_sockets_are_the_servers(stocked, path):
+    known = httpx.get(f"{stocked.url}/object_info", timeout=60).json()
+    for node in load(path)["nodes"]:
+        if node["type"] in NOTES:
+            continue
+        about = known[node["type"]]
+        accepted = [name for part in ("required", "optional") for name in about["input_order"].get(part, [])]
+        assert {entry["name"] for entry in node["inputs"]} <= set(accepted)
+        assert [output["type"] for output in node["outputs"]] == about["output"]
+        assert [output["name"] for output in node["outputs"]] == about["output_name"]
+
+
+@each_workflow
+def test_the_server_accepts_it(stocked, path):
+    answer = httpx.post(f"{stocked.url}/prompt", json={"prompt": load(converted(path))}, timeout=60)
+    httpx.post(f"{stocked.url}/queue", json={"clear": True})
+    httpx.post(f"{stocked.url}/interrupt")
+    wait_until_idle(stocked)
+    assert answer.status_code == 200, answer.text
+    assert not answer.json()["node_errors"]
+
+
+def wait_until_idle(server, patience_s: float = 120) -> None:
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        queue = httpx.get(f"{server.url}/queue", timeout=60).json()
+        if not queue["queue_running"] and not queue["queue_pending"]:
+            return
+        time.sleep(0.2)
+    raise AssertionError("the server is still busy")
+
+
+def test_the_miniature_runs_in_the_browser(page, stocked):
+    wait_until_idle(stocked)
+    page.evaluate(OPEN, load(MINIATURE))
+    before = set(history(stocked))
+    page.evaluate("async () => { await app.queuePrompt(0, 1) }")
+    deadline = time.monotonic() + 180
+    while not (new := set(history(stocked)) - before) and time.monotonic() < deadline:
+        time.sleep(0.3)
+    run = history(stocked)[new.pop()]
+    assert run["status"]["status_str"] == "success", run["status"]["messages"]
+    pictures = [picture for node in run["outputs"].values() for picture in node.get("images", ())]
+    assert len(pictures) == 2 + 4 + 4 + 12 + 8  # what was drawn, both merges, the maps, the masks
+    by_title = {
+        node["title"]: run["outputs"].get(str(node["id"]), {}) for node in load(MINIATURE)["nodes"] if "title" in node
+    }
+    assert len(by_title["Masks: relevance, one an object"]["images"]) == 4 * 2
+    assert "onfusion" in by_title["The same in words"]["text"][0]
+    for picture in pictures:
+        assert httpx.get(f"{stocked.url}/view", params=picture).content.startswith(b"\x89PNG")
+    frontend.screenshot(page, f"{MINIATURE.stem} - after")
+
+
+def test_two_passes_run_and_their_maps_change_the_picture(stocked):
+    wait_until_idle(stocked)
+    prompt = load(API / "two passes.json")
+    for node in prompt.values():
+        node["inputs"] |= {key: 2 for key in ("steps", "batch_size") if isinstance(node["inputs"].get(key), int)}
+    number = httpx.post(f"{stocked.url}/prompt", json={"prompt": prompt}, timeout=60).json()["prompt_id"]
+    wait_until_idle(stocked)
+    run = history(stocked)[number]
+    assert run["status"]["status_str"] == "success", run["status"]["messages"]
+    made = {node["_meta"]["title"]: run["outputs"].get(key, {}).get("images", ()) for key, node in prompt.items()}
+    assert len(made["Maps after the first pass"]) == 2 * 3 and len(made["Masks after the first pass"]) == 2 * 2
+    two, one = (
+        httpx.get(f"{stocked.url}/view", params=made[f"Picture: {name}"][0]).content
+        for name in ("two passes", "one pass")
+    )
+    assert two.startswith(b"\x89PNG") and pixels(two) != pixels(one)
+
+
+def pixels(png: bytes) -> bytes:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(png)).tobytes()
+
+
+def history(server) -> dict:
+    return httpx.get(f"{server.url}/history", timeout=60).json()

@@ -1,0 +1,111 @@
+"""locales/: what the frontend says of our nodes, in every language complete. English is what the schemas say.
+
+After a change of a schema:  MIP_ADAPTER_UPDATE=1 python mip.py test tests/house/test_locales.py
+Then translate by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ..support.loops import complete
+from ..support.paths import ROOT
+
+LOCALES = ROOT / "locales"
+ENGLISH = LOCALES / "en" / "nodeDefs.json"
+CHINESE = re.compile("[\u4e00-\u9fff]")
+# What the frontend's translator (vue-i18n) would take as a placeholder, a linked message or a plural.
+SPECIAL = re.compile(r"[{}@|]")
+LITERAL = re.compile(r"\{'[{}@|]'\}")
+# Names that Chinese users know untranslated.
+UNTRANSLATED = {"MIP-Adapter", "CLIP", "VAE", "EMA", "Min-SNR", "ε"}
+
+
+def load(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def escaped(text: str) -> str:
+    return SPECIAL.sub(lambda found: f"{{'{found[0]}'}}", text)
+
+
+def said(schema) -> dict:
+    """One node's entry of nodeDefs.json, from its schema."""
+    inputs = {
+        each.id: {"name": escaped(each.display_name or each.id), "tooltip": escaped(each.tooltip)}
+        for each in schema.inputs
+    }
+    outputs = {}
+    for i, each in enumerate(schema.outputs):
+        outputs[str(i)] = {"name": escaped(each.display_name or each.get_io_type())}
+        if each.tooltip:
+            outputs[str(i)]["tooltip"] = escaped(each.tooltip)
+    return {
+        "display_name": escaped(schema.display_name),
+        "description": escaped(schema.description),
+        "inputs": inputs,
+        "outputs": outputs,
+    }
+
+
+@pytest.fixture(scope="module")
+def schemas(host) -> list:
+    from mip_adapter.nodes import extension
+
+    return [node.define_schema() for node in complete(extension().get_node_list())]
+
+
+def test_english_is_what_the_schemas_say(schemas) -> None:
+    now = {schema.node_id: said(schema) for schema in schemas}
+    if os.environ.get("MIP_ADAPTER_UPDATE"):
+        ENGLISH.write_text(json.dumps(now, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert load(ENGLISH) == now, "locales/en is out of date (see this file's top)"
+
+
+@pytest.mark.parametrize("language", sorted(path.name for path in LOCALES.iterdir() if path.name != "en"))
+@pytest.mark.parametrize("file", ["nodeDefs.json", "main.json", "settings.json"])
+def test_other_languages_say_all_of_it(language, file) -> None:
+    english = ENGLISH.with_name(file)
+    if not english.exists():
+        return
+    meant, told = (dict(texts(load(path))) for path in (english, LOCALES / language / file))
+    assert not set(meant) - set(told), f"to be translated into {language}: {sorted(set(meant) - set(told))}"
+    assert not set(told) - set(meant), f"gone from English, still in {language}: {sorted(set(told) - set(meant))}"
+
+
+def test_chinese_is_chinese() -> None:
+    for path in (LOCALES / "zh").glob("*.json"):
+        english = [key for key, text in texts(load(path)) if not CHINESE.search(text) and text not in UNTRANSLATED]
+        assert not english, f"{path.name}: {english}"
+
+
+def test_the_frontend_can_read_every_text() -> None:
+    for path in LOCALES.rglob("*.json"):
+        broken = [key for key, text in texts(load(path)) if SPECIAL.search(LITERAL.sub("", text))]
+        assert not broken, f"{path}: write {{'@'}} for @ in {broken}"
+
+
+def test_every_category_and_text_of_the_scripts_has_a_name(schemas) -> None:
+    """Menu entries under MIP-Adapter, and what web/js says with say("…")."""
+    main = load(LOCALES / "zh" / "main.json")
+    parts = {part for schema in schemas for part in schema.category.split("/")[1:]}
+    assert parts <= set(main["nodeCategories"])
+    scripts = "\n".join(path.read_text("utf-8") for path in (ROOT / "web" / "js").glob("*.js"))
+    assert set(re.findall(r'\bsay\("([^"]+)"\)', scripts)) == set(main["mipAdapter"])
+    settings = {each.replace(".", "_") for each in re.findall(r'\bid: "(MIP-Adapter\.[^"]+)"', scripts)}
+    assert settings == set(load(LOCALES / "zh" / "settings.json"))
+
+
+def texts(tree: dict, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of nested dicts under its path."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from texts(value, f"{path}{key}/")
+        else:
+            yield f"{path}{key}", value

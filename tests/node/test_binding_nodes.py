@@ -1,0 +1,125 @@
+"""The nodes of personalisation, binding and seeds, as the host calls them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ..evaluation.test_personalization import Painter
+from ..support import graphs
+from ..support.drawn import Colours, draw
+from ..support.sentences import told
+
+pytestmark = pytest.mark.usefixtures("host")
+
+
+def binding_report(scene, encoder=None, **more):
+    from mip_adapter.nodes.binding import MIPBindingReport
+
+    with torch.inference_mode():
+        return MIPBindingReport.execute(
+            scene.images, scene.references, scene.detections, encoder or Colours(), **more
+        ).args
+
+
+def test_the_report_node_says_what_the_core_measured():
+    from mip_adapter.evaluation.binding.report import measure_binding
+
+    scene = draw(4, pictures=3, looks=[(1, 0, 2), (0, 1, 2), (0, 1, 1)])
+    margin, rate, presence, said, matrix, binding = binding_report(scene)
+    core = measure_binding(scene.images, scene.references, scene.detections, Colours())
+    assert (margin, rate, presence) == (core.margin, core.confusion_rate, 1.0) and 0 < rate < 1
+    assert "exchanged their looks in picture 1" in said and f"“{scene.references[2].text}” takes" in said
+    assert matrix.shape[0] == 3 and matrix.shape[-1] == 3 and float(matrix.min()) >= 0 and float(matrix.max()) == 1
+    assert binding.ranking() == [1, 2, 0]
+
+
+def test_the_seed_picker_sorts_the_batch():
+    from mip_adapter.nodes.binding import MIPSeedPicker
+
+    scene = draw(4, pictures=3, looks=[(1, 0, 2), (0, 1, 2), (0, 1, 1)])
+    *_, binding = binding_report(scene)
+    best, ordered, index, ranking = MIPSeedPicker.execute(scene.images, binding).args
+    assert index == 1 and torch.equal(best, scene.images[1:2]) and torch.equal(ordered, scene.images[[1, 2, 0]])
+    assert [cell.strip() for cell in ranking.splitlines()[2].split("|")[1:4]] == ["1.", "2", "3 of 3"]
+    alone = replace(
+        scene, images=scene.images[:1], detections=replace(scene.detections, found=scene.detections.found[:1])
+    )
+    *_, only = binding_report(alone)
+    best, ordered, index, ranking = MIPSeedPicker.execute(alone.images, only).args
+    assert index == 0 and torch.equal(best, alone.images) and torch.equal(ordered, best) and ranking.count("\n") == 2
+    told(lambda: MIPSeedPicker.execute(scene.images[:2], binding), "2 of 128×128", "3 of 128×128")
+    told(lambda: MIPSeedPicker.execute(scene.images[:, :100], binding), "128×100")
+
+
+def test_nothing_found_gives_the_worst_numbers_not_nan():
+    scene = draw(0, objects=2, pictures=2)
+    scene = replace(scene, detections=replace(scene.detections, found=(((), ()),) * 2))
+    margin, rate, presence, said, matrix, binding = binding_report(scene)
+    assert (margin, rate, presence) == (-1.0, 1.0, 0.0) and "None of the objects was found" in said
+    assert torch.isfinite(matrix).all() and binding.ranking() == [0, 1]
+
+
+def test_a_single_reference_has_no_other():
+    scene = draw(0, objects=1)
+    margin, rate, presence, said, matrix, _ = binding_report(scene)
+    assert (margin, rate, presence) == (0.0, 0.0, 1.0) and "single reference" in said and len(matrix) == 1
+
+
+def test_the_relevance_of_the_sampling_is_heard():
+    from mip_adapter.nodes.apply import MIPApply
+    from mip_adapter.relevance.record import RelevanceRecord
+
+    scene = draw(4, looks=[(0, 1, 1)])
+    parts = graphs.bundle()
+    with torch.inference_mode():
+        model, record = MIPApply.execute(
+            parts.model, parts.clip, parts.vision, parts.adapters["base"], graphs.references(), 1.0, 0.0, 1.0
+        ).args
+    graphs.sample(model)
+    said = binding_report(scene, relevance=record)[3]
+    assert "confusion of the relevance while sampling" in said and "sharpness in MIP Merge" in said
+    silent = binding_report(scene, relevance=RelevanceRecord(("a", "b")))[3]
+    assert "while sampling" not in silent and "raise the" in silent
+
+
+def test_every_picture_hears_its_own_relevance():
+    """Of the best of a batch it hears the batch's mean."""
+    from types import SimpleNamespace
+
+    told = SimpleNamespace(confusion_by_picture=lambda: [0.2, 0.9])
+    *_, said, _, binding = binding_report(draw(4, pictures=2, looks=[(0, 1, 2), (0, 1, 1)]), relevance=told)
+    assert [each.confusion for each in binding.pictures] == [0.2, 0.9]
+    assert "while sampling 55 % (20 %, 90 %)" in said
+    said = binding_report(draw(4), relevance=told)[3]
+    assert "while sampling 55 %," in said
+
+
+def test_the_personalization_node_scores_what_is_asked_for():
+    from mip_adapter.evaluation.personalization import personalization
+    from mip_adapter.nodes.personalization import MIPPersonalizationScore
+
+    scene = draw(0, objects=2, pictures=2, looks=[(0, 1), (1, 0)])
+    given = (scene.images, scene.references, "a prompt", Painter())
+    core = personalization(*given, Colours(), scene.detections)
+    assert core.crops is not None
+    for scope, view in (("whole picture", core.whole), ("crops", core.crops)):
+        *numbers, said = MIPPersonalizationScore.execute(*given, Colours(), scene.detections, scope).args
+        assert numbers == [view.mean(name) for name in ("clip_t", "clip_i", "dino")]
+        assert "crop DINO" in said and not np.isnan(numbers).any()
+    *numbers, said = MIPPersonalizationScore.execute(*given).args
+    assert numbers[2] == 0.0 and "DINO was not measured" in said and "Crops were not measured" in said
+    told(lambda: MIPPersonalizationScore.execute(*given, scope="crops"), "no detections", "MIP Detect Objects")
+    told(lambda: MIPPersonalizationScore.execute(*given, scope="all"), "“all”", "whole picture, crops")
+
+
+def test_an_interrupt_ends_the_measurement():
+    import comfy.model_management as management
+
+    scene = draw(0, objects=2)
+    management.interrupt_current_processing()
+    with pytest.raises(management.InterruptProcessingException):
+        binding_report(scene)

@@ -1,0 +1,149 @@
+"""Adapters of every family as tensors: real shapes (on the meta device or from one stored number) or small ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .paths import DATA
+
+GOLDEN = DATA / "golden"
+
+SDXL_WIDTHS = (*[640] * 4, *[1280] * 50, *[640] * 6, *[1280] * 10)
+SSD_1B_WIDTHS = (*[640] * 4, *[1280] * 8, *[1280] * 18, *[640] * 4)
+SD15_WIDTHS = (320, 320, 640, 640, 1280, 1280, 1280, 1280, 1280, 640, 640, 640, 320, 320, 320, 1280)
+
+Fill = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """family; X context; E encoder; C of every site; fusion head; tokens; the Resampler's sizes."""
+
+    family: str
+    context: int
+    encoder: int
+    widths: tuple[int, ...]
+    head: bool = False
+    tokens: int = 4
+    dim: int = 0
+    heads: int = 0
+    depth: int = 4
+
+
+_SDXL_PLUS = Sample("plus", 2048, 1280, SDXL_WIDTHS, tokens=16, dim=1280, heads=20)
+_SD15_PLUS = Sample("plus", 768, 1280, SD15_WIDTHS, tokens=16, dim=768, heads=12)
+
+FAMILIES = {  # every row of the design's table of weights that must load, as published
+    "MIP-Adapter model_sdxl": Sample("base", 2048, 1280, SDXL_WIDTHS, head=True),
+    "MIP-Adapter model_sdxl_plus": replace(_SDXL_PLUS, head=True),
+    "ip-adapter_sdxl": Sample("base", 2048, 1280, SDXL_WIDTHS),
+    "ip-adapter_sdxl_vit-h": Sample("base", 2048, 1024, SDXL_WIDTHS),
+    "ip-adapter-plus_sdxl_vit-h": _SDXL_PLUS,
+    "ip-adapter-plus-face_sdxl_vit-h": _SDXL_PLUS,
+    "ip-adapter_sd15": Sample("base", 768, 1024, SD15_WIDTHS),
+    "ip-adapter_sd15_light": Sample("base", 768, 1024, SD15_WIDTHS),
+    "ip-adapter-plus_sd15": _SD15_PLUS,
+    "ip-adapter-plus-face_sd15": _SD15_PLUS,
+    "ip-adapter-full-face_sd15": Sample("full-face", 768, 1280, SD15_WIDTHS),
+}
+
+SMALL = {  # the same kinds, a few KB
+    "base": Sample("base", 12, 10, (8, 8, 16), head=True),
+    "plus": Sample("plus", 12, 10, (8, 8, 16), head=True, tokens=3, dim=16, heads=2, depth=2),
+    "full-face": Sample("full-face", 12, 10, (8, 8, 16)),
+}
+
+
+def meta(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta", dtype=torch.float16)
+
+
+def one_number(*shape: int) -> Tensor:
+    """A tensor of any shape that stores, and saves, a single number."""
+    return torch.ones(1, dtype=torch.float16).expand(shape)
+
+
+def random(seed: int = 0, dtype: torch.dtype = torch.float32) -> Fill:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(shape, generator=generator).to(dtype)
+
+
+def flat(sample: Sample, fill: Fill | None = None) -> dict[str, Tensor]:
+    """Flat keys, as in a published .safetensors."""
+    fill = fill or random()
+    projection = {"base": _base, "plus": _plus, "full-face": _full_face}[sample.family](sample, fill)
+    tensors = {f"image_proj.{key}": tensor for key, tensor in projection.items()}
+    for position, width in enumerate(sample.widths):
+        site = f"ip_adapter.{2 * position + 1}"
+        tensors[f"{site}.to_k_ip.weight"] = fill(width, sample.context)
+        tensors[f"{site}.to_v_ip.weight"] = fill(width, sample.context)
+        if sample.head:
+            tensors[f"{site}.text_to_weight.weight"] = fill(1, width)
+    return tensors
+
+
+def nested(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Two levels, as in a published .bin."""
+    out: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    for key, tensor in tensors.items():
+        part, rest = key.split(".", 1)
+        out[part][rest] = tensor
+    return out
+
+
+def training(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As the official training script saves: other prefixes, and the UNet with it."""
+    renamed = {
+        key.replace("image_proj.", "image_proj_model.").replace("ip_adapter.", "adapter_modules."): tensor
+        for key, tensor in tensors.items()
+    }
+    return {"unet.conv_in.weight": torch.zeros(4, 4, 3, 3), "unet.conv_in.bias": torch.zeros(4)} | renamed
+
+
+def _base(s: Sample, fill: Fill) -> dict[str, Tensor]:
+    rows = s.tokens * s.context
+    return {
+        "proj.weight": fill(rows, s.encoder),
+        "proj.bias": fill(rows),
+        "norm.weight": fill(s.context),
+        "norm.bias": fill(s.context),
+    }
+
+
+def _full_face(s: Sample, fill: Fill) -> dict[str, Tensor]:
+    return {
+        "proj.0.weight": fill(s.encoder, s.encoder),
+        "proj.0.bias": fill(s.encoder),
+        "proj.2.weight": fill(s.context, s.encoder),
+        "proj.2.bias": fill(s.context),
+        "proj.3.weight": fill(s.context),
+        "proj.3.bias": fill(s.context),
+    }
+
+
+def _plus(s: Sample, fill: Fill) -> dict[str, Tensor]:
+    inner = 64 * s.heads
+    tensors = {
+        "latents": fill(1, s.tokens, s.dim),
+        "proj_in.weight": fill(s.dim, s.encoder),
+        "proj_in.bias": fill(s.dim),
+        "proj_out.weight": fill(s.context, s.dim),
+        "proj_out.bias": fill(s.context),
+        "norm_out.weight": fill(s.context),
+        "norm_out.bias": fill(s.context),
+    }
+    for layer in range(s.depth):
+        for norm in (f"layers.{layer}.0.norm1", f"layers.{layer}.0.norm2", f"layers.{layer}.1.0"):
+            tensors |= {f"{norm}.weight": fill(s.dim), f"{norm}.bias": fill(s.dim)}
+        tensors |= {
+            f"layers.{layer}.0.to_q.weight": fill(inner, s.dim),
+            f"layers.{layer}.0.to_kv.weight": fill(2 * inner, s.dim),
+            f"layers.{layer}.0.to_out.weight": fill(s.dim, inner),
+            f"layers.{layer}.1.1.weight": fill(4 * s.dim, s.dim),
+            f"layers.{layer}.1.3.weight": fill(s.dim, 4 * s.dim),
+        }
+    return tensors

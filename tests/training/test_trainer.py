@@ -1,0 +1,460 @@
+"""The loop over a small frozen model in plain torch: what is learnt, resuming, stopping, failing, several processes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ..support.paths import TRAINING_PROCESS
+from ..support.subprocesses import finished
+from ..support.training_world import PlainModel, small_adapter, small_recipe, write_folder
+
+BLUE = (0x1C, 0x7E, 0xD6)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors of a few hundred numbers: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("data"), 8)
+
+
+def run(data: Path, folder: Path | None = None, adapter=None, model=None, on_step=None, asked=None, **changes):
+    from mip_adapter.training.dataset import SubjectFolder
+    from mip_adapter.training.trainer import train
+
+    recipe = small_recipe(**changes)
+    more = {} if asked is None else {"asked_to_stop": asked}
+    samples = SubjectFolder(data, recipe)
+    return train(
+        model or PlainModel(), samples, adapter or small_adapter(), recipe, folder=folder, on_step=on_step, **more
+    )
+
+
+def flat(adapter) -> dict[str, torch.Tensor]:
+    from mip_adapter.training.trainable import flat_tensors
+
+    return flat_tensors(adapter)
+
+
+def equal(a, b) -> bool:
+    a, b = flat(a), flat(b)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize(
+    "train, gate, learnt",
+    [
+        ("adapter", "image", ("to_k_ip", "to_v_ip", "text_to_weight")),
+        ("adapter", "off", ("to_k_ip", "to_v_ip")),
+        ("head", "image", ("text_to_weight",)),
+        ("head", "text", ("text_to_weight",)),
+        ("all", "image", ("to_k_ip", "to_v_ip", "text_to_weight", "image_proj")),
+    ],
+)
+def test_only_what_should_differ_differs(data: Path, train: str, gate: str, learnt: tuple[str, ...]) -> None:
+    adapter, model = small_adapter(head=gate != "off"), PlainModel()
+    before, frozen = {k: v.clone() for k, v in flat(adapter).items()}, {k: v.clone() for k, v in model.weights.items()}
+    outcome = run(data, adapter=adapter, model=model, train=train, gate=gate)
+    after = flat(outcome.adapter)
+    assert after.keys() == before.keys() and len(outcome.losses) == 4
+    for key in before:
+        assert torch.equal(after[key], before[key]) != any(part in key for part in learnt), key
+    assert all(torch.equal(model.weights[key], frozen[key]) for key in frozen)
+    assert all(torch.equal(flat(adapter)[key], before[key]) for key in before)  # the start itself is untouched
+
+
+def test_a_head_grows_where_there_was_none_and_starts_neutral(data: Path) -> None:
+    from mip_adapter.training.trainable import Student
+
+    recipe = small_recipe()
+    assert not small_adapter().spec.has_head
+    assert all(not row.any() for row in Student(small_adapter(), recipe).adapter().head.values())
+    outcome = run(data)
+    assert outcome.adapter.spec.has_head and all(row.any() for row in outcome.adapter.head.values())
+
+
+def test_it_learns(data: Path) -> None:
+    losses = run(data, steps=40, train="all").losses
+    assert sum(losses[-16:]) < 0.9 * sum(losses[:16])
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.9, "accumulate": 2, "warmup": 3, "clip_norm": 0.1}])
+def test_resuming_equals_not_stopping_bit_by_bit(data: Path, tmp_path: Path, changes: dict) -> None:
+    """Stopped by an exception after step 3, killed (its last checkpoint lost) and resumed: the same in the end."""
+    whole = run(data, tmp_path / "whole", steps=7, save_every=2, workers=2, **changes)
+
+    def stop(progress) -> None:
+        if progress.step == 3:
+            raise RuntimeError("enough")
+
+    part = run(data, tmp_path / "part", on_step=stop, steps=7, save_every=2, **changes)
+    assert isinstance(part.stopped, RuntimeError) and len(part.losses) == 3
+    (tmp_path / "part" / "checkpoints" / "step-00000003.pt").unlink()
+    (tmp_path / "part" / "checkpoints" / ".step-00000004.pt.1.tmp").write_bytes(b"half")
+    model = PlainModel()
+    rest = run(data, tmp_path / "part", model=model, steps=7, save_every=2, **changes)
+    assert rest.losses == whole.losses and equal(rest.adapter, whole.adapter)
+    assert len(model.seen) == 5 * 2 * changes.get("accumulate", 1)  # steps 3 to 7 only
+    for name in ("loss.csv", "loss.png"):
+        assert (tmp_path / "part" / name).read_bytes()[:8] == (tmp_path / "whole" / name).read_bytes()[:8]
+    assert (tmp_path / "part" / "loss.csv").read_text().splitlines()[0::7] == ["step,loss", f"7,{whole.losses[-1]!r}"]
+    left = sorted(path.name for path in (tmp_path / "part" / "checkpoints").iterdir())
+    assert left == ["step-00000006.pt", "step-00000007.pt"]  # nothing of the write that was killed
+
+
+def test_the_curve_needs_pillow_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mip_adapter.training.loss_curve import SIZE, write_curve
+
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    losses = [1 / (step + 1) for step in range(60)]
+    write_curve(tmp_path, losses, small_recipe(steps=100))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.csv", "loss.png"]
+    with Image.open(tmp_path / "loss.png") as picture:
+        drawn = [x for x in range(SIZE[0]) if any(picture.getpixel((x, y)) == BLUE for y in range(40, SIZE[1]))]
+    assert picture.size == SIZE and drawn[0] < 100 and SIZE[0] * 0.5 < drawn[-1] < SIZE[0] * 0.7  # 60 of 100 steps
+
+
+def test_another_recipe_does_not_resume(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path, steps=2)
+    assert len(run(data, tmp_path, steps=3).losses) == 3  # more steps are no other recipe
+    with pytest.raises(ValueError, match="another recipe .learning_rate 0.01 -> 0.001."):
+        run(data, tmp_path, learning_rate=1e-3)
+    other = small_adapter()
+    other.sites[1].to_v.add_(1)
+    with pytest.raises(ValueError, match="over another starting adapter"):
+        run(data, tmp_path, adapter=other)
+    with pytest.raises(ValueError, match="another adapter|another recipe"):
+        run(data, tmp_path, adapter=small_adapter(head=True), train="all")
+
+
+def test_fewer_steps_than_are_trained_are_refused(data: Path, tmp_path: Path) -> None:
+    """The longer training must not be saved as what the shorter recipe gives."""
+    run(data, tmp_path, steps=3)
+    with pytest.raises(ValueError, match="trained for 3 steps already, and steps is 2. Set steps to 3 or more"):
+        run(data, tmp_path, steps=2)
+    assert len(run(data, tmp_path, steps=3).losses) == 3
+
+
+def test_pictures_that_were_added_or_removed_count_from_there_on(tmp_path: Path, caplog) -> None:
+    """Of twenty pictures one is broken, which is not too much; it is removed, and would be too much of what remains."""
+    from mip_adapter.training.dataset import SubjectFolder
+
+    data, out, model = write_folder(tmp_path / "data", 20), tmp_path / "out", PlainModel()
+    picture = data / "images" / "004.png"
+    picture.write_bytes(picture.read_bytes()[:-60])
+    run(data, out, steps=10)
+    assert "sample 004 is broken" in caplog.text
+    for number in (0, 2, 4):
+        (data / "jsons" / f"{number:03}.json").unlink()
+    for kind, ending in (("images", "png"), ("masks", "png"), ("jsons", "json")):
+        (data / kind / f"new.{ending}").write_bytes((data / kind / f"001.{ending}").read_bytes())
+    caplog.clear()
+    changed = run(data, out, model=model, steps=19)
+    assert "after step 10 with another dataset: from here on, 18 pictures" in caplog.text
+    samples = SubjectFolder(data, small_recipe())
+    assert len(changed.losses) == 19 and model.seen == [samples[position].id for position in range(2 * 10, 2 * 19)]
+    assert "new" in model.seen and not {"000", "002", "004"} & set(model.seen)
+    caplog.clear()
+    run(data, out, steps=20)
+    assert "another dataset" not in caplog.text
+
+
+def test_asked_to_stop_saves_and_stops(data: Path, tmp_path: Path) -> None:
+    model = PlainModel()
+    outcome = run(data, tmp_path, model=model, asked=lambda: len(model.seen) >= 4)
+    assert len(outcome.losses) == 2 and "step 2" in str(outcome.stopped)
+    assert (tmp_path / "checkpoints" / "step-00000002.pt").is_file()
+
+
+def test_no_number_stops_and_keeps_the_last_good_checkpoint(data: Path, tmp_path: Path) -> None:
+    class Diverging(PlainModel):
+        def predict(self, noisy, steps, batch, merging):
+            return super().predict(noisy, steps, batch, merging) * (float("nan") if len(self.seen) > 6 else 1)
+
+    model = Diverging()
+    with pytest.raises(ValueError, match=r"loss is nan at step 4 \(samples ") as caught:
+        run(data, tmp_path, model=model, steps=9, save_every=1)
+    assert all(name in str(caught.value) for name in (*model.seen[-2:], "step-00000003.pt"))
+    assert all(torch.isfinite(t).all() for t in torch.load(tmp_path / "checkpoints" / "step-00000003.pt")["trained"])
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(data: Path, tmp_path: Path, monkeypatch) -> None:
+    from mip_adapter.training import checkpoints
+
+    real, calls = torch.save, []
+
+    def full(content, file) -> None:
+        calls.append(content["step"])
+        if content["step"] == 2:
+            file.write(b"some of it")
+            raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos: No space left on device")
+        real(content, file)
+
+    monkeypatch.setattr(checkpoints.torch, "save", full)
+    outcome = run(data, tmp_path, save_every=1, keep=9)
+    assert calls == [1, 2, 3, 4] and len(outcome.losses) == 4
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == ["step-00000001.pt", "step-00000003.pt", "step-00000004.pt"]
+
+    def always_full(*_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.torch, "save", always_full)
+    assert len(run(data, tmp_path, steps=5).losses) == 5  # complete: the adapter itself is kept
+    with pytest.raises(ValueError, match="last checkpoint cannot be written .*No space left"):
+        run(data, tmp_path, steps=9, asked=lambda: True)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == left
+
+
+def test_the_wrong_adapter(data: Path) -> None:
+    with pytest.raises(ValueError, match="is an adapter for .* and this model is"):
+        run(data, adapter=small_adapter(sites=((1, 16), (3, 32))))
+
+
+def test_fp16_scales_the_loss_and_skips_a_step_that_overflows(data: Path, tmp_path: Path) -> None:
+    """The scale is a power of two: without an overflow the result is the same to the last bit."""
+
+    class Half(PlainModel):
+        dtype = torch.float16
+        overflow = False
+
+        def predict(self, noisy, steps, batch, merging):
+            out = super().predict(noisy, steps, batch, merging)
+            if self.overflow and len(self.seen) == 2:
+                out.register_hook(lambda gradient: gradient * float("inf"))
+            return out
+
+    assert equal(run(data, model=Half()).adapter, run(data).adapter)
+    model = Half()
+    model.overflow = True
+    outcome = run(data, tmp_path, model=model)
+    state = torch.load(tmp_path / "checkpoints" / "step-00000004.pt")
+    assert state["scaler"]["scale"] == 2.0**15  # halved once
+    assert all(step["step"] == 3 for step in state["optimizers"][0]["state"].values())
+    assert all(torch.isfinite(tensor).all() for tensor in flat(outcome.adapter).values())
+
+
+def test_min_snr_weights() -> None:
+    from mip_adapter.training.objective import snr_weight
+
+    alpha = torch.tensor([0.5, 0.9, 0.99])  # SNR 1, 9, 99
+    torch.testing.assert_close(snr_weight(alpha, "eps", 5), torch.tensor([1, 5 / 9, 5 / 99]))
+    torch.testing.assert_close(snr_weight(alpha, "v", 5), torch.tensor([1 / 2, 5 / 10, 5 / 100]))
+    assert snr_weight(alpha, "v", 0).eq(1).all()
+
+
+def test_masked_loss_counts_the_background_less() -> None:
+    from mip_adapter.training.objective import masked_mean
+
+    error = torch.rand(3, 4, 5)
+    mask = torch.zeros(3, 4, 5)
+    mask[0, 1, 2], mask[1] = 1, 1  # one place; everything; nothing
+    torch.testing.assert_close(masked_mean(error, mask, 1.0), error.mean((1, 2)))
+    other = error[0].sum() - error[0, 1, 2]
+    got = masked_mean(error, mask, 0.1)
+    torch.testing.assert_close(got[0], (error[0, 1, 2] + 0.1 * other) / (1 + 0.1 * 19))
+    torch.testing.assert_close(got[1:], error[1:].mean((1, 2)))
+    for wrong in (0.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="background is"):
+            small_recipe(background=wrong)
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12), (16, 16)])
+def test_muon_is_torchs_own_in_float32(shape: tuple[int, int]) -> None:
+    from mip_adapter.training.optimizers import Muon
+
+    ours, theirs = (
+        torch.nn.Parameter(torch.linspace(-1, 1, 240 if shape[0] != shape[1] else 256).view(shape)) for _ in "ab"
+    )
+    start = ours.detach().clone()
+    optimizers = Muon([ours], 0.02, 0.1), torch.optim.Muon([theirs], 0.02, 0.1, adjust_lr_fn="match_rms_adamw")
+    for step in range(5):
+        gradient = torch.randn(shape, generator=torch.Generator().manual_seed(step))
+        for own, optimizer in zip((ours, theirs), optimizers, strict=True):
+            own.grad = gradient.clone()
+            optimizer.step()
+    moved, apart = (ours - start).norm(), (ours - theirs).norm()
+    assert moved > 0.1 and apart < 0.02 * moved  # bfloat16 has 8 bits
+
+
+@pytest.mark.parametrize("at_once", [1, 60, 1 << 23])
+def test_muon_gives_every_matrix_the_same_whatever_it_is_stepped_with(monkeypatch, at_once: int) -> None:
+    """One, three or all five of a shape at a time: the iteration written down, in float64."""
+    from mip_adapter.training import optimizers
+
+    monkeypatch.setattr(optimizers, "AT_ONCE", at_once)
+    shapes = [(4, 5)] * 5 + [(7, 3), (2, 3, 2)]
+    matrices = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    expected = [each.detach().double().flatten(1) for each in matrices]
+    momentum = [torch.zeros_like(each) for each in expected]
+    optimizer = optimizers.Muon(matrices, 0.02, 0.1)
+    for _ in range(3):
+        for i, each in enumerate(matrices):
+            each.grad = torch.randn_like(each)
+            gradient = each.grad.double().flatten(1)
+            momentum[i] = 0.95 * momentum[i] + 0.05 * gradient
+            x = 0.05 * gradient + 0.95 * momentum[i]
+            x /= x.norm()
+            for _ in range(5):
+                x = 3.4445 * x - 4.775 * x @ x.T @ x + 2.0315 * x @ x.T @ x @ x.T @ x
+            expected[i] = expected[i] * (1 - 0.02 * 0.1) - 0.02 * 0.2 * max(x.shape) ** 0.5 * x
+        optimizer.step()
+    for got, want in zip(matrices, expected, strict=True):
+        torch.testing.assert_close(got.detach().double().flatten(1), want, rtol=1e-4, atol=1e-5)
+
+
+def test_matrices_by_muon_the_rest_by_adamw_and_resumed_to_the_bit(data: Path, tmp_path: Path) -> None:
+    whole = run(data, tmp_path / "whole", matrix_rate=0.02, steps=4)
+    state = torch.load(tmp_path / "whole" / "checkpoints" / "step-00000004.pt")
+    adamw, muon = state["optimizers"]
+    assert adamw["param_groups"][0]["lr"] != muon["param_groups"][0]["lr"] == 0.02
+    assert {key.rsplit(".", 2)[1] for key in state["keys"]} >= {"to_k_ip", "to_v_ip", "text_to_weight"}
+    assert len(muon["state"]) == 4 and len(adamw["state"]) == 2  # k and v of two sites; their heads
+    run(data, tmp_path / "part", matrix_rate=0.02, steps=2)
+    again = run(data, tmp_path / "part", matrix_rate=0.02, steps=4)
+    assert all(
+        torch.equal(a, b) for a, b in zip(flat(whole.adapter).values(), flat(again.adapter).values(), strict=True)
+    )
+
+
+def test_the_average_holds_the_steps_and_nothing_of_the_start() -> None:
+    """After n steps, step k counts decay^(n - k): a few steps with a long memory are not mostly where they began."""
+    from mip_adapter.training.adapter_optimizer import Learner
+
+    decay = 0.9
+    learner = Learner(small_adapter(), small_recipe(ema=decay), torch.device("cpu"), torch.float32)
+    seen = []
+    for step in range(5):
+        for each in learner.parameters:
+            each.grad = torch.randn(each.shape, generator=torch.Generator().manual_seed(step))
+        learner.update(step)
+        seen.append(learner.parameters[0].detach().clone())
+    weights = torch.tensor([decay ** (4 - k) for k in range(5)])
+    expected = sum(w * each for w, each in zip(weights / weights.sum(), seen, strict=True))
+    torch.testing.assert_close(learner.ema[0], expected)
+
+
+def test_an_update_that_overflows_is_none_of_the_average() -> None:
+    from mip_adapter.training.adapter_optimizer import Learner
+
+    def fresh() -> Learner:
+        learner = Learner(small_adapter(), small_recipe(ema=0.9), torch.device("cpu"), torch.float16)
+        learner.scaler.scale(torch.ones(()))  # makes the scale
+        return learner
+
+    learner = fresh()
+    for step, gradient in enumerate([torch.inf, torch.inf, 1.0]):
+        for each in learner.parameters:
+            each.grad = torch.full_like(each, gradient)
+        learner.update(step)
+        if step == 1:  # a run that goes on from here
+            state = learner.state()
+            learner = fresh()
+            learner.restore(state)
+    assert learner.updates == 1
+    torch.testing.assert_close(list(learner.ema), [each.detach() for each in learner.parameters])
+
+
+def test_an_overflow_in_one_optimizers_gradients_leaves_out_the_step_of_both() -> None:
+    from mip_adapter.training.adapter_optimizer import Learner
+
+    recipe = small_recipe(matrix_rate=0.02, ema=0.5)
+    learner = Learner(small_adapter(head=True), recipe, torch.device("cpu"), torch.float16)
+    learner.scaler.scale(torch.ones(()))  # makes the scale
+    before = [each.detach().clone() for each in learner.parameters]
+    for each in learner.parameters:
+        each.grad = torch.ones_like(each)
+    next(each for each in learner.parameters if min(each.shape) > 1).grad[0, 0] = torch.inf
+    assert learner.update(0) == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, learner.parameters, strict=True))
+    assert learner.scaler.get_scale() == 2.0**15
+
+
+def test_cubic_timesteps_are_mostly_those_of_much_noise() -> None:
+    """t = (1 − u³) · 1000: below 1000 (1 − u³) lies a share of 1 − u."""
+    from types import SimpleNamespace
+
+    from mip_adapter.training.objective import draw
+
+    batch = SimpleNamespace(positions=range(4000), latents=torch.zeros(4000, 1, 1, 1))
+    _, steps = draw(batch, small_recipe(timesteps="cubic"), 1000)  # pyright: ignore[reportArgumentType]
+    assert steps.min() >= 0 and steps.max() == 999
+    for u in (0.25, 0.5, 0.75):
+        assert float((steps < 1000 * (1 - u**3)).float().mean()) == pytest.approx(1 - u, abs=0.03)
+    _, uniform = draw(batch, small_recipe(), 1000)  # pyright: ignore[reportArgumentType]
+    assert float((uniform < 500).float().mean()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_validation_sees_the_averaged_adapter(data: Path) -> None:
+    from mip_adapter.training.dataset import SubjectFolder
+    from mip_adapter.training.trainer import train
+
+    recipe, seen = small_recipe(validate_every=2, ema=0.5), []
+    outcome = train(
+        PlainModel(), SubjectFolder(data, recipe), small_adapter(), recipe, validate=lambda *each: seen.append(each)
+    )
+    assert [step for step, _ in seen] == [2, 4]
+    assert equal(seen[1][1], outcome.adapter) and not equal(seen[0][1], outcome.adapter)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("a"), ValueError("b")]
+)
+def test_validation_that_fails_costs_itself(data: Path, caplog, error: Exception) -> None:
+    from mip_adapter.training.dataset import SubjectFolder
+    from mip_adapter.training.trainer import train
+
+    def fail(*_) -> None:
+        raise error
+
+    recipe = small_recipe(validate_every=2)
+    assert len(train(PlainModel(), SubjectFolder(data, recipe), small_adapter(), recipe, validate=fail).losses) == 4
+    assert f"pictures of step 4 cannot be made: {error}" in caplog.text
+
+
+def two_processes(data: Path, output: Path, **environment: str) -> set[str]:
+    """What `accelerate launch` with two processes on the CPU prints: rank, count, steps and what ended the run."""
+    pytest.importorskip("accelerate")
+    script = TRAINING_PROCESS
+    # --multi_gpu is accelerate's word for several processes of its own; the script asks for the CPU.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    line = [*launch, str(script), str(data), str(output), "2", "3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = finished(line, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return set(done.stdout.splitlines())
+
+
+def test_two_processes_equal_one(data: Path, tmp_path: Path) -> None:
+    """The losses of one process with the same global batch."""
+    two = tmp_path / "two"
+    assert {"0 2 3 None", "1 2 3 None"} <= two_processes(data, two)
+    one = run(data, steps=3, batch_size=4, accumulate=2)
+    state = torch.load(two / "checkpoints" / "step-00000003.pt")
+    torch.testing.assert_close(state["losses"], torch.tensor(one.losses, dtype=torch.float64), rtol=1e-5, atol=0)
+    learnt = {key: flat(one.adapter)[key] for key in state["keys"]}
+    for key, tensor in zip(state["keys"], state["trained"], strict=True):
+        torch.testing.assert_close(tensor, learnt[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_an_error_in_one_process_ends_all_after_the_same_step(data: Path, tmp_path: Path, step: int) -> None:
+    """None is left waiting for the gradients of one that is gone, be it the last step or not."""
+    said = two_processes(data, tmp_path, MIP_FAIL_AT=str(step))
+    assert {f"0 2 {step} No space left on device", f"1 2 {step} stopped at step {step}, as asked"} <= said

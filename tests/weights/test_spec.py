@@ -1,0 +1,144 @@
+"""Adapters are recognised by keys and shapes alone; what is missing, too much or foreign is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mip_adapter.weights.adapter import load_adapter
+from mip_adapter.weights.spec import detect
+
+from ..support import weights_samples as samples
+from ..support.weights_samples import FAMILIES, SMALL
+
+EXPECTED = {  # family, architecture, tokens, encoder, its output, head
+    "MIP-Adapter model_sdxl": ("base", "SDXL", 4, "CLIP ViT-bigG/14", "image_embeds", True),
+    "MIP-Adapter model_sdxl_plus": ("plus", "SDXL", 16, "CLIP ViT-H/14", "penultimate_hidden_states", True),
+    "ip-adapter_sdxl": ("base", "SDXL", 4, "CLIP ViT-bigG/14", "image_embeds", False),
+    "ip-adapter_sdxl_vit-h": ("base", "SDXL", 4, "CLIP ViT-H/14", "image_embeds", False),
+    "ip-adapter-plus_sdxl_vit-h": ("plus", "SDXL", 16, "CLIP ViT-H/14", "penultimate_hidden_states", False),
+    "ip-adapter-plus-face_sdxl_vit-h": ("plus", "SDXL", 16, "CLIP ViT-H/14", "penultimate_hidden_states", False),
+    "ip-adapter_sd15": ("base", "SD1.5", 4, "CLIP ViT-H/14", "image_embeds", False),
+    "ip-adapter_sd15_light": ("base", "SD1.5", 4, "CLIP ViT-H/14", "image_embeds", False),
+    "ip-adapter-plus_sd15": ("plus", "SD1.5", 16, "CLIP ViT-H/14", "penultimate_hidden_states", False),
+    "ip-adapter-plus-face_sd15": ("plus", "SD1.5", 16, "CLIP ViT-H/14", "penultimate_hidden_states", False),
+    "ip-adapter-full-face_sd15": ("full-face", "SD1.5", None, "CLIP ViT-H/14", "penultimate_hidden_states", False),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_by_its_real_shapes(name):
+    spec = detect(samples.flat(FAMILIES[name], samples.meta))
+    got = (spec.family, spec.architecture, spec.tokens, spec.encoder.name, spec.encoder.output, spec.has_head)
+    assert got == EXPECTED[name]
+    assert spec.context_dim == FAMILIES[name].context
+    assert spec.encoder.width == FAMILIES[name].encoder
+    assert spec.sites == tuple((2 * i + 1, width) for i, width in enumerate(FAMILIES[name].widths))
+    assert spec.architecture in str(spec) and spec.encoder.name in str(spec)
+
+
+@pytest.mark.parametrize("name", ["MIP-Adapter model_sdxl", "ip-adapter-plus_sd15", "ip-adapter-full-face_sd15"])
+def test_a_file_of_real_shapes_loads(tmp_path, name):
+    path = tmp_path / "model.bin"
+    torch.save(samples.nested(samples.flat(FAMILIES[name], samples.one_number)), path)
+    adapter = load_adapter(path)
+    assert adapter.name == "model.bin"
+    assert [n for n, _ in adapter.spec.sites] == list(adapter.sites)
+    for number, width in adapter.spec.sites:
+        site = adapter.sites[number]
+        assert site.to_k.shape == site.to_v.shape == (width, adapter.spec.context_dim)
+        assert (site.head is not None) == adapter.spec.has_head
+        assert site.head is None or site.head.shape == (width,)
+    assert {t.dtype for t in adapter.image_proj.values()} == {torch.float16}
+
+
+@pytest.mark.parametrize(("family", "width"), [("base", 768), ("base", 640), ("plus", 1664), ("plus", 1024)])
+def test_other_encoders_are_named_by_their_width(family, width):
+    need = detect(samples.flat(replace(SMALL[family], encoder=width), samples.meta)).encoder
+    known = {("base", 768): "CLIP ViT-L/14", ("plus", 1664): "CLIP ViT-bigG/14", ("plus", 1024): "CLIP ViT-L/14"}
+    assert need.name == known.get((family, width), "an image encoder with 640-wide image embeddings")
+
+
+@given(family=st.sampled_from(sorted(SMALL)), data=st.data())
+def test_a_missing_key_is_named(family, data):
+    tensors = samples.flat(SMALL[family], samples.meta)
+    key = data.draw(st.sampled_from(sorted(tensors)))
+    del tensors[key]
+    with pytest.raises(ValueError) as error:
+        detect(tensors, "mine.bin")
+    assert "mine.bin" in str(error.value)
+    leading = ("image_proj.latents", "image_proj.proj.weight", "image_proj.proj.3.weight")  # these say the family
+    assert key in str(error.value) or key in leading
+
+
+@given(family=st.sampled_from(sorted(SMALL)), data=st.data())
+def test_an_unexpected_key_is_named(family, data):
+    tensors = samples.flat(SMALL[family], samples.meta)
+    key = data.draw(st.sampled_from(["image_proj.extra.weight", "ip_adapter.1.to_q.weight", "ip_adapter.0.bias", "x"]))
+    tensors[key] = samples.meta(2)
+    with pytest.raises(ValueError, match=key.replace(".", r"\.")):
+        detect(tensors)
+
+
+@given(family=st.sampled_from(sorted(SMALL)), data=st.data())
+def test_a_wrong_shape_is_named_or_changes_the_spec(family, data):
+    tensors = samples.flat(SMALL[family], samples.meta)
+    key = data.draw(st.sampled_from(sorted(tensors)))
+    shape = data.draw(st.lists(st.sampled_from([0, 1, 3, 7, 64]), min_size=0, max_size=4))
+    tensors[key] = samples.meta(*shape)
+    before = detect(samples.flat(SMALL[family], samples.meta))
+    try:
+        assert detect(tensors) != before  # e.g. another number of queries
+    except ValueError as error:
+        assert "expected" in str(error)
+
+
+@pytest.mark.parametrize("lost", ["1.to_k_ip", "3.to_v_ip", "5.text_to_weight"])
+def test_a_site_lacks_a_part(lost):
+    tensors = samples.flat(SMALL["base"], samples.meta)
+    del tensors[f"ip_adapter.{lost}.weight"]
+    with pytest.raises(ValueError, match=rf"missing ip_adapter\.{lost}\.weight"):
+        detect(tensors)
+
+
+def test_a_whole_site_is_missing():
+    tensors = {k: t for k, t in samples.flat(SMALL["base"], samples.meta).items() if not k.startswith("ip_adapter.3.")}
+    with pytest.raises(ValueError, match=r"missing ip_adapter\.3\.to_k_ip\.weight"):
+        detect(tensors)
+
+
+def test_keys_and_values_disagree():
+    tensors = samples.flat(SMALL["base"], samples.meta)
+    tensors["ip_adapter.1.to_v_ip.weight"] = samples.meta(8, 11)
+    with pytest.raises(ValueError, match=r"ip_adapter\.1\.to_v_ip\.weight is \[8, 11\], expected \[8, 12\]"):
+        detect(tensors)
+
+
+def test_projection_and_sites_disagree():
+    tensors = samples.flat(SMALL["plus"], samples.meta)
+    tensors |= {k: samples.meta(t.shape[0], 20) for k, t in tensors.items() if "_ip.weight" in k}
+    with pytest.raises(ValueError, match=r"is \[8, 20\], expected \[8, 12\]"):
+        detect(tensors)
+
+
+def test_whole_numbers_are_no_weights():
+    tensors = samples.flat(SMALL["base"])
+    tensors["ip_adapter.1.to_k_ip.weight"] = tensors["ip_adapter.1.to_k_ip.weight"].to(torch.int32)
+    with pytest.raises(ValueError, match="int32"):
+        detect(tensors)
+
+
+def test_half_an_adapter():
+    tensors = samples.flat(SMALL["base"], samples.meta)
+    for part in ("image_proj", "ip_adapter"):
+        with pytest.raises(ValueError, match="half an adapter"):
+            detect({k: t for k, t in tensors.items() if k.startswith(part)})
+
+
+def test_a_head_alone_is_no_adapter():
+    tensors = {k: t for k, t in samples.flat(SMALL["base"], samples.meta).items() if "text_to_weight" in k}
+    with pytest.raises(ValueError, match="only a fusion head.*head_name"):
+        detect(tensors)
