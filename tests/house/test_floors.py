@@ -1,4 +1,4 @@
-"""The architecture, read from the imports: nodes → host_* → pure, and nothing that a host forbids."""
+"""The architecture, read from the imports: each floor knows only what lies below it, and few files know the host."""
 
 from __future__ import annotations
 
@@ -9,7 +9,21 @@ from pathlib import Path
 from ..support.paths import ROOT
 
 OUTSIDE = {"tests", "output", "venv", "build", "dist"}  # not part of the pack
-TOOLS = {"mip.py", "benchmarks", "docs"}  # run by developers, never imported by the host
+TOOLS = {"mip.py", "launcher", "benchmarks", "docs"}  # run by developers, never imported by the host
+# From the ground up; folders of one floor do not see each other.
+FLOORS = (
+    {"common"},
+    {"weights"},
+    {"attention"},
+    {"relevance"},
+    {"patching", "evaluation"},
+    {"training", "miniature"},
+    {"nodes", "commands"},
+    {"research"},
+)
+LEVELS = {folder: level for level, folders in enumerate(FLOORS) for folder in folders}
+USED = LEVELS["nodes"]  # from here up the pack is used: by artists, from the shell, by researchers
+VIOLATIONS: set[tuple[str, str]] = set()  # (importing file, imported file) that are still to be mended
 HOST_MODULES = {
     *("comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution", "comfy_extras"),
     *("execution", "folder_paths", "latent_preview", "node_helpers", "nodes", "server"),
@@ -23,10 +37,14 @@ def files() -> list[Path]:
     return sorted(path for path in found if path.parts[0] not in OUTSIDE and path.parts[0][0] != ".")
 
 
-def layer(path: Path) -> str:
-    if path.parts[0] == "nodes" or path == Path("__init__.py"):
-        return "nodes"
-    return "host" if path.name.startswith("host_") else "pure"
+def floor(path: Path) -> str:
+    """The top folder of a file; "" for files of the root."""
+    return path.parts[0] if len(path.parts) > 1 else ""
+
+
+def knows_host(path: Path) -> bool:
+    """Whether a file may import ComfyUI."""
+    return floor(path) in ("nodes", "patching") or path == Path("__init__.py") or path.name.startswith("comfy_")
 
 
 def absolute_imports(tree: ast.AST) -> set[str]:
@@ -61,22 +79,47 @@ TREES = {path: ast.parse((ROOT / path).read_text("utf-8"), str(path)) for path i
 
 def test_the_pack_is_found():
     assert {"__init__.py", "nodes/__init__.py", "mip.py"} <= {path.as_posix() for path in FILES}
+    assert {floor(path) for path in FILES} - {"", *TOOLS} == LEVELS.keys()
 
 
-def test_only_nodes_and_host_files_import_comfyui():
-    wrong = {str(p): absolute_imports(t) & HOST_MODULES for p, t in TREES.items() if layer(p) == "pure"}
+def test_only_some_files_import_comfyui():
+    wrong = {str(p): absolute_imports(t) & HOST_MODULES for p, t in TREES.items() if not knows_host(p)}
     assert not {path: names for path, names in wrong.items() if names}
 
 
-def test_dependencies_point_one_way():
-    allowed = {"pure": {"pure"}, "host": {"pure", "host"}, "nodes": {"pure", "host", "nodes"}}
+def own_imports() -> list[tuple[Path, Path]]:
+    """(importing file, imported file) of the floors."""
+    return [
+        (path, reached)
+        for path, tree in TREES.items()
+        for reached in relative_imports(path, tree)
+        if floor(path) in LEVELS and floor(reached) not in ("", floor(path))
+    ]
+
+
+def test_each_floor_knows_only_what_lies_below():
+    wrong = {(str(a), str(b)) for a, b in own_imports() if LEVELS.get(floor(b), len(FLOORS)) >= LEVELS[floor(a)]}
+    assert wrong == VIOLATIONS, "mend it, or take what is mended from the list"
+    assert len(own_imports()) > 200
+
+
+def test_the_method_can_be_read_and_run_without_a_host():
+    """Below what is used, files that may not import ComfyUI do not import files that do."""
     wrong = [
         f"{path} imports {reached}"
         for path, tree in TREES.items()
+        if floor(path) in LEVELS and LEVELS[floor(path)] < USED and not knows_host(path)
         for reached in relative_imports(path, tree)
-        if layer(reached) not in allowed[layer(path)]
+        if knows_host(reached)
     ]
     assert not wrong
+
+
+def test_the_launcher_needs_the_standard_library_alone():
+    for path, tree in TREES.items():
+        if floor(path) == "launcher":
+            assert not absolute_imports(tree) - sys.stdlib_module_names, path
+            assert {floor(reached) for reached in relative_imports(path, tree)} <= {"launcher"}, path
 
 
 def test_own_packages_are_imported_relatively():
