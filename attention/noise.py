@@ -26,7 +26,7 @@ from .merge import split_queries
 from .options import Merge
 from .plan import SharedText
 from .relevance import raw_relevance, shares
-from .site import Rows
+from .site import RowGroup
 
 NoiseMode = Literal["uniform", "relevance"]
 MODES: tuple[str, ...] = get_args(NoiseMode)
@@ -86,7 +86,7 @@ def add_noise(
     q: Tensor,
     plan: NoisePlan,
     site: NoiseSite,
-    parts: Sequence[Rows],
+    parts: Sequence[RowGroup],
     pictures: Tensor,
     step: Tensor,
     object_keys: Callable[[], Tensor],

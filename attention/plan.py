@@ -88,7 +88,7 @@ class Plan:
     names: the M object texts; gate and gate_strength: the fusion head's (see `FusionHead`), its rows lie with the
     sites; weights [M, 1, 1] float32, the objects' own: folded into the values, but with regions the unconditional
     branch needs them beside its one set of values; regions [M, H, W] and frozen [M + 1, pictures, H, W]: as in
-    `References`, float32, on the CPU: sites see little of them (`Given`).
+    `References`, float32, on the CPU: sites see little of them (`SiteConstants`).
     """
 
     names: tuple[str, ...]
@@ -110,12 +110,12 @@ class Plan:
         return self.frozen is None and self.merge.needs_relevance(self.objects)
 
     @property
-    def whole(self) -> float:
+    def share_sum(self) -> float:
         """What the shares of a position add up to where objects claim all of it."""
         return self.objects if (self.merge.strategy, self.merge.normalization) == ("relevance", "mean") else 1.0
 
     @property
-    def joint(self) -> bool:
+    def is_concat(self) -> bool:
         return self.merge.strategy == "concat"
 
 
@@ -150,7 +150,7 @@ def compile_plans(
 ) -> list[Plan]:
     """`compile_plan` for several sets of references. Every site's weights travel to `device` once, and only one site's
     are there at a time."""
-    drafts = [_Draft(references, scale, merge, head, device, dtype) for references in several]
+    drafts = [_PlanBuilder(references, scale, merge, head, device, dtype) for references in several]
     for site in sites:
         weight = adapter.sites[site.number]
         to_k = weight.to_k.to(device, torch.float32)
@@ -161,7 +161,7 @@ def compile_plans(
     return [draft.plan() for draft in drafts]
 
 
-class _Draft:
+class _PlanBuilder:
     """A plan in the making, site by site."""
 
     def __init__(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.weak_cache import Memo
+from ..common.weak_cache import WeakCache
 
 MAX_OBJECTS = 16
 MAX_WEIGHT = 3.0
@@ -21,7 +21,7 @@ MASK_THRESHOLD = 0.05
 # How far the aspect ratio of a mask may be from its picture's: a mask of half the size is rounded.
 SAME_SHAPE = 0.02
 # The same picture stays the same tensor, for `host_encode` to know it again.
-_prepared = Memo()
+_prepared = WeakCache()
 CENTRE, PAD, START, END = FITS = ("centre crop", "pad to square", "top or left", "bottom or right")
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from .plan import Plan
 
 
-class Window(NamedTuple):
+class PercentRange(NamedTuple):
     """When something acts: from one fraction of the sampling to another, both included. Which noise they stand for only
     the model says that is being sampled."""
 
@@ -18,41 +18,41 @@ class Window(NamedTuple):
     end: float
 
     @classmethod
-    def of(cls, start_percent: float, end_percent: float) -> Window | None:
+    def from_percents(cls, start_percent: float, end_percent: float) -> PercentRange | None:
         """None for all steps, which needs no look at the noise."""
         return None if start_percent <= 0 and end_percent >= 1 else cls(start_percent, end_percent)
 
 
-Open = Callable[[Window], bool]  # whether something with this window acts now
+Open = Callable[[PercentRange], bool]  # whether something with this window acts now
 
 
-class Times(NamedTuple):
+class ObjectTiming(NamedTuple):
     """Of one object: when it acts, and while it acts, when its region holds. None: always."""
 
-    acts: Window | None = None
-    confined: Window | None = None
+    acts: PercentRange | None = None
+    confined: PercentRange | None = None
 
 
-class Acting(NamedTuple):
+class ActiveSet(NamedTuple):
     """What acts at one moment: indices of objects, and of those among them whose region holds."""
 
     objects: tuple[int, ...]
     confined: tuple[int, ...]
 
 
-def acting(times: Sequence[Times], is_open: Open) -> Acting:
+def active_set(times: Sequence[ObjectTiming], is_open: Open) -> ActiveSet:
     objects = tuple(i for i, each in enumerate(times) if each.acts is None or is_open(each.acts))
     held = tuple(i for i in objects if (window := times[i].confined) is None or is_open(window))
-    return Acting(objects, held)
+    return ActiveSet(objects, held)
 
 
-def stretches(times: Sequence[Times]) -> list[Acting]:
-    """Everything that `acting` gives at any moment, in their order, those without objects left out."""
+def active_segments(times: Sequence[ObjectTiming]) -> list[ActiveSet]:
+    """Everything that `active_set` gives at any moment, in their order, those without objects left out."""
     edges = sorted({0.0, 1.0, *(edge for each in times for window in each if window is not None for edge in window)})
     between = [(early + late) / 2 for early, late in zip(edges, edges[1:], strict=False)]
 
-    def at(moment: float) -> Acting:
-        return acting(times, lambda window: window.start <= moment <= window.end)
+    def at(moment: float) -> ActiveSet:
+        return active_set(times, lambda window: window.start <= moment <= window.end)
 
     return [each for each in dict.fromkeys(map(at, sorted(edges + between))) if each.objects]
 
@@ -61,13 +61,13 @@ def stretches(times: Sequence[Times]) -> list[Acting]:
 class Schedule:
     """The plan of every stretch. times: one an object, in the references' order."""
 
-    times: tuple[Times, ...]
-    plans: Mapping[Acting, Plan]
+    times: tuple[ObjectTiming, ...]
+    plans: Mapping[ActiveSet, Plan]
 
     @classmethod
     def always(cls, plan: Plan) -> Schedule:
         everyone = tuple(range(plan.objects))
-        return cls((Times(),) * plan.objects, {Acting(everyone, everyone): plan})
+        return cls((ObjectTiming(),) * plan.objects, {ActiveSet(everyone, everyone): plan})
 
     def at(self, is_open: Open) -> tuple[tuple[int, ...], Plan] | None:
         """The objects that act now and their plan; None where none acts. `is_open` may cost a device sync and is asked
@@ -75,7 +75,7 @@ class Schedule:
         if not any(window for each in self.times for window in each):
             now, plan = next(iter(self.plans.items()))
             return now.objects, plan
-        now = acting(self.times, is_open)
+        now = active_set(self.times, is_open)
         if now not in self.plans:
             if not now.objects:
                 return None

@@ -17,7 +17,7 @@ from .regions import Area
 from .relevance import flat_shares, frozen_shares, raw_relevance, shares
 
 
-class Given(NamedTuple):
+class SiteConstants(NamedTuple):
     """What a plan's regions and frozen maps come to at one resolution, whatever the queries are; None where nothing is.
 
     share [M or 1, 1 or pictures, N] of conditional rows; null_share [1, 1, N] of unconditional ones, all objects'
@@ -29,7 +29,7 @@ class Given(NamedTuple):
     region: Tensor | None = None
 
     @classmethod
-    def of(cls, plan: Plan, region: Tensor | None = None, frozen: Tensor | None = None) -> Given:
+    def from_plan(cls, plan: Plan, region: Tensor | None = None, frozen: Tensor | None = None) -> SiteConstants:
         """region [M, N] and frozen [M + 1, pictures, N]: the plan's, as the site sees them."""
         region = None if region is None else region.unsqueeze(1)
         share = None if frozen is None else frozen_shares(frozen, plan.merge, region)
@@ -37,21 +37,21 @@ class Given(NamedTuple):
             return cls(share)
         flat = flat_shares(plan.objects, plan.merge, region)
         null_share = (flat * plan.weights.to(flat)).sum(0, keepdim=True)
-        if plan.joint:
+        if plan.is_concat:
             return cls(region.amax(0, keepdim=True), null_share, log_region(region))
         if frozen is None and not plan.needs_relevance:
             share = flat
         return cls(share, null_share, region)
 
 
-class Rows(NamedTuple):
+class RowGroup(NamedTuple):
     """Consecutive rows of the batch that are treated alike: one branch of guidance, one area of the canvas. given: for
     as many pictures as there are rows, or for one."""
 
     start: int
     stop: int
     conditional: bool
-    given: Given = Given()
+    given: SiteConstants = SiteConstants()
     area: Area = None
 
     @property
@@ -69,9 +69,9 @@ def fuse(
     q: Tensor,
     plan: Plan,
     site: SitePlan,
-    parts: Sequence[Rows],
+    parts: Sequence[RowGroup],
     object_keys: Callable[[], Tensor],
-    observe: Callable[[Rows, Tensor | None, Tensor | None], None] | None = None,
+    observe: Callable[[RowGroup, Tensor | None, Tensor | None], None] | None = None,
 ) -> Tensor:
     """`out` [B, N, C] with the objects' image features; it is written into unless the head gates the text.
 
@@ -95,11 +95,11 @@ def fuse(
                 keys = object_keys().unflatten(-1, (site.heads, -1)).transpose(0, 1)  # [h, L, d], a view
                 share = shares(raw_relevance(queries, keys, site.average, rows.length), plan.merge, region)
             if observe is not None:
-                observe(rows, None if plan.joint else share, None if gate is None else gate[rows.at])
-            if plan.joint and region is not None:
+                observe(rows, None if plan.is_concat else share, None if gate is None else gate[rows.at])
+            if plan.is_concat and region is not None:
                 attention = joint_attention(queries, site.keys, _columns(region, rows))
             else:
-                attention = block_attention(queries, site.keys, 1 if plan.joint else plan.objects)
+                attention = block_attention(queries, site.keys, 1 if plan.is_concat else plan.objects)
             values = site.values
         else:
             share = null_share
@@ -112,7 +112,7 @@ def fuse(
     return out
 
 
-def _columns(maps: Tensor, rows: Rows) -> Tensor:
+def _columns(maps: Tensor, rows: RowGroup) -> Tensor:
     """[M or 1, B or 1, N] -> [M or 1, 1, B·N], as attention is laid out."""
     return maps.expand(-1, rows.length, -1).flatten(1).unsqueeze(1)
 

@@ -47,7 +47,7 @@ def ours(site: Site) -> Callable[[Site], Tensor]:
     """Our merge of the same site, compiled beforehand as MIPApply does."""
     from ..attention.options import FusionHead, Merge
     from ..attention.plan import References, compile_plan
-    from ..attention.site import Rows, fuse
+    from ..attention.site import RowGroup, fuse
     from ..weights.adapter import Adapter, SiteWeights
     from ..weights.sites import Site as UNetSite
 
@@ -66,7 +66,7 @@ def ours(site: Site) -> Callable[[Site], Tensor]:
         device=site.q.device,
         dtype=site.q.dtype,
     )
-    compiled, parts = plan.sites[key], (Rows(0, 1, False), Rows(1, 2, True))
+    compiled, parts = plan.sites[key], (RowGroup(0, 1, False), RowGroup(1, 2, True))
 
     def run(site: Site) -> Tensor:
         text = text_only(site)

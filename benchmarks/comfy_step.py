@@ -73,7 +73,7 @@ def _model(config: dict, device: torch.device, dtype: torch.dtype):
 
 class _Step:
     def __init__(self, model, device: torch.device, dtype: torch.dtype, side: int) -> None:
-        from ..patching.unet_call import SAMPLING, Sampling
+        from ..patching.unet_call import SAMPLING, SamplingState
 
         config = model.model_config.unet_config
         generator = torch.Generator(device).manual_seed(1)
@@ -86,7 +86,7 @@ class _Step:
         self.timesteps = torch.full((2,), 500.0, device=device)
         sigmas = torch.tensor([1.0, 0.0], device=device)  # of a sampling of one step, which every call repeats
         self.options = {"cond_or_uncond": [1, 0], "sigmas": sigmas[:1], "sample_sigmas": sigmas}
-        self.options[SAMPLING] = Sampling(1, None, hooked=False, model_sampling=model.model_sampling)
+        self.options[SAMPLING] = SamplingState(1, None, hooked=False, model_sampling=model.model_sampling)
 
     def __call__(self, options: dict) -> torch.Tensor:
         options = {**options, **self.options}

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..common.atomic_io import whole_file
+from ..common.atomic_io import atomic_file
 from ..weights.adapter import check_finite
 from ..weights.files import read_tensors
 from ..weights.spec import AdapterSpec, detect
@@ -66,7 +66,7 @@ def metadata(spec: AdapterSpec, source: Path) -> dict[str, str]:
 
 def _write(source: Path, target: Path, tensors: Mapping[str, Tensor], about: dict[str, str]) -> None:
     try:
-        with whole_file(target) as temporary:
+        with atomic_file(target) as temporary:
             save_file(_owned(tensors), temporary, metadata=about)
             shutil.copymode(source, temporary)  # safetensors writes for its owner only
     except (OSError, SafetensorError) as error:

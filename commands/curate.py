@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..common.atomic_io import write_whole
+from ..common.atomic_io import atomic_write
 from ..common.resumable import Parts, Row, open_parts, process
 from ..evaluation.encoders.encoder import load_encoder, need_words
 from ..evaluation.model_folder import identity, on
-from ..training.data_folder import write_kept
+from ..training.data_folder import write_subset
 from .curation.read import Folder
 from .curation.score import score
 from .curation.sheet import Entry, contact_sheet
@@ -75,7 +75,7 @@ def _conclude(parts: Parts, folder: Folder, output: Path, options: argparse.Name
     left = "".join(f"\n  {count:,} left out: {reason}" for reason, count in why.most_common())
     _say(f"{len(scored):,} of {len(rows):,} pictures scored, {len(broken):,} broken{left}")
     if broken:
-        write_whole(output.with_suffix(".broken.txt"), "".join(broken))
+        atomic_write(output.with_suffix(".broken.txt"), "".join(broken))
         _say(f"  broken pictures: {output.with_suffix('.broken.txt')}")
     if not scored:
         raise ValueError(
@@ -85,7 +85,7 @@ def _conclude(parts: Parts, folder: Folder, output: Path, options: argparse.Name
     _say(f"  scores: {output}")
     if options.keep is not None or options.quantile is not None:
         kept, path = best(scored, options.keep, options.quantile), output.with_suffix(".kept.txt")
-        write_kept(path, folder.path, [row["id"] for row in kept])
+        write_subset(path, folder.path, [row["id"] for row in kept])
         _say(
             f"  kept: {len(kept):,} pictures, total {kept[-1]['total']:.3f} or more: {path} (train with it as dataset)"
         )
@@ -96,7 +96,7 @@ def _conclude(parts: Parts, folder: Folder, output: Path, options: argparse.Name
             (f"Best {shown} of {len(order):,} by object quality", order[:shown]),
             ("Worst, the very worst last", order[len(order) - min(shown, len(order) - shown) :]),
         ]
-        write_whole(path, contact_sheet([(title, [_entry(folder, row) for row in each]) for title, each in sections]))
+        atomic_write(path, contact_sheet([(title, [_entry(folder, row) for row in each]) for title, each in sections]))
         _say(f"  the best and the worst: {path}")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 from PIL import Image
 
-from ..common.atomic_io import whole_file
+from ..common.atomic_io import atomic_file
 from . import demo_sheet
 
 WORKFLOW = Path(__file__).with_name("demo_api.json")
@@ -213,8 +213,8 @@ def explain(workflow: dict[str, Any], paths: list[Path], file: Path) -> dict[str
     # Of every picture there is a map of all objects, then one of each.
     maps = pictures["maps"][:: len(objects) + 1]
     prompt = next(node["inputs"]["text"] for node in workflow.values() if node["_meta"]["title"] == "Prompt")
-    sheet, counts = demo_sheet.draw(prompt, objects, [(name, what, pictures[name]) for name, what in ROWS], maps)
-    with whole_file(file) as temporary:
+    sheet, counts = demo_sheet.draw_sheet(prompt, objects, [(name, what, pictures[name]) for name, what in ROWS], maps)
+    with atomic_file(file) as temporary:
         sheet.save(temporary, "PNG")
     return counts
 

@@ -59,7 +59,7 @@ def judged(picture: Image.Image, objects: Sequence[Object]) -> Verdict:
     return Verdict(tuple(words), sum(bool(clear) for clear in found["clear"]))
 
 
-def draw(
+def draw_sheet(
     prompt: str, objects: Sequence[Object], rows: Sequence[tuple[str, str, Sequence[Image.Image]]],
     maps: Sequence[Image.Image],
 ) -> tuple[Image.Image, dict[str, tuple[int, int]]]:  # fmt: skip

@@ -18,9 +18,9 @@ from ..common.comfy_path import prepare_host
 from ..common.hashing import file_sha256
 from ..training.dataset import SubjectFolder
 from ..training.processes import Accelerated, Alone
-from ..training.run_config import Job, read_job
+from ..training.run_config import RunConfig, read_run_config
 from ..training.save import save_adapter, save_head
-from ..training.trainable import fresh_adapter
+from ..training.trainable import init_adapter
 from ..training.trainer import Progress, train
 from ..weights.adapter import Adapter, load_adapter
 from ..weights.sites import check_sites, cross_attentions, unet_sites
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        job = read_job(options.config)
+        job = read_run_config(options.config)
         prepare_host(options.cpu or not torch.cuda.is_available())
         return run(job, options.cpu)
     except (ValueError, OSError) as error:
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
         return 1
 
 
-def run(job: Job, cpu: bool = False) -> int:
+def run(job: RunConfig, cpu: bool = False) -> int:
     """Train, save, report."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     processes = Accelerated(cpu or not torch.cuda.is_available()) if several else Alone()
@@ -85,7 +85,7 @@ def run(job: Job, cpu: bool = False) -> int:
     return 0
 
 
-def start_adapter(job: Job, parts: Parts) -> Adapter:
+def start_adapter(job: RunConfig, parts: Parts) -> Adapter:
     unet, clip_vision = parts[0].model.diffusion_model, parts[3]
     if job.start.file:
         adapter = load_adapter(job.start.file)
@@ -93,10 +93,10 @@ def start_adapter(job: Job, parts: Parts) -> Adapter:
         return adapter
     with torch.inference_mode():
         width = clip_vision.encode_image(torch.zeros(1, 224, 224, 3))["image_embeds"].shape[-1]
-    return fresh_adapter(unet_sites(unet), cross_attentions(unet), width, job.start.tokens, job.recipe.seed)
+    return init_adapter(unet_sites(unet), cross_attentions(unet), width, job.start.tokens, job.recipe.seed)
 
 
-def _validator(job: Job, parts: Parts, folder: Path, start: Adapter) -> Any:
+def _validator(job: RunConfig, parts: Parts, folder: Path, start: Adapter) -> Any:
     if not (job.validation and job.recipe.validate_every):
         return None
     from ..training.comfy_validation import validator

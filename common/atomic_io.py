@@ -10,7 +10,7 @@ from uuid import uuid4
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, to be written to: one rename makes it `path`, an error removes it. Missing
     folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,6 +22,6 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    with whole_file(path) as temporary:
+def atomic_write(path: Path, content: str | bytes) -> None:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)

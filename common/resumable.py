@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .atomic_io import write_whole
+from .atomic_io import atomic_write
 
 Row = dict[str, Any]
 
@@ -41,7 +41,7 @@ class Parts:
                 yield part, self.ids[part * self.size : (part + 1) * self.size]
 
     def finish(self, part: int, rows: Sequence[Row]) -> None:
-        write_whole(self.path(part), json_lines(rows))
+        atomic_write(self.path(part), json_lines(rows))
 
     def finished(self) -> int:
         return sum(1 for _ in self.folder.glob("[0-9]*.jsonl"))
@@ -65,7 +65,7 @@ def open_parts(folder: Path, ids: Sequence[str], settings: Mapping[str, Any], si
     folder.mkdir(parents=True, exist_ok=True)
     parts = Parts(folder, tuple(ids), size)
     if not parts.finished():
-        write_whole(folder / "plan.json", json.dumps(plan, indent=1, ensure_ascii=False))
+        atomic_write(folder / "plan.json", json.dumps(plan, indent=1, ensure_ascii=False))
     earlier = json.loads((folder / "plan.json").read_text("utf-8"))
     if changed := [key for key in {**earlier, **plan} if earlier.get(key) != plan.get(key)]:
         was = ", ".join(f"{key} was {earlier.get(key)}, is {plan.get(key)}" for key in sorted(changed)[:3])

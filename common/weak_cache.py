@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 MOST = 32  # names beside the same objects
 
 
-class Memo:
+class WeakCache:
     """Tensors by the identity of the objects that they were made from, and by a name beside these. It keeps none of the
     objects alive, and forgets a tensor with the first of them that goes; of names it keeps the last few made."""
 

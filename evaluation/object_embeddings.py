@@ -12,15 +12,15 @@ from ..attention.reference import Reference
 from ..common.batching import Tick
 from .detection.crops import check_pictures, crop
 from .detection.detections import Detections
-from .detection.matching import Things, by_look, choose
+from .detection.matching import ObjectMatches, match_objects, rematch_by_appearance
 from .encoders.embeddings import embed
 from .encoders.encoder import ImageEncoder
 
 
-class Objects(NamedTuple):
+class ObjectEmbeddings(NamedTuple):
     """One picture's C things, their crops, and the crops' unit embeddings [C, E]."""
 
-    things: Things
+    things: ObjectMatches
     crops: tuple[Image.Image, ...]
     embeddings: Tensor
 
@@ -32,16 +32,16 @@ def objects_in(
     encoder: ImageEncoder,
     means: Tensor,
     tick: Tick | None = None,
-) -> list[Objects]:
+) -> list[ObjectEmbeddings]:
     """One a picture of images [B, H, W, 3]. means [M, E]: of the unit embeddings of every reference's pictures, for
     what the detector cannot tell apart."""
     texts = [reference.text for reference in references]
-    every = [choose(detections, b, texts) for b in range(len(images))]
+    every = [match_objects(detections, b, texts) for b in range(len(images))]
     crops = [tuple(crop(image, each) for each in things.found) for image, things in zip(images, every, strict=True)]
     flat = [each for row in crops for each in row]
     seen = embed(encoder, flat, tick) if flat else means[:0]
     return [
-        Objects(by_look(things, texts, part @ means.T), row, part)
+        ObjectEmbeddings(rematch_by_appearance(things, texts, part @ means.T), row, part)
         for things, row, part in zip(every, crops, seen.split([len(row) for row in crops]), strict=True)
     ]
 

@@ -29,7 +29,7 @@ from .detection.detections import Detections
 from .detection.matching import missing
 from .encoders.embeddings import embed, embed_words
 from .encoders.encoder import ImageEncoder, need_words
-from .object_embeddings import Objects, check_parts, crops_at_most, objects_in
+from .object_embeddings import ObjectEmbeddings, check_parts, crops_at_most, objects_in
 
 TEXT_WEIGHT = 2.5  # of CLIPScore
 MOST = 6  # missing objects that a report explains
@@ -138,7 +138,7 @@ def _pictures(
 
 
 def _crops(
-    objects: Sequence[Objects],
+    objects: Sequence[ObjectEmbeddings],
     words: Tensor,
     clip: Sequence[Tensor],
     image_encoder: ImageEncoder | None,
@@ -171,7 +171,7 @@ def _crops(
     )
 
 
-def report(scores: Personalization) -> str:
+def personalization_report(scores: Personalization) -> str:
     """What was measured with what, the means, and a line an object and picture."""
     views = [("", scores.whole)] + ([("crop ", scores.crops)] if scores.crops else [])
     columns = [

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..evaluation.binding.report import headline, matrices, measure_binding, ranking, report, to_encode
+from ..evaluation.binding.report import binding_report, headline, matrices, measure_binding, ranking, to_encode
 from .progress import ticking
 from .types import SCORES, MIPBinding, MIPDetections, MIPEncoder, MIPReferences, MIPRelevance
 
@@ -55,7 +55,7 @@ class MIPBindingReport(io.ComfyNode):
         tick = ticking(to_encode(references, detections))
         confusion = None if relevance is None else relevance.confusion_by_picture()
         binding = measure_binding(images, references, detections, encoder, tick, confusion)
-        return io.NodeOutput(*headline(binding), report(binding), matrices(binding), binding)
+        return io.NodeOutput(*headline(binding), binding_report(binding), matrices(binding), binding)
 
 
 class MIPSeedPicker(io.ComfyNode):

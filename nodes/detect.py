@@ -6,7 +6,7 @@ from ..evaluation.comfy_models import managed
 from ..evaluation.detection.annotate import annotated
 from ..evaluation.detection.box_formats import FORMATS, SIDES
 from ..evaluation.detection.boxes import read_boxes, to_bounding_boxes, to_masks
-from ..evaluation.detection.detect import THRESHOLD, detect, object_texts, once, report
+from ..evaluation.detection.detect import THRESHOLD, detect, detection_report, object_texts, once
 from ..evaluation.detection.folder_detector import load_detector
 from ..miniature.pixel_detector import NAME, PixelDetector
 from ..relevance.maps import objects_named
@@ -139,7 +139,7 @@ class MIPDetectObjects(io.ComfyNode):
         kept = objects_named(object, wanted)
         found = detect(detector, images, wanted, threshold, text_threshold, most, ticking(len(images)))
         masks = to_masks(found, kept)
-        return io.NodeOutput(found, to_bounding_boxes(found), masks, annotated(images, found), report(found))
+        return io.NodeOutput(found, to_bounding_boxes(found), masks, annotated(images, found), detection_report(found))
 
 
 class MIPBoxes(io.ComfyNode):

@@ -32,7 +32,7 @@ class MIPFreezeRelevance(io.ComfyNode):
 
     @classmethod
     def execute(cls, relevance, latent) -> io.NodeOutput:
-        frozen = relevance.of(latent["samples"])
+        frozen = relevance.for_latent(latent["samples"])
         pictures, recorded = latent["samples"].shape[0], frozen.shares().shape[1]
         if pictures != recorded:
             raise ValueError(

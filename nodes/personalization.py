@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..evaluation.personalization import personalization, pictures_to_encode, report
+from ..evaluation.personalization import personalization, personalization_report, pictures_to_encode
 from .progress import ticking
 from .types import SCORES, MIPDetections, MIPEncoder, MIPReferences
 
@@ -72,4 +72,4 @@ class MIPPersonalizationScore(io.ComfyNode):
         scores = personalization(images, references, prompt, encoder, image_encoder, detections, tick)
         view = scores.whole if scope == WHOLE or scores.crops is None else scores.crops
         means = (view.mean(name) or 0.0 for name in ("clip_t", "clip_i", "dino"))
-        return io.NodeOutput(*means, report(scores))
+        return io.NodeOutput(*means, personalization_report(scores))

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..evaluation.quality.report import draw_quality, measure_quality, report
+from ..evaluation.quality.report import draw_quality, measure_quality, quality_report
 from .progress import ticking
 from .types import SCORES, MIPDetections, MIPEncoder
 
@@ -34,4 +34,4 @@ class MIPObjectQualityScore(io.ComfyNode):
     def execute(cls, images, detections, encoder) -> io.NodeOutput:
         tick = ticking(len(images) * len(detections.texts))
         measured = measure_quality(images, detections, encoder, tick)
-        return io.NodeOutput(*measured.means, report(measured), draw_quality(images, detections, measured))
+        return io.NodeOutput(*measured.means, quality_report(measured), draw_quality(images, detections, measured))

@@ -2,7 +2,7 @@ from comfy_api.latest import io
 
 from ..relevance.maps import ALL, MASKS, RESOLUTIONS, draw_maps
 from ..relevance.record import PHASES
-from ..relevance.report import report
+from ..relevance.report import relevance_report
 from .types import CATEGORY, MIPRelevance
 
 
@@ -82,4 +82,4 @@ class MIPRelevanceMaps(io.ComfyNode):
         cls, relevance, images, opacity, resolution=ALL, steps=ALL, mask="owner", threshold=0.5, object=""
     ) -> io.NodeOutput:
         drawn = draw_maps(relevance, images, opacity, resolution, steps, mask, threshold, object)
-        return io.NodeOutput(drawn.overlays, drawn.masks, drawn.gates, report(relevance, drawn.shares))
+        return io.NodeOutput(drawn.overlays, drawn.masks, drawn.gates, relevance_report(relevance, drawn.shares))

@@ -1,6 +1,6 @@
 from comfy_api.latest import io
 
-from ..evaluation.relevance_score.picture import draw
+from ..evaluation.relevance_score.picture import draw_comparison
 from ..evaluation.relevance_score.score import against, object_relevance
 from ..evaluation.relevance_score.target import detected, masked
 from .types import SCORES, MIPDetections
@@ -76,4 +76,6 @@ class MIPObjectRelevanceScore(io.ComfyNode):
             )
         scored = object_relevance(images, noised, target)
         compared = None if baseline is None else against(images, baseline, target)
-        return io.NodeOutput(scored.score, scored.report(target, compared), draw(images, noised, target, scored))
+        return io.NodeOutput(
+            scored.score, scored.report(target, compared), draw_comparison(images, noised, target, scored)
+        )

@@ -2,7 +2,7 @@ from comfy_api.latest import io, ui
 
 from ..attention.options import one_of
 from ..training.comfy_session import dataset_path, save_in_host, train_session
-from ..training.config import Precision, Recipe, Trained
+from ..training.config import Precision, TrainConfig, Trained
 from .types import CATEGORY, MIPAdapter
 
 TRAINING = f"{CATEGORY}/training"
@@ -194,7 +194,7 @@ class MIPTrainAdapter(io.ComfyNode):
     ) -> io.NodeOutput:
         if train not in TRAINED:
             raise ValueError(f"train is “{train}”; choose one of: {', '.join(TRAINED)}.")
-        recipe = Recipe(
+        recipe = TrainConfig(
             steps=steps,
             learning_rate=learning_rate,
             batch_size=batch_size,

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..attention.options import FusionHead, Merge
 from ..attention.plan import compile_plans
 from ..attention.reference import Reference
-from ..attention.schedule import Schedule, Times, Window, stretches
+from ..attention.schedule import ObjectTiming, PercentRange, Schedule, active_segments
 from ..relevance.record import RecordedMaps, RelevanceRecord, nobody
 from ..weights.adapter import Adapter
 from ..weights.sites import check_head, check_sites, unet_sites
@@ -56,14 +56,14 @@ def apply_references(
         return model.clone()  # adds nothing anywhere: the same bits as without us
     encoded = replace(encode_references(references, adapter, clip, clip_vision), frozen=kept)
     times = tuple(
-        Times(
-            Window.of(each.start_percent, each.end_percent),
+        ObjectTiming(
+            PercentRange.from_percents(each.start_percent, each.end_percent),
             # Without a region nothing is released, and no plan of its own is needed for afterwards.
-            None if each.region is None else Window.of(0.0, each.region_until),
+            None if each.region is None else PercentRange.from_percents(0.0, each.region_until),
         )
         for each in references
     )
-    different = stretches(times)
+    different = active_segments(times)
     plans = compile_plans(
         adapter,
         sites,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..attention.plan import References
 from ..attention.reference import MAX_OBJECTS, Reference
-from ..common.weak_cache import Memo
+from ..common.weak_cache import WeakCache
 from ..weights.adapter import Adapter
 from ..weights.projection import project
 
@@ -23,7 +23,7 @@ CLIP_WORDS = 75  # 77 positions without start and end
 
 # Another scale, range, merge, weight or region encodes nothing again: the encoders stay where they are, and the UNet on
 # its GPU. The host changes a CLIP, such as with a LoRA, in a clone of it.
-_tokens, _null_tokens, _texts = Memo(), Memo(), Memo()
+_tokens, _null_tokens, _texts = WeakCache(), WeakCache(), WeakCache()
 
 
 def encode_references(references: tuple[Reference, ...], adapter: Adapter, clip: Any, clip_vision: Any) -> References:

@@ -15,7 +15,7 @@ from ..common.text import object_number
 from ..weights.sites import unet_sites
 from .encode import check_clip, content_tokens
 from .site_patch import Place, SitePatch, check_percents, compute_dtype, patched
-from .unet_call import Call
+from .unet_call import UNetCall
 
 
 class NoisePatch(SitePatch):
@@ -27,7 +27,7 @@ class NoisePatch(SitePatch):
         super().__init__(place)
         self.plan = plan
 
-    def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: Call) -> Tensor:
+    def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: UNetCall) -> Tensor:
         assert text is not None
         site = self.plan.sites[self.key]
         step = call.step[0] if call.step else torch.zeros(1, dtype=torch.long, device=q.device)

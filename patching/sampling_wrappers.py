@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..attention.regions import Area, clipped
 from . import preview
-from .batch_layout import Frame
-from .unet_call import CALL, FRAME, PREDICTION, RECORDS, SAMPLING, Call, Prediction, Sampling
+from .batch_layout import CondEvaluation
+from .unet_call import CALL, FRAME, PREDICTION, RECORDS, SAMPLING, GuiderStep, SamplingState, UNetCall
 
 
 def install_wrappers(model_options: dict) -> None:
@@ -44,7 +44,7 @@ def _sample(
     guider = executor.class_obj
     hooked = any(cond.get("hooks") is not None for group in _conds(guider).values() for cond in group)
     model_sampling = guider.model_patcher.get_model_object("model_sampling")
-    sampling = Sampling(len(noise), executing.prompt_id if executing else None, hooked, model_sampling)
+    sampling = SamplingState(len(noise), executing.prompt_id if executing else None, hooked, model_sampling)
     options = guider.model_options.setdefault("transformer_options", {})
     options[SAMPLING] = sampling
     records = options.get(RECORDS, ())
@@ -63,13 +63,13 @@ def _name_conds(executor: Any, x: Tensor, timestep: Tensor, model_options: dict,
     """PREDICT_NOISE: note which cond goes by which name in the guider. Lists are told apart by their first cond, since
     the host appends copies of other lists' conds to even out areas."""
     names = {group[0].get("uuid"): name for name, group in _conds(executor.class_obj).items() if group}
-    return executor(x, timestep, _with(model_options, **{PREDICTION: Prediction(names, set())}), seed)
+    return executor(x, timestep, _with(model_options, **{PREDICTION: GuiderStep(names, set())}), seed)
 
 
 def _frame_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timestep: Tensor, model_options: dict):
     """CALC_COND_BATCH: which indices of this evaluation are conditional, and which areas they cover."""
     options = model_options.get("transformer_options", {})
-    prediction: Prediction = options.get(PREDICTION) or Prediction({}, set())
+    prediction: GuiderStep = options.get(PREDICTION) or GuiderStep({}, set())
     canvas = x_in.shape[-2], x_in.shape[-1]
     firsts = [group[0].get("uuid") if group else None for group in conds]
     names = [prediction.names.get(first) for first in firsts]
@@ -79,7 +79,7 @@ def _frame_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timestep:
     which = tuple(i == 0 and positive_first if name is None else "negative" not in name for i, name in enumerate(names))
     areas = {cond.get("uuid"): clipped(_area(cond.get("area")), canvas) for group in conds if group for cond in group}
     shown = [first for first, conditional in zip(firsts, which, strict=True) if first and conditional]
-    frame = Frame(which, areas, len(x_in), canvas, prediction.begins(shown, options), model.model_sampling)
+    frame = CondEvaluation(which, areas, len(x_in), canvas, prediction.begins(shown, options), model.model_sampling)
     return executor(model, conds, x_in, timestep, _with(model_options, **{FRAME: frame}))
 
 
@@ -102,8 +102,8 @@ def _describe_call(
     transformer_options: dict,
     **more: Any,
 ):
-    """DIFFUSION_MODEL: one Call for all sites of this UNet call."""
-    call = Call(executor.class_obj, x.shape, transformer_options)
+    """DIFFUSION_MODEL: one UNetCall for all sites of this UNet call."""
+    call = UNetCall(executor.class_obj, x.shape, transformer_options)
     out = executor(x, timesteps, context, y, control, {**transformer_options, CALL: call}, **more)
     call.close()
     return out

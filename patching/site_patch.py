@@ -13,12 +13,12 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
-from ..attention.schedule import Schedule, Window
+from ..attention.schedule import PercentRange, Schedule
 from ..attention.site import fuse
 from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey
 from .sampling_wrappers import install_wrappers
-from .unet_call import RECORDS, Call
+from .unet_call import RECORDS, UNetCall
 
 SHELLS = "mip_adapter"  # our callback's name in a ModelPatcher
 
@@ -28,7 +28,7 @@ class Place(NamedTuple):
 
     key: SiteKey
     unet: Any
-    window: Window | None
+    window: PercentRange | None
     occupant: Callable | None
 
 
@@ -48,7 +48,7 @@ class SitePatch(ABC):
         self.guests: tuple[tuple[Callable, dict], ...] = ()
 
     @abstractmethod
-    def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: Call) -> Tensor:
+    def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: UNetCall) -> Tensor:
         """`out` [B, N, C] with this patch's term, written in place where that helps; text may be `out` itself."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
@@ -56,7 +56,7 @@ class SitePatch(ABC):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, options: dict, keep_text: bool) -> tuple[Tensor, Tensor | None]:
         """The attention with our term and our guests', and Z_text where somebody needs it unchanged."""
-        call = Call.of(options, q.shape[0], self.unet)
+        call = UNetCall.from_options(options, q.shape[0], self.unet)
         acts = self.window is None or call.within(self.window)
         out, text = self._before(q, k, v, options, keep_text or (acts and self.needs_text))
         if acts:
@@ -126,7 +126,7 @@ class MergePatch(SitePatch):
         self.schedule, self.record = schedule, record
         self.needs_text = any(plan.sites[self.key].head is not None for plan in schedule.plans.values())
 
-    def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: Call) -> Tensor:
+    def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: UNetCall) -> Tensor:
         now = self.schedule.at(call.within)
         if now is None:
             return out
@@ -166,7 +166,7 @@ def patched(
 ) -> Any:
     """A clone of `model` (ModelPatcher) with a patch in the slots of these sites; `model` stays as it is."""
     clone = model.clone()
-    window = Window.of(start_percent, end_percent)
+    window = PercentRange.from_percents(start_percent, end_percent)
     unet, keys = model.model.diffusion_model, tuple(keys)
     occupied = _slots(clone)
     for key in keys:

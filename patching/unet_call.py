@@ -17,25 +17,25 @@ from torch import Tensor
 
 from ..attention.plan import Plan
 from ..attention.regions import Area, Size, placed, seen
-from ..attention.schedule import Window
-from ..attention.site import Given, Rows
-from ..relevance.record import Observation, RelevanceRecord, SamplingRun
+from ..attention.schedule import PercentRange
+from ..attention.site import RowGroup, SiteConstants
+from ..relevance.record import Observation, RelevanceRecord, RunId
 from ..weights.sites import SiteKey, cross_attentions
-from .batch_layout import Batch, Frame
+from .batch_layout import BatchLayout, CondEvaluation
 
 PREDICTION, FRAME, CALL, SAMPLING, RECORDS = (
     f"mip_adapter_{name}" for name in ("prediction", "frame", "call", "sampling", "records")
 )
 
 # By the plan, the canvas' size where only an area of it is shown, that area, the site's resolution and its device.
-Givens = dict[tuple[Plan, Size | None, Area, Size, torch.device | None], Given]
+SiteConstantsCache = dict[tuple[Plan, Size | None, Area, Size, torch.device | None], SiteConstants]
 # By the object text, the module that makes them and their dtype.
 Keys = dict[tuple[Tensor, Any, torch.dtype], Tensor]
 # By the `model_sampling` and a fraction of the sampling: the noise level that it begins at.
 Levels = dict[tuple[Any, float], float]
 
 
-class Prediction(NamedTuple):
+class GuiderStep(NamedTuple):
     """One noise prediction of a guider: its conds' names by the uuid of each list's first, and what was evaluated."""
 
     names: Mapping[Any, str]
@@ -53,40 +53,43 @@ class Prediction(NamedTuple):
         return new
 
 
-class Sampling:
+class SamplingState:
     """One sampling run, from the first noise level to the last, of so many pictures; records: those that it has filled
     so far, to which it is known by `run`. Made once a run: givens, what plans come to at the sites' resolutions; keys,
     of the object texts, unless hooks exchange weights on the way; levels, of the windows' edges."""
 
     def __init__(self, pictures: int, prompt: str | None, hooked: bool, model_sampling: Any) -> None:
-        self.run, self.hooked = SamplingRun(object(), pictures, prompt), hooked
+        self.run, self.hooked = RunId(object(), pictures, prompt), hooked
         self.model_sampling = model_sampling
         self.records: list[RelevanceRecord] = []
-        self.givens: Givens = {}
+        self.givens: SiteConstantsCache = {}
         self.keys: Keys = {}
         self.levels: Levels = {}
 
-    def __deepcopy__(self, memo: dict) -> Sampling:
-        return self  # see Frame
+    def __deepcopy__(self, memo: dict) -> SamplingState:
+        return self  # see CondEvaluation
 
 
-class Call:
-    """One UNet call; made once, shared by all sites and all of our patches in it. shape: its batch's, see `Batch`."""
+class UNetCall:
+    """One UNet call; made once, shared by all sites and all of our patches in it.
+
+    shape: its batch's, see `BatchLayout`.
+    """
 
     def __init__(self, unet: Any, shape: Sequence[int], options: Mapping[str, Any]) -> None:
         self.unet = unet
         self._options = options
-        self._frame: Frame | None = options.get(FRAME)
-        self._sampling: Sampling | None = options.get(SAMPLING)
-        self._givens: Givens = {} if self._sampling is None else self._sampling.givens
+        self._frame: CondEvaluation | None = options.get(FRAME)
+        self._sampling: SamplingState | None = options.get(SAMPLING)
+        self._givens: SiteConstantsCache = {} if self._sampling is None else self._sampling.givens
         self._keys: Keys = {} if self._sampling is None or self._sampling.hooked else self._sampling.keys
         self._levels: Levels = {} if self._sampling is None else self._sampling.levels
-        self._batch = Batch(shape, options, self._frame)
+        self._batch = BatchLayout(shape, options, self._frame)
         self._observed: dict[RelevanceRecord, list[Observation]] = {}
         self._numbers: Tensor | None = None
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], batch: int, unet: Any) -> Call:
+    def from_options(cls, options: Mapping[str, Any], batch: int, unet: Any) -> UNetCall:
         """The call in progress; made on the spot where a host calls patches without our wrappers."""
         return options.get(CALL) or cls(unet, (batch,), options)
 
@@ -96,7 +99,7 @@ class Call:
         sigmas = self._options.get("sigmas")
         return float(sigmas.flatten()[0]) if sigmas is not None else float("inf")
 
-    def within(self, window: Window) -> bool:
+    def within(self, window: PercentRange) -> bool:
         """Whether the sampling is in a window; it is in all of them where nobody says which model is sampled."""
         known = self._frame or self._sampling
         if known is None:
@@ -134,11 +137,11 @@ class Call:
         return (schedule[:steps] > sigmas.flatten()[:1] * 1.0001).sum().clamp_max(steps - 1).reshape(1), steps
 
     @cached_property
-    def sampling_run(self) -> SamplingRun:
+    def sampling_run(self) -> RunId:
         """Where nobody says when a run begins, its schedule tells it apart."""
         if self._sampling is not None:
             return self._sampling.run
-        return SamplingRun(self._options.get("sample_sigmas"), self._batch.pictures)
+        return RunId(self._options.get("sample_sigmas"), self._batch.pictures)
 
     @cached_property
     def shown(self) -> slice | list[int] | None:
@@ -163,14 +166,14 @@ class Call:
 
     def rows(
         self, count: int, plan: Plan | None = None, size: Size = (0, 0), device: torch.device | None = None
-    ) -> list[Rows]:
+    ) -> list[RowGroup]:
         """A site's `count` rows by treatment, with what the plan gives them at its resolution (h, w)."""
         parts = []
         for start, stop, conditional, area in self._batch.parts(count):
-            given = Given() if plan is None else self._given(plan, area, size, device)
+            given = SiteConstants() if plan is None else self._given(plan, area, size, device)
             if conditional and given.share is not None:
                 given = given._replace(share=self._by_row(given.share, stop - start))
-            parts.append(Rows(start, stop, conditional, given, area))
+            parts.append(RowGroup(start, stop, conditional, given, area))
         return parts
 
     def observe(
@@ -179,7 +182,7 @@ class Call:
         plan: Plan,
         objects: tuple[int, ...],
         size: Size,
-        rows: Rows,
+        rows: RowGroup,
         shares: Tensor | None,
         gate: Tensor | None,
     ) -> None:
@@ -207,7 +210,7 @@ class Call:
             if self._sampling is not None and record not in self._sampling.records:
                 self._sampling.records.append(record)
 
-    def _given(self, plan: Plan, area: Area, size: Size, device: torch.device | None) -> Given:
+    def _given(self, plan: Plan, area: Area, size: Size, device: torch.device | None) -> SiteConstants:
         """What the plan gives at a site that shows an area of the canvas. Its maps stay on the CPU: only what is seen
         of them at a few resolutions travels, once."""
         if self._batch.in_tiles and not (plan.regions is None and plan.frozen is None):
@@ -223,7 +226,7 @@ class Call:
             return None if maps is None else seen(maps, area, canvas, size).to(device)
 
         if known not in self._givens:
-            self._givens[known] = Given.of(plan, at_site(plan.regions), at_site(plan.frozen))
+            self._givens[known] = SiteConstants.from_plan(plan, at_site(plan.regions), at_site(plan.frozen))
         return self._givens[known]
 
     def _by_row(self, share: Tensor, rows: int) -> Tensor:
@@ -247,7 +250,7 @@ class Call:
 
 def _for_all(shares: Tensor, plan: Plan, objects: tuple[int, ...], record: RelevanceRecord) -> Tensor:
     """Shares of the objects that act as shares of all: the others have none. They add up to 1."""
-    shares = shares if plan.whole == 1 else shares / plan.whole
+    shares = shares if plan.share_sum == 1 else shares / plan.share_sum
     if len(objects) == len(record.names):
         return shares
     rows: dict[int, Tensor] = dict(zip(objects, shares.unbind(0), strict=True))

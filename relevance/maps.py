@@ -63,7 +63,7 @@ def draw_maps(
     overlays: list[Tensor] = []
     for i, image in enumerate(images.cpu()):
         if measured:
-            overlays += draw(image, shares[:, i], maps.names, opacity, notes[i])
+            overlays += draw_overlays(image, shares[:, i], maps.names, opacity, notes[i])
         else:
             overlays.append(captioned(image, [(UNMEASURED, None)]))
     # A legend takes a line more where its words do not fit: all get the room of the longest.
@@ -171,7 +171,7 @@ def captioned(image: Tensor, entries: list[tuple[str, int | None]]) -> Tensor:
     return torch.cat([image, below.to(image.dtype) / 255])
 
 
-def draw(image: Tensor, shares: Tensor, names: tuple[str, ...], opacity: float, note: str) -> list[Tensor]:
+def draw_overlays(image: Tensor, shares: Tensor, names: tuple[str, ...], opacity: float, note: str) -> list[Tensor]:
     """All objects on one picture, then each alone: [H', W, 3] each. shares [M, H, W]."""
     strengths = dominance(shares)
     everyone = list(range(len(names)))

@@ -24,7 +24,7 @@ KEPT = 8  # runs whose maps are remembered by the latent that they gave
 SAME = 5e-4  # of a fingerprint's largest value: rounding stays below, another sampling lies above
 
 
-class SamplingRun(NamedTuple):
+class RunId(NamedTuple):
     """key: an object that tells runs apart; pictures: in its batch; prompt: the queued graph that it belongs to, None
     where the host does not say."""
 
@@ -178,7 +178,7 @@ class RecordedMaps:
         if (why := self.absent()) is not None:
             raise ValueError(why)
 
-    def of(self, latent: Tensor) -> RecordedMaps:
+    def for_latent(self, latent: Tensor) -> RecordedMaps:
         """The maps of the run that gave this latent. Raises ValueError when nothing was recorded."""
         self.require_shares()
         return self
@@ -208,20 +208,20 @@ class RelevanceRecord(RecordedMaps):
 
     def __init__(self, names: tuple[str, ...], frozen: bool = False) -> None:
         super().__init__(names, frozen)
-        self._run = SamplingRun(None, 0)
+        self._run = RunId(None, 0)
         self._lock = Lock()  # the host samples conds on several GPUs at once
         self._finished: deque[tuple[Tensor, RecordedMaps]] = deque(maxlen=KEPT)  # by the latent's fingerprint
 
     def __deepcopy__(self, memo: dict) -> RelevanceRecord:
         return self  # one for all clones of its model, whose options the host copies
 
-    def add(self, run: SamplingRun, step: Tensor, steps: int, observations: Sequence[Observation]) -> None:
+    def add(self, run: RunId, step: Tensor, steps: int, observations: Sequence[Observation]) -> None:
         """What all sites observed in one UNet call of a run. step: its index among `steps`, an integer tensor [1].
         May be called from several threads, each with its own device: the first one keeps the maps."""
         with self._lock:
             self._add_call(run, step, steps, observations)
 
-    def _add_call(self, run: SamplingRun, step: Tensor, steps: int, observations: Sequence[Observation]) -> None:
+    def _add_call(self, run: RunId, step: Tensor, steps: int, observations: Sequence[Observation]) -> None:
         if run.key is not self._run.key or run.pictures != self._run.pictures or len(self._calls) not in (0, steps):
             self.begin(run)
         if len(self._calls) == 0:
@@ -246,19 +246,19 @@ class RelevanceRecord(RecordedMaps):
             if gates:
                 self._add(self._gates, phase, self._stacked(gates, group[0]), group[0])
 
-    def begin(self, run: SamplingRun) -> None:
+    def begin(self, run: RunId) -> None:
         """Nothing is known of this run yet, and nothing of the one before counts. A run that nobody begins begins with
         what is added first."""
         self.runs = self.runs + 1 if run.prompt == self._run.prompt else 1
         self._run, self._shares, self._gates = run, {}, {}
         self._confusion, self._calls = torch.zeros(2, 0, 0), torch.zeros(0)
 
-    def finish(self, run: SamplingRun, latent: Tensor) -> None:
+    def finish(self, run: RunId, latent: Tensor) -> None:
         """A run has come to its end with this latent. Waits for the device, as whoever reads the latent does."""
         if run.key is self._run.key:
             self._finished.append((fingerprint(latent), self._copy()))
 
-    def of(self, latent: Tensor) -> RecordedMaps:
+    def for_latent(self, latent: Tensor) -> RecordedMaps:
         """The maps of the run that gave this latent: they never change. Raises ValueError when nothing was recorded, or
         when the latent came out of none of several runs."""
         mark = fingerprint(latent)
@@ -270,7 +270,7 @@ class RelevanceRecord(RecordedMaps):
                 "or cut. If that sampler came from the cache, change its seed."
             )
         known = same or [maps for _, maps in self._finished]
-        return known[-1].of(latent) if known else self.snapshot()
+        return known[-1].for_latent(latent) if known else self.snapshot()
 
     def snapshot(self) -> RecordedMaps:
         """A copy of the last run's maps, on the CPU, that no sampling changes. Raises ValueError when nothing was

@@ -26,7 +26,7 @@ def places(shares: Tensor) -> tuple[Tensor, Tensor]:
     return owner.mean(1), held / owner.sum(1, keepdim=True).clamp_min(1)
 
 
-def report(maps: RecordedMaps, shares: Tensor) -> str:
+def relevance_report(maps: RecordedMaps, shares: Tensor) -> str:
     """Lines for the artist: what was measured, who claims what, how confusion went, what to do; or why nothing was
     measured. shares [M, B, H, W]."""
     if (why := maps.absent()) is not None:

@@ -16,7 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..patching.site_patch import MergePatch, text_attention
-from ..patching.unet_call import CALL, Call
+from ..patching.unet_call import CALL, UNetCall
 
 ROWS = "mip_adapter_rows"
 
@@ -36,7 +36,7 @@ def combine(models: Sequence[Any], record: bool = False) -> Any:
         executor: Any, x: Tensor, timesteps: Any, context: Any, y: Any, control: Any, options: dict, **more: Any
     ):
         branches = len(options["cond_or_uncond"])
-        calls = [Call(executor.class_obj, (branches,), options) for _ in models]
+        calls = [UNetCall(executor.class_obj, (branches,), options) for _ in models]
         out = executor(x, timesteps, context, y, control, {**options, ROWS: calls}, **more)
         for call in calls if record else ():
             call.close()

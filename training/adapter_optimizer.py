@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from ..weights.adapter import Adapter
-from .config import Recipe
+from .config import TrainConfig
 from .optimizers import make_optimizers, set_rates
-from .trainable import Student, TrainedAdapter
+from .trainable import TrainableAdapter, TrainedAdapter
 
 
-class Learner:
+class AdapterOptimizer:
     """dtype: of the activations; in float16 the loss is scaled, and an update that overflows is left out."""
 
-    def __init__(self, adapter: Adapter, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, adapter: Adapter, recipe: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
         self.recipe = recipe
-        self.student = Student(adapter, recipe, dtype).to(device)
+        self.student = TrainableAdapter(adapter, recipe, dtype).to(device)
         self.parameters = list(self.student.parameters())
         self.optimizers = make_optimizers(
             self.parameters, recipe.learning_rate, recipe.matrix_rate, recipe.weight_decay
@@ -32,7 +32,7 @@ class Learner:
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
-    def forget(self) -> None:
+    def zero_grad(self) -> None:
         """Drop the gradients."""
         self.student.zero_grad(set_to_none=True)
 
@@ -53,7 +53,7 @@ class Learner:
                 for average, own in zip(self.ema, self.parameters, strict=True):
                     average.lerp_(own.detach(), share)
         self.scaler.update()  # lowers the scale after an overflow
-        self.forget()
+        self.zero_grad()
         return norm if finite or not self.scaler.is_enabled() else 0.0
 
     def finished(self, about: Mapping[str, str]) -> TrainedAdapter:

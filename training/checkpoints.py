@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from ..common.atomic_io import whole_file
+from ..common.atomic_io import atomic_file
 from ..common.hashing import digest
-from .config import RESUMABLE, Recipe
+from .config import RESUMABLE, TrainConfig
 
 log = logging.getLogger(__name__)
 DATASET = "dataset"  # the part of a run's origin that may change when it goes on
@@ -34,7 +34,7 @@ def write_state(folder: Path, state: dict[str, Any], keep: int) -> Path:
     for half in target.parent.glob(".step-*.pt.*.tmp"):
         with suppress(OSError):  # the worst of it is the space that it takes
             half.unlink()
-    with whole_file(target) as temporary, temporary.open("wb") as file:
+    with atomic_file(target) as temporary, temporary.open("wb") as file:
         try:
             torch.save(state, file)
         except RuntimeError as error:  # torch's own words for a disk that is full
@@ -46,7 +46,7 @@ def write_state(folder: Path, state: dict[str, Any], keep: int) -> Path:
     return target
 
 
-def load_latest(folder: Path, recipe: Recipe, processes: int, origin: Mapping[str, str]) -> dict[str, Any] | None:
+def load_latest(folder: Path, recipe: TrainConfig, processes: int, origin: Mapping[str, str]) -> dict[str, Any] | None:
     """The newest checkpoint of a run with this recipe; None where there is none. origin: digests, by their names, of
     what training starts from and stands on; the dataset may be another by now.
 
@@ -79,7 +79,7 @@ def load_latest(folder: Path, recipe: Recipe, processes: int, origin: Mapping[st
     return state
 
 
-def run_folder(base: Path, recipe: Recipe, *parts: Any) -> Path:
+def run_folder(base: Path, recipe: TrainConfig, *parts: Any) -> Path:
     """base / name-digest, for a recipe and whatever else decides about the result.
 
     The number of steps is no part of it, so that a finished training can go on for more of them. Where it went beyond

@@ -18,7 +18,7 @@ from ..common.hashing import weights_sha256
 from ..patching.encode import encode_object_text, encode_pictures, null_features
 from ..weights.adapter import Adapter
 from ..weights.sites import Site, SiteKey, cross_attentions, unet_sites
-from .config import Recipe
+from .config import TrainConfig
 from .dataset import Sample
 from .objective import Batch
 from .site import Merging
@@ -35,7 +35,7 @@ class HostModel:
     Raises ValueError for models that are no UNet with eps- or v-prediction, or want more than a noisy latent.
     """
 
-    def __init__(self, model: Any, clip: Any, vae: Any, clip_vision: Any, recipe: Recipe) -> None:
+    def __init__(self, model: Any, clip: Any, vae: Any, clip_vision: Any, recipe: TrainConfig) -> None:
         self.patcher, self.clip, self.vae, self.clip_vision, self.recipe = model.clone(), clip, vae, clip_vision, recipe
         self.unet = model.model.diffusion_model
         self.sites: tuple[Site, ...] = unet_sites(self.unet)

@@ -25,7 +25,7 @@ from ..weights.comfy_files import adapter_names, output_folder
 from ..weights.sites import check_sites, unet_sites
 from .checkpoints import earlier_losses, reached, run_folder
 from .comfy_model import HostModel, model_parts
-from .config import Recipe
+from .config import TrainConfig
 from .dataset import SubjectFolder
 from .loss_curve import SIZE, loss_picture
 from .save import free_path, save_adapter, save_head
@@ -54,7 +54,7 @@ def dataset_path(name: str) -> Path:
 
 
 def train_session(
-    model: Any, clip: Any, vae: Any, clip_vision: Any, adapter: Adapter, dataset: Path, recipe: Recipe
+    model: Any, clip: Any, vae: Any, clip_vision: Any, adapter: Adapter, dataset: Path, recipe: TrainConfig
 ) -> tuple[TrainedAdapter, Tensor]:
     """The trained adapter and the loss curve [1, H, W, 3].
 
@@ -120,7 +120,7 @@ def train_in_graph(
     clip_vision: Any,
     adapter: Adapter,
     dataset_folder: str | Path,
-    recipe: Recipe,
+    recipe: TrainConfig,
     on_step: Callable[[Progress], None] | None = None,
     *,
     folder: Path | None = None,

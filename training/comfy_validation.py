@@ -16,7 +16,7 @@ from ..attention.options import FusionHead, Merge
 from ..attention.reference import make_reference
 from ..patching.apply import apply_references
 from ..weights.adapter import Adapter
-from .config import Recipe
+from .config import TrainConfig
 from .run_config import Validation
 from .trainable import TrainedAdapter
 
@@ -24,7 +24,7 @@ Parts = tuple[Any, Any, Any, Any]  # MODEL, CLIP, VAE, CLIP_VISION
 
 
 def validator(
-    parts: Parts, pictures: Sequence[Validation], recipe: Recipe, folder: Path, start: Adapter
+    parts: Parts, pictures: Sequence[Validation], recipe: TrainConfig, folder: Path, start: Adapter
 ) -> Callable[[int, TrainedAdapter], None]:
     """Writes `validation/step-N-K.png`, merged and gated as in training.
 
@@ -49,7 +49,7 @@ def validator(
     return validate
 
 
-def sample(parts: Parts, each: Validation, adapter: Adapter, recipe: Recipe) -> Image.Image:
+def sample(parts: Parts, each: Validation, adapter: Adapter, recipe: TrainConfig) -> Image.Image:
     model, (_, clip, vae, _) = _applied(parts, each, adapter, recipe), parts
     conds = []
     for text in (each.prompt, each.negative):
@@ -64,7 +64,7 @@ def sample(parts: Parts, each: Validation, adapter: Adapter, recipe: Recipe) -> 
     return Image.fromarray(pixels.numpy())
 
 
-def _applied(parts: Parts, each: Validation, adapter: Adapter, recipe: Recipe) -> Any:
+def _applied(parts: Parts, each: Validation, adapter: Adapter, recipe: TrainConfig) -> Any:
     """The MODEL with the picture's references."""
     model, clip, _, clip_vision = parts
     references = tuple(make_reference(_read(f), text) for f, text in zip(each.images, each.texts, strict=True))

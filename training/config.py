@@ -17,7 +17,7 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainConfig:
     """train: "adapter" is to_k_ip, to_v_ip and the fusion head, "head" the head alone, "all" the image projection too.
     matrix_rate: learning rate of Muon, which then steps the matrices, and AdamW only the rest; 0: AdamW for all.
     merge: how objects are merged while training; gate: where the fusion head acts, "off" for an adapter without one.

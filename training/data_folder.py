@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..common.atomic_io import write_whole
+from ..common.atomic_io import atomic_write
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -48,24 +48,24 @@ def read_mask(folder: Path, name: str, size: tuple[int, int]) -> np.ndarray:
 _FOLDER = "# dataset: "
 
 
-def write_kept(path: Path, folder: Path, ids: Iterable[str]) -> None:
+def write_subset(path: Path, folder: Path, ids: Iterable[str]) -> None:
     """The folder is named relative to the file when the file lies in it, so that both can be moved together."""
     folder, path = folder.resolve(), path.resolve()
     named = os.path.relpath(folder, path.parent) if path.is_relative_to(folder) else str(folder)
-    write_whole(path, "".join(f"{line}\n" for line in (_FOLDER + named, *ids)))
+    atomic_write(path, "".join(f"{line}\n" for line in (_FOLDER + named, *ids)))
 
 
 def picture_ids(path: Path) -> tuple[Path, list[str]]:
     """The folder and the ids of a folder of training data, or of a list of kept pictures."""
     if path.is_file():
-        return read_kept(path)
+        return read_subset(path)
     ids = sorted(file.stem for file in (path / "jsons").glob("*.json") if not file.name.startswith("."))
     if not ids:
         raise ValueError(f"No training data in {path}: expected jsons/ID.json, with images/ID.png and masks/ID.png.")
     return path, ids
 
 
-def read_kept(path: Path) -> tuple[Path, list[str]]:
+def read_subset(path: Path) -> tuple[Path, list[str]]:
     """The folder and the ids. Raises ValueError for a file that is no such list."""
     try:
         lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]

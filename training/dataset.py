@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..common.rng import generator, seed_of
-from .config import Recipe
+from .config import TrainConfig
 from .crops import choose_crop, cropped, latent_mask, reference, training_picture
 from .data_folder import mask_path, picture_ids, picture_path, read_json, read_mask
 from .filters import Found, candidates, refuse_names, shape_is_usable, with_masks
@@ -77,7 +77,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
     whole, or more than 5 % broken.
     """
 
-    def __init__(self, folder: str | Path, recipe: Recipe) -> None:
+    def __init__(self, folder: str | Path, recipe: TrainConfig) -> None:
         self.recipe = recipe
         self.folder, names = picture_ids(Path(folder))
         self.total, self.entries = len(names), list[_Entry]()
@@ -192,7 +192,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         )
 
 
-def _drops(rng: random.Random, recipe: Recipe) -> tuple[bool, bool]:
+def _drops(rng: random.Random, recipe: TrainConfig) -> tuple[bool, bool]:
     """Whether the caption and the references are left out."""
     number = rng.random()
     image, text, both = recipe.drop_image, recipe.drop_text, recipe.drop_both

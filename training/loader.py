@@ -9,12 +9,12 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from .config import Recipe
+from .config import TrainConfig
 from .dataset import Sample
 from .processes import Processes
 
 
-def positions(recipe: Recipe, rank: int, count: int, step: int) -> Iterator[list[int]]:
+def positions(recipe: TrainConfig, rank: int, count: int, step: int) -> Iterator[list[int]]:
     """The batches of one process from `step` on. A step sees the same positions however many processes share it."""
     own, everyone = recipe.batch_size, recipe.batch_size * count
     while True:
@@ -24,7 +24,7 @@ def positions(recipe: Recipe, rank: int, count: int, step: int) -> Iterator[list
         step += 1
 
 
-def batches(samples: Any, recipe: Recipe, processes: Processes, step: int) -> Iterator[list[Sample]]:
+def batches(samples: Any, recipe: TrainConfig, processes: Processes, step: int) -> Iterator[list[Sample]]:
     """Lists of samples, read ahead by `recipe.workers` processes where the system can fork; their number changes
     nothing about the samples."""
     # Spawned workers would have to import this package by a name that it does not have inside a host.

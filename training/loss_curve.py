@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..common.atomic_io import write_whole
-from .config import Recipe
+from ..common.atomic_io import atomic_write
+from .config import TrainConfig
 
 SIZE = (768, 480)
 LEFT, RIGHT, TOP, BOTTOM = 76, 16, 40, 36  # room for the words
@@ -74,10 +74,10 @@ def _thinned(values: Sequence[float]) -> list[tuple[int, float]]:
     return [(i + 1, values[i]) for i in range(len(values)) if i % every == 0 or i == len(values) - 1]
 
 
-def write_curve(folder: Path, losses: Sequence[float], recipe: Recipe) -> None:
+def write_curve(folder: Path, losses: Sequence[float], recipe: TrainConfig) -> None:
     """`loss.csv` and `loss.png`, each replaced in one step."""
     rows = [f"{step},{loss!r}" for step, loss in enumerate(losses, 1)]
-    write_whole(folder / "loss.csv", "\n".join(["step,loss", *rows, ""]))
+    atomic_write(folder / "loss.csv", "\n".join(["step,loss", *rows, ""]))
     picture = io.BytesIO()
     loss_picture(losses, recipe.steps).save(picture, "PNG")
-    write_whole(folder / "loss.png", picture.getvalue())
+    atomic_write(folder / "loss.png", picture.getvalue())

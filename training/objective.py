@@ -14,10 +14,10 @@ from ..common.rng import generator
 from ..weights.adapter import Adapter
 from ..weights.projection import project
 from ..weights.sites import Site
-from .config import Recipe
+from .config import TrainConfig
 from .dataset import Sample
-from .site import Merging, Objects
-from .trainable import Student
+from .site import Merging, RowObjects
+from .trainable import TrainableAdapter
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,28 +62,28 @@ class FrozenModel(Protocol):
 
 
 class Objective(nn.Module):
-    """Student and model together: one call is one differentiable loss."""
+    """TrainableAdapter and model together: one call is one differentiable loss."""
 
-    def __init__(self, student: Student, model: FrozenModel, recipe: Recipe) -> None:
+    def __init__(self, student: TrainableAdapter, model: FrozenModel, recipe: TrainConfig) -> None:
         super().__init__()
         self.student, self.recipe = student, recipe
         self._model = (model,)  # in a tuple: a host's model may be a module, and is not ours to move or save
 
     def forward(self, batch: Batch) -> Tensor:
         model, recipe = self._model[0], self.recipe
-        noise, steps = draw(batch, recipe, len(model.alphas))
+        noise, steps = draw_noise(batch, recipe, len(model.alphas))
         alpha = model.alphas[steps.to(model.alphas.device)].view(-1, 1, 1, 1)
         latents, noise = batch.latents, noise.to(batch.latents)
         noisy, target = diffuse(latents, noise, alpha, model.prediction)
         adapter = self.student.adapter()
-        objects = Objects.gather(project(adapter, batch.features), batch.texts)
+        objects = RowObjects.gather(project(adapter, batch.features), batch.texts)
         merging = Merging(adapter.sites, objects, Merge(recipe.merge), recipe.gate)
         predicted = model.predict(noisy, steps.to(noisy.device), batch, merging)
         error = masked_mean((predicted.float() - target).square().mean(1), batch.mask, recipe.background)
         return (error * snr_weight(alpha.flatten(), model.prediction, recipe.min_snr)).mean()
 
 
-def draw(batch: Batch, recipe: Recipe, levels: int) -> tuple[Tensor, Tensor]:
+def draw_noise(batch: Batch, recipe: TrainConfig, levels: int) -> tuple[Tensor, Tensor]:
     """Noise like the latents and noise levels [B], by the samples' positions: whoever computes them.
 
     cubic: t = (1 − u³) · levels with u uniform in 0..1; its median is 7/8 of the levels.

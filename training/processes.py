@@ -16,7 +16,7 @@ class Processes(Protocol):
         """The module whose backward pass averages gradients over all processes."""
         ...
 
-    def apart(self, module: nn.Module) -> AbstractContextManager[Any]:
+    def no_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
         """Where gradients are not averaged yet: the passes before the last of an accumulation."""
         ...
 
@@ -34,7 +34,7 @@ class Alone:
     def wrap(self, module: nn.Module) -> nn.Module:
         return module
 
-    def apart(self, module: nn.Module) -> AbstractContextManager[Any]:
+    def no_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def mean(self, numbers: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Accelerated:
     def wrap(self, module: nn.Module) -> nn.Module:
         return self.accelerator.prepare_model(module)
 
-    def apart(self, module: nn.Module) -> AbstractContextManager[Any]:
+    def no_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
         return self.accelerator.no_sync(module)
 
     def mean(self, numbers: Tensor) -> Tensor:

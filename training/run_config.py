@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .config import Recipe, read_table
+from .config import TrainConfig, read_table
 
 MINIATURE = "miniature"  # as base.checkpoint: the small model that comes with the pack
 
@@ -51,16 +51,16 @@ class Validation:
 
 
 @dataclass(frozen=True)
-class Job:
+class RunConfig:
     data: str = ""
     base: Base = field(default_factory=Base)
     start: Start = field(default_factory=Start)
     output: Output = field(default_factory=Output)
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: TrainConfig = field(default_factory=TrainConfig)
     validation: tuple[Validation, ...] = ()
 
 
-def read_job(file: Path) -> Job:
+def read_run_config(file: Path) -> RunConfig:
     """Raises ValueError, one sentence, for what the file lacks or has too much. Paths are relative to the file."""
     try:
         import tomllib
@@ -70,12 +70,12 @@ def read_job(file: Path) -> Job:
         table = tomllib.loads(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{file} cannot be read as TOML: {error}.") from error
-    job = _resolve(read_table(Job, table, file.name), file.parent)
+    job = _resolve(read_table(RunConfig, table, file.name), file.parent)
     _check(job, file.name)
     return job
 
 
-def _check(job: Job, name: str) -> None:
+def _check(job: RunConfig, name: str) -> None:
     miniature = job.base.checkpoint == MINIATURE
     needed = {"data": job.data, "base.checkpoint": job.base.checkpoint, "output.folder": job.output.folder}
     if not miniature:

@@ -12,17 +12,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..common.atomic_io import whole_file
+from ..common.atomic_io import atomic_file
 from ..weights.adapter import Adapter, check_finite
 from ..weights.spec import PARTS
-from .config import Recipe
+from .config import TrainConfig
 from .trainable import TrainedAdapter, flat_tensors
 
 LONGEST = 200  # bytes of a file's name: common systems allow 255, and a number and an ending come to it
 CURVE_POINTS = 200  # losses in the metadata are means over equal stretches
 
 
-def record(recipe: Recipe, losses: Sequence[float], about: Mapping[str, str]) -> dict[str, str]:
+def record(recipe: TrainConfig, losses: Sequence[float], about: Mapping[str, str]) -> dict[str, str]:
     """Metadata of a trained adapter: about (such as base_sha256), the recipe, the step and the losses."""
     stretch = max(1, -(-len(losses) // CURVE_POINTS))
     means = [sum(part) / len(part) for i in range(0, len(losses), stretch) if (part := losses[i : i + stretch])]
@@ -85,7 +85,7 @@ def _write(flat: Mapping[str, Tensor], about: dict[str, str], folder: Path, name
     check_finite(stored, f"{name} in {str(dtype).removeprefix('torch.')}")
     target = free_path(folder, name)
     try:
-        with whole_file(target) as temporary:
+        with atomic_file(target) as temporary:
             save_file(stored, temporary, metadata=about)
             os.chmod(temporary, 0o644)  # safetensors writes for its owner only
     except (OSError, SafetensorError) as error:

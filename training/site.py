@@ -21,7 +21,7 @@ from ..weights.adapter import SiteWeights
 
 
 @dataclass(frozen=True, eq=False)
-class Objects:
+class RowObjects:
     """The objects of B rows; rows with fewer than M are padded.
 
     tokens [B, M, T, X] image tokens; texts [B, L, X] content tokens of all object texts of a row, one after another;
@@ -34,7 +34,7 @@ class Objects:
     present: Tensor
 
     @classmethod
-    def gather(cls, tokens: Tensor, texts: Sequence[Sequence[Tensor]]) -> Objects:
+    def gather(cls, tokens: Tensor, texts: Sequence[Sequence[Tensor]]) -> RowObjects:
         """tokens [ΣM_b, T, X]: the objects of all rows, one after another; texts: of every row, of every object
         [L_i, X]."""
         counts = [len(row) for row in texts]
@@ -59,7 +59,7 @@ class Merging:
     """All sites of one pass through the UNet. The host glue calls it at every cross-attention."""
 
     sites: Mapping[int, SiteWeights]
-    objects: Objects
+    objects: RowObjects
     merge: Merge
     gate: str
     scale: float = 1.0
@@ -73,7 +73,7 @@ def merge_site(
     text: Tensor,
     q: Tensor,
     weights: SiteWeights,
-    objects: Objects,
+    objects: RowObjects,
     heads: int,
     to_k: Callable[[Tensor], Tensor],
     merge: Merge,
@@ -105,7 +105,7 @@ def merge_site(
 
 @torch.no_grad()
 def _shares(
-    queries: Tensor, objects: Objects, heads: int, root: float, to_k: Callable[[Tensor], Tensor], merge: Merge
+    queries: Tensor, objects: RowObjects, heads: int, root: float, to_k: Callable[[Tensor], Tensor], merge: Merge
 ) -> Tensor:
     """Ã_i [M, B, N], or [M, B, 1] where they do not vary over positions. queries [B·h, d, N]."""
     rows, count, length = objects.spans.shape

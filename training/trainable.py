@@ -14,7 +14,7 @@ from ..common.rng import generator
 from ..weights.adapter import Adapter, SiteWeights, build_adapter
 from ..weights.sites import Site, SiteKey
 from ..weights.spec import PARTS
-from .config import Recipe
+from .config import TrainConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ def with_tensors(adapter: Adapter, flat: Mapping[str, Tensor]) -> Adapter:
     return Adapter(adapter.name, spec, MappingProxyType(projection), MappingProxyType(sites))
 
 
-def is_trained(key: str, recipe: Recipe) -> bool:
+def is_trained(key: str, recipe: TrainConfig) -> bool:
     """Whether the recipe trains the tensor of this key."""
     if key.endswith(PARTS[2]):
         return recipe.gate != "off"
@@ -55,7 +55,7 @@ def is_trained(key: str, recipe: Recipe) -> bool:
     return recipe.train == "all"
 
 
-class Student(nn.Module):
+class TrainableAdapter(nn.Module):
     """float32 parameters for what the recipe trains. Of the rest, copies: the image projection in float32, in which it
     is computed, the sites' weights in `dtype`, that of the activations, to which every site would cast them.
 
@@ -63,7 +63,7 @@ class Student(nn.Module):
     training starts from the adapter as it is.
     """
 
-    def __init__(self, adapter: Adapter, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, adapter: Adapter, recipe: TrainConfig, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.start = adapter
         flat = flat_tensors(adapter)
@@ -99,7 +99,7 @@ def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().to(dtype, copy=True)
 
 
-def fresh_adapter(
+def init_adapter(
     sites: Sequence[Site], attentions: Mapping[SiteKey, Any], encoder_width: int, tokens: int = 4, seed: int = 0
 ) -> Adapter:
     """Base family: to_k_ip and to_v_ip are copies of to_k and to_v; the projection of the image embedding (width

@@ -16,9 +16,9 @@ import torch
 from ..common.hashing import digest
 from ..weights.adapter import Adapter
 from ..weights.sites import check_sites
-from .adapter_optimizer import Learner
+from .adapter_optimizer import AdapterOptimizer
 from .checkpoints import DATASET, load_latest, write_state
-from .config import Recipe
+from .config import TrainConfig
 from .dataset import Sample, check_broken
 from .loader import batches
 from .loss_curve import write_curve
@@ -59,7 +59,7 @@ def train(
     model: FrozenModel,
     samples: Any,
     adapter: Adapter,
-    recipe: Recipe,
+    recipe: TrainConfig,
     *,
     folder: Path | None = None,
     processes: Processes | None = None,
@@ -92,7 +92,7 @@ class Trainer:
         model: FrozenModel,
         samples: Any,
         adapter: Adapter,
-        recipe: Recipe,
+        recipe: TrainConfig,
         processes: Processes,
         folder: Path | None,
         about: Mapping[str, str],
@@ -100,7 +100,7 @@ class Trainer:
         self.model, self.samples, self.recipe, self.processes = model, samples, recipe, processes
         self.folder, self.about, self.first = folder, about, processes.rank == 0
         self.origin = _origin(adapter, samples, about)
-        self.learner = Learner(adapter, recipe, model.device, model.dtype)
+        self.learner = AdapterOptimizer(adapter, recipe, model.device, model.dtype)
         self.objective = processes.wrap(Objective(self.learner.student, model, recipe))
         self.step, self.losses = 0, []
         self.broken: dict[str, str] = {}
@@ -124,7 +124,7 @@ class Trainer:
             try:
                 loss, ids = self._one_step(stream)
             except interrupts as error:
-                self.learner.forget()
+                self.learner.zero_grad()
                 if self.step > first_step:
                     self._save(must=True)
                 return error
@@ -171,7 +171,7 @@ class Trainer:
             self._note_broken(samples)
             ids += [sample.id for sample in samples]
             batch = self.model.encode(samples, self.learner.student.start)
-            more = self.processes.apart(self.objective) if part + 1 < parts else nullcontext()
+            more = self.processes.no_sync(self.objective) if part + 1 < parts else nullcontext()
             with torch.enable_grad(), more:
                 loss = self.objective(batch) / parts
                 self.learner.backward(loss)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..common.text import some
 from .files import read_tensors
-from .foreign import foreign_kind
+from .foreign import reject_foreign
 from .spec import PARTS, AdapterSpec, detect, site_numbers
 
 
@@ -79,7 +79,7 @@ def load_head(path: str | os.PathLike[str], name: str | None = None) -> Mapping[
                 f"“{name}” has no fusion head (no text_to_weight keys): it is an {spec}. Choose a "
                 "MIP-Adapter file or a saved head, or set head_name to “from the adapter”."
             )
-    foreign_kind(tensors, name)
+    reject_foreign(tensors, name)
     expected = [f"{number}.{PARTS[2]}" for number in site_numbers(rows)]
     if set(rows) != set(expected):
         absent = [key for key in expected if key not in rows][:4] or ["a readable site number"]

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..common.text import shown
-from .foreign import foreign_kind
+from .foreign import reject_foreign
 from .layout import flat_keys
 from .pickles import forbidden_name
 
@@ -166,7 +166,7 @@ def _checked(tensors: dict[str, Tensor], others: list[str], name: str) -> dict[s
     """Refuses values that are no plain tensors, naming the kind of file when its keys tell it."""
     others = others + [k for k, t in tensors.items() if t.layout != torch.strided or t.is_quantized]
     if others or not tensors:
-        foreign_kind(tensors, name)
+        reject_foreign(tensors, name)
         what = f"'{shown(others[0])}' is not a tensor" if others else "it holds no tensors"
         raise ValueError(f"“{name}” is not an adapter: {what}, expected tensors only. Choose another file.")
     return tensors

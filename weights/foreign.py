@@ -50,7 +50,7 @@ _BY_KEY = (
 )  # fmt: skip
 
 
-def foreign_kind(tensors: Mapping[str, Tensor], name: str) -> None:
+def reject_foreign(tensors: Mapping[str, Tensor], name: str) -> None:
     """Raises ValueError if the file is recognised as something else than an adapter we support.
 
     tensors: flat keys as `read_tensors` gives them. Says nothing of files it does not recognise.

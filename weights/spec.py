@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..common.text import some
 from .families import family_of, projection_shapes
-from .foreign import foreign_kind
+from .foreign import reject_foreign
 
 Family = Literal["base", "plus", "full-face"]
 Output = Literal["image_embeds", "penultimate_hidden_states"]
@@ -97,7 +97,7 @@ def detect(tensors: Mapping[str, Tensor], name: str = "this file") -> AdapterSpe
     Raises ValueError naming the file's kind if it is no adapter we support, or every key that is
     missing, too many or of the wrong shape.
     """
-    foreign_kind(tensors, name)
+    reject_foreign(tensors, name)
     projection = {k.removeprefix("image_proj."): t for k, t in tensors.items() if k.startswith("image_proj.")}
     kv = {k.removeprefix("ip_adapter."): t for k, t in tensors.items() if k.startswith("ip_adapter.")}
     _check_layout(tensors, projection, kv, name)

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ...common.atomic_io import write_whole
+from ...common.atomic_io import atomic_write
 from ...common.comfy_path import prepare_host
 from ...common.resumable import Parts, open_parts, process
 from ...evaluation.concept101.dataset import Pair, digest, read_pairs, references
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace, settings: Settings) -> None:
     name = options.name or f"{Path(settings.adapter).stem}, {settings.strategy}"
     made = tables(name, list(parts.rows()), described, encoders)
     for ending, text in made.items():  # several processes may come here at once
-        write_whole(options.output / f"concept101.{ending}", text)
+        atomic_write(options.output / f"concept101.{ending}", text)
     _say(f"{made['md']}\nWritten: {options.output / 'concept101'}.json, .csv and .md")
 
 
@@ -96,7 +96,7 @@ def draw(pairs: Sequence[Pair], output: Path, settings: Settings, cpu: bool, qui
         stream = io.BytesIO()
         painter.picture(model, pair.prompts[number], number).save(stream, "PNG")
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, stream.getvalue())
+        atomic_write(file, stream.getvalue())
         now = time.monotonic()
         if not quiet and (now - last > 10 or made == len(missing)):
             last, pace = now, (now - begin) / made

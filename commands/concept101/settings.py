@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...attention.options import Strategy
-from ...common.atomic_io import write_whole
+from ...common.atomic_io import atomic_write
 from ...training.run_config import MINIATURE
 
 NEGATIVE = "monochrome, lowres, bad anatomy, worst quality, low quality"  # the official code's
@@ -56,7 +56,7 @@ def guard(output: Path, described: dict[str, Any]) -> None:
     """
     file = output / "settings.json"
     if not file.exists():
-        write_whole(file, json.dumps(described, indent=1, ensure_ascii=False))
+        atomic_write(file, json.dumps(described, indent=1, ensure_ascii=False))
     earlier = json.loads(file.read_text("utf-8"))
     if changed := sorted(key for key in {**earlier, **described} if earlier.get(key) != described.get(key)):
         was = ", ".join(f"{key} was {earlier.get(key)}, is {described.get(key)}" for key in changed[:3])

@@ -12,7 +12,7 @@ from PIL import Image
 from ...training.crops import reference
 from ...training.data_folder import picture_ids, picture_path, read_json, read_mask
 from ...training.filters import Filters, candidates, refuse_names, with_masks
-from .score import Objects
+from .score import LabelledCrops
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Folder:
     def ids(self) -> list[str]:
         return picture_ids(self.path)[1]
 
-    def objects(self, name: str) -> Objects | str:
+    def objects(self, name: str) -> LabelledCrops | str:
         """The labels and crops, or why training would leave the picture out. ValueError where a file is broken."""
         try:
             return self._objects(name)
         except Exception as error:  # whatever a damaged file makes its decoder raise
             raise ValueError(f"{type(error).__name__}: {error}") from error
 
-    def _objects(self, name: str) -> Objects | str:
+    def _objects(self, name: str) -> LabelledCrops | str:
         with Image.open(self.picture(name)) as image:
             picture = np.array(image.convert("RGB"))
         size = picture.shape[1], picture.shape[0]
@@ -49,7 +49,7 @@ class Folder:
             return why
         cuts = [reference(picture, values, each.box, False) for each in chosen]
         crops = [(cut.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for cut in cuts if cut is not None]
-        return Objects([each.label for each in chosen], crops)  # a sound mask is not empty
+        return LabelledCrops([each.label for each in chosen], crops)  # a sound mask is not empty
 
     def data(self, name: str) -> dict[str, Any]:
         return read_json(self.path, name)

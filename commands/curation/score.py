@@ -15,7 +15,7 @@ from ...common.resumable import Parts, Row
 from ...evaluation.quality.score import object_quality
 
 
-class Objects(NamedTuple):
+class LabelledCrops(NamedTuple):
     """One picture's objects: their labels and their crops, PIL images or uint8 arrays [H, W, 3]."""
 
     labels: Sequence[str]
@@ -28,7 +28,7 @@ class Encoder(Protocol):
     def images(self, pictures: Sequence[object]) -> Tensor: ...
 
 
-Read = Callable[[str], Objects | str]  # id -> its objects, or the reason why it has no score; ValueError: broken
+Read = Callable[[str], LabelledCrops | str]  # id -> its objects, or the reason why it has no score; ValueError: broken
 Report = Callable[[str], None]
 
 
@@ -72,7 +72,7 @@ def _ahead(
         yield waiting
 
 
-def _outcome(future: Future) -> Objects | str | ValueError:
+def _outcome(future: Future) -> LabelledCrops | str | ValueError:
     try:
         return future.result()
     except (ValueError, OSError) as error:
@@ -80,10 +80,10 @@ def _outcome(future: Future) -> Objects | str | ValueError:
 
 
 def _rows(
-    ids: Sequence[str], outcomes: Sequence[Objects | str | ValueError], encoder: Encoder, words: dict[str, Tensor]
+    ids: Sequence[str], outcomes: Sequence[LabelledCrops | str | ValueError], encoder: Encoder, words: dict[str, Tensor]
 ) -> list[Row]:
     """One row an id, in their order; words: text embeddings known so far, by label."""
-    scored = [(name, each) for name, each in zip(ids, outcomes, strict=True) if isinstance(each, Objects)]
+    scored = [(name, each) for name, each in zip(ids, outcomes, strict=True) if isinstance(each, LabelledCrops)]
     rows: dict[str, Row] = {}
     for name, each in zip(ids, outcomes, strict=True):
         if isinstance(each, str):

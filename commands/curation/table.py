@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...common.atomic_io import write_whole
+from ...common.atomic_io import atomic_write
 from ...common.resumable import Row, json_lines
 
 COLUMNS = ("id", "objects", "labels", "single", "pair", "total")
@@ -26,9 +26,9 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
     """rows: scored pictures, in any order; written in the order of their ids."""
     rows = [{key: row[key] for key in COLUMNS} for row in sorted(rows, key=lambda row: row["id"])]
     if path.suffix == ".parquet":
-        write_whole(path, _parquet(rows))
+        atomic_write(path, _parquet(rows))
     else:
-        write_whole(path, json_lines(rows))
+        atomic_write(path, json_lines(rows))
 
 
 def _parquet(rows: Sequence[Row]) -> bytes:

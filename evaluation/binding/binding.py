@@ -27,7 +27,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ...common.crops import Box
-from ..object_embeddings import Objects
+from ..object_embeddings import ObjectEmbeddings
 
 FAINT = 0.1  # of the way to a reference: who goes less far takes after none
 
@@ -150,7 +150,7 @@ class Binding:
 
 
 def bind(
-    seen: Objects, references: Tensor, near: Sequence[float] = (), confusion: float | None = None
+    seen: ObjectEmbeddings, references: Tensor, near: Sequence[float] = (), confusion: float | None = None
 ) -> PictureBinding:
     """One picture's objects against every reference's mean embedding [M, E]."""
     things = seen.things

@@ -79,7 +79,7 @@ def to_encode(references: Sequence[Reference], detections: Detections) -> int:
     return sum(len(images) for each in references for images, _ in each.batches) + crops_at_most(detections)
 
 
-def report(binding: Binding) -> str:
+def binding_report(binding: Binding) -> str:
     """The verdict, the numbers behind it, and a line for every object in every picture."""
     rate = binding.confusion_rate
     numbers = [

@@ -99,7 +99,7 @@ def _tidy(found: Sequence[Detection], height: int, width: int, most: int) -> tup
     return tuple(tidied[: most or None])
 
 
-def report(detections: Detections) -> str:
+def detection_report(detections: Detections) -> str:
     """A line a picture: what was found where, and what was not."""
     lines = []
     for picture in range(len(detections)):

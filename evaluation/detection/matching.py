@@ -17,7 +17,7 @@ SAME_PLACE = 0.7  # boxes that overlap more (intersection over union) show one a
 ABSENT = -1.0  # in a matrix of scores, which lie in 0..1: not found at all
 
 
-class Things(NamedTuple):
+class ObjectMatches(NamedTuple):
     """found: C things, the objects' own first; found_as: the object that each counts for; own: for each of the M
     objects the number of its thing, None where it was not found; instead: for an object without a thing of its own the
     thing that was found for it too, but is another object's."""
@@ -28,7 +28,7 @@ class Things(NamedTuple):
     instead: tuple[int | None, ...]
 
 
-def choose(detections: Detections, picture: int, texts: Sequence[str]) -> Things:
+def match_objects(detections: Detections, picture: int, texts: Sequence[str]) -> ObjectMatches:
     """The things in one picture for the objects `texts`.
 
     Detectors answer every text, so one thing is often found by several. Detections at the same place are one thing, and
@@ -44,7 +44,7 @@ def choose(detections: Detections, picture: int, texts: Sequence[str]) -> Things
     rows = {p: row for row, p in enumerate(order)}
     own = {m: rows[p] for p, m in whose.items()}
     instead = {m: rows[int(of.argmax())] for m, of in enumerate(scores) if m not in own and (of > ABSENT).any()}
-    return Things(
+    return ObjectMatches(
         tuple(_best(places[p], numbers[m]) for p, m in zip(order, found_as, strict=True)),
         tuple(found_as),
         tuple(own.get(m) for m in range(len(texts))),
@@ -52,7 +52,7 @@ def choose(detections: Detections, picture: int, texts: Sequence[str]) -> Things
     )
 
 
-def by_look(things: Things, texts: Sequence[str], similarity: Tensor) -> Things:
+def rematch_by_appearance(things: ObjectMatches, texts: Sequence[str], similarity: Tensor) -> ObjectMatches:
     """Objects with the same text, which no detector can tell apart, get the things that look most like them.
 
     similarity [C, M], of the things to the references.
@@ -75,7 +75,7 @@ def near(detections: Detections, picture: int, texts: Sequence[str]) -> tuple[fl
     return tuple(detections.near[picture][number] if detections.near else 0.0 for number in numbers)
 
 
-def missing(detections: Detections, picture: int, texts: Sequence[str], things: Things) -> dict[int, str]:
+def missing(detections: Detections, picture: int, texts: Sequence[str], things: ObjectMatches) -> dict[int, str]:
     """Why objects have no thing of their own in one picture: a sentence each, with a remedy."""
     numbers = _text_numbers(detections, texts)
     return {

@@ -16,7 +16,7 @@ from ...common.tables import NOTHING, number, table
 from ..detection.annotate import annotated
 from ..detection.crops import check_pictures, crop
 from ..detection.detections import Detections
-from ..detection.matching import choose, missing
+from ..detection.matching import match_objects, missing
 from ..encoders.embeddings import embed, embed_words
 from ..encoders.encoder import ImageEncoder, need_words
 from .score import ObjectQuality, object_quality
@@ -53,7 +53,7 @@ def measure_quality(
     check_pictures(images, detections)
     crops, left_out = {}, {}
     for picture, image in enumerate(images):
-        things = choose(detections, picture, detections.texts)
+        things = match_objects(detections, picture, detections.texts)
         if absent := missing(detections, picture, detections.texts, things):
             left_out[picture] = next(iter(absent.values()))
         else:  # the objects' own things come first, in the texts' order
@@ -74,7 +74,7 @@ def measure_quality(
     )
 
 
-def report(measured: MeasuredQuality) -> str:
+def quality_report(measured: MeasuredQuality) -> str:
     """A table with a line a picture, the mean below it, and what was left out."""
     several = len(measured.texts) > 1
     lines = [

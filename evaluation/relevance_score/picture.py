@@ -19,7 +19,7 @@ PEAK = 0.995  # of all differences, this share lies within the colours
 COLOURS = np.array([cividis(i / 255) for i in range(256)], np.uint8)
 
 
-def draw(clean: Tensor, noised: Tensor, target: Target, scored: ObjectRelevance) -> Tensor:
+def draw_comparison(clean: Tensor, noised: Tensor, target: Target, scored: ObjectRelevance) -> Tensor:
     """[B, H', W', 3] from what was scored: clean, noised [B, H, W, C]. One scale for all."""
     changed = difference(clean, noised)
     top = max(float(torch.quantile(changed.flatten()[:: max(1, changed.numel() // 1_000_000)], PEAK)), 1e-3)

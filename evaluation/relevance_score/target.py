@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...common.text import object_number
 from ..detection.detections import Detections
-from ..detection.matching import choose, missing
+from ..detection.matching import match_objects, missing
 
 
 class Target(NamedTuple):
@@ -29,7 +29,7 @@ def detected(detections: Detections, wanted: str) -> Target:
     empty = torch.zeros(detections.height, detections.width)
     regions, why, masks = [], [], 0
     for picture in range(len(detections)):
-        things = choose(detections, picture, detections.texts)
+        things = match_objects(detections, picture, detections.texts)
         found = None if (row := things.own[text]) is None else things.found[row]
         regions.append(found.region(*empty.shape) if found else empty)
         why.append(missing(detections, picture, detections.texts, things).get(text, ""))

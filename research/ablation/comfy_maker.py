@@ -20,7 +20,7 @@ from ...relevance.record import RelevanceRecord
 from ...weights.adapter import load_adapter
 from ..miniature import trained
 from . import variants
-from .variants import Arm, Trials
+from .variants import TestPrompts, Variant
 
 BF16 = torch.bfloat16
 DECODED = 4  # at once: more of them leave the processor's cache
@@ -31,7 +31,7 @@ class Part(NamedTuple):
     """A batch of one arm: what a line is about, and the trials it covers."""
 
     measure: str  # "picture", "tune" or "real"
-    arm: Arm
+    arm: Variant
     seed: int  # of the adapter's training
     objects: int
     scale: float
@@ -63,13 +63,13 @@ class Maker:
                 self.vae.vae_dtype = dtype
                 self.vae.first_stage_model.to(dtype)
         self.model, self.clip, self.vision = model, _Remembering(clip), _Seen(vision)
-        self.trials: Callable[[int, str], Trials] = lru_cache(16)(self._trials)
+        self.trials: Callable[[int, str], TestPrompts] = lru_cache(16)(self._trials)
         self.adapter = lru_cache(64)(lambda kind, seed: load_adapter(trained.file(kind, seed, given.adapters)))
 
-    def _trials(self, objects: int, measure: str) -> Trials:
+    def _trials(self, objects: int, measure: str) -> TestPrompts:
         if measure == "tune":
-            return variants.make_trials(variants.prompts_to_choose(objects), objects, variants.SEED_TUNE)
-        return variants.make_trials(self.given.prompts, objects, variants.SEED_TEST)
+            return variants.make_test_prompts(variants.prompts_to_choose(objects), objects, variants.SEED_TUNE)
+        return variants.make_test_prompts(self.given.prompts, objects, variants.SEED_TEST)
 
     @torch.inference_mode()
     def pictures(self, part: Part, keep: Callable[[int, Tensor], None]) -> list[dict[str, Any]]:
@@ -142,7 +142,7 @@ class Maker:
             for i, trial in enumerate(rows)
         ]
 
-    def _apply(self, part: Part, trials: Trials, trial: int, swapped: bool = False) -> tuple[Any, RelevanceRecord]:
+    def _apply(self, part: Part, trials: TestPrompts, trial: int, swapped: bool = False) -> tuple[Any, RelevanceRecord]:
         """What MIP Reference and MIP Apply make of a trial."""
         from ...patching.apply import apply_references
 

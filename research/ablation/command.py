@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...common.atomic_io import write_whole
+from ...common.atomic_io import atomic_write
 from ...common.bundled import MINIATURE
 from ...common.comfy_path import prepare_host
 from ..miniature import trained
 from ..miniature.stages.precision import activations
 from . import page, picture_grid, table, variants
 from .comfy_maker import BF16, Maker, Part
-from .variants import Arm
+from .variants import Variant
 
 SETTINGS = ("steps", "sampler", "guidance", "precision")  # that every line depends on
 BATCH = 16  # pictures at most: more of them leave the processor's cache
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class Run:
-    def __init__(self, given: argparse.Namespace, chosen: Sequence[Arm]):
+    def __init__(self, given: argparse.Namespace, chosen: Sequence[Variant]):
         if given.quick:
             given.prompts, given.objects, given.steps, given.no_tuning = 8, [2], 8, True
             given.every_seed = True
@@ -164,18 +164,18 @@ class Run:
                 f"The lines in {self.folder} were made with another {', another '.join(sorted(changed))}. Give another "
                 "--output, or delete that folder to begin anew."
             )
-        write_whole(self.folder / "plan.json", json.dumps(before | now, indent=1))
+        atomic_write(self.folder / "plan.json", json.dumps(before | now, indent=1))
 
     def _plan(self) -> dict[str, Any]:
         """What the folder's lines were made with; nothing for a new one."""
         plan = self.folder / "plan.json"
         return json.loads(plan.read_text()) if plan.is_file() else {}
 
-    def _seeds(self, arm: Arm) -> tuple[int, ...]:
+    def _seeds(self, arm: Variant) -> tuple[int, ...]:
         there = trained.seeds(arm.adapter, self.given.adapters) if arm.adapter else trained.SEEDS
         return tuple(seed for seed in there if not self.given.seed or seed in self.given.seed)
 
-    def _each(self, measure: str, scales: Callable[[Arm, int], Sequence[float]]) -> Iterator[Part]:
+    def _each(self, measure: str, scales: Callable[[Variant, int], Sequence[float]]) -> Iterator[Part]:
         """A training seed after the other, so that a run that is stopped has something of everything."""
         shares = variants.shared_out(self.given.prompts, trained.SEEDS, self.given.every_seed)
         for seed in trained.SEEDS:
@@ -202,7 +202,7 @@ class Run:
     def _best(self) -> Iterator[Part]:
         rows, missing = self.rows(), set()
 
-        def scales(arm: Arm, objects: int) -> tuple[float, ...]:
+        def scales(arm: Variant, objects: int) -> tuple[float, ...]:
             best = table.best_scale(rows, arm, objects)
             if best is None and arm.scales:
                 missing.add(f"{arm.name}, {objects} objects")
@@ -243,20 +243,20 @@ class Run:
         settings = {name: getattr(self.given, name) for name in SETTINGS} | table.prompts_of(rows)
         settings |= {name: value for name, value in self._plan().items() if name in SETTINGS}
         results = table.summarise(rows, self.given.scale)
-        write_whole(self.folder / "arms.json", json.dumps({"settings": settings, **results}, indent=1))
-        write_whole(self.folder / "arms.md", page.markdown(results, settings))
+        atomic_write(self.folder / "arms.json", json.dumps({"settings": settings, **results}, indent=1))
+        atomic_write(self.folder / "arms.md", page.markdown(results, settings))
         for objects in self.given.objects:
-            trials = variants.make_trials(GRID, objects, variants.SEED_TEST)
+            trials = variants.make_test_prompts(GRID, objects, variants.SEED_TEST)
             columns = {
                 arm.name: [self._picture(("", arm.name, 0, objects, self.given.scale, trial)) for trial in range(GRID)]
                 for arm in self.arms
             }
-            if (grid := picture_grid.draw(trials, columns)) is not None:
+            if (grid := picture_grid.draw_grid(trials, columns)) is not None:
                 grid.save(self.folder / f"arms, {objects} objects.png")
         print(f"{self.folder.resolve()}: variants.json, variants.md, and a picture for each number of objects")
 
 
-def _parts(measure: str, arm: Arm, seed: int, objects: int, scale: float, trials: Sequence[int]) -> Iterator[Part]:
+def _parts(measure: str, arm: Variant, seed: int, objects: int, scale: float, trials: Sequence[int]) -> Iterator[Part]:
     """Batches of about one size."""
     if trials:
         for some in torch.tensor(trials).tensor_split(math.ceil(len(trials) / BATCH)):

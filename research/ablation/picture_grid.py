@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ...common.atomic_io import whole_file
-from .variants import Trials
+from ...common.atomic_io import atomic_file
+from .variants import TestPrompts
 
 SIDE, GAP, SMALL = 128, 8, 60  # pixels: of a picture, between pictures, of a reference
 HEAD = 56
@@ -20,7 +20,7 @@ INK, GREY = (20, 20, 20), (120, 120, 120)
 
 def save(image: Tensor, file: Path) -> None:
     """A picture [3, S, S] in 0..1 as PNG."""
-    with whole_file(file) as temporary:  # another share may be drawing the sheet
+    with atomic_file(file) as temporary:  # another share may be drawing the sheet
         to_pil(image).save(temporary, "PNG")
 
 
@@ -29,7 +29,7 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray((image.movedim(0, -1).cpu().numpy() * 255).round().astype(np.uint8))
 
 
-def draw(trials: Trials, columns: Mapping[str, Sequence[Path]]) -> Image.Image | None:
+def draw_grid(trials: TestPrompts, columns: Mapping[str, Sequence[Path]]) -> Image.Image | None:
     """columns: by arm, the files of its pictures, one for each trial; arms without any are left out."""
     columns = {name: files for name, files in columns.items() if any(file.is_file() for file in files)}
     if not columns:

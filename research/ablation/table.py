@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..miniature.trained import SEEDS
-from .variants import ARMS, EFFECTS, Arm, Effect, prompts_to_choose, shared_out
+from .variants import EFFECTS, VARIANTS, Effect, Variant, prompts_to_choose, shared_out
 
 RESAMPLES = 2000
 Row = Mapping[str, Any]
@@ -105,11 +105,11 @@ def summarise(rows: Iterable[Row], scale: float) -> dict[str, Any]:
     tuned = [row for row in rows if row["key"][0] == "tune"]
     results: dict[str, Any] = {}
     for objects in sorted({key[2] for key in found}):
-        equal = {arm.name: Best(scale, "") for arm in ARMS}
-        best = {arm.name: own for arm in ARMS if (own := best_scale(tuned, arm, objects))}
+        equal = {arm.name: Best(scale, "") for arm in VARIANTS}
+        best = {arm.name: own for arm in VARIANTS if (own := best_scale(tuned, arm, objects))}
         real = [
             {"arm": arm.name, **_measures(cells, REAL)}
-            for arm in ARMS
+            for arm in VARIANTS
             if (cells := found.get(("real", arm.name, objects, scale)))
         ]
         results[f"{objects} objects"] = {
@@ -117,7 +117,7 @@ def summarise(rows: Iterable[Row], scale: float) -> dict[str, Any]:
             "best": _arms(found, objects, best),
             "effects": _effects(found, objects, equal),
             "effects at best scales": _effects(found, objects, best),
-            "scales": [{"arm": arm.name, "bound": tried} for arm in ARMS if (tried := _tried(tuned, arm, objects))],
+            "scales": [{"arm": arm.name, "bound": tried} for arm in VARIANTS if (tried := _tried(tuned, arm, objects))],
             "real": real,
         }
     return results
@@ -131,7 +131,7 @@ def prompts_of(rows: Iterable[Row]) -> dict[str, Any]:
     return {"prompts": prompts, "every_seed": any(trial not in shares[seed] for seed, trial in seen)}
 
 
-def best_scale(rows: Iterable[Row], arm: Arm, objects: int) -> Best | None:
+def best_scale(rows: Iterable[Row], arm: Variant, objects: int) -> Best | None:
     """The scale at which most objects are there and bound, on the prompts for choosing; None before all are made."""
     tried = _tried(rows, arm, objects)
     if not tried:
@@ -140,7 +140,7 @@ def best_scale(rows: Iterable[Row], arm: Arm, objects: int) -> Best | None:
     return Best(best, {arm.scales[0]: "≤", arm.scales[-1]: "≥"}.get(best, ""))
 
 
-def _tried(rows: Iterable[Row], arm: Arm, objects: int) -> dict[float, float]:
+def _tried(rows: Iterable[Row], arm: Variant, objects: int) -> dict[float, float]:
     """What is bound at each scale on the prompts for choosing; nothing before all are made."""
     scores: dict[float, list[float]] = {scale: [] for scale in arm.scales}
     for row in rows:

@@ -24,7 +24,7 @@ SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # from which each arm's own best is cho
 TUNED_ON = 96  # objects: as many at each number of them in a picture
 
 
-class Arm(NamedTuple):
+class Variant(NamedTuple):
     """adapter: a kind of `trained.KINDS`, "" for the base alone; gate: where the fusion head acts, "off" for an adapter
     without one."""
 
@@ -40,25 +40,25 @@ class Arm(NamedTuple):
 
 
 RELEVANCE, UNIFORM = Merge("relevance"), Merge("uniform")
-ARMS = (
-    Arm("no references", "", UNIFORM),  # what the base draws by itself
-    Arm("stock + concat", "stock", Merge("concat")),  # plain IP-Adapter with several references
-    Arm("stock + sum", "stock", Merge("sum")),
-    Arm("stock + uniform", "stock", UNIFORM),
-    Arm("stock + relevance", "stock", RELEVANCE),
-    Arm("stock + relevance + background", "stock", Merge("relevance", background=1.0)),
-    Arm("head-only + relevance", "head-only", RELEVANCE, "image"),
-    Arm("one-object-trained + relevance", "one-object-trained", RELEVANCE, "image"),
-    Arm("uniform-trained + uniform", "uniform-trained", UNIFORM, "image"),
-    Arm("uniform-trained + relevance", "uniform-trained", RELEVANCE, "image"),
-    Arm("mip + uniform", "mip", UNIFORM, "image"),
-    Arm("mip + relevance, no head", "mip", RELEVANCE),
-    Arm("mip + relevance, head on text", "mip", RELEVANCE, "text"),
-    Arm("mip + relevance", "mip", RELEVANCE, "image"),  # the paper's method
-    Arm("mip + relevance, sharpness 3", "mip", Merge("relevance", sharpness=3.0), "image"),  # not the paper's
-    Arm("stock-plus + uniform", "stock-plus", UNIFORM),
-    Arm("stock-plus + relevance", "stock-plus", RELEVANCE),
-    Arm("mip-plus + relevance", "mip-plus", RELEVANCE, "image"),
+VARIANTS = (
+    Variant("no references", "", UNIFORM),  # what the base draws by itself
+    Variant("stock + concat", "stock", Merge("concat")),  # plain IP-Adapter with several references
+    Variant("stock + sum", "stock", Merge("sum")),
+    Variant("stock + uniform", "stock", UNIFORM),
+    Variant("stock + relevance", "stock", RELEVANCE),
+    Variant("stock + relevance + background", "stock", Merge("relevance", background=1.0)),
+    Variant("head-only + relevance", "head-only", RELEVANCE, "image"),
+    Variant("one-object-trained + relevance", "one-object-trained", RELEVANCE, "image"),
+    Variant("uniform-trained + uniform", "uniform-trained", UNIFORM, "image"),
+    Variant("uniform-trained + relevance", "uniform-trained", RELEVANCE, "image"),
+    Variant("mip + uniform", "mip", UNIFORM, "image"),
+    Variant("mip + relevance, no head", "mip", RELEVANCE),
+    Variant("mip + relevance, head on text", "mip", RELEVANCE, "text"),
+    Variant("mip + relevance", "mip", RELEVANCE, "image"),  # the paper's method
+    Variant("mip + relevance, sharpness 3", "mip", Merge("relevance", sharpness=3.0), "image"),  # not the paper's
+    Variant("stock-plus + uniform", "stock-plus", UNIFORM),
+    Variant("stock-plus + relevance", "stock-plus", RELEVANCE),
+    Variant("mip-plus + relevance", "mip-plus", RELEVANCE, "image"),
 )
 METHOD = "mip + relevance"
 
@@ -96,7 +96,7 @@ EFFECTS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Trials:
+class TestPrompts:
     """Prompts with their references. No two references of a prompt share a colour, so that it can be told whose colours
     an object wears; every prompt holds a pair of kinds never seen together in training, and every two-coloured look is
     one that training never showed.
@@ -117,7 +117,7 @@ class Trials:
         return tuple(world_words.object_text(kind) for kind in self.scenes.present(trial))
 
 
-def make_trials(count: int, objects: int, seed: int) -> Trials:
+def make_test_prompts(count: int, objects: int, seed: int) -> TestPrompts:
     """The first `count` trials of an endless row that depends on objects and seed alone."""
     parts: list[world.Scenes] = []
     shown: list[world.Scenes] = []  # a reference of each object, one after another
@@ -131,7 +131,7 @@ def make_trials(count: int, objects: int, seed: int) -> Trials:
     scenes = _joined(parts).rows(slice(count))
     pictures = world.render(_joined(shown).rows(slice(count * objects)), REFERENCE_SIDE).images
     rng = random.Random(seed + objects)
-    return Trials(
+    return TestPrompts(
         objects,
         scenes,
         pictures.unflatten(0, (count, objects)),
@@ -166,9 +166,9 @@ def shared_out(count: int, seeds: Sequence[int], every_seed: bool = False) -> di
     return {seed: tuple(range(count) if every_seed else range(seed, count, len(SEEDS))) for seed in seeds}
 
 
-def chosen(names: Sequence[str] | None, kinds: Sequence[str]) -> list[Arm]:
+def chosen(names: Sequence[str] | None, kinds: Sequence[str]) -> list[Variant]:
     """The arms of these names (all without any) whose adapters are there. ValueError for a name that there is not."""
-    known = {arm.name: arm for arm in ARMS}
+    known = {arm.name: arm for arm in VARIANTS}
     if wrong := [name for name in names or () if name not in known]:
         raise ValueError(f"There is no arm “{wrong[0]}”; choose from: {'; '.join(known)}.")
-    return [arm for arm in ARMS if arm.adapter in ("", *kinds) and (not names or arm.name in names)]
+    return [arm for arm in VARIANTS if arm.adapter in ("", *kinds) and (not names or arm.name in names)]

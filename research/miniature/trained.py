@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...common.bundled import MINIATURE
-from ...training.config import Recipe
+from ...training.config import TrainConfig
 
 RESEARCH = Path(__file__).resolve().parents[1]
 LISTED, OTHERS = "adapters", "arms"  # below an export: what Load MIP Adapter shows, and what only the ablation reads
@@ -19,14 +19,14 @@ class Kind(NamedTuple):
     file is shown to artists, by this name."""
 
     start: str | None
-    recipe: Recipe
+    recipe: TrainConfig
     listed: str = ""
 
 
 # 64 drawn scenes a step, every object with a reference in another pose. Beside that the paper's recipe, by Muon and at
 # a higher rate for so small a model, with a running mean, and mostly at noise levels that still hide the colours:
 # latents so small show them early. Objects cover a seventh of a scene: the ground counts less.
-_ALL = Recipe(
+_ALL = TrainConfig(
     steps=700, batch_size=64, learning_rate=3e-3, matrix_rate=2e-2, warmup=50, clip_norm=1.0, ema=0.998,
     background=0.3, timesteps="cubic", flip=0.0, resolution=128, checkpointing=False, workers=0, save_every=250, keep=1,
 )  # fmt: skip

@@ -24,11 +24,11 @@ from torch import Tensor
 from ...attention.options import Merge
 from ...attention.reference import make_reference
 from ...attention.relevance import shares
-from ...common.atomic_io import write_whole
+from ...common.atomic_io import atomic_write
 from ...common.bundled import MINIATURE
 from ...common.comfy_path import prepare_host
 from ...miniature import world
-from ...relevance.record import Observation, RelevanceRecord, SamplingRun
+from ...relevance.record import Observation, RelevanceRecord, RunId
 from ...weights.adapter import Adapter, load_adapter
 from ..ablation import variants
 from ..miniature import trained
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
         ("overlap.json", json.dumps({"settings": settings, "results": results}, indent=1)),
         ("overlap.md", overlap.table(results) + "\n"),
     ):
-        write_whole(given.output / name, text)
+        atomic_write(given.output / name, text)
     print(overlap.table(results))
     return 0
 
@@ -87,7 +87,7 @@ def _overlaps(
     from ...patching.apply import apply_references
 
     model, clip, vae, vision = bundle
-    trials = variants.make_trials(given.scenes, given.objects, seed)
+    trials = variants.make_test_prompts(given.scenes, given.objects, seed)
     drawn = world.render(trials.scenes)
     found: dict[int, dict[str, list]] = {level: defaultdict(list) for level in LEVELS}
     random = torch.Generator().manual_seed(seed)
@@ -107,7 +107,7 @@ def _overlaps(
             _look(patched, latent, noise, level, positive)
             with _text_attention(model, words) as seen:
                 _look(model, latent, noise, level, positive)
-            attention.add(SamplingRun(seen, 1), torch.zeros(1, dtype=torch.long, device=model.load_device), 1, seen)
+            attention.add(RunId(seen, 1), torch.zeros(1, dtype=torch.long, device=model.load_device), 1, seen)
             finest = relevance.resolutions[-1]
             maps = {
                 f"{name}, {_sides(size)}": record.shares(size)[:, 0]

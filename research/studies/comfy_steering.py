@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from ...attention.reference import make_reference
-from ...common.atomic_io import whole_file, write_whole
+from ...common.atomic_io import atomic_file, atomic_write
 from ...common.bundled import MINIATURE
 from ...common.comfy_path import prepare_host
 from ...miniature import judgement
 from ...relevance.record import RecordedMaps, RelevanceRecord
 from ...weights.adapter import load_adapter
 from ..ablation import variants
-from ..ablation.variants import Trials
+from ..ablation.variants import TestPrompts
 from ..miniature import trained
 from . import steering
 from .steering import MEANS, Setting, Shown
@@ -55,17 +55,17 @@ def main(argv: list[str]) -> int:
     for name in given.only or MEANS:
         before, after = maker.shown(MEANS[name].before), maker.shown(MEANS[name].after)
         counts[name] = {"what": MEANS[name].what, "before": before.clear, "after": after.clear, "of": after.of}
-        _save(steering.draw(name, maker.trials, before, after), given.output / f"{name}.jpg")
+        _save(steering.draw_pair(name, maker.trials, before, after), given.output / f"{name}.jpg")
         print(
             f"{name}: of {after.of} objects {before.clear} clearly wear their own colours before, {after.clear} after"
         )
     settings = {key: str(value) for key, value in vars(given).items()}
-    write_whole(given.output / "steering.json", json.dumps({"settings": settings, "results": counts}, indent=1))
+    atomic_write(given.output / "steering.json", json.dumps({"settings": settings, "results": counts}, indent=1))
     return 0
 
 
 def _save(picture: Any, file: Path) -> None:
-    with whole_file(file) as temporary:
+    with atomic_file(file) as temporary:
         picture.save(temporary, "JPEG", quality=85)
 
 
@@ -78,7 +78,7 @@ class Maker:
         self.given = given
         self.adapter = load_adapter(given.adapter)
         self.model, self.clip, self.vae, self.vision = comfy_bundle.load(given.miniature)
-        self.trials: Trials = variants.make_trials(given.prompts, 2, variants.SEED_TEST)
+        self.trials: TestPrompts = variants.make_test_prompts(given.prompts, 2, variants.SEED_TEST)
         self._made: dict[Setting, Shown] = {}
 
     @torch.inference_mode()

@@ -15,7 +15,7 @@ from ...attention.regions import box_region
 from ...common.drawing import colour
 from ...relevance.maps import dominance, overlay, upscale
 from ..ablation.picture_grid import to_pil
-from ..ablation.variants import Trials
+from ..ablation.variants import TestPrompts
 
 FIRST_PASS = 6  # steps
 LEFT_HALF, RIGHT_HALF = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
@@ -72,7 +72,7 @@ class Shown(NamedTuple):
     of: int
 
 
-def draw(name: str, trials: Trials, before: Shown, after: Shown) -> Image.Image:
+def draw_pair(name: str, trials: TestPrompts, before: Shown, after: Shown) -> Image.Image:
     """Columns: the first trials, with their references; rows: before and after, each picture beside its map."""
     columns, cell = len(before.pictures), 2 * SIDE + GAP
     head, thumb = 3 * LINE + GAP, 64

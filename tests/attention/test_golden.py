@@ -44,7 +44,7 @@ def compiled_site(data: dict, metadata: dict, **options):
 def fused(data: dict, metadata: dict):
     """Z [B, N, C] of a golden site, and a record for each row, since each has objects of its own."""
     from mip_adapter.attention.site import fuse
-    from mip_adapter.patching.unet_call import Call
+    from mip_adapter.patching.unet_call import UNetCall
     from mip_adapter.relevance.record import RelevanceRecord
 
     plan_of_row, key, heads = compiled_site(data, metadata)
@@ -55,7 +55,7 @@ def fused(data: dict, metadata: dict):
     options = {"cond_or_uncond": [0], "sigmas": torch.ones(1), "sample_sigmas": torch.tensor([1.0, 0.0])}
     rows, records = [], []
     for row in range(len(q)):
-        plan, call = plan_of_row(row), Call(None, (1,), options)
+        plan, call = plan_of_row(row), UNetCall(None, (1,), options)
         record, site, one = RelevanceRecord(plan.names), plan.sites[key], text[row : row + 1].clone()
         keys = lambda site=site: site.object_text @ data["to_k"].T  # noqa: E731
         observe = partial(call.observe, record, plan, tuple(range(plan.objects)), (side, side))

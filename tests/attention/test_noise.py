@@ -10,7 +10,7 @@ import pytest
 import torch
 from mip_adapter.attention.noise import NoisePlan, NoiseSite, add_noise, normal, random_bits
 from mip_adapter.attention.plan import SharedText
-from mip_adapter.attention.site import Rows
+from mip_adapter.attention.site import RowGroup
 from mip_adapter.weights.sites import cross_attentions, unet_sites
 
 from ..patching.test_chaining import joined, summed
@@ -106,7 +106,7 @@ def one_site(target: int | None, dtype=torch.float32, **choices: Any):
         keyed = SharedText(texts, torch.device("cpu"), dtype).for_site(HEADS, WIDTH // HEADS)
     site = NoiseSite(int(random_bits(torch.tensor(11), torch.tensor(5))), HEADS, *keyed)
     plan = NoisePlan(choices.pop("strength", 0.5), target or 0, {})
-    parts = choices.pop("parts", [Rows(0, 2, False), Rows(2, 4, True)])
+    parts = choices.pop("parts", [RowGroup(0, 2, False), RowGroup(2, 4, True)])
 
     def add(rows=slice(None), shown=slice(2), step: int = 3, parts=parts):
         q_, text_ = q[rows].to(dtype), text[rows].to(dtype)
@@ -144,20 +144,20 @@ def test_both_modes_add_the_same_numbers_at_the_same_energy() -> None:
 
 def test_noise_belongs_to_the_picture_not_to_the_batch() -> None:
     add, _, text, _ = one_site(1)
-    together = add(parts=[Rows(0, 4, True)], shown=slice(4))
+    together = add(parts=[RowGroup(0, 4, True)], shown=slice(4))
     for row in range(4):
-        one = {"rows": slice(row, row + 1), "parts": [Rows(0, 1, True)]}
+        one = {"rows": slice(row, row + 1), "parts": [RowGroup(0, 1, True)]}
         alone, known = add(**one, shown=slice(1)), add(**one, shown=slice(row, row + 1))
         same = torch.allclose(alone[0], together[row], atol=1e-6)
         assert same == (row == 0)  # a lone picture is the first of its batch
         torch.testing.assert_close(known[0], together[row])  # in a context window it keeps its number
     # Two conds of the same two pictures in one call, or in two.
-    both = add(parts=[Rows(0, 4, True)])
-    halves = torch.cat([add(rows, parts=[Rows(0, 2, True)]) for rows in (slice(0, 2), slice(2, 4))])
+    both = add(parts=[RowGroup(0, 4, True)])
+    halves = torch.cat([add(rows, parts=[RowGroup(0, 2, True)]) for rows in (slice(0, 2), slice(2, 4))])
     torch.testing.assert_close(both, halves)
     numbers = (both - text) / text.std((1, 2), correction=0, keepdim=True)
     (uniform, *_) = one_site(None)
-    plain = (uniform(parts=[Rows(0, 4, True)]) - text) / text.std((1, 2), correction=0, keepdim=True)
+    plain = (uniform(parts=[RowGroup(0, 4, True)]) - text) / text.std((1, 2), correction=0, keepdim=True)
     torch.testing.assert_close(plain[:2], plain[2:], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(numbers[0], numbers[1], atol=0.1)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mip_adapter.attention.fusion_head import fusion_gate
 from mip_adapter.attention.options import STRATEGIES, Merge
 from mip_adapter.attention.relevance import raw_relevance, shares
-from mip_adapter.attention.site import Given, Rows, fuse
+from mip_adapter.attention.site import RowGroup, SiteConstants, fuse
 from torch import Tensor
 
 from ..support.random_sites import Case, close
@@ -69,11 +69,11 @@ def test_permuting_objects_changes_nothing(case: Case, random) -> None:
 def test_splitting_rows_into_calls_changes_nothing(case: Case) -> None:
     together = case.fused((True, False))
     data, (plan, site) = case.numbers(), case.plan()
-    given = Given.of(plan, torch.stack(list(data["regions"])) if case.regional else None)
+    given = SiteConstants.from_plan(plan, torch.stack(list(data["regions"])) if case.regional else None)
     for row, conditional in enumerate((True, False)):
         text, q = data["text"][row : row + 1], data["q"][row : row + 1]
         keys = lambda site=site, data=data: site.object_text @ data["to_k"].T  # noqa: E731
-        alone = fuse(text.clone(), text, q, plan, site, [Rows(0, 1, conditional, given)], keys)
+        alone = fuse(text.clone(), text, q, plan, site, [RowGroup(0, 1, conditional, given)], keys)
         close(alone[0], together[row])
 
 

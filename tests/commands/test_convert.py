@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 from mip_adapter.commands.convert import convert, main
-from mip_adapter.common.atomic_io import whole_file
+from mip_adapter.common.atomic_io import atomic_file
 from mip_adapter.weights.adapter import load_adapter
 from mip_adapter.weights.files import read_tensors
 from safetensors import SafetensorError
@@ -113,7 +113,7 @@ def test_a_failed_write_leaves_nothing(source, monkeypatch, where, error):
 def test_who_writes_the_same_file_at_the_same_time_writes_apart(tmp_path):
     """On machines with the same process ids, too: the last one's file stays, whole."""
     path = tmp_path / "new folder" / "file"
-    with whole_file(path) as first, whole_file(path) as second:
+    with atomic_file(path) as first, atomic_file(path) as second:
         first.write_text("first")
         second.write_text("second")
     assert path.read_text() == "first" and os.listdir(path.parent) == ["file"]

@@ -16,7 +16,7 @@ from mip_adapter.commands.curate import main
 from mip_adapter.commands.curation.table import best, check_table, write_table
 from mip_adapter.common.resumable import open_parts
 from mip_adapter.evaluation.encoders.encoder import load_encoder, need_words
-from mip_adapter.training.data_folder import read_kept, write_kept
+from mip_adapter.training.data_folder import read_subset, write_subset
 from PIL import Image
 
 from ..support import tiny_clip
@@ -89,18 +89,18 @@ def test_every_picture_is_accounted_for(alone: Path, data: Path, capsys: pytest.
 
 
 def test_keeps_the_best(alone: Path, data: Path):
-    folder, ids = read_kept(alone.with_suffix(".kept.txt"))
+    folder, ids = read_subset(alone.with_suffix(".kept.txt"))
     order = sorted(table(alone).values(), key=lambda row: -row["total"])
     assert folder == data and ids == [row["id"] for row in order[:5]]
 
 
 def test_training_reads_what_is_kept(alone: Path):
-    from mip_adapter.training.config import Recipe
+    from mip_adapter.training.config import TrainConfig
     from mip_adapter.training.dataset import SubjectFolder
 
     kept = alone.with_suffix(".kept.txt")
-    samples = SubjectFolder(kept, Recipe(resolution=64))
-    assert len(samples) == 5 and {samples[position].id for position in range(5)} == set(read_kept(kept)[1])
+    samples = SubjectFolder(kept, TrainConfig(resolution=64))
+    assert len(samples) == 5 and {samples[position].id for position in range(5)} == set(read_subset(kept)[1])
 
 
 def test_the_contact_sheet_is_a_picture_of_all_it_shows(alone: Path):
@@ -244,10 +244,10 @@ def test_bad_input_gets_a_sentence(data: Path, encoder: Path, tmp_path: Path, ca
 
 def test_kept_lists(tmp_path: Path):
     (tmp_path / "data").mkdir()
-    write_kept(tmp_path / "data" / "best.txt", tmp_path / "data", ["b", "a"])
+    write_subset(tmp_path / "data" / "best.txt", tmp_path / "data", ["b", "a"])
     (tmp_path / "data").rename(tmp_path / "moved")
-    assert read_kept(tmp_path / "moved" / "best.txt") == (tmp_path / "moved", ["b", "a"])
+    assert read_subset(tmp_path / "moved" / "best.txt") == (tmp_path / "moved", ["b", "a"])
     for text, says in (("a\nb\n", "no list of kept"), ("# dataset: .\n", "is empty"), ("", "no list of kept")):
         (tmp_path / "bad.txt").write_text(text)
         with pytest.raises(ValueError, match=says):
-            read_kept(tmp_path / "bad.txt")
+            read_subset(tmp_path / "bad.txt")

@@ -98,11 +98,11 @@ def test_validation_that_cannot_be_made_is_told_before_the_first_step(host, job:
 
 def test_the_example_is_the_defaults(tmp_path: Path) -> None:
     import tomllib
-    from mip_adapter.training.config import Recipe, read_table
-    from mip_adapter.training.run_config import Job
+    from mip_adapter.training.config import TrainConfig, read_table
+    from mip_adapter.training.run_config import RunConfig
 
     text = (ROOT / "training" / "example.toml").read_text("utf-8")
-    assert read_table(Job, tomllib.loads(text), "example").recipe == Recipe()
+    assert read_table(RunConfig, tomllib.loads(text), "example").recipe == TrainConfig()
 
 
 @pytest.mark.parametrize(
@@ -143,23 +143,23 @@ def test_files_that_do_not_describe_a_run(job: Path, capsys, old: str, new: str,
     "text, message", [("recipe = 5", "recipe is 5, a int"), ("validation = [5]", "validation is 5")]
 )
 def test_values_where_tables_belong(tmp_path: Path, text: str, message: str) -> None:
-    from mip_adapter.training.run_config import read_job
+    from mip_adapter.training.run_config import read_run_config
 
     (tmp_path / "train.toml").write_text(text)
     with pytest.raises(ValueError, match=f"train.toml.{message}.*; expected a table of settings"):
-        read_job(tmp_path / "train.toml")
+        read_run_config(tmp_path / "train.toml")
 
 
 def test_only_the_checkpoint_may_be_the_miniature(job: Path) -> None:
     """Elsewhere it is a file's or folder's name like any other."""
-    from mip_adapter.training.run_config import read_job
+    from mip_adapter.training.run_config import read_run_config
 
     job.write_text(JOB.replace('data = "data"', 'data = "miniature"').replace('folder = "out"', 'folder = "miniature"'))
-    read = read_job(job)
+    read = read_run_config(job)
     assert read.data == read.output.folder == str(job.parent / "miniature") and read.base.checkpoint == "miniature"
     job.write_text(JOB.replace("[start]", 'vae = "miniature"\n[start]'))
     with pytest.raises(ValueError, match="files that do not exist: .*/miniature"):
-        read_job(job)
+        read_run_config(job)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signals")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from mip_adapter.attention.reference import MAX_OBJECTS
 from mip_adapter.common.drawing import FIRST, colour
-from mip_adapter.relevance.maps import draw
+from mip_adapter.relevance.maps import draw_overlays
 
 
 def lab(colours: list) -> np.ndarray:
@@ -37,7 +37,7 @@ def test_every_object_has_a_colour_of_its_own_on_the_picture() -> None:
     """Each owns a column of a white picture, and a swatch below it."""
     shares = torch.eye(MAX_OBJECTS).repeat_interleave(20, 1).unsqueeze(1).expand(-1, 40, -1)
     names = tuple(f"thing {i}" for i in range(MAX_OBJECTS))
-    whole = (draw(torch.ones(40, 320, 3), shares, names, 1.0, "")[0] * 255).round().int()
+    whole = (draw_overlays(torch.ones(40, 320, 3), shares, names, 1.0, "")[0] * 255).round().int()
     picture, legend = whole[:40], whole[40:].flatten(0, 1)
     assert [tuple(each) for each in picture[20, 10::20].tolist()] == [colour(i) for i in range(MAX_OBJECTS)]
     assert {colour(i) for i in range(MAX_OBJECTS)} <= {tuple(each) for each in legend.tolist()}

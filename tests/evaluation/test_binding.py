@@ -16,11 +16,11 @@ from mip_adapter.common.crops import overlap
 from mip_adapter.common.drawing import Canvas
 from mip_adapter.evaluation.binding.binding import FAINT, Binding, PictureBinding, looks
 from mip_adapter.evaluation.binding.matrix_picture import MOST_ROWS, draw_matrices, draw_matrix
-from mip_adapter.evaluation.binding.report import measure_binding, ranking, report, to_encode
+from mip_adapter.evaluation.binding.report import binding_report, measure_binding, ranking, to_encode
 from mip_adapter.evaluation.binding.verdict import LEAK, verdict
 from mip_adapter.evaluation.detection.detect import detect
 from mip_adapter.evaluation.detection.detections import Detections
-from mip_adapter.evaluation.detection.matching import by_look, choose
+from mip_adapter.evaluation.detection.matching import match_objects, rematch_by_appearance
 from mip_adapter.miniature import config
 from mip_adapter.miniature.pixel_detector import PixelDetector
 from mip_adapter.research.miniature import clip
@@ -51,44 +51,44 @@ A, B, C = (0, 0, 40, 40), (50, 0, 90, 40), (0, 50, 40, 90)
 
 
 def test_one_thing_found_by_two_texts_is_one_thing():
-    things = choose(searched(["cat", "dog"], [(A, 0.4)], [((1, 0, 40, 41), 0.8)]), 0, ["cat", "dog"])
+    things = match_objects(searched(["cat", "dog"], [(A, 0.4)], [((1, 0, 40, 41), 0.8)]), 0, ["cat", "dog"])
     assert things.own == (None, 0) and things.found_as == (1,) and things.found[0].score == 0.8
     assert things.instead == (0, None)
 
 
 def test_objects_share_out_the_things_so_that_the_sum_of_scores_is_largest():
     found = searched(["black cat", "white cat"], [(A, 0.6), (B, 0.55)], [(A, 0.58), (B, 0.2)])
-    things = choose(found, 0, ["black cat", "white cat"])
+    things = match_objects(found, 0, ["black cat", "white cat"])
     assert [things.found[row].box for row in things.own if row is not None] == [B, A]
 
 
 def test_what_is_left_over_counts_for_the_best_text():
     found = searched(["cat", "dog"], [(A, 0.9), (C, 0.5)], [(B, 0.9), (C, 0.3)])
-    things = choose(found, 0, ["cat", "dog"])
+    things = match_objects(found, 0, ["cat", "dog"])
     assert things.own == (0, 1) and things.found_as == (0, 1, 0) and things.found[2].box == C
 
 
 def test_nothing_found_and_texts_that_nobody_asked_for():
-    things = choose(searched(["cat", "dog", "cup"], [], [], [(A, 0.9)]), 0, ["dog", "cat"])
+    things = match_objects(searched(["cat", "dog", "cup"], [], [], [(A, 0.9)]), 0, ["dog", "cat"])
     assert things.own == things.instead == (None, None) and not things.found
-    assert choose(searched(["Dog "], [(A, 0.9)]), 0, ["dog"]).own == (0,)
+    assert match_objects(searched(["Dog "], [(A, 0.9)]), 0, ["dog"]).own == (0,)
 
 
 def test_a_detection_without_any_certainty_is_one_all_the_same():
-    things = choose(searched(["cat", "dog"], [(A, 0.0)], [(B, 0.4)]), 0, ["cat", "dog"])
+    things = match_objects(searched(["cat", "dog"], [(A, 0.0)], [(B, 0.4)]), 0, ["cat", "dog"])
     assert things.own == (0, 1) and [each.box for each in things.found] == [A, B]
-    assert choose(searched(["cat"], [(A, 0.0)]), 0, ["cat"]).own == (0,)
-    one = choose(searched(["cat", "dog"], [(A, 0.0)], [(A, 0.4)]), 0, ["cat", "dog"])
+    assert match_objects(searched(["cat"], [(A, 0.0)]), 0, ["cat"]).own == (0,)
+    one = match_objects(searched(["cat", "dog"], [(A, 0.0)], [(A, 0.4)]), 0, ["cat", "dog"])
     assert one.own == (None, 0) and one.instead == (0, None)
 
 
 def test_objects_with_the_same_text_are_told_apart_by_their_look():
     found = searched(["cat"], [(A, 0.9), (B, 0.8)])
-    things = choose(found, 0, ["cat", "cat"])
+    things = match_objects(found, 0, ["cat", "cat"])
     for like_first in (A, B):
         similarity = [[0.9, 0.2] if each.box == like_first else [0.3, 0.8] for each in things.found]
         boxes = [A, B] if like_first == A else [B, A]
-        told_apart = by_look(things, ["cat", "cat"], torch.tensor(similarity))
+        told_apart = rematch_by_appearance(things, ["cat", "cat"], torch.tensor(similarity))
         assert [told_apart.found[row].box for row in told_apart.own if row is not None] == boxes
         assert all(told_apart.found_as[row] == m for m, row in enumerate(told_apart.own) if row is not None)
 
@@ -346,7 +346,7 @@ def test_who_is_confused_but_takes_after_nobody():
     foreign = looking(([0.8, 0.5], [0.95, 0.05]), ([0.31, 0.3], [0.0, 0.0]))
     said = verdict(batch(foreign))
     assert said[1] == "“dog” looks like none of the references: raise the dog's weight (now 1, try 1.3)."
-    assert len(said) == 2 and "nan" not in report(batch(foreign)).lower()
+    assert len(said) == 2 and "nan" not in binding_report(batch(foreign)).lower()
 
 
 def test_shares_are_of_the_pictures_that_leak():
@@ -368,7 +368,7 @@ def test_each_picture_has_its_own_relevance():
     """Of a batch the pictures that leak count, in one picture's verdict its own."""
     several = batch(replace(made([0.2, 0.2]), confusion=0.1), replace(LEAKY, confusion=0.9))
     assert "confusion 90 %" in verdict(several)[1] and len(verdict(several.only(0))) == 1
-    assert "confusion of the relevance while sampling 50 % (10 %, 90 %)" in report(several)
+    assert "confusion of the relevance while sampling 50 % (10 %, 90 %)" in binding_report(several)
 
 
 def test_advice_knows_what_is_set_already():
@@ -440,12 +440,14 @@ def test_all_is_well_and_nothing_to_measure():
 
 
 def test_the_report_holds_verdict_numbers_and_table():
-    said = report(batch(replace(LEAKY, confusion=0.9), made([0.2, None])))
+    said = binding_report(batch(replace(LEAKY, confusion=0.9), made([0.2, None])))
     assert said.startswith("- 3 of 4 objects were found") and "presence 75 %" in said and "confusion rate 0 %" in said
     assert "confusion of the relevance while sampling 90 %" in said and "69 % dog, 31 % cat" in said
     assert [cell.strip() for cell in said.splitlines()[-1].split("|")[1:4]] == ["picture 2", "dog", "0 (1 expected)"]
     assert "nan" not in said.lower() and "inf" not in said.lower()
-    found = [line.split("|")[3].strip() for line in report(batch(made([0.2, 0.1], counts=(2, 1)))).splitlines()[-2:]]
+    found = [
+        line.split("|")[3].strip() for line in binding_report(batch(made([0.2, 0.1], counts=(2, 1)))).splitlines()[-2:]
+    ]
     assert found == ["2 (1 expected)", "1"]
 
 
@@ -494,7 +496,7 @@ def test_boxes_of_all_kinds():
     found = replace(scene.detections, found=(tuple((thing(box),) for box in boxes),))
     binding = measure_binding(scene.images, scene.references, found, Colours())
     assert binding.presence == 1 and torch.isfinite(binding.pictures[0].similarity).all()
-    assert "nan" not in report(binding).lower() and draw_matrix(binding, 0, verdict(binding)).width
+    assert "nan" not in binding_report(binding).lower() and draw_matrix(binding, 0, verdict(binding)).width
 
 
 def test_bad_input_gets_a_sentence():

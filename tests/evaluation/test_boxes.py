@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mip_adapter.evaluation.detection.box_formats import CORNERS, SIDES
 from mip_adapter.evaluation.detection.boxes import read_boxes, to_bounding_boxes, to_masks
 from mip_adapter.evaluation.detection.detections import Detection, Detections
-from mip_adapter.evaluation.detection.matching import choose
+from mip_adapter.evaluation.detection.matching import match_objects
 
 from ..support.sentences import says, told
 
@@ -207,7 +207,7 @@ def test_anything_is_boxes_or_a_sentence(boxes, texts, pictures, corners):
         for _, each in found.every(picture):
             x0, y0, x1, y1 = each.box
             assert 0 <= x0 < x1 <= WIDTH and 0 <= y0 < y1 <= HEIGHT and 0 <= each.score <= 1
-        things = choose(found, picture, texts)
+        things = match_objects(found, picture, texts)
         rows = [row for row in things.own if row is not None]
         assert sorted(rows) == [*range(len(rows))] and len(things.found) == len(things.found_as) >= len(rows)
         for m, row in enumerate(things.own):  # whoever was found has a thing, or shares one

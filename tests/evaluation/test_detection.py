@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mip_adapter.evaluation.detection.annotate import annotated
-from mip_adapter.evaluation.detection.detect import Seen, detect, object_texts, report
+from mip_adapter.evaluation.detection.detect import Seen, detect, detection_report, object_texts
 from mip_adapter.evaluation.detection.detections import Detection, Detections
 from mip_adapter.evaluation.detection.folder_detector import load_detector
 from mip_adapter.miniature import world
@@ -292,7 +292,7 @@ def two_found() -> Detections:
 
 
 def test_the_report_says_what_was_not_found():
-    assert report(two_found()).splitlines() == [
+    assert detection_report(two_found()).splitlines() == [
         "picture 1: cat 0.83 at (2, 3)–(20, 30); dog 0.50 at (40, 10)–(88, 50)",
         "picture 2: cat 0.83 at (2, 3)–(20, 30); dog not found (best 0.18)",
     ]

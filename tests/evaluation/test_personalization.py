@@ -13,7 +13,13 @@ from mip_adapter.attention.reference import make_reference
 from mip_adapter.evaluation.detection.detections import Detections
 from mip_adapter.evaluation.encoders.embeddings import embed_words
 from mip_adapter.evaluation.encoders.encoder import load_encoder
-from mip_adapter.evaluation.personalization import image_score, personalization, pictures_to_encode, report, text_score
+from mip_adapter.evaluation.personalization import (
+    image_score,
+    personalization,
+    personalization_report,
+    pictures_to_encode,
+    text_score,
+)
 from PIL import Image
 
 from ..support import tiny_clip, tiny_models
@@ -128,7 +134,7 @@ def test_crops_score_as_by_transformers(folders):
             assert float(getattr(scores.crops, name)[b, m]) == pytest.approx(own, abs=1e-5)
     assert float(scores.crops.clip_t[1, 1]) == 0
     assert scores.crops.mean("clip_t") == pytest.approx(float(scores.crops.clip_t.sum()) / 3)
-    said, text = report(scores), scene.references[1].text
+    said, text = personalization_report(scores), scene.references[1].text
     assert f"- No “{text}” is marked in picture 2; found there: {scene.references[0].text} 0.90." in said
 
 
@@ -172,7 +178,7 @@ def test_what_was_not_found_is_explained():
     scene = draw(0, objects=2, pictures=9)
     detections = replace(scene.detections, found=tuple((each[0], ()) for each in scene.detections.found))
     detections = replace(detections, threshold=0.3, near=((0.0, 0.12),) * 9)
-    said = report(personalization(scene.images, scene.references, "two", Painter(), None, detections))
+    said = personalization_report(personalization(scene.images, scene.references, "two", Painter(), None, detections))
     first, second = (each.text for each in scene.references)
     expected = (
         f"No “{second}” was found at threshold 0.3 (the best candidate has 0.12) in picture 1; found there: {first} "
@@ -194,7 +200,9 @@ def test_the_report_says_what_was_measured(folders):
     scene = draw(0, objects=2)
     encoder = load_encoder(folders[0])
     ticks = []
-    said = report(personalization(scene.images, scene.references, "p", encoder, None, scene.detections, ticks.append))
+    said = personalization_report(
+        personalization(scene.images, scene.references, "p", encoder, None, scene.detections, ticks.append)
+    )
     assert sum(ticks) == pictures_to_encode(scene.images, scene.references, scene.detections, 1) == 5
     assert "CLIP-T and CLIP-I by tiny-clip. DINO was not measured: connect an image_encoder." in said
     assert "every object was found in every picture" in said
@@ -204,7 +212,7 @@ def test_the_report_says_what_was_measured(folders):
     nobody = replace(scene.detections, found=(((), ()),))
     scores = personalization(scene.images, scene.references, "p", encoder, None, nobody)
     assert scores.crops is not None and scores.crops.mean("clip_t") is None
-    assert "–" in report(scores) and "nan" not in report(scores).lower()
+    assert "–" in personalization_report(scores) and "nan" not in personalization_report(scores).lower()
 
 
 def test_bad_input_gets_a_sentence(folders):

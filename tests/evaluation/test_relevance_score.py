@@ -9,7 +9,7 @@ import pytest
 import torch
 from mip_adapter.evaluation.detection.detections import Detection, Detections
 from mip_adapter.evaluation.relevance_score import score
-from mip_adapter.evaluation.relevance_score.picture import LEGEND, TITLE, draw
+from mip_adapter.evaluation.relevance_score.picture import LEGEND, TITLE, draw_comparison
 from mip_adapter.evaluation.relevance_score.score import ObjectRelevance, Undefined, interval
 from mip_adapter.evaluation.relevance_score.target import Target, detected, masked
 
@@ -197,9 +197,9 @@ def test_the_picture_shows_what_was_measured() -> None:
     noised[:, 4:8, 4:8] = 1 - noised[:, 4:8, 4:8]
     noised += 1e-3
     regions = boxed(*[(2, 2, 12, 12)] * PICTURES)
-    sheets = draw(clean, noised, on(regions), object_relevance(clean, noised, regions))
+    sheets = draw_comparison(clean, noised, on(regions), object_relevance(clean, noised, regions))
     grey = clean[..., :1], noised[..., :1]
-    assert draw(*grey, on(regions), object_relevance(*grey, regions)).shape == sheets.shape
+    assert draw_comparison(*grey, on(regions), object_relevance(*grey, regions)).shape == sheets.shape
     scale, gap = 8, 10  # 36 pixels become 288
     assert sheets.shape == (PICTURES, HEIGHT * scale + TITLE + LEGEND, 3 * WIDTH * scale + 4 * gap, 3)
     assert float(sheets.min()) >= 0 and float(sheets.max()) <= 1
@@ -216,7 +216,7 @@ def test_the_picture_shows_what_was_measured() -> None:
     # Pictures larger than a panel are reduced.
     big, region = (torch.rand(1, 900, 1300, *each) for each in ((3,), ()))
     scored = object_relevance(big, 1 - big, region)
-    assert draw(big, 1 - big, on(region), scored).shape == (1, 443 + TITLE + LEGEND, 3 * 640 + 4 * gap, 3)
+    assert draw_comparison(big, 1 - big, on(region), scored).shape == (1, 443 + TITLE + LEGEND, 3 * 640 + 4 * gap, 3)
 
 
 def test_the_picture_of_what_is_not_scored() -> None:
@@ -224,7 +224,7 @@ def test_the_picture_of_what_is_not_scored() -> None:
     regions = boxed((2, 2, 12, 12), (0, 0, 0, 0))
     scored = object_relevance(clean, noised, regions)
     assert isinstance(scored, ObjectRelevance)
-    sheets = draw(clean, noised, on(regions), scored)
+    sheets = draw_comparison(clean, noised, on(regions), scored)
     assert not torch.equal(sheets[0, -LEGEND:], sheets[1, -LEGEND:])
 
 

@@ -34,7 +34,7 @@ def ignored() -> list[str]:
 
 def is_installed(path: Path) -> bool:
     patterns = ignored()
-    return not any(f"{path.as_posix()}".startswith(p) if p.endswith("/") else fnmatch(path, p) for p in patterns)
+    return not any(path.as_posix().startswith(p) if p.endswith("/") else fnmatch(path.as_posix(), p) for p in patterns)
 
 
 @pytest.fixture(scope="module")

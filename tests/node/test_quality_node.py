@@ -12,7 +12,7 @@ from mip_adapter.evaluation.detection.boxes import read_boxes
 from mip_adapter.evaluation.detection.crops import crop
 from mip_adapter.evaluation.detection.detections import Detection, Detections
 from mip_adapter.evaluation.encoders.encoder import TextImageEncoder, load_encoder, need_words
-from mip_adapter.evaluation.quality.report import draw_quality, measure_quality, report
+from mip_adapter.evaluation.quality.report import draw_quality, measure_quality, quality_report
 from PIL import Image
 
 from ..support import tiny_clip, tiny_models
@@ -83,7 +83,7 @@ def test_pictures_without_an_object_are_left_out_and_named(encoder: TextImageEnc
     assert measured.scored == (0,) and set(measured.left_out) == {1, 2}
     alone = measure_quality(images[:1], found(((CAT,), (DOG,))), encoder)
     assert measured.means == pytest.approx(alone.means)
-    said = report(measured)
+    said = quality_report(measured)
     assert "picture 2 left out: No “dog”" in said and "picture 3 left out: In picture 3 “dog”" in said
     drawn = draw_quality(images, detections, measured)
     assert drawn.shape[0] == 3 and torch.isfinite(drawn).all()
@@ -95,12 +95,12 @@ def test_pictures_without_an_object_are_left_out_and_named(encoder: TextImageEnc
 def test_one_object_has_no_pairs(encoder: TextImageEncoder):
     measured = measure_quality(torch.rand(1, 40, 60, 3), found(((CAT,),), texts=("cat",)), encoder)
     assert measured.means[1] == 0 and measured.means[0] == measured.means[2]
-    assert "One object has no pairs" in report(measured)
+    assert "One object has no pairs" in quality_report(measured)
 
 
 def test_the_report_has_the_numbers(encoder: TextImageEncoder):
     measured = measure_quality(torch.rand(2, 40, 60, 3), found(*[((CAT,), (DOG,))] * 2), encoder)
-    said = report(measured).replace("−", "-")
+    said = quality_report(measured).replace("−", "-")
     for values in (*measured.quality, *measured.own.T):
         assert all(f"{float(value):.3f}" in said for value in values)
     assert all(f"{mean:.3f}" in said for mean in measured.means)

@@ -232,16 +232,16 @@ def test_pictures_may_be_added_and_removed(host: SimpleNamespace, caplog: pytest
 
 def test_fewer_steps_than_are_kept_are_a_training_of_their_own(tmp_path: Path):
     from mip_adapter.training.checkpoints import earlier_losses, reached, run_folder
-    from mip_adapter.training.config import Recipe
+    from mip_adapter.training.config import TrainConfig
 
-    folder = run_folder(tmp_path, Recipe(steps=10), "adapter")
+    folder = run_folder(tmp_path, TrainConfig(steps=10), "adapter")
     (folder / "checkpoints").mkdir(parents=True)
     for name in ("step-00000004.pt", "step-00000012.pt", ".step-00000099.pt.77.tmp"):
         (folder / "checkpoints" / name).touch()
     (folder / "loss.csv").write_text("step,loss\n1,0.5\n2,0.25\n3,0.125\n")
     assert reached(folder) == 12 and earlier_losses(folder, 2) == [0.5, 0.25] and earlier_losses(tmp_path, 2) == []
-    assert run_folder(tmp_path, Recipe(steps=12), "adapter") == folder
-    assert run_folder(tmp_path, Recipe(steps=11), "adapter") == tmp_path / f"{folder.name}-11"
+    assert run_folder(tmp_path, TrainConfig(steps=12), "adapter") == folder
+    assert run_folder(tmp_path, TrainConfig(steps=11), "adapter") == tmp_path / f"{folder.name}-11"
 
 
 def run_folders() -> list[Path]:
@@ -263,7 +263,7 @@ def test_previews_show_the_curve(data: str, monkeypatch: pytest.MonkeyPatch):
 def test_other_models_loras_and_settings_have_folders_of_their_own():
     from mip_adapter.training.checkpoints import run_folder
     from mip_adapter.training.comfy_model import model_parts
-    from mip_adapter.training.config import Recipe
+    from mip_adapter.training.config import TrainConfig
 
     model = graphs.bundle().model
     base, key = Path("base"), "diffusion_model.out.2.weight"
@@ -273,11 +273,11 @@ def test_other_models_loras_and_settings_have_folders_of_their_own():
     weaker.add_patches({key: (torch.ones(4, 32, 3, 3),)}, 0.25)
     other = model.clone()
     other.add_patches({key: (torch.zeros(4, 32, 3, 3),)}, 0.5)
-    folders = {run_folder(base, Recipe(), model_parts(each)) for each in (model, patched, weaker, other)}
-    folders.add(run_folder(base, Recipe(seed=1), model_parts(model)))
+    folders = {run_folder(base, TrainConfig(), model_parts(each)) for each in (model, patched, weaker, other)}
+    folders.add(run_folder(base, TrainConfig(seed=1), model_parts(model)))
     assert len(folders) == 5
-    assert run_folder(base, Recipe(steps=7), model_parts(model.clone())) == run_folder(
-        base, Recipe(), model_parts(model)
+    assert run_folder(base, TrainConfig(steps=7), model_parts(model.clone())) == run_folder(
+        base, TrainConfig(), model_parts(model)
     )
 
 

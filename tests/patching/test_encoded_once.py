@@ -146,9 +146,9 @@ def test_nothing_is_kept_alive() -> None:
 
 
 def test_of_the_names_the_last_few_are_kept() -> None:
-    from mip_adapter.common.weak_cache import MOST, Memo
+    from mip_adapter.common.weak_cache import MOST, WeakCache
 
-    memo, thing = Memo(), Counted(None)
+    memo, thing = WeakCache(), Counted(None)
     first = memo(lambda: torch.zeros(1), thing, name=0)
     assert memo(lambda: torch.ones(1), thing, name=0) is first
     for name in range(1, MOST + 1):
@@ -158,9 +158,9 @@ def test_of_the_names_the_last_few_are_kept() -> None:
 
 @pytest.mark.parametrize("gone", range(3))
 def test_a_value_goes_with_the_first_of_what_it_was_made_from(gone: int) -> None:
-    from mip_adapter.common.weak_cache import Memo
+    from mip_adapter.common.weak_cache import WeakCache
 
-    memo, made_from = Memo(), [Counted(None) for _ in range(3)]
+    memo, made_from = WeakCache(), [Counted(None) for _ in range(3)]
     value = memo(lambda: torch.ones(2), *made_from)
     assert memo(lambda: torch.zeros(2), *made_from) is value
     value = weakref.ref(value)

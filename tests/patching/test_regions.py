@@ -185,7 +185,7 @@ def test_one_region_everywhere_is_none() -> None:
 
 def test_an_object_does_not_act_outside_its_region() -> None:
     """Z is Z_text where no region is white: one object in the left half changes nothing in the right half of a site."""
-    from mip_adapter.attention.site import Given, Rows, fuse
+    from mip_adapter.attention.site import RowGroup, SiteConstants, fuse
     from mip_adapter.weights.sites import unet_sites
 
     region = torch.zeros(1, 64).index_fill_(1, torch.arange(32), 1.0)
@@ -197,7 +197,7 @@ def test_an_object_does_not_act_outside_its_region() -> None:
         to_k = bundle().model.model.diffusion_model.input_blocks[site.key[1]][1].transformer_blocks[0].attn2.to_k
         for conditional in (True, False):
             (plan,) = patch.schedule.plans.values()
-            rows = Rows(0, 1, conditional, Given.of(plan, region.expand(2, 64)))
+            rows = RowGroup(0, 1, conditional, SiteConstants.from_plan(plan, region.expand(2, 64)))
             compiled = plan.sites[site.key]
             with torch.inference_mode():
                 keys = partial(to_k, compiled.object_text)

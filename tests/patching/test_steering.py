@@ -117,17 +117,20 @@ def test_a_plan_for_every_stretch_and_no_other() -> None:
 def test_plans_of_stretches_share_no_work_at_the_sites() -> None:
     """The noise level is not asked for, hence no device sync, unless something depends on it."""
     from mip_adapter.attention.plan import Plan
-    from mip_adapter.attention.schedule import Acting, Schedule, Times, Window
+    from mip_adapter.attention.schedule import ActiveSet, ObjectTiming, PercentRange, Schedule
 
-    def never(_: Window) -> bool:
+    def never(_: PercentRange) -> bool:
         raise AssertionError
 
     plan = Plan(("a", "b"), None, "image", 1.0, torch.ones(2, 1, 1), None, {})  # pyright: ignore[reportArgumentType]
     assert Schedule.always(plan).at(never) == ((0, 1), plan)
-    timed = Schedule((Times(Window(0.2, 0.5)),) * 2, {Acting((0, 1), (0, 1)): plan})
+    timed = Schedule((ObjectTiming(PercentRange(0.2, 0.5)),) * 2, {ActiveSet((0, 1), (0, 1)): plan})
     assert timed.at(lambda _: True) == ((0, 1), plan) and timed.at(lambda _: False) is None
     # At one noise level of several moments both may act, though there is no moment at which they do.
-    apart = Schedule((Times(Window(0.0, 0.4)), Times(Window(0.6, 1.0))), {Acting((i,), (i,)): plan for i in (0, 1)})
+    apart = Schedule(
+        (ObjectTiming(PercentRange(0.0, 0.4)), ObjectTiming(PercentRange(0.6, 1.0))),
+        {ActiveSet((i,), (i,)): plan for i in (0, 1)},
+    )
     assert apart.at(lambda _: True) == ((0,), plan)
 
 
@@ -221,14 +224,14 @@ def test_frozen_maps_are_the_shares(first: dict, second: dict) -> None:
 
 
 def test_maps_frozen_are_kept() -> None:
-    from mip_adapter.relevance.record import SamplingRun
+    from mip_adapter.relevance.record import RunId
 
     frozen, record = first_pass()
     before = frozen.shares()
     model, second = applied(frozen=frozen)
     sample(model, seed=1)
     sample(applied()[0], seed=9)
-    record.add(SamplingRun(object(), 1), torch.zeros(1, dtype=torch.long), 2, [])  # the first model samples again
+    record.add(RunId(object(), 1), torch.zeros(1, dtype=torch.long), 2, [])  # the first model samples again
     assert torch.equal(frozen.shares(), before) and record.runs == 2
     one = second.shares((4, 4))
     sample(model, seed=2)

@@ -226,13 +226,13 @@ def test_areas_of_any_size_fill_one_canvas(kind: str) -> None:
 
 
 def test_resolutions_are_averaged_where_they_saw_something() -> None:
-    from mip_adapter.relevance.record import Observation, RelevanceRecord, SamplingRun
+    from mip_adapter.relevance.record import Observation, RelevanceRecord, RunId
 
     record, first = RelevanceRecord(("a", "b")), torch.zeros(1, dtype=torch.long)
     coarse = torch.tensor([0.8, 0.2]).view(2, 1, 1, 1)
     fine = torch.tensor([0.4, 0.6]).view(2, 1, 1, 1).expand(2, 1, 2, 1)
     seen = [Observation(coarse, None, (1, 1), (0, 0), 2), Observation(fine, None, (2, 2), (0, 0), 2)]
-    record.add(SamplingRun(record, 1), first, 1, seen)
+    record.add(RunId(record, 1), first, 1, seen)
     left, right = [0.6, 0.6], [0.8, 0.8]
     torch.testing.assert_close(record.shares()[0, 0].T, torch.tensor([left, right]))
     whole(record.shares())

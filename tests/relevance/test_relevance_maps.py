@@ -143,7 +143,7 @@ def test_confusion_by_hand():
 
 
 def test_the_report_says_who_claims_what():
-    from mip_adapter.relevance.report import places, report
+    from mip_adapter.relevance.report import places, relevance_report
 
     shares = torch.tensor([[0.9, 0.6, 0.1, 0.2], [0.1, 0.4, 0.9, 0.8]]).view(2, 1, 2, 2)
     owned, held = places(shares)
@@ -157,11 +157,11 @@ def test_the_report_says_who_claims_what():
     graphs.sample(model, steps=2)
     assert "sampled 2 times: these maps are the last run's" in maps(record, torch.rand(1, 64, 64, 3))[3]
     record._confusion = torch.tensor([0.3, 1.0]).view(2, 1, 1)  # as if it had been clear
-    assert "Each object has a place of its own" in report(record, shares)
+    assert "Each object has a place of its own" in relevance_report(record, shares)
     leaking = torch.tensor([[0.6, 0.6, 0.1, 0.2], [0.4, 0.4, 0.9, 0.8]]).view(2, 1, 2, 2)
-    assert "“red coffee cup” claims 40% of the place of “cat”" in report(record, leaking)
+    assert "“red coffee cup” claims 40% of the place of “cat”" in relevance_report(record, leaking)
     gone = torch.stack([torch.full((1, 2, 2), 0.9), torch.full((1, 2, 2), 0.1)])
-    assert "“red coffee cup” has hardly a place" in report(record, gone)
+    assert "“red coffee cup” has hardly a place" in relevance_report(record, gone)
 
 
 def test_the_node_draws_what_was_recorded():

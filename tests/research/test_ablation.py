@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 @pytest.fixture(scope="module", params=[2, 4])
 def trials(request):
-    return variants.make_trials(12, request.param, variants.SEED_TEST)
+    return variants.make_test_prompts(12, request.param, variants.SEED_TEST)
 
 
 def test_trials_are_what_training_never_shows(trials):
@@ -39,11 +39,11 @@ def test_trials_are_what_training_never_shows(trials):
 
 
 def test_the_first_trials_do_not_depend_on_how_many_there_are(trials):
-    few = variants.make_trials(5, trials.objects, variants.SEED_TEST)
+    few = variants.make_test_prompts(5, trials.objects, variants.SEED_TEST)
     assert few.prompts == trials.prompts[:5] and few.seeds == trials.seeds[:5]
     assert torch.equal(few.references, trials.references[:5])
     assert torch.equal(few.scenes.looks, trials.scenes.looks[:5])
-    assert set(few.prompts) != set(variants.make_trials(5, trials.objects, variants.SEED_TUNE).prompts)
+    assert set(few.prompts) != set(variants.make_test_prompts(5, trials.objects, variants.SEED_TUNE).prompts)
 
 
 def test_references_show_their_objects(trials):
@@ -57,10 +57,10 @@ def test_references_show_their_objects(trials):
 
 
 def test_every_arm_of_an_effect_exists():
-    names = {arm.name for arm in variants.ARMS}
-    assert len(names) == len(variants.ARMS) and variants.METHOD in names
+    names = {arm.name for arm in variants.VARIANTS}
+    assert len(names) == len(variants.VARIANTS) and variants.METHOD in names
     assert {name for effect in variants.EFFECTS for name in effect.after + effect.before} <= names
-    assert {arm.adapter for arm in variants.ARMS} == {"", *trained.KINDS}
+    assert {arm.adapter for arm in variants.VARIANTS} == {"", *trained.KINDS}
     with pytest.raises(ValueError, match="no arm “nonsense”"):
         variants.chosen(["nonsense"], ["stock"])
     assert {arm.adapter for arm in variants.chosen(None, ["stock"])} == {"", "stock"}
@@ -236,7 +236,7 @@ def tuned(arm, best, prompts=48):
 
 
 def test_the_best_scale_is_the_one_that_binds_most():
-    arm = next(arm for arm in variants.ARMS if arm.name == "stock + uniform")
+    arm = next(arm for arm in variants.VARIANTS if arm.name == "stock + uniform")
     assert table.best_scale(tuned(arm, 1.0), arm, 2) == (1.0, "")
     assert table.best_scale(tuned(arm, arm.scales[-1]), arm, 2) == (arm.scales[-1], "≥")
     assert table.best_scale(tuned(arm, 1.0, 47), arm, 2) is None
@@ -246,7 +246,7 @@ def test_the_best_scale_is_the_one_that_binds_most():
 
 def test_best_scales_have_tables_of_their_own():
     one, other = (
-        next(arm for arm in variants.ARMS if arm.name == f"stock + {name}") for name in ("relevance", "uniform")
+        next(arm for arm in variants.VARIANTS if arm.name == f"stock + {name}") for name in ("relevance", "uniform")
     )
     rows = tuned(one, 1.4) + tuned(other, 0.5)
     rows += [line(one.name, p, [True, True], scale=1.4) for p in range(9)]
@@ -312,16 +312,16 @@ def test_the_shipped_page_is_made_of_the_shipped_lines(host):
 
 
 def test_the_grid_shows_what_is_there(tmp_path):
-    trials = variants.make_trials(2, 3, variants.SEED_TEST)
+    trials = variants.make_test_prompts(2, 3, variants.SEED_TEST)
     red = torch.zeros(3, 128, 128)
     red[0] = 1
     picture_grid.save(red, tmp_path / "a" / "1.png")
     columns = {name: [tmp_path / name / f"{i}.png" for i in range(2)] for name in ("a", "b")}
-    sheet = picture_grid.draw(trials, columns)
+    sheet = picture_grid.draw_grid(trials, columns)
     assert sheet is not None
     pixels = np.asarray(sheet)
     assert ((pixels == (255, 0, 0)).all(-1)).sum() == 128**2
-    assert picture_grid.draw(trials, {"b": columns["b"]}) is None
+    assert picture_grid.draw_grid(trials, {"b": columns["b"]}) is None
 
 
 # ---- with the host ----
@@ -359,7 +359,7 @@ def test_rows_sampled_together_are_those_sampled_alone(parts, adapters):
 
     model, clip, _, vision = parts
     adapter = load_adapter(trained.file("mip", 0, adapters))
-    trials = variants.make_trials(3, 2, variants.SEED_TEST)
+    trials = variants.make_test_prompts(3, 2, variants.SEED_TEST)
     models = []
     for i in range(3):
         chain = ()
@@ -451,7 +451,7 @@ def test_right_and_swapped_differ_by_the_references_alone(parts, adapters, tmp_p
 
     given = command._parser().parse_args(["--adapters", str(adapters), "--prompts", "3", "--precision", "fp32"])
     maker = comfy_maker.Maker(given)
-    part = comfy_maker.Part("real", variants.Arm("x", "mip", Merge("relevance"), "image"), 0, 2, 1.0, (0, 1, 2))
+    part = comfy_maker.Part("real", variants.Variant("x", "mip", Merge("relevance"), "image"), 0, 2, 1.0, (0, 1, 2))
     rows = maker.real(part)
     assert all(abs(row["right"] - row["swapped"]) > 1e-5 for row in rows)
     assert all(0 <= row["map"] <= 1 and 0 < row["share"] < 1 for row in rows)
@@ -468,7 +468,7 @@ def test_sum_is_uniform_at_a_share_of_the_scale(parts, adapters):
     line = ["--adapters", str(adapters), "--prompts", "2", "--precision", "fp32"]
     maker = comfy_maker.Maker(command._parser().parse_args(line))
     added, shared = (
-        maker.real(comfy_maker.Part("real", variants.Arm("x", "stock", Merge(strategy)), 0, 2, scale, (0, 1)))
+        maker.real(comfy_maker.Part("real", variants.Variant("x", "stock", Merge(strategy)), 0, 2, scale, (0, 1)))
         for strategy, scale in (("sum", 0.5), ("uniform", 1.0))
     )
     assert [row["right"] for row in added] == pytest.approx([row["right"] for row in shared], rel=1e-5)

@@ -16,7 +16,7 @@ import torch
 from mip_adapter.miniature import config, world
 from mip_adapter.research.ablation import variants
 from mip_adapter.research.miniature import clip, seeded, trained
-from mip_adapter.training.config import Recipe
+from mip_adapter.training.config import TrainConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -71,7 +71,7 @@ def parts(bundle):
 def paired(parts, folder, **changes):
     from mip_adapter.research.miniature.stages.paired import Paired
 
-    return Paired(parts["vae"], parts["vision"], folder, Recipe(**{"batch_size": 2, **changes}), shards=1, size=12)
+    return Paired(parts["vae"], parts["vision"], folder, TrainConfig(**{"batch_size": 2, **changes}), shards=1, size=12)
 
 
 def test_features_are_those_of_the_scenes_own_references(parts, tmp_path):
@@ -120,13 +120,13 @@ def test_what_is_trained_is_what_the_nodes_sample(bundle, parts, tmp_path, monke
     from mip_adapter.patching.apply import apply_references
     from mip_adapter.patching.encode import encode_object_text
     from mip_adapter.research.miniature.stages import comfy_frozen
-    from mip_adapter.training.site import Merging, Objects
+    from mip_adapter.training.site import Merging, RowObjects
     from mip_adapter.weights.adapter import build_adapter
     from mip_adapter.weights.projection import project
 
     model, encoder, _, vision = bundle
     adapter = build_adapter(seeded.base_adapter(), "seeded")
-    trials = variants.make_trials(2, 2, variants.SEED_TEST)
+    trials = variants.make_test_prompts(2, 2, variants.SEED_TEST)
     frozen = comfy_frozen.Frozen(parts["unet"], parts["vision"], parts["condition"], paired(parts, tmp_path))
     monkeypatch.setattr(comfy_frozen, "activations", lambda _: torch.float32)  # float32, to compare closely
     noisy, steps = torch.randn(2, 4, 16, 16), torch.tensor([300, 300])
@@ -136,7 +136,7 @@ def test_what_is_trained_is_what_the_nodes_sample(bundle, parts, tmp_path, monke
         features = vision.encode_image(trials.references.flatten(0, 1).movedim(1, -1))["image_embeds"].float()
         texts = [[encode_object_text(encoder, text, adapter) for text in trials.texts(i)] for i in range(2)]
         context, vector = frozen.words(trials.prompts)
-        objects = Objects.gather(project(adapter, features), texts)
+        objects = RowObjects.gather(project(adapter, features), texts)
         batch = SimpleNamespace(context=context, vector=vector)
         merging = Merging(adapter.sites, objects, Merge("relevance"), "image", scale=1.0)
         ours = frozen.predict(noisy, steps, batch, merging)

@@ -22,13 +22,13 @@ def test_every_means_changes_one_thing() -> None:
 
 
 def test_the_picture_shows_both() -> None:
-    trials = variants.make_trials(2, 2, 7)
+    trials = variants.make_test_prompts(2, 2, 7)
     halves = torch.zeros(2, 2, 4, 4)
     halves[:, 0, :, :2] = halves[:, 1, :, 2:] = 1
     even = torch.full((2, 2, 4, 4), 0.5)
     before = steering.Shown(torch.full((2, 3, 128, 128), 0.2), even, 1, 4)
     after = steering.Shown(torch.full((2, 3, 128, 128), 0.8), halves, 3, 4)
-    drawn = np.asarray(steering.draw("boxes", trials, before, after)).astype(int)
+    drawn = np.asarray(steering.draw_pair("boxes", trials, before, after)).astype(int)
     third = drawn.shape[0] - steering.SIDE // 2 - 2 * steering.GAP  # through the maps of the second row
 
     def like(number: int, row: int) -> int:

@@ -123,7 +123,7 @@ def test_the_host_s_own_preview_is_what_is_drawn_over(host, monkeypatch, tmp_pat
     from comfy.utils import ProgressBar, set_progress_bar_global_hook
     from comfy_execution.progress import ProgressHandler, get_progress_state
     from mip_adapter.patching import preview
-    from mip_adapter.relevance.record import Observation, RelevanceRecord, SamplingRun
+    from mip_adapter.relevance.record import Observation, RelevanceRecord, RunId
 
     sent = []
 
@@ -146,7 +146,7 @@ def test_the_host_s_own_preview_is_what_is_drawn_over(host, monkeypatch, tmp_pat
         drawn(0, torch.zeros(1, 4, 1, 2), None, 2)
         shares = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 1.0]]]])  # the left half is the cat's
         seen = Observation(shares, None, (1, 2), (0, 0), 2)
-        record.add(SamplingRun(record, 1), torch.zeros(1, dtype=torch.long), 2, [seen])
+        record.add(RunId(record, 1), torch.zeros(1, dtype=torch.long), 2, [seen])
         records.append(record)
         drawn(1, torch.zeros(1, 4, 1, 2), None, 2)
     finally:

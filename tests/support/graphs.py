@@ -1,6 +1,6 @@
 """Graphs in Python: nodes, the host's and ours, wired as a workflow wires them, around the small model of small.py.
 
-Call after the `host` fixture. Whatever samples here is the host's own code.
+UNetCall after the `host` fixture. Whatever samples here is the host's own code.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def little_memory(monkeypatch: Any) -> None:
 
 def compare(make_guider: Callable, *, order: Sequence[str] = (), areas: Sequence | None = None,
             sampling: dict | None = None, **options: Any) -> None:  # fmt: skip
-    """Sampling with MIPApply must equal sampling with the definition.
+    """SamplingState with MIPApply must equal sampling with the definition.
 
     make_guider(model) wires everything behind MIPApply. Each chunk of a batch is known by its uuid. order: where the
     host reuses a cond's uuid for the opposite branch, the names of the guider's conds in the order of evaluation.

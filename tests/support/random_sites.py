@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from mip_adapter.attention.options import FusionHead, Merge
 from mip_adapter.attention.plan import Plan, References, SitePlan, compile_plan
-from mip_adapter.attention.site import Given, Rows, fuse
+from mip_adapter.attention.site import RowGroup, SiteConstants, fuse
 from mip_adapter.weights.adapter import Adapter, SiteWeights
 from mip_adapter.weights.sites import Site
 from torch import Tensor
@@ -75,11 +75,11 @@ class Case:
     def fused(self, conditional: tuple[bool, ...] = (True, True)) -> Tensor:
         """Z of both rows, as the pack computes it."""
         data, (plan, site) = self.numbers(), self.plan()
-        given = Given.of(plan, torch.stack(list(data["regions"])) if self.regional else None)
+        given = SiteConstants.from_plan(plan, torch.stack(list(data["regions"])) if self.regional else None)
         q, text, to_k = (data[name].to(self.dtype) for name in ("q", "text", "to_k"))
-        parts = [Rows(i, i + 1, c, given) for i, c in enumerate(conditional)]
+        parts = [RowGroup(i, i + 1, c, given) for i, c in enumerate(conditional)]
         if len(set(conditional)) == 1:
-            parts = [Rows(0, len(conditional), conditional[0], given)]
+            parts = [RowGroup(0, len(conditional), conditional[0], given)]
         rows = slice(0, len(conditional))
         return fuse(text[rows].clone(), text[rows], q[rows], plan, site, parts, lambda: site.object_text @ to_k.T)
 

@@ -1,6 +1,6 @@
 """The golden UNet with encoders to match, as the host's own objects: an SDXL of a few hundred KB.
 
-Call after the `host` fixture.
+UNetCall after the `host` fixture.
 """
 
 from __future__ import annotations

@@ -46,10 +46,10 @@ def edit_json(folder: Path, number: int, **changes) -> None:
 
 
 def small_recipe(**changes):
-    from mip_adapter.training.config import Recipe
+    from mip_adapter.training.config import TrainConfig
 
     settings = {"steps": 4, "batch_size": 2, "resolution": 64, "workers": 0, "learning_rate": 1e-2, "save_every": 0}
-    return Recipe(**{**settings, **changes})
+    return TrainConfig(**{**settings, **changes})
 
 
 def small_adapter(sites: tuple[tuple[int, int], ...] = ((1, WIDTH), (3, WIDTH)), head: bool = False):

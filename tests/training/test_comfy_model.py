@@ -59,12 +59,12 @@ def golden_case(model, family: str = "base", **changes):
 @pytest.mark.parametrize("family", ["base", "plus"])
 def test_prediction_equals_the_official_one(unet, family: str) -> None:
     from mip_adapter.attention.options import Merge
-    from mip_adapter.training.site import Merging, Objects
+    from mip_adapter.training.site import Merging, RowObjects
     from mip_adapter.weights.projection import project
 
     frozen, adapter, batch, data, scale = golden_case(unet, family)
     assert frozen.prediction == "eps" and len(frozen.alphas) == 1000
-    objects = Objects.gather(project(adapter, batch.features), batch.texts)
+    objects = RowObjects.gather(project(adapter, batch.features), batch.texts)
     merging = Merging(adapter.sites, objects, Merge(), "image", scale)
     got = frozen.predict(batch.latents, torch.tensor([901, 40]), batch, merging)
     got = got.detach()
@@ -143,14 +143,14 @@ def official_patch(site, weights: dict[str, Tensor], attn2, tokens: Tensor, text
 
 def test_one_step_equals_the_recipe_written_down(unet) -> None:
     """AdamW after one pass through the whole UNet; the transcription knows neither our site nor our loop."""
-    from mip_adapter.training.objective import Objective, draw
-    from mip_adapter.training.trainable import Student, flat_tensors
+    from mip_adapter.training.objective import Objective, draw_noise
+    from mip_adapter.training.trainable import TrainableAdapter, flat_tensors
     from mip_adapter.weights.projection import project
 
     frozen, adapter, batch, *_ = golden_case(unet, checkpointing=True)
     before = {key: value.clone() for key, value in unet.state_dict().items()}
     recipe = small_recipe(learning_rate=1e-4)
-    student = Student(adapter, recipe)
+    student = TrainableAdapter(adapter, recipe)
     loss = Objective(student, frozen, recipe)(batch)
     loss.backward()
     torch.optim.AdamW(student.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay).step()
@@ -159,7 +159,7 @@ def test_one_step_equals_the_recipe_written_down(unet) -> None:
     learnt = [key for key in weights if key.startswith("ip_adapter.")]
     for key in learnt:
         weights[key].requires_grad_()
-    noise, steps = draw(batch, recipe, 1000)
+    noise, steps = draw_noise(batch, recipe, 1000)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alpha = (1 - betas).cumprod(0)[steps].float().view(-1, 1, 1, 1)
     tokens = project(adapter, batch.features).unflatten(0, (2, -1))
@@ -193,13 +193,13 @@ def test_checkpointing_changes_no_gradient_and_leaves_no_trace(unet) -> None:
     """The host's options change while its blocks run; computed again, every block must find its own."""
     from mip_adapter.training.comfy_model import _heavy_blocks
     from mip_adapter.training.objective import Objective
-    from mip_adapter.training.trainable import Student
+    from mip_adapter.training.trainable import TrainableAdapter
 
     gradients = []
     for checkpointing in (False, True):
         frozen, adapter, batch, *_ = golden_case(unet, "plus", checkpointing=checkpointing)
         recipe = small_recipe(train="all")
-        student = Student(adapter, recipe)
+        student = TrainableAdapter(adapter, recipe)
         Objective(student, frozen, recipe)(batch).backward()
         gradients.append([parameter.grad for parameter in student.parameters()])
     assert all(relative_error(b, a) < 1e-5 for a, b in zip(*gradients, strict=True))

@@ -183,7 +183,7 @@ def test_a_picture_stays_if_some_masks_could_make_it_usable(labels: tuple[str, .
 def test_a_box_counts_as_inside_another_only_where_that_has_a_sound_mask(tmp_path: Path, sound: bool) -> None:
     """A more confident box around the first object, in training and in curation."""
     from mip_adapter.commands.curation.read import Folder
-    from mip_adapter.commands.curation.score import Objects
+    from mip_adapter.commands.curation.score import LabelledCrops
 
     write_folder(tmp_path, 1)
     data = json.loads((tmp_path / "jsons" / "000.json").read_text())
@@ -199,7 +199,7 @@ def test_a_box_counts_as_inside_another_only_where_that_has_a_sound_mask(tmp_pat
     wanted = {"cat" if sound else first, second}
     assert set(open_folder(tmp_path)[0].names) == wanted
     scored = Folder(tmp_path).objects("000")
-    assert isinstance(scored, Objects) and set(scored.labels) == wanted and len(scored.crops) == 2
+    assert isinstance(scored, LabelledCrops) and set(scored.labels) == wanted and len(scored.crops) == 2
 
 
 @pytest.mark.parametrize("share, sound", [(0.7, True), (0.5, False), (0.0, False)])
@@ -277,7 +277,7 @@ def test_the_folder_tells_what_it_left_out(tmp_path: Path) -> None:
 
 
 def test_sizes_that_do_not_belong_together(tmp_path: Path) -> None:
-    from mip_adapter.training.config import Recipe, read_table
+    from mip_adapter.training.config import TrainConfig, read_table
 
     for table, message in (
         ({"stepz": 3}, "no setting stepz"),
@@ -288,5 +288,5 @@ def test_sizes_that_do_not_belong_together(tmp_path: Path) -> None:
         ({"train": "head", "gate": "off"}, "nothing to train"),
     ):
         with pytest.raises(ValueError, match=message):
-            read_table(Recipe, table, "recipe")
-    assert read_table(Recipe, {"ema": 0, "filters": {"one_word": False}}, "recipe").filters.one_word is False
+            read_table(TrainConfig, table, "recipe")
+    assert read_table(TrainConfig, {"ema": 0, "filters": {"one_word": False}}, "recipe").filters.one_word is False

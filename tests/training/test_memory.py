@@ -48,7 +48,7 @@ def one_step(checkpointing: bool, train: str = "adapter", batch_size: int = 4, s
     import comfy.model_patcher
     from mip_adapter.training.comfy_model import HostModel
     from mip_adapter.training.objective import Batch, Objective
-    from mip_adapter.training.trainable import Student
+    from mip_adapter.training.trainable import TrainableAdapter
     from mip_adapter.weights.adapter import build_adapter
 
     from ..support.weights_samples import Sample, flat, meta
@@ -66,7 +66,7 @@ def one_step(checkpointing: bool, train: str = "adapter", batch_size: int = 4, s
         widths = tuple(site.width for site in frozen.sites)
         sample = Sample("base", 2048, 1280, widths, True, tokens=4)
         adapter = build_adapter(flat(sample, meta), "adapter")
-        student = Student(adapter, recipe, torch.bfloat16).to(META)
+        student = TrainableAdapter(adapter, recipe, torch.bfloat16).to(META)
         objective = Objective(student, frozen, recipe)
         optimizer = torch.optim.AdamW(student.parameters())
         empty = lambda *shape: torch.empty(shape, device=META)  # noqa: E731

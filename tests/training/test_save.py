@@ -14,10 +14,12 @@ from ..support.training_world import small_adapter, small_recipe
 
 def trained(head: bool = True, losses: int = 5):
     from mip_adapter.training.save import record
-    from mip_adapter.training.trainable import Student
+    from mip_adapter.training.trainable import TrainableAdapter
 
     about = record(small_recipe(), [float(i) for i in range(losses)], {"base_sha256": "ab" * 32})
-    return Student(small_adapter(head=head), small_recipe(gate="image" if head else "off")).finished(None, about)
+    return TrainableAdapter(small_adapter(head=head), small_recipe(gate="image" if head else "off")).finished(
+        None, about
+    )
 
 
 def metadata(path: Path) -> dict[str, str]:

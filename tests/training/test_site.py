@@ -13,7 +13,7 @@ from ..support.training_world import CONTEXT, HEADS, WIDTH, small_adapter, small
 
 def golden_site(number: int, dtype: torch.dtype = torch.float32):
     """Text attention, queries, weights and objects of a golden site, the golden data and its metadata."""
-    from mip_adapter.training.site import Objects
+    from mip_adapter.training.site import RowObjects
     from mip_adapter.weights.adapter import SiteWeights
 
     data, metadata = read(f"site_{number}")
@@ -23,7 +23,7 @@ def golden_site(number: int, dtype: torch.dtype = torch.float32):
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     text = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
     texts = [[row[i, 1 : 1 + n] for i, n in enumerate(counts)] for row in data["object_text"]]
-    objects = Objects.gather(data["image_tokens"].flatten(0, 1), texts)
+    objects = RowObjects.gather(data["image_tokens"].flatten(0, 1), texts)
     weights = SiteWeights(data["to_k_ip"], data["to_v_ip"], data["text_to_weight"][0])
     return text, q, weights, objects, heads, lambda x: x @ data["to_k"].T, data, metadata
 
@@ -45,8 +45,8 @@ def test_rows_with_different_numbers_of_objects_equal_the_sampling_path(merge, g
     """Padding leaves no trace: every row alone, through the frozen plan, gives the same."""
     from mip_adapter.attention.options import FusionHead, Merge
     from mip_adapter.attention.plan import References, compile_plan
-    from mip_adapter.attention.site import Rows, fuse
-    from mip_adapter.training.site import Objects, merge_site
+    from mip_adapter.attention.site import RowGroup, fuse
+    from mip_adapter.training.site import RowObjects, merge_site
     from mip_adapter.weights.adapter import Adapter, SiteWeights
     from mip_adapter.weights.sites import Site
 
@@ -57,7 +57,7 @@ def test_rows_with_different_numbers_of_objects_equal_the_sampling_path(merge, g
     weights = SiteWeights(draw(c, x), draw(c, x), draw(c))
     tokens = [draw(count, 4, x) for count in counts]
     texts = [[draw(1 + (i + r) % 3, x) for i in range(count)] for r, count in enumerate(counts)]
-    options, objects = Merge(*merge), Objects.gather(torch.cat(tokens), texts)
+    options, objects = Merge(*merge), RowObjects.gather(torch.cat(tokens), texts)
     got = merge_site(text, q, weights, objects, heads, lambda e: e @ to_k.T, options, gate, 0.7)
 
     site = Site(("input", 1, 0), 1, c, heads, x)
@@ -70,7 +70,7 @@ def test_rows_with_different_numbers_of_objects_equal_the_sampling_path(merge, g
         one = text[r : r + 1].clone()
         compiled = plan.sites[site.key]
         keys = compiled.object_text @ to_k.T
-        want = fuse(one.clone(), one, q[r : r + 1], plan, compiled, (Rows(0, 1, True),), lambda keys=keys: keys)
+        want = fuse(one.clone(), one, q[r : r + 1], plan, compiled, (RowGroup(0, 1, True),), lambda keys=keys: keys)
         assert relative_error(got[r : r + 1], want) < 1e-5
 
 
@@ -129,16 +129,16 @@ def test_relevance_gets_no_gradient() -> None:
 def test_sites_that_are_not_trained_are_kept_in_the_dtype_of_the_activations(dtype: torch.dtype) -> None:
     """Cast once instead of at every site of every step: no bit of the result or of a gradient differs."""
     from mip_adapter.attention.options import Merge
-    from mip_adapter.training.site import Merging, Objects
-    from mip_adapter.training.trainable import Student, flat_tensors
+    from mip_adapter.training.site import Merging, RowObjects
+    from mip_adapter.training.trainable import TrainableAdapter, flat_tensors
 
     start, recipe = small_adapter(head=True), small_recipe(train="head")
-    objects = Objects.gather(torch.randn(4, 4, CONTEXT), [[torch.randn(2, CONTEXT)] * 2] * 2)
+    objects = RowObjects.gather(torch.randn(4, 4, CONTEXT), [[torch.randn(2, CONTEXT)] * 2] * 2)
     text, q = torch.randn(2, 2, 9, WIDTH, dtype=dtype)
     to_k = lambda x: x @ torch.ones(CONTEXT, WIDTH, dtype=dtype)  # noqa: E731
     found = []
     for kept in (torch.float32, dtype):
-        student = Student(start, recipe, kept).to("cpu")
+        student = TrainableAdapter(start, recipe, kept).to("cpu")
         out = Merging(student.adapter().sites, objects, Merge(), "image")(1, HEADS, text, q, to_k)
         out.square().sum().backward()
         found.append((out, student.trained[0].grad))

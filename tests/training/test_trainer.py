@@ -78,11 +78,11 @@ def test_only_what_should_differ_differs(data: Path, train: str, gate: str, lear
 
 
 def test_a_head_grows_where_there_was_none_and_starts_neutral(data: Path) -> None:
-    from mip_adapter.training.trainable import Student
+    from mip_adapter.training.trainable import TrainableAdapter
 
     recipe = small_recipe()
     assert not small_adapter().spec.has_head
-    assert all(not row.any() for row in Student(small_adapter(), recipe).adapter().head.values())
+    assert all(not row.any() for row in TrainableAdapter(small_adapter(), recipe).adapter().head.values())
     outcome = run(data)
     assert outcome.adapter.spec.has_head and all(row.any() for row in outcome.adapter.head.values())
 
@@ -334,10 +334,10 @@ def test_matrices_by_muon_the_rest_by_adamw_and_resumed_to_the_bit(data: Path, t
 
 def test_the_average_holds_the_steps_and_nothing_of_the_start() -> None:
     """After n steps, step k counts decay^(n - k): a few steps with a long memory are not mostly where they began."""
-    from mip_adapter.training.adapter_optimizer import Learner
+    from mip_adapter.training.adapter_optimizer import AdapterOptimizer
 
     decay = 0.9
-    learner = Learner(small_adapter(), small_recipe(ema=decay), torch.device("cpu"), torch.float32)
+    learner = AdapterOptimizer(small_adapter(), small_recipe(ema=decay), torch.device("cpu"), torch.float32)
     seen = []
     for step in range(5):
         for each in learner.parameters:
@@ -350,10 +350,10 @@ def test_the_average_holds_the_steps_and_nothing_of_the_start() -> None:
 
 
 def test_an_update_that_overflows_is_none_of_the_average() -> None:
-    from mip_adapter.training.adapter_optimizer import Learner
+    from mip_adapter.training.adapter_optimizer import AdapterOptimizer
 
-    def fresh() -> Learner:
-        learner = Learner(small_adapter(), small_recipe(ema=0.9), torch.device("cpu"), torch.float16)
+    def fresh() -> AdapterOptimizer:
+        learner = AdapterOptimizer(small_adapter(), small_recipe(ema=0.9), torch.device("cpu"), torch.float16)
         learner.scaler.scale(torch.ones(()))  # makes the scale
         return learner
 
@@ -371,10 +371,10 @@ def test_an_update_that_overflows_is_none_of_the_average() -> None:
 
 
 def test_an_overflow_in_one_optimizers_gradients_leaves_out_the_step_of_both() -> None:
-    from mip_adapter.training.adapter_optimizer import Learner
+    from mip_adapter.training.adapter_optimizer import AdapterOptimizer
 
     recipe = small_recipe(matrix_rate=0.02, ema=0.5)
-    learner = Learner(small_adapter(head=True), recipe, torch.device("cpu"), torch.float16)
+    learner = AdapterOptimizer(small_adapter(head=True), recipe, torch.device("cpu"), torch.float16)
     learner.scaler.scale(torch.ones(()))  # makes the scale
     before = [each.detach().clone() for each in learner.parameters]
     for each in learner.parameters:
@@ -389,14 +389,14 @@ def test_cubic_timesteps_are_mostly_those_of_much_noise() -> None:
     """t = (1 − u³) · 1000: below 1000 (1 − u³) lies a share of 1 − u."""
     from types import SimpleNamespace
 
-    from mip_adapter.training.objective import draw
+    from mip_adapter.training.objective import draw_noise
 
     batch = SimpleNamespace(positions=range(4000), latents=torch.zeros(4000, 1, 1, 1))
-    _, steps = draw(batch, small_recipe(timesteps="cubic"), 1000)  # pyright: ignore[reportArgumentType]
+    _, steps = draw_noise(batch, small_recipe(timesteps="cubic"), 1000)  # pyright: ignore[reportArgumentType]
     assert steps.min() >= 0 and steps.max() == 999
     for u in (0.25, 0.5, 0.75):
         assert float((steps < 1000 * (1 - u**3)).float().mean()) == pytest.approx(1 - u, abs=0.03)
-    _, uniform = draw(batch, small_recipe(), 1000)  # pyright: ignore[reportArgumentType]
+    _, uniform = draw_noise(batch, small_recipe(), 1000)  # pyright: ignore[reportArgumentType]
     assert float((uniform < 500).float().mean()) == pytest.approx(0.5, abs=0.03)
 
 

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from ....common.atomic_io import whole_file, write_whole
+from ....common.atomic_io import atomic_file, atomic_write
 from ....common.hashing import weights_sha256
 from ....miniature import config
-from ....training.config import Recipe
+from ....training.config import TrainConfig
 from ....training.objective import Objective
 from ....training.save import save_adapter
-from ....training.trainable import Student, flat_tensors, fresh_adapter
+from ....training.trainable import TrainableAdapter, flat_tensors, init_adapter
 from ....training.trainer import Progress, Stopped, train
 from ....weights.adapter import Adapter, build_adapter, load_adapter
 from .. import comfy_networks, seeded, trained
@@ -91,7 +91,7 @@ def export(work: Path, folder: Path | None) -> list[Path]:
         for seed in trained.SEEDS:
             if (source := result(kind, seed, runs)).is_file():
                 target = trained.file(kind, seed, folder)
-                with whole_file(target) as temporary:
+                with atomic_file(target) as temporary:
                     shutil.copyfile(source, temporary)
                 written.append(target)
                 curves = trained.logs(folder) / "adapters"
@@ -148,14 +148,14 @@ def _parts(work: Path, device: torch.device) -> dict[str, Any]:
 
 
 class _Run:
-    def __init__(self, kind: str, recipe: Recipe, work: Path, parts: Mapping[str, Any], quick: bool):
+    def __init__(self, kind: str, recipe: TrainConfig, work: Path, parts: Mapping[str, Any], quick: bool):
         self.kind, self.recipe, self.work = kind, recipe, work
         self.sha256, self.runs = weights_sha256(parts["unet"]), runs_of(parts["unet"], work)
         sizes = {"shards": 1, "size": 32} if quick else {}
         self.model = self._model(parts, recipe, **sizes)
         self.test = self._model(parts, recipe, shards=1, size=32 if quick else HELD_OUT, held_out=True)
 
-    def _model(self, parts: Mapping[str, Any], recipe: Recipe, **scenes: Any) -> Frozen:
+    def _model(self, parts: Mapping[str, Any], recipe: TrainConfig, **scenes: Any) -> Frozen:
         drawn = Paired(parts["vae"], parts["vision"], self.work / "paired", recipe, **scenes)
         return Frozen(parts["unet"], parts["vision"], parts["condition"], drawn)
 
@@ -179,7 +179,7 @@ class _Run:
             facts |= {"steps": recipe.steps, "held_out": losses, "base_weights_sha256": self.sha256, **circumstances()}
             say(f"{name}: held-out loss {losses['before']:.5f} before, {losses['after']:.5f} after")
             save_adapter(outcome.adapter, target.parent, target.stem).replace(target)  # a shorter run's, too
-        write_whole(facts_file, json.dumps(facts))
+        atomic_write(facts_file, json.dumps(facts))
 
     def _start(self) -> Adapter:
         kind, seed = trained.KINDS[self.kind], self.recipe.seed
@@ -190,7 +190,7 @@ class _Run:
             if shipped.is_file() and _base_of(shipped) == self.sha256:
                 return load_adapter(shipped)
             raise ValueError(f"{self.kind} goes on from {kind.start}: run train.py --stage {kind.start} first.")
-        adapter = fresh_adapter(
+        adapter = init_adapter(
             self.model.sites, self.model.attentions, config.CLIP_VISION["projection_dim"], config.BASE_TOKENS, seed
         )
         if not self.kind.endswith("plus"):
@@ -203,7 +203,7 @@ class _Run:
         """Loss on scenes with looks, and pairs of kinds, that training never shows; the same noise for all adapters, of
         all levels alike."""
         recipe = replace(self.recipe, seed=0, timesteps="uniform")
-        objective = Objective(Student(adapter, recipe).to(self.test.device), self.test, recipe)
+        objective = Objective(TrainableAdapter(adapter, recipe).to(self.test.device), self.test, recipe)
         rows, total = range(len(self.test.scenes)), 0.0
         for start in range(0, len(rows), recipe.batch_size):
             some = [self.test.scenes.plain(row) for row in rows[start : start + recipe.batch_size]]

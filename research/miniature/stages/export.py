@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ....common.atomic_io import whole_file
+from ....common.atomic_io import atomic_file
 from ....miniature import config
 
 
@@ -49,5 +49,5 @@ def _save(tensors: dict[str, Tensor], file: Path, facts: Mapping[str, Any]) -> N
         there = load_file(file)
         if there.keys() == tensors.keys() and all(torch.equal(there[key], tensors[key]) for key in there):
             return
-    with whole_file(file) as temporary:
+    with atomic_file(file) as temporary:
         save_file(tensors, temporary, {"format": "pt", "training": json.dumps(facts)})

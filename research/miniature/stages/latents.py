@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ....common.atomic_io import whole_file
+from ....common.atomic_io import atomic_file
 from ....miniature import config, world
 from .precision import autocast
 
@@ -61,7 +61,7 @@ class Shards:
         if not file.exists():
             scenes = self.scenes(shard)
             made = (self.encode(scenes).half(), self._masks(scenes).half())
-            with whole_file(file) as temporary:
+            with atomic_file(file) as temporary:
                 torch.save(made, temporary)
         return torch.load(file, weights_only=True, map_location=self.device)
 

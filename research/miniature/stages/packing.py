@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ....common.atomic_io import whole_file
+from ....common.atomic_io import atomic_file
 
 FOLDER = Path(__file__).resolve().parents[1] / "checkpoints"
 
@@ -21,7 +21,7 @@ def pack(name: str, work: Path) -> Path:
     tensors = {key: value.half().contiguous() for key, value in state["ema"].items()}
     file = FOLDER / f"{name}.safetensors"
     facts = {"stage": name, "step": state["step"], "seconds": round(state["seconds"])}
-    with whole_file(file) as temporary:
+    with atomic_file(file) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", "training": json.dumps(facts)})
     if (curve := work / f"{name}.csv").exists():
         (FOLDER / curve.name).write_bytes(curve.read_bytes())

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ....common.atomic_io import whole_file
+from ....common.atomic_io import atomic_file
 from ....common.rng import generator, seed_of
 from ....miniature import config, world, world_words
-from ....training.config import Recipe
+from ....training.config import TrainConfig
 from .. import clip
 from .latents import Shards, fingerprint
 
@@ -55,7 +55,7 @@ class Paired:
     """
 
     def __init__(
-        self, vae: nn.Module, vision: nn.Module, folder: Path, recipe: Recipe, shards: int = SHARDS, size: int = SHARD,
+        self, vae: nn.Module, vision: nn.Module, folder: Path, recipe: TrainConfig, shards: int = SHARDS, size: int = SHARD,
         held_out: bool = False,
     ):  # fmt: skip
         self.recipe, self.held_out = recipe, held_out
@@ -124,7 +124,7 @@ class Paired:
             file = self.folder / encoder / f"{what}-{self._seed(shard)}-{len(scenes)}.pt"
             if not file.exists():
                 made = encode(scenes).to("cpu", torch.float16)
-                with whole_file(file) as temporary:
+                with atomic_file(file) as temporary:
                     torch.save(made, temporary)
             parts.append(torch.load(file, weights_only=True))
         return torch.cat(parts)

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ....common.atomic_io import whole_file
+from ....common.atomic_io import atomic_file
 from ....training.optimizers import make_optimizers, set_rates
 from .cuda_graph import backward
 
@@ -129,7 +129,7 @@ def schedule(step: int, total: int, fresh: int = 0) -> float:
 
 
 def save(state: dict, file: Path) -> None:
-    with whole_file(file) as temporary:
+    with atomic_file(file) as temporary:
         torch.save(state, temporary)
 
 
