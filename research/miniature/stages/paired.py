@@ -55,8 +55,8 @@ class Paired:
     """
 
     def __init__(
-        self, vae: nn.Module, vision: nn.Module, folder: Path, recipe: TrainConfig, shards: int = SHARDS, size: int = SHARD,
-        held_out: bool = False,
+        self, vae: nn.Module, vision: nn.Module, folder: Path, recipe: TrainConfig, shards: int = SHARDS,
+        size: int = SHARD, held_out: bool = False,
     ):  # fmt: skip
         self.recipe, self.held_out = recipe, held_out
         self.device = next(vision.parameters()).device
