@@ -50,10 +50,11 @@ def curate(options: argparse.Namespace) -> None:
     if options.folder.is_file():
         raise ValueError(f"{options.folder} is a file: name the folder that holds images/, masks/ and jsons/.")
     folder = Folder(options.folder, options.min_objects, options.max_objects)
+    by = identity(options.encoder)
     settings = {
         "dataset": str(folder.path.resolve()),
-        "encoder": identity(options.encoder),
-        "objects": f"{folder.least} to {folder.most}",
+        "encoder": by,
+        "objects": f"{folder.least} to {folder.most or 'all'}",
         "filters": dataclasses.asdict(folder.filters),
     }
     parts = open_parts(output.with_name(f"{output.name}.parts"), folder.ids(), settings, options.part, options.fresh)
@@ -63,11 +64,11 @@ def curate(options: argparse.Namespace) -> None:
             _say(f"Going on: {parts.finished()} of {len(parts)} parts are there.")
         score(parts, folder.objects, encoder, rank, world, options.workers, _say)
     if parts.finished() == len(parts):
-        _conclude(parts, folder, output, options)
+        _conclude(parts, folder, by, output, options)
 
 
-def _conclude(parts: Parts, folder: Folder, output: Path, options: argparse.Namespace) -> None:
-    """Several processes may come here at once: they write the same files, each as a whole."""
+def _conclude(parts: Parts, folder: Folder, encoder: str, output: Path, options: argparse.Namespace) -> None:
+    """Several processes may come here at once: they write the same files, each as a whole. encoder: its identity."""
     rows = list(parts.rows())
     scored = [row for row in rows if "total" in row]
     broken = [f"{row['id']}: {row['broken']}\n" for row in rows if "broken" in row]
@@ -81,8 +82,10 @@ def _conclude(parts: Parts, folder: Folder, output: Path, options: argparse.Name
         raise ValueError(
             f"No picture of {folder.path} has {folder.least} usable objects, so there is nothing to score."
         )
-    write_table(output, scored)
-    _say(f"  scores: {output}")
+    write_table(output, scored, encoder)
+    _say(f"  scores: {output}, by the encoder {encoder}")
+    if len({row["objects"] == 1 for row in scored}) > 1:
+        _say("  pictures of one object have no pairs, so their totals do not compare with the others'")
     if options.keep is not None or options.quantile is not None:
         kept, path = best(scored, options.keep, options.quantile), output.with_suffix(".kept.txt")
         write_subset(path, folder.path, [row["id"] for row in kept])
@@ -93,7 +96,7 @@ def _conclude(parts: Parts, folder: Folder, output: Path, options: argparse.Name
         order, path = ranked(scored), output.with_suffix(".png")
         shown = min(options.sheet, (len(order) + 1) // 2)
         sections = [
-            (f"Best {shown} of {len(order):,} by object quality", order[:shown]),
+            (f"Best {shown} of {len(order):,} by object quality, seen by {encoder}", order[:shown]),
             ("Worst, the very worst last", order[len(order) - min(shown, len(order) - shown) :]),
         ]
         atomic_write(path, contact_sheet([(title, [_entry(folder, row) for row in each]) for title, each in sections]))
@@ -142,7 +145,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--sheet", type=int, default=18, metavar="N", help="pictures of each end on the contact sheet, 0: no sheet")
     add("--min-objects", type=int, default=2, help="objects a picture must have (default 2)")
-    add("--max-objects", type=int, default=2, help="objects that are scored, the most confident first (default 2)")
+    add("--max-objects", type=int, help="objects that are scored, the most confident first (default: all usable ones)")
     add("--device", help="such as cuda:1 or cpu (default: a GPU of its own for every process, else the CPU)")
     add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read pictures")
     add("--part", type=int, default=PART, help=argparse.SUPPRESS)
@@ -152,6 +155,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and (value < low or (high is not None and value > high)):
             parser.error(f"--{name} is {value}; it must be {f'{low} to {high}' if high else f'{low} or more'}")
-    if not 1 <= options.min_objects <= options.max_objects:
+    most = options.min_objects if options.max_objects is None else options.max_objects
+    if not 1 <= options.min_objects <= most:
         parser.error("--min-objects must be 1 or more, and not above --max-objects")
     return options

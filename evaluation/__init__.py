@@ -9,6 +9,7 @@ boxes.py       boxes of other nodes, in and out box_formats.py  what they look l
 quality.py     can a picture's objects be told apart and named?
 relevance_score.py  does noise by relevance meet its object?  relevance_target.py  where that is
 personalization.py  CLIP-T, CLIP-I, DINO            things.py     what is in a picture, everything once
-binding.py     whose look has which object?     verdict.py    the same in words, with advice
+binding.py     whose look has which object?     binding_report.py  measured and written down
+findings.py    exchanged, blended, missing, …   verdict.py    the same in words, with advice
 concept101.py  the paper's benchmark
 """

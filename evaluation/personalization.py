@@ -57,12 +57,18 @@ class View:
     dino: Tensor | None
     measured: Tensor
 
-    def mean(self, name: str) -> float | None:
-        """Over all that was measured; None where nothing was."""
+    def objects(self, missing_as_zero: bool = False) -> int:
+        """How many objects of all pictures the means are of."""
+        return self.measured.numel() if missing_as_zero else int(self.measured.sum())
+
+    def mean(self, name: str, missing_as_zero: bool = False) -> float | None:
+        """Over all that was measured, or over all that was asked for, where what is missing counts 0. None where there
+        is nothing to take the mean of."""
         values: Tensor | None = getattr(self, name)
-        if values is None or not self.measured.any():
+        objects = self.objects(missing_as_zero)
+        if values is None or not objects:
             return None
-        return float(values[self.measured].mean())
+        return float(values[self.measured].sum()) / objects
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,8 +177,8 @@ def _crops(
     )
 
 
-def personalization_report(scores: Personalization) -> str:
-    """What was measured with what, the means, and a line an object and picture."""
+def personalization_report(scores: Personalization, missing_as_zero: bool = False) -> str:
+    """What was measured with what, the means, and a line an object and picture; missing_as_zero: as in `View.mean`."""
     views = [("", scores.whole)] + ([("crop ", scores.crops)] if scores.crops else [])
     columns = [
         (f"{prefix}{title}", view, name)
@@ -180,7 +186,7 @@ def personalization_report(scores: Personalization) -> str:
         for title, name in (("CLIP-T", "clip_t"), ("CLIP-I", "clip_i"), ("DINO", "dino"))
         if getattr(view, name) is not None
     ]
-    rows = [["mean", "", *(number(view.mean(name)) for _, view, name in columns)]]
+    rows = [["mean", "", *(number(view.mean(name, missing_as_zero)) for _, view, name in columns)]]
     for b in range(len(scores.whole.measured)):
         for m, text in enumerate(scores.texts):
             cells = [
@@ -192,7 +198,7 @@ def personalization_report(scores: Personalization) -> str:
         [
             f"Prompt: “{scores.prompt}”",
             f"CLIP-T and CLIP-I by {scores.encoder}. " + _about_dino(scores),
-            _about_crops(scores),
+            _about_crops(scores, missing_as_zero),
             "",
             table(["", "object", *(title for title, *_ in columns)], rows, words=2),
         ]
@@ -205,13 +211,15 @@ def _about_dino(scores: Personalization) -> str:
     return "DINO was not measured: connect an image_encoder."
 
 
-def _about_crops(scores: Personalization) -> str:
+def _about_crops(scores: Personalization, missing_as_zero: bool) -> str:
     if scores.crops is None:
         return "Crops were not measured: connect detections, and objects with exchanged looks no longer score as right."
+    found, asked = scores.crops.objects(), scores.crops.measured.numel()
     if not scores.missing:
-        return "Crops: every object was found in every picture."
+        return f"Crops: the mean of all {asked} objects; every one was found."
+    said = f"Crops: the mean of {found} of {asked} objects; what was not found is not counted (missing_as_zero is off)."
+    if missing_as_zero:
+        said = f"Crops: the mean of all {asked} objects; {asked - found} not found count 0."
     more = len(scores.missing) - MOST
     tail = [f"- and {more} more"] if more > 0 else []
-    return "\n".join(
-        ["Crops: not counted is what was not found.", *(f"- {why}" for why in scores.missing[:MOST]), *tail]
-    )
+    return "\n".join([said, *(f"- {why}" for why in scores.missing[:MOST]), *tail])

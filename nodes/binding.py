@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..evaluation.binding.binding import RANKINGS, WORST
 from ..evaluation.binding.report import binding_report, headline, matrices, measure_binding, ranking, to_encode
 from .progress import ticking
 from .types import SCORES, MIPBinding, MIPDetections, MIPEncoder, MIPReferences, MIPRelevance
@@ -14,8 +15,8 @@ class MIPBindingReport(io.ComfyNode):
             node_id="MIPBindingReport",
             display_name="MIP Binding Report",
             category=SCORES,
-            description="Compares every object in the pictures with every reference: which one went wrong, whose look "
-            "it took, and what to change. Says it in words, numbers and a picture.",
+            description="Compares every object in the pictures with every reference: which one is missing, blended or "
+            "exchanged, whose look it took, and what to change. Says it in words, numbers and a picture.",
             inputs=[
                 io.Image.Input("images", tooltip="The pictures to judge, one or a batch."),
                 MIPReferences.Input("references", tooltip="The references that the pictures were made with."),
@@ -45,7 +46,11 @@ class MIPBindingReport(io.ComfyNode):
                 ),
                 io.Float.Output(display_name="presence", tooltip="Share of the objects asked for that were found."),
                 io.String.Output(display_name="report", tooltip="The verdict with advice, then the numbers."),
-                io.Image.Output(display_name="matrix", tooltip="One for each picture: its objects against references."),
+                io.Image.Output(
+                    display_name="matrix",
+                    tooltip="One for each picture: its objects against references, and how often in the batch each "
+                    "object was most like each reference.",
+                ),
                 MIPBinding.Output(display_name="binding", tooltip="For MIP Seed Picker."),
             ],
         )
@@ -66,10 +71,18 @@ class MIPSeedPicker(io.ComfyNode):
             display_name="MIP Seed Picker",
             category=SCORES,
             description="Of a batch of pictures, the one whose objects follow their own references best: most objects "
-            "found, then the largest binding margin, then the fewest objects too many.",
+            "found, then the largest margin of the worst object, then the fewest objects too many.",
             inputs=[
                 io.Image.Input("images", tooltip="The batch that was judged."),
                 MIPBinding.Input("binding", tooltip="From the MIP Binding Report of the same pictures."),
+                io.Combo.Input(
+                    "rank_by",
+                    options=list(RANKINGS),
+                    default=WORST,
+                    optional=True,
+                    tooltip="Whose margin ranks a picture: that of its worst object, so that one wrong object is not "
+                    "outweighed, or the mean of all. The ranking lists both.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="best", tooltip="The best picture."),
@@ -83,13 +96,13 @@ class MIPSeedPicker(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, binding) -> io.NodeOutput:
+    def execute(cls, images, binding, rank_by=WORST) -> io.NodeOutput:
         if images.shape[:3] != binding.images.shape[:3]:
             got, judged = (f"{b} of {w}×{h} pixels" for b, h, w in (images.shape[:3], binding.images.shape[:3]))
             raise ValueError(
                 f"The pictures are {got}, but the binding report judged {judged}: connect the same pictures to MIP "
                 "Binding Report and to this node."
             )
-        order = binding.ranking()
+        order = binding.ranking(rank_by)
         best = order[0]
-        return io.NodeOutput(images[best : best + 1], images[order], best, ranking(binding))
+        return io.NodeOutput(images[best : best + 1], images[order], best, ranking(binding, rank_by))

@@ -50,18 +50,34 @@ class MIPPersonalizationScore(io.ComfyNode):
                     tooltip="What the numbers on the outputs are of: whole pictures, as in the papers' tables, or the "
                     "detected crops. The report has both.",
                 ),
+                io.Boolean.Input(
+                    "missing_as_zero",
+                    default=False,
+                    optional=True,
+                    tooltip="Whether objects that were not found count 0 in the crops' means. Off: the means are of "
+                    "the objects found, so that a picture may score higher for what it lacks.",
+                ),
             ],
             outputs=[
                 io.Float.Output(display_name="clip_t", tooltip="2.5 · cosine of prompt and picture; 0: not measured."),
                 io.Float.Output(display_name="clip_i", tooltip="Mean cosine to the references; 0: not measured."),
                 io.Float.Output(display_name="dino", tooltip="The same by image_encoder; 0: not measured."),
                 io.String.Output(display_name="report", tooltip="The scores by picture and object."),
+                io.Int.Output(display_name="objects", tooltip="How many objects the numbers are the mean of."),
             ],
         )
 
     @classmethod
     def execute(
-        cls, images, references, prompt, encoder, image_encoder=None, detections=None, scope=WHOLE
+        cls,
+        images,
+        references,
+        prompt,
+        encoder,
+        image_encoder=None,
+        detections=None,
+        scope=WHOLE,
+        missing_as_zero=False,
     ) -> io.NodeOutput:
         if scope not in SCOPES:
             raise ValueError(f"The scope is “{scope}”; choose one of: {', '.join(SCOPES)}.")
@@ -71,5 +87,5 @@ class MIPPersonalizationScore(io.ComfyNode):
         tick = ticking(pictures_to_encode(images, references, detections, encoders))
         scores = personalization(images, references, prompt, encoder, image_encoder, detections, tick)
         view = scores.whole if scope == WHOLE or scores.crops is None else scores.crops
-        means = (view.mean(name) or 0.0 for name in ("clip_t", "clip_i", "dino"))
-        return io.NodeOutput(*means, personalization_report(scores))
+        means = (view.mean(name, missing_as_zero) or 0.0 for name in ("clip_t", "clip_i", "dino"))
+        return io.NodeOutput(*means, personalization_report(scores, missing_as_zero), view.objects(missing_as_zero))

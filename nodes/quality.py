@@ -27,6 +27,10 @@ class MIPObjectQualityScore(io.ComfyNode):
                 io.Float.Output(display_name="total", tooltip="The score: single + pair, the mean over the pictures."),
                 io.String.Output(display_name="report", tooltip="The values of every picture and object."),
                 io.Image.Output(display_name="picture", tooltip="Every picture with its objects and their numbers."),
+                io.Int.Output(
+                    display_name="objects",
+                    tooltip="How many objects the means are of: pictures that lack one are left out.",
+                ),
             ],
         )
 
@@ -34,4 +38,5 @@ class MIPObjectQualityScore(io.ComfyNode):
     def execute(cls, images, detections, encoder) -> io.NodeOutput:
         tick = ticking(len(images) * len(detections.texts))
         measured = measure_quality(images, detections, encoder, tick)
-        return io.NodeOutput(*measured.means, quality_report(measured), draw_quality(images, detections, measured))
+        drawn = draw_quality(images, detections, measured)
+        return io.NodeOutput(*measured.means, quality_report(measured), drawn, measured.objects)

@@ -17,18 +17,27 @@ from .score import LabelledCrops
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder in the training layout, any picture of which can be asked for by its id."""
+    """A folder in the training layout, any picture of which can be asked for by its id.
+
+    least: objects that a picture must have; most: how many of them count, the most confident first; None: all.
+    """
 
     path: Path
     least: int = 2
-    most: int = 2
+    most: int | None = None
     filters: Filters = field(default_factory=Filters)
 
     def ids(self) -> list[str]:
         return picture_ids(self.path)[1]
 
     def objects(self, name: str) -> LabelledCrops | str:
-        """The labels and crops, or why training would leave the picture out. ValueError where a file is broken."""
+        """Labels and crops of all usable objects, or why training would leave the picture out. ValueError where a file
+        is broken.
+
+        Usable are the objects that the filters let training take. Names must differ among those that training takes at
+        least, or among `most`: a second cat in the background leaves no picture out, though the score sees that it
+        looks like the first.
+        """
         try:
             return self._objects(name)
         except Exception as error:  # whatever a damaged file makes its decoder raise
@@ -45,7 +54,7 @@ class Folder:
         values = read_mask(self.path, name, size)
         found, why = with_masks(found, values, self.filters, self.least)
         chosen = found[: self.most]
-        if why := why or refuse_names(chosen, self.filters):
+        if why := why or refuse_names(found[: self.most or self.least], self.filters):
             return why
         cuts = [reference(picture, values, each.box, False) for each in chosen]
         crops = [(cut.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for cut in cuts if cut is not None]

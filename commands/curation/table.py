@@ -10,7 +10,7 @@ from pathlib import Path
 from ...common.atomic_io import atomic_write
 from ...common.resumable import Row, json_lines
 
-COLUMNS = ("id", "objects", "labels", "single", "pair", "total")
+COLUMNS = ("id", "objects", "labels", "single", "pair", "total", "encoder")
 ENDINGS = (".jsonl", ".parquet")
 
 
@@ -22,9 +22,11 @@ def check_table(path: Path) -> None:
         raise ValueError(f"{path.name} needs pyarrow, which is not installed: install it, or choose a .jsonl name.")
 
 
-def write_table(path: Path, rows: Sequence[Row]) -> None:
-    """rows: scored pictures, in any order; written in the order of their ids."""
-    rows = [{key: row[key] for key in COLUMNS} for row in sorted(rows, key=lambda row: row["id"])]
+def write_table(path: Path, rows: Sequence[Row], encoder: str) -> None:
+    """rows: scored pictures, in any order; written in the order of their ids. encoder: who saw them, named in every
+    row, because scores of two encoders do not compare and tables are joined."""
+    rows = [{**row, "encoder": encoder} for row in sorted(rows, key=lambda row: row["id"])]
+    rows = [{key: row[key] for key in COLUMNS} for row in rows]
     if path.suffix == ".parquet":
         atomic_write(path, _parquet(rows))
     else:

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ...common.crops import Box
 from ..object_embeddings import ObjectEmbeddings
 
+WORST, MEAN = RANKINGS = ("worst object", "mean")  # whose margin ranks pictures
 FAINT = 0.1  # of the way to a reference: who goes less far takes after none
 
 
@@ -40,9 +40,8 @@ class PictureBinding:
     come first, in the references' order, then what is there too often.
     similarity [C, M]: S; look [C, M]: rows add up to 1, or are 0 for what takes after no reference.
     own: for each object the number of its crop, None where it was not found.
-    matched: for each object the reference that its crop is matched with when every reference is given out at most once
-    (the assignment with the largest sum of S), None where it was not found.
-    instead: for an object that was found only where another object is, the number of that one's crop.
+    instead: for an object that was not found the number of another one's crop that may hold it too
+    (`things.may_hold`), None where nothing speaks for it.
     near: for each object that was not found the threshold below which the detector would have found it.
     confusion: of the relevance while the picture was sampled, 0 to 1 (`relevance/record.py`), None where it is unknown.
     """
@@ -53,7 +52,6 @@ class PictureBinding:
     similarity: Tensor
     look: Tensor
     own: tuple[int | None, ...]
-    matched: tuple[int | None, ...]
     instead: tuple[int | None, ...] = ()
     near: tuple[float, ...] = ()
     confusion: float | None = None
@@ -77,18 +75,31 @@ class PictureBinding:
         """Own minus best other of every object that was found; empty with a single reference, which has no other."""
         if self.similarity.shape[1] < 2:
             return {}
-        margins = {}
+        margins, similarity = {}, self.similarity.tolist()
         for m, row in enumerate(self.own):
             if row is not None:
-                others = self.similarity[row].clone()
-                others[m] = -torch.inf
-                margins[m] = float(self.similarity[row, m] - others.max())
+                own, others = similarity[row][m], similarity[row][:m] + similarity[row][m + 1 :]
+                margins[m] = own - max(others)
         return margins
 
     @property
     def margin(self) -> float | None:
         """Mean over the objects that were found; None where there is none to take."""
         return _mean(list(self.margins().values()))
+
+    @property
+    def worst_margin(self) -> float | None:
+        """The smallest of the objects that were found; None as for margin."""
+        return min(self.margins().values(), default=None)
+
+    @property
+    def nearest(self) -> tuple[int | None, ...]:
+        """For each object the reference that its crop is most like, its own of equal ones; None: it was not found."""
+        margins = self.margins()
+        return tuple(
+            row if row is None else m if margins.get(m, 0.0) >= 0 else int(self.similarity[row].argmax())
+            for m, row in enumerate(self.own)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,43 +143,55 @@ class Binding:
         """Share of the objects asked for, over all pictures, that were found."""
         return sum(len(each.present) for each in self.pictures) / (len(self.pictures) * len(self.names))
 
+    def confusion_matrix(self) -> Tensor:
+        """[M, M + 1], whole numbers: in how many pictures object i was most like reference j; last, not found."""
+        objects = len(self.names)
+        counts = torch.zeros(objects, objects + 1, dtype=torch.long)
+        for each in self.pictures:
+            for m, reference in enumerate(each.nearest):
+                counts[m, objects if reference is None else reference] += 1
+        return counts
+
     def only(self, picture: int) -> Binding:
         """One picture of the batch, as if there were no others."""
         return replace(self, images=self.images[picture : picture + 1], pictures=(self.pictures[picture],))
 
-    def ranking(self) -> list[int]:
-        """Picture numbers, best first: most objects found, then largest margin, then fewest things too many.
+    def ranking(self, by: str = WORST) -> list[int]:
+        """Picture numbers, best first: most objects found, then the largest margin, then fewest things too many.
 
-        What is not there has no margin; so objects count before margins, and equal pictures keep their order.
+        by: whose margin, of the object with the smallest one (WORST) or the mean of all (MEAN); the other one decides
+        between equal pictures. What is not there has no margin; so objects count before margins, and pictures that are
+        equal in all of it keep their order. Raises ValueError for any other `by`.
         """
+        if by not in RANKINGS:
+            raise ValueError(f"The pictures are to be ranked by “{by}”; choose one of: {', '.join(RANKINGS)}.")
 
-        def key(number: int) -> tuple[float, float, float]:
+        def key(number: int) -> tuple[float, ...]:
             each = self.pictures[number]
-            return -len(each.present), -(each.margin or 0.0), each.surplus
+            worst, mean = each.worst_margin or 0.0, each.margin or 0.0
+            first, second = (worst, mean) if by == WORST else (mean, worst)
+            return -len(each.present), -first, -second, each.surplus
 
         return sorted(range(len(self.pictures)), key=key)
 
 
 def bind(
-    seen: ObjectEmbeddings, references: Tensor, near: Sequence[float] = (), confusion: float | None = None
+    seen: ObjectEmbeddings,
+    references: Tensor,
+    near: Sequence[float] = (),
+    confusion: float | None = None,
+    instead: Sequence[int | None] = (),
 ) -> PictureBinding:
-    """One picture's objects against every reference's mean embedding [M, E]."""
+    """One picture's objects against every reference's mean embedding [M, E]; the others as in `PictureBinding`."""
     things = seen.things
-    similarity = seen.embeddings @ references.T  # [C, M]
-    matched: list[int | None] = [None] * len(things.own)
-    rows = [(m, row) for m, row in enumerate(things.own) if row is not None]
-    _, columns = linear_sum_assignment(similarity[[row for _, row in rows]].numpy(), maximize=True)
-    for (m, _), column in zip(rows, columns, strict=True):
-        matched[m] = int(column)
     return PictureBinding(
         crops=seen.crops,
         boxes=tuple(each.box for each in things.found),
         found_as=things.found_as,
-        similarity=similarity,
+        similarity=seen.embeddings @ references.T,
         look=looks(seen.embeddings, references, things.found_as),
         own=things.own,
-        matched=tuple(matched),
-        instead=things.instead,
+        instead=tuple(instead),
         near=tuple(near),
         confusion=confusion,
     )

@@ -33,7 +33,8 @@ def draw_matrices(binding: Binding, sentences: Sequence[Sequence[str]]) -> np.nd
 def draw_matrix(binding: Binding, b: int, sentences: Sequence[str] = ()) -> Image.Image:
     """One picture with its boxes, and its matrix with thumbnails on the axes.
 
-    Colours span the similarities of all pictures, so that pictures can be compared.
+    Colours span the similarities of all pictures, so that pictures can be compared. Of a batch every cell also says in
+    how many pictures that object was most like that reference.
     """
     each, objects = binding.pictures[b], len(binding.names)
     every = _rows(each)
@@ -54,12 +55,13 @@ def draw_matrix(binding: Binding, b: int, sentences: Sequence[str] = ()) -> Imag
         sheet.words((x + CELL / 2, TOP - CELL - 34), name, 16, width=CELL - 4, centred=True)
         sheet.pen.rectangle((x + 4, TOP - CELL - 12, x + CELL - 5, TOP - CELL - 8), fill=colour(m))
         sheet.paste((x + 4, TOP - CELL - 4), thumbnail(binding.thumbnails[m], CELL - 8))
-    span = _span(binding)
+    span, of = _span(binding), len(binding.pictures)
+    counts = [[f"{count} of {of}" if of > 1 else "" for count in row] for row in binding.confusion_matrix().tolist()]
     for line, (m, row) in enumerate(rows):
-        _draw_row(sheet, TOP + line * CELL, binding, each, m, row, span)
+        _draw_row(sheet, TOP + line * CELL, binding, each, m, row, span, counts[m])
     for words in more:
         sheet.words((EDGE + 14, TOP + len(rows) * CELL), words, 14, SOFT)
-    _draw_legend(sheet, EDGE, bottom + 16, span)
+    _draw_legend(sheet, EDGE, bottom + 16, span, of)
     for line, words in enumerate(lines):
         sheet.words((EDGE, bottom + LEGEND + LINE * line), words, LETTERS)
     return sheet.image
@@ -72,8 +74,9 @@ def _rows(each: PictureBinding) -> list[tuple[int, int | None]]:
 
 
 def _draw_row(
-    sheet: Canvas, y: int, binding: Binding, each: PictureBinding, m: int, row: int | None, span: tuple[float, float]
-) -> None:
+    sheet: Canvas, y: int, binding: Binding, each: PictureBinding, m: int, row: int | None, span: tuple[float, float],
+    counts: Sequence[str],
+) -> None:  # fmt: skip
     extra = row is not None and row != each.own[m]
     below = "one too many" if extra else "not found" if row is None else number(each.margins().get(m), sign=True)
     sheet.pen.rectangle((EDGE, y + 6, EDGE + 4, y + CELL - 8), fill=colour(m))
@@ -84,23 +87,28 @@ def _draw_row(
         sheet.paste((LEFT - CELL - 2, y + 4), thumbnail(np.asarray(each.crops[row]), CELL - 8))
     for j in range(len(binding.names)):
         x0, y0, x1, y1 = LEFT + j * CELL + 2, y + 2, LEFT + (j + 1) * CELL - 3, y + CELL - 3
-        middle = (x0 + x1) / 2
+        middle, bottom = (x0 + x1) / 2, y + CELL - 30
         if row is None:
             sheet.pen.rectangle((x0, y0, x1, y1), fill=PALE)
-            sheet.words((middle, y + CELL / 2 - 10), NOTHING, 16, SOFT, centred=True)
+            sheet.words((middle, y + CELL / 2 - 13), NOTHING, 16, SOFT, centred=True)
+            sheet.words((middle, bottom), counts[j], 13, SOFT, centred=True)
             continue
         value = float(each.similarity[row, j])
         ground = cividis((value - span[0]) / (span[1] - span[0]))
         ink = ink_on(ground)
         sheet.pen.rectangle((x0, y0, x1, y1), fill=ground)
         sheet.words((middle, y + CELL / 2 - 13), number(value, 2), 22, ink, centred=True)
-        if j == m and not extra:
+        if extra:
+            continue
+        sheet.words((middle, bottom), counts[j], 13, ink, centred=True)
+        if j == m:
             sheet.pen.rectangle((x0 + 3, y0 + 3, x1 - 3, y1 - 3), outline=ink, width=3)
-        if not extra and each.matched[m] == j:
-            sheet.pen.ellipse((middle - 6, y + CELL - 26, middle + 6, y + CELL - 14), fill=ink)
+        if each.nearest[m] == j:
+            dot = x0 + 18 if counts[j] else middle
+            sheet.pen.ellipse((dot - 5, bottom + 3, dot + 5, bottom + 13), fill=ink)
 
 
-def _draw_legend(sheet: Canvas, x: int, y: int, span: tuple[float, float]) -> None:
+def _draw_legend(sheet: Canvas, x: int, y: int, span: tuple[float, float], pictures: int) -> None:
     length = 120
     for step in range(length):
         sheet.pen.line((x + step, y, x + step, y + 16), fill=cividis(step / (length - 1)))
@@ -110,7 +118,11 @@ def _draw_legend(sheet: Canvas, x: int, y: int, span: tuple[float, float]) -> No
     sheet.pen.rectangle((x + 290, y, x + 308, y + 16), outline=BLACK, width=3)
     sheet.words((x + 316, y - 2), "its own reference")
     sheet.pen.ellipse((x + 470, y + 2, x + 482, y + 14), fill=BLACK)
-    sheet.words((x + 490, y - 2), "best match")
+    sheet.words((x + 490, y - 2), "what it is most like")
+    if pictures > 1:
+        sheet.words(
+            (x + 290, y + 20), f"1 of {pictures}: pictures of the batch in which it is most like that", 14, SOFT
+        )
 
 
 def _with_boxes(pixels: np.ndarray, each: PictureBinding, side: int) -> Image.Image:

@@ -15,11 +15,11 @@ from ...common.drawing import written
 from ...common.tables import NOTHING, number, percent, table
 from ..detection.crops import pictures_of
 from ..detection.detections import Detections
-from ..detection.matching import near
+from ..detection.matching import may_hold, near
 from ..encoders.embeddings import embed
 from ..encoders.encoder import ImageEncoder
 from ..object_embeddings import check_parts, crops_at_most, objects_in
-from .binding import Binding, bind
+from .binding import WORST, Binding, bind
 from .matrix_picture import draw_matrices
 from .verdict import verdict
 
@@ -41,6 +41,7 @@ def measure_binding(
     means = torch.stack([embed(encoder, each, tick).mean(0) for each in shown])  # [M, E]
     seen = objects_in(images, references, detections, encoder, means, tick)
     confusions = _each(confusion, len(images))
+    instead = may_hold([each.things for each in seen], references, (detections.height, detections.width))
     return Binding(
         names=texts,
         weights=tuple(reference.weight for reference in references),
@@ -48,7 +49,9 @@ def measure_binding(
         thumbnails=tuple(each[0] for each in shown),
         images=as_bytes(images[..., :3]),
         encoder=encoder.name,
-        pictures=tuple(bind(each, means, near(detections, b, texts), confusions[b]) for b, each in enumerate(seen)),
+        pictures=tuple(
+            bind(each, means, near(detections, b, texts), confusions[b], instead[b]) for b, each in enumerate(seen)
+        ),
         threshold=detections.threshold,
     )
 
@@ -80,10 +83,11 @@ def to_encode(references: Sequence[Reference], detections: Detections) -> int:
 
 
 def binding_report(binding: Binding) -> str:
-    """The verdict, the numbers behind it, and a line for every object in every picture."""
+    """The verdict, the numbers behind it, a line for every object in every picture, and of a batch whose looks its
+    objects wore."""
     rate = binding.confusion_rate
     numbers = [
-        f"margin {number(binding.margin, sign=True)}",
+        f"margin {number(binding.margin, sign=True)}{_worst(binding)}",
         f"confusion rate {NOTHING if rate is None else percent(rate)}",
         f"presence {percent(binding.presence)}",
         f"pictures compared by {binding.encoder}",
@@ -93,33 +97,54 @@ def binding_report(binding: Binding) -> str:
         one_by_one = f" ({', '.join(each)})" if len(each) > 1 else ""
         numbers.insert(3, f"confusion of the relevance while sampling {percent(confusion)}{one_by_one}")
     sentences = [f"- {sentence}" for sentence in verdict(binding)]
-    return "\n".join([*sentences, "", ", ".join(numbers), "", lines(binding)])
+    parts = ["\n".join(sentences), ", ".join(numbers), lines(binding)]
+    if len(binding.pictures) > 1 and len(binding.names) > 1:
+        parts.append(whose_looks(binding))
+    return "\n\n".join(parts)
 
 
-def ranking(binding: Binding) -> str:
-    """The pictures, best first, a line each."""
+def _worst(binding: Binding) -> str:
+    """Which object of which picture has the smallest margin; nothing where there is only one margin."""
+    if len(binding.margins) < 2:
+        return ""
+    b, m, value = min(binding.margins, key=lambda each: each[-1])
+    where = f" in picture {b + 1}" if len(binding.pictures) > 1 else ""
+    return f" (the worst {number(value, sign=True)}: {binding.names[m]}{where})"
+
+
+def whose_looks(binding: Binding) -> str:
+    """The confusion matrix: objects down, references across, the number of pictures in each cell."""
+    header = ["most like, in pictures", *binding.names, "not found"]
+    counts = binding.confusion_matrix().tolist()
+    return table(header, [[name, *map(str, row)] for name, row in zip(binding.names, counts, strict=True)])
+
+
+def ranking(binding: Binding, by: str = WORST) -> str:
+    """The pictures, best first, a line each; by: as in `Binding.ranking`."""
     rows = []
-    for place, b in enumerate(binding.ranking(), 1):
+    for place, b in enumerate(binding.ranking(by), 1):
         each = binding.pictures[b]
         found = f"{len(each.present)} of {len(binding.names)}"
         confused = sum(value < 0 for value in each.margins().values())
-        rows.append([f"{place}.", f"{b + 1}", found, number(each.margin, sign=True), f"{confused}", f"{each.surplus}"])
-    return table(["place", "picture", "found", "margin", "confused", "too many"], rows, words=2)
+        margins = [number(value, sign=True) for value in (each.worst_margin, each.margin)]
+        rows.append([f"{place}.", f"{b + 1}", found, *margins, f"{confused}", f"{each.surplus}"])
+    header = ["place", "picture", "found", "worst margin", "mean margin", "confused", "too many"]
+    return table(header, rows, words=2)
 
 
 def lines(binding: Binding) -> str:
     """A line for every object in every picture."""
-    header = ["", "object", "found", "own", "best other", "which", "margin", "matched with", "look"]
+    header = ["", "object", "found", "own", "best other", "which", "margin", "most like", "look"]
     rows = []
     for b, picture in enumerate(binding.pictures):
         margins = picture.margins()
         for m, name in enumerate(binding.names):
-            row, count = picture.own[m], picture.counts[m]
+            row, count, nearest = picture.own[m], picture.counts[m], picture.nearest[m]
             cells = [f"picture {b + 1}", name, f"{count}" if count == 1 else f"{count} (1 expected)"]
             if row is None:
                 rows.append([*cells, *[NOTHING] * 6])
                 continue
-            similar, matched = picture.similarity[row], picture.matched[m]
+            similar = picture.similarity[row]
             other = best_other(similar, m)
             rows.append(
                 [
@@ -128,7 +153,7 @@ def lines(binding: Binding) -> str:
                     NOTHING if other is None else number(float(similar[other])),
                     NOTHING if other is None else binding.names[other],
                     number(margins.get(m), sign=True),
-                    NOTHING if matched is None else binding.names[matched],
+                    NOTHING if nearest is None else binding.names[nearest],
                     look_words(picture.look[row], binding.names),
                 ]
             )

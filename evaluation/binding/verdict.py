@@ -1,21 +1,21 @@
-"""The binding report in words: what went wrong with which object, and which control mends it.
+"""The binding report in words: what happened to which object (`findings.py`), and which control mends it.
 
 Percentages are shares of an object's look (`PictureBinding.look`), the mean over the pictures in question.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from ...attention.reference import MAX_WEIGHT
 from ...common.tables import number, percent
-from ...common.text import plain
 from ...relevance.report import MIXED
-from .binding import Binding, PictureBinding
+from .binding import Binding
+from .findings import Finding, Name, findings
 
-LEAK = 0.25  # a share of another reference in an object's look that is worth a word
 NEARLY = 0.5  # of the detector's threshold: a candidate that reaches this is worth a word
 STEP = 1.3  # what a weight is multiplied or divided by at first
+Pictures = Sequence[int]
 
 
 def verdict(binding: Binding) -> list[str]:
@@ -26,8 +26,9 @@ def verdict(binding: Binding) -> list[str]:
             "Name the objects in the prompt by the words of their object texts, lower scale in MIP Apply, or lower the "
             "detector's threshold if you can see them.",
         ]
-    findings = [*_missing(binding), *_exchanged(binding), *_leaks(binding), *_unlike(binding), *_too_many(binding)]
-    return [_overall(binding, bool(findings)), *findings]
+    said = [_sentence(binding, finding, pictures) for finding, pictures in _by_finding(binding)]
+    said += _too_many(binding)
+    return [_overall(binding, bool(said)), *said]
 
 
 def _overall(binding: Binding, findings: bool) -> str:
@@ -44,96 +45,137 @@ def _overall(binding: Binding, findings: bool) -> str:
     if not confused:
         well = "" if findings else "All is well: "
         said = objects if findings else objects[0].lower() + objects[1:]
-        return f"{well}{said}, each looks most like its own reference ({margin})."
-    looks = "looks more like another reference than like its own"
+        return f"{well}{said}, {'and it' if found == 1 else 'each'} looks most like its own reference ({margin})."
+    whose = "looks more like another reference than like its own"
     if confused > 1:
-        looks = "look more like another reference than like their own"
-    return f"{objects}, {confused} of them {looks} ({margin})."
+        whose = "look more like another reference than like their own"
+    return f"{objects}, {'and it' if found == 1 else f'{confused} of them'} {whose} ({margin})."
 
 
-def _missing(binding: Binding) -> Iterator[str]:
-    for m, name in enumerate(binding.names):
-        merged: dict[int, list[int]] = {}  # pictures by the object that it is one with
-        absent = []
-        for b, each in enumerate(binding.pictures):
-            if each.own[m] is None:
-                row = each.instead[m] if each.instead else None
-                other = m if row is None else each.found_as[row]
-                # Of two objects with the same text and one thing, one is missing.
-                (absent if plain(binding.names[other]) == plain(name) else merged.setdefault(other, [])).append(b)
-        for other, pictures in merged.items():
-            where, remedy = _in(binding, pictures), _apart(binding, m, other)
-            yield f"“{name}” and “{binding.names[other]}” are one and the same thing{where}: {remedy}."
-        if absent:
-            yield f"No “{name}” was found{_in(binding, absent, 'in any picture')}: {_find(binding, m, absent)}."
+def _by_finding(binding: Binding) -> list[tuple[Finding, list[int]]]:
+    """Every different finding with the pictures that have it, name by name."""
+    pictures: dict[Finding, list[int]] = {}
+    for b, each in enumerate(binding.pictures):
+        for finding in findings(each):
+            pictures.setdefault(finding, []).append(b)
+    order = list(Name)
+    return sorted(pictures.items(), key=lambda each: (order.index(each[0].name), each[0].objects))
 
 
-def _find(binding: Binding, m: int, pictures: Sequence[int]) -> str:
+def _sentence(binding: Binding, finding: Finding, pictures: Pictures) -> str:
+    says = {
+        Name.MISSING: _missing,
+        Name.EXCHANGED: _exchanged,
+        Name.TAKES_BOTH: _takes_both,
+        Name.TAKEN_OVER: _taken_over,
+        Name.BLENDED: _blended,
+        Name.UNCLEAR: _unclear,
+    }
+    what, advice = says[finding.name](binding, finding, pictures)
+    name = finding.name.value
+    if finding.name is Name.TAKES_BOTH and len(finding.objects) > 2:
+        name = "one takes several"
+    return f"{name.capitalize()}{_in(binding, pictures)}: {what}. {advice[0].upper()}{advice[1:]}."
+
+
+# ---- what happened, and what mends it ----
+
+
+def _missing(binding: Binding, finding: Finding, pictures: Pictures) -> tuple[str, str]:
+    (m,), source = finding.objects, finding.source
+    if source is None:
+        return f"no {_quoted(binding, [m])} was found", _find(binding, m, pictures)
+    other, apart = _quoted(binding, [source]), _apart(binding, [m, source], pictures)
+    return (
+        f"{_quoted(binding, [m])} has no box of its own, and the box of {other} may hold both: the two may touch",
+        f"if you can see both, mark each by hand for MIP Objects from Boxes; if not, {apart}",
+    )
+
+
+def _find(binding: Binding, m: int, pictures: Pictures) -> str:
     if not binding.weights[m]:
-        return "its weight is 0, raise it to 1"
+        return _balance(binding, m)
     close = max((binding.pictures[b].near[m] for b in pictures if binding.pictures[b].near), default=0.0)
     if binding.threshold and close >= NEARLY * binding.threshold:
         scores = (
             f"the best candidate has {number(close, 2)}, the detector's threshold is {number(binding.threshold, 2)}"
         )
-        return f"{scores}; lower it if you can see the {binding.names[m]}, or {_raise(binding, m)}"
+        return f"{scores}; lower it if you can see the {binding.names[m]}, or {_balance(binding, m)}"
     if len(pictures) < len(binding.pictures):
-        return f"take another picture or seed, or {_raise(binding, m)}"
+        return f"take another picture or seed, or {_balance(binding, m)}"
     return (
-        f"name it in the prompt by the words of its object text, {_raise(binding, m)}, or lower the detector's "
+        f"name it in the prompt by the words of its object text, {_balance(binding, m)}, or lower the detector's "
         "threshold if you can see it"
     )
 
 
-def _exchanged(binding: Binding) -> Iterator[str]:
-    for m, j in _pairs(binding):
-        pictures = _where(binding, lambda each, m=m, j=j: _swapped(each, m, j))
-        if pictures:
-            names, where = f"“{binding.names[m]}” and “{binding.names[j]}”", _in(binding, pictures)
-            yield f"{names} exchanged their looks{where}: {_apart(binding, m, j)}."
+def _exchanged(binding: Binding, finding: Finding, pictures: Pictures) -> tuple[str, str]:
+    advice = _apart(binding, sorted(finding.objects), pictures)
+    if len(finding.objects) == 2:
+        return f"{_quoted(binding, finding.objects)} wear each other's looks", advice
+    circle = [f"“{binding.names[m]}”" for m in (*finding.objects, finding.objects[0])]
+    return f"each wears the look of the next one, {' → '.join(circle)}", advice
 
 
-def _apart(binding: Binding, m: int, j: int) -> str:
-    if binding.placed[m] and binding.placed[j]:
-        return "take another seed, or make their regions smaller and further apart"
-    return "take another seed, or give each of them a region in MIP Reference"
+def _takes_both(binding: Binding, finding: Finding, pictures: Pictures) -> tuple[str, str]:
+    taken = [m for m in finding.objects if m != finding.source]
+    what = f"{_quoted(binding, finding.objects)} wear the look of {_source(binding, finding)}"
+    return what, _against_leak(binding, taken, pictures, _balance(binding, taken[0], finding.source, lower=True))
 
 
-def _leaks(binding: Binding) -> Iterator[str]:
-    """Looks taken from another reference, in pictures where the two were not exchanged altogether."""
+def _taken_over(binding: Binding, finding: Finding, pictures: Pictures) -> tuple[str, str]:
+    (m,) = finding.objects
+    what = f"{_quoted(binding, [m])} wears the look of {_source(binding, finding)}"
+    return what, _against_leak(binding, [m], pictures, _balance(binding, m, finding.source))
+
+
+def _blended(binding: Binding, finding: Finding, pictures: Pictures) -> tuple[str, str]:
+    (m,) = finding.objects
+    looks = [each.look[each.own[m], finding.source] for each in (binding.pictures[b] for b in pictures)]
+    share = float(sum(looks)) / len(looks)
+    what = f"{_quoted(binding, [m])} takes {percent(share)} of its look from {_source(binding, finding)}"
+    return what, _against_leak(binding, [m], pictures, _balance(binding, m, finding.source))
+
+
+def _unclear(binding: Binding, finding: Finding, pictures: Pictures) -> tuple[str, str]:
+    (m,) = finding.objects
+    return f"{_quoted(binding, [m])} takes after no reference clearly", _balance(binding, m)
+
+
+def _too_many(binding: Binding) -> Iterator[str]:
     for m, name in enumerate(binding.names):
-        taken: dict[int, list[tuple[int, float]]] = {}  # (picture, share) by the reference that it was taken from
-        for b, each in enumerate(binding.pictures):
-            if m not in each.margins() or any(_swapped(each, m, j) for j in range(len(binding.names))):
-                continue
-            if not any(look := each.look[each.own[m]].tolist()):
-                continue
-            source = max((j for j in range(len(look)) if j != m), key=lambda j, look=look: look[j])
-            if look[source] >= LEAK or each.margins()[m] < 0:
-                taken.setdefault(source, []).append((b, look[source]))
-        if taken:
-            source = max(taken, key=lambda j: sum(share for _, share in taken[j]))
-            share = sum(share for _, share in taken[source]) / len(taken[source])
-            pictures = [b for b, _ in taken[source]]
+        pictures = [b for b, each in enumerate(binding.pictures) if each.counts[m] > 1]
+        if pictures:
+            most = max(binding.pictures[b].counts[m] for b in pictures)
+            times = "twice" if most == 2 else f"{'up to ' if len(pictures) > 1 else ''}{most} times"
             yield (
-                f"“{name}” takes {percent(share)} of its look from “{binding.names[source]}”"
-                f"{_in(binding, pictures)}: {_against_leak(binding, m, source, pictures)}."
+                f"Too many{_in(binding, pictures)}: “{name}” is there {times} instead of once. Set background in MIP "
+                "Merge to 0.5–1, lower scale in MIP Apply, or take another seed."
             )
 
 
-def _unlike(binding: Binding) -> Iterator[str]:
-    """Confused, though it takes after no reference at all."""
-    for m, name in enumerate(binding.names):
-        pictures = _where(binding, lambda each, m=m: each.margins().get(m, 0) < 0 and not each.look[each.own[m]].any())
-        if pictures:
-            yield f"“{name}” looks like none of the references{_in(binding, pictures)}: {_raise(binding, m)}."
+# ---- controls ----
 
 
-def _against_leak(binding: Binding, m: int, source: int, pictures: Sequence[int]) -> str:
+def _apart(binding: Binding, objects: Sequence[int], pictures: Pictures) -> str:
+    seed = "another picture or seed" if len(pictures) < len(binding.pictures) else "another seed"
+    if all(binding.placed[m] for m in objects):
+        return f"take {seed}, or make their regions smaller and further apart"
+    return f"take {seed}, or give each of them a region in MIP Reference"
+
+
+def _against_leak(binding: Binding, objects: Sequence[int], pictures: Pictures, balance: str) -> str:
+    """What keeps others' looks out of some objects. balance: which weight to change."""
+    if not all(binding.weights[m] for m in objects):
+        return balance
     confusion = binding.relevance_confusion(pictures)
-    region = "shrink its region" if binding.placed[m] else "give it a region"
+    several = len(objects) > 1
+    if all(binding.placed[m] for m in objects):
+        region = f"shrink {'their regions' if several else 'its region'}"
+    else:
+        region = f"give {'each of them' if several else _quoted(binding, objects)} a region"
     if confusion is None:
-        return f"{_raise(binding, m, source)}, or {region}"
+        return f"{balance}, or {region}"
     if confusion >= MIXED:
         return (
             f"the objects claim the same places while sampling (confusion {percent(confusion)}), so set sharpness in "
@@ -141,58 +183,47 @@ def _against_leak(binding: Binding, m: int, source: int, pictures: Sequence[int]
         )
     return (
         f"the relevance keeps the objects apart (confusion {percent(confusion)}), so cut them out of their pictures "
-        f"with image_mask, or {_raise(binding, m, source)}"
+        f"with image_mask, or {balance}"
     )
 
 
-def _too_many(binding: Binding) -> Iterator[str]:
-    for m, name in enumerate(binding.names):
-        pictures = _where(binding, lambda each, m=m: each.counts[m] > 1)
-        if pictures:
-            most = max(binding.pictures[b].counts[m] for b in pictures)
-            times = "twice" if most == 2 else f"{'up to ' if len(pictures) > 1 else ''}{most} times"
-            yield (
-                f"“{name}” is there {times} instead of once{_in(binding, pictures)}: set background in MIP Merge to "
-                "0.5–1, lower scale in MIP Apply, or take another seed."
-            )
+def _balance(binding: Binding, m: int, source: int | None = None, lower: bool = False) -> str:
+    """Which weight to change for object m to follow its own reference: its own, or that of the reference that its look
+    comes from. The other one's is lowered where m's own is at its end, or at once (lower)."""
+    own, other = binding.weights[m], 0.0 if source is None else binding.weights[source]
+    raised = own * STEP <= MAX_WEIGHT
+    if not own:
+        return f"raise {_whose(binding, m)} weight from 0 to 1"
+    if source is not None and other and (lower or not raised):
+        return f"lower {_whose(binding, source)} weight (now {other:g}, try {other / STEP:.2g})"
+    if raised:
+        return f"raise {_whose(binding, m)} weight (now {own:g}, try {own * STEP:.2g})"
+    return "raise scale in MIP Apply"
 
 
-def _raise(binding: Binding, m: int, source: int | None = None) -> str:
-    """Raise an object's weight; at its end, lower the weight of the object that it takes its look from."""
-    weight = binding.weights[m]
-    if weight * STEP <= MAX_WEIGHT:
-        return f"raise {_whose(binding.names[m])} weight (now {weight:g}, try {weight * STEP:.2g})"
-    if source is None:
-        return "raise scale in MIP Apply"
-    other = binding.weights[source]
-    return f"lower {_whose(binding.names[source])} weight (now {other:g}, try {other / STEP:.2g})"
+def _whose(binding: Binding, m: int) -> str:
+    return f"the {binding.names[m]}'s"
 
 
-def _whose(name: str) -> str:
-    return f"the {name}'s"
+# ---- words ----
 
 
-def _swapped(each: PictureBinding, m: int, j: int) -> bool:
-    return m != j and each.matched[m] == j and each.matched[j] == m
+def _quoted(binding: Binding, objects: Sequence[int]) -> str:
+    names = [f"“{binding.names[m]}”" for m in objects]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _pairs(binding: Binding) -> Iterator[tuple[int, int]]:
-    for m in range(len(binding.names)):
-        for j in range(m + 1, len(binding.names)):
-            yield m, j
+def _source(binding: Binding, finding: Finding) -> str:
+    return "" if finding.source is None else _quoted(binding, [finding.source])
 
 
-def _where(binding: Binding, true: Callable[[PictureBinding], bool]) -> list[int]:
-    return [b for b, each in enumerate(binding.pictures) if true(each)]
-
-
-def _in(binding: Binding, pictures: Sequence[int], everywhere: str = "in every picture") -> str:
-    """“ in picture 2”, “ in pictures 1 and 3”, `everywhere`; nothing where there is only one."""
+def _in(binding: Binding, pictures: Pictures) -> str:
+    """“ in picture 2”, “ in pictures 1 and 3”, “ in every picture”; nothing where there is only one."""
     count = len(binding.pictures)
     if count == 1:
         return ""
     if len(pictures) == count:
-        return f" {everywhere}"
+        return " in every picture"
     numbers = [str(b + 1) for b in pictures]
     if len(numbers) == 1:
         return f" in picture {numbers[0]}"

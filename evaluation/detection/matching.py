@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ...common.crops import overlap
+from ...attention.reference import Reference
+from ...attention.regions import resize
+from ...common.crops import Box, overlap
 from ...common.text import plain
 from .detections import Detection, Detections
 
 SAME_PLACE = 0.7  # boxes that overlap more (intersection over union) show one and the same thing
+COVERED = 0.5  # a box that covers more of two objects' regions may hold both
+MUCH_LARGER = 2.0  # so may a box of so many times the area that the same object's boxes have in other pictures
 ABSENT = -1.0  # in a matrix of scores, which lie in 0..1: not found at all
 
 
@@ -67,6 +72,55 @@ def rematch_by_appearance(things: ObjectMatches, texts: Sequence[str], similarit
         for i, j in zip(*linear_sum_assignment(similarity[rows][:, alike].numpy(), maximize=True), strict=True):
             own[alike[j]], found_as[rows[i]] = rows[i], alike[j]
     return things._replace(found_as=tuple(found_as), own=tuple(own))
+
+
+def may_hold(
+    every: Sequence[ObjectMatches], references: Sequence[Reference], size: tuple[int, int]
+) -> list[tuple[int | None, ...]]:
+    """For each picture and each of the M objects: the thing of another object that may hold it, too, where it has none
+    of its own; else None. Two objects that touch are often found as one.
+
+    A thing may hold two objects where the detector found it for both; where its box covers more than half of both
+    objects' regions; and where it is at least twice as large as that object is, by the median, in the pictures in which
+    both were found. size: height and width of the pictures. Objects with the same text are no such two: one of them is
+    missing.
+    """
+    names = [plain(each.text) for each in references]
+
+    def holds(things: ObjectMatches, m: int, j: int, row: int) -> bool:
+        if names[m] == names[j]:
+            return False
+        box = things.found[row].box
+        alone = [
+            _area(each.found[own].box) for each in every if (own := each.own[j]) is not None and each.own[m] is not None
+        ]
+        return (
+            things.instead[m] == row
+            or all(_covered(references[k].region, box, size) > COVERED for k in (m, j))
+            or (bool(alone) and _area(box) >= MUCH_LARGER * median(alone))
+        )
+
+    def thing_of(things: ObjectMatches, m: int) -> int | None:
+        if things.own[m] is not None:
+            return None
+        rows = [row for j, row in enumerate(things.own) if row is not None and holds(things, m, j, row)]
+        # What was found for both says more than sizes do.
+        return things.instead[m] if things.instead[m] in rows else next(iter(rows), None)
+
+    return [tuple(thing_of(things, m) for m in range(len(names))) for things in every]
+
+
+def _covered(region: Tensor | None, box: Box, size: tuple[int, int]) -> float:
+    """The share of a region [1, H, W] that lies in a box of a picture of this size (height, width); without one 0."""
+    if region is None or not region.any():
+        return 0.0
+    inside = Detection(box).region(*size)
+    placed = resize(region.float(), size)[0]
+    return float((placed * inside).sum() / placed.sum())
+
+
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def near(detections: Detections, picture: int, texts: Sequence[str]) -> tuple[float, ...]:

@@ -39,6 +39,11 @@ class MeasuredQuality:
     left_out: dict[int, str]
 
     @property
+    def objects(self) -> int:
+        """How many objects the means are of."""
+        return self.own.numel()
+
+    @property
     def means(self) -> tuple[float, float, float]:
         """single, pair, total: the mean over the scored pictures."""
         single, pair, total = (float(values.mean()) for values in self.quality)
@@ -88,6 +93,13 @@ def quality_report(measured: MeasuredQuality) -> str:
              "object and its text."]  # fmt: skip
     if not several:
         notes.append(f"One object has no pairs: its pair is {number(0.0)}, and its total does not compare with others.")
+    pictures = len(measured.scored) + len(measured.left_out)
+    notes.append(f"mean: of {len(measured.scored)} of {pictures} pictures, {measured.objects} objects.")
+    if measured.left_out:
+        notes.append(
+            "A picture that lacks an object has no score, and none of 0 either: pair is below 0 as a rule, so that 0 "
+            "would be a reward."
+        )
     notes += [f"picture {picture + 1} left out: {why}" for picture, why in measured.left_out.items()]
     return "\n".join([rows, "", *notes])
 

@@ -76,6 +76,56 @@ def test_scores_are_those_of_the_definition(alone: Path, data: Path, encoder: Pa
         assert rows[name]["labels"] == [entry["label"] for entry in entries] and rows[name]["objects"] == 2
 
 
+def test_all_objects_of_a_picture_count(encoder: Path, tmp_path: Path):
+    """The formula sums over all objects: three here, the third one's label twice in one picture."""
+    from mip_adapter.commands.curation.read import Folder
+
+    folder = write_folder(tmp_path / "data", 4, size=(144, 80), objects=3)
+    entries = json.loads((folder / "jsons" / "003.json").read_text())["final_masks"]
+    entries[3]["label"] = entries[1]["label"]
+    edit_json(folder, 3, final_masks=entries)
+    line = [str(folder), "--encoder", str(encoder), "--output"]
+    assert main([*line, str(tmp_path / "all.jsonl")]) == main(
+        [*line, str(tmp_path / "two.jsonl"), "--max-objects", "2"]
+    )
+    model, rows, of_two = (
+        need_words(load_encoder(encoder), "The test"),
+        *(table(tmp_path / f"{n}.jsonl") for n in ("all", "two")),
+    )
+    assert len(rows) == len(of_two) == 4
+    for name, row in rows.items():
+        objects = Folder(folder).objects(name)
+        assert not isinstance(objects, str) and row["objects"] == 3 and row["labels"] == list(objects.labels)
+        t, v = (
+            each / each.norm(dim=-1, keepdim=True)
+            for each in (model.texts(objects.labels), model.images(objects.crops))
+        )
+        cosines = v @ v.T
+        assert row["single"] == pytest.approx(float((t * v).sum(-1).mean()), abs=1e-5)
+        assert row["pair"] == pytest.approx(-float(cosines.sum() - cosines.trace()) / 6, abs=1e-5)
+        assert of_two[name]["objects"] == 2 and of_two[name]["labels"] == row["labels"][:2]
+
+
+def test_the_encoder_is_named(alone: Path, encoder: Path, data: Path, capsys: pytest.CaptureFixture[str]):
+    from mip_adapter.evaluation.model_folder import identity
+
+    assert {row["encoder"] for row in table(alone).values()} == {identity(encoder)}
+    assert main([str(data), "--encoder", str(encoder), "--output", str(alone), "--part", "8"]) == 0
+    assert f"by the encoder tiny-clip, weights {identity(encoder)[-12:]}" in capsys.readouterr().out
+
+
+def test_pictures_of_one_object_are_said_not_to_compare(
+    encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = write_folder(tmp_path / "data", 3)
+    line = [str(folder), "--encoder", str(encoder), "--min-objects", "1", "--output"]
+    assert main([*line, str(tmp_path / "same.jsonl")]) == 0
+    assert "do not compare" not in capsys.readouterr().out
+    edit_json(folder, 1, final_masks=json.loads((folder / "jsons" / "001.json").read_text())["final_masks"][:2])
+    assert main([*line, str(tmp_path / "mixed.jsonl")]) == 0
+    assert "totals do not compare" in capsys.readouterr().out
+
+
 def test_every_picture_is_accounted_for(alone: Path, data: Path, capsys: pytest.CaptureFixture[str], encoder: Path):
     assert sorted(table(alone)) == [f"{n:03d}" for n in range(40)]
     broken = alone.with_suffix(".broken.txt").read_text()
@@ -123,14 +173,15 @@ def test_objects_have_the_colours_that_they_have_everywhere():
 def test_parquet_where_pyarrow_is(tmp_path: Path):
     path = tmp_path / "quality.parquet"
     rows = [{"id": name, "objects": 2, "labels": ["a", "b"], "single": 0.5, "pair": 0.0, "total": 0.5} for name in "ba"]
+    by = "clip, weights 0123"
     if importlib.util.find_spec("pyarrow") is None:
         with pytest.raises(ValueError, match="needs pyarrow.*jsonl"):
             check_table(path)
         return
-    write_table(path, rows)
+    write_table(path, rows, by)
     from pyarrow import parquet
 
-    assert parquet.read_table(path).to_pylist() == rows[::-1]
+    assert parquet.read_table(path).to_pylist() == [{**row, "encoder": by} for row in rows[::-1]]
 
 
 def test_quantiles():
@@ -237,7 +288,12 @@ def test_bad_input_gets_a_sentence(data: Path, encoder: Path, tmp_path: Path, ca
         line = [str(folder), "--encoder", str(chosen), "--output", str(tmp_path / "out" / "q.jsonl"), *more]
         assert main(line) == 1
         assert says in capsys.readouterr().err, says
-    for wrong in (["--keep", "0"], ["--quantile", "1.5"], ["--keep", "1", "--quantile", "0.5"], ["--min-objects", "5"]):
+    for wrong in (
+        ["--keep", "0"],
+        ["--quantile", "1.5"],
+        ["--keep", "1", "--quantile", "0.5"],
+        ["--min-objects", "3", "--max-objects", "2"],
+    ):
         with pytest.raises(SystemExit):
             main([str(data), "--encoder", str(encoder), *wrong])
 

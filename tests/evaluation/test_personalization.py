@@ -205,7 +205,7 @@ def test_the_report_says_what_was_measured(folders):
     )
     assert sum(ticks) == pictures_to_encode(scene.images, scene.references, scene.detections, 1) == 5
     assert "CLIP-T and CLIP-I by tiny-clip. DINO was not measured: connect an image_encoder." in said
-    assert "every object was found in every picture" in said
+    assert "Crops: the mean of all 2 objects; every one was found." in said
     header = [cell.strip() for cell in said.splitlines()[4].split("|")[1:-1]]
     assert header == ["", "object", "CLIP-T", "CLIP-I", "crop CLIP-T", "crop CLIP-I"]
     assert said.splitlines()[6].startswith("| mean") and len(said.splitlines()) == 9

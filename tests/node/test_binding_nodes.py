@@ -32,7 +32,9 @@ def test_the_report_node_says_what_the_core_measured():
     margin, rate, presence, said, matrix, binding = binding_report(scene)
     core = measure_binding(scene.images, scene.references, scene.detections, Colours())
     assert (margin, rate, presence) == (core.margin, core.confusion_rate, 1.0) and 0 < rate < 1
-    assert "exchanged their looks in picture 1" in said and f"“{scene.references[2].text}” takes" in said
+    names = [f"“{reference.text}”" for reference in scene.references]
+    assert f"Exchanged in picture 1: {names[0]} and {names[1]} wear each other's looks." in said
+    assert f"One takes both in picture 3: {names[1]} and {names[2]} wear the look of {names[1]}." in said
     assert matrix.shape[0] == 3 and matrix.shape[-1] == 3 and float(matrix.min()) >= 0 and float(matrix.max()) == 1
     assert binding.ranking() == [1, 2, 0]
 
@@ -53,6 +55,20 @@ def test_the_seed_picker_sorts_the_batch():
     assert index == 0 and torch.equal(best, alone.images) and torch.equal(ordered, best) and ranking.count("\n") == 2
     told(lambda: MIPSeedPicker.execute(scene.images[:2], binding), "2 of 128×128", "3 of 128×128")
     told(lambda: MIPSeedPicker.execute(scene.images[:, :100], binding), "128×100")
+    told(lambda: MIPSeedPicker.execute(scene.images, binding, "luck"), "“luck”", "worst object, mean")
+
+
+def test_the_seed_picker_ranks_by_what_it_is_told():
+    from mip_adapter.evaluation.binding.binding import RANKINGS
+    from mip_adapter.nodes.binding import MIPSeedPicker
+
+    scene = draw(4, pictures=3, looks=[(1, 0, 2), (0, 1, 2), (0, 1, 1)])
+    *_, binding = binding_report(scene)
+    for by in RANKINGS:
+        _, ordered, index, ranking = MIPSeedPicker.execute(scene.images, binding, by).args
+        order = binding.ranking(by)
+        assert index == order[0] and torch.equal(ordered, scene.images[order])
+        assert [line.split("|")[2].strip() for line in ranking.splitlines()[2:]] == [str(b + 1) for b in order]
 
 
 def test_nothing_found_gives_the_worst_numbers_not_nan():
@@ -83,7 +99,7 @@ def test_the_relevance_of_the_sampling_is_heard():
     said = binding_report(scene, relevance=record)[3]
     assert "confusion of the relevance while sampling" in said and "sharpness in MIP Merge" in said
     silent = binding_report(scene, relevance=RelevanceRecord(("a", "b")))[3]
-    assert "while sampling" not in silent and "raise the" in silent
+    assert "while sampling" not in silent and "Lower the" in silent
 
 
 def test_every_picture_hears_its_own_relevance():
@@ -107,13 +123,34 @@ def test_the_personalization_node_scores_what_is_asked_for():
     core = personalization(*given, Colours(), scene.detections)
     assert core.crops is not None
     for scope, view in (("whole picture", core.whole), ("crops", core.crops)):
-        *numbers, said = MIPPersonalizationScore.execute(*given, Colours(), scene.detections, scope).args
+        *numbers, said, objects = MIPPersonalizationScore.execute(*given, Colours(), scene.detections, scope).args
+        assert objects == 4 and "the mean of all 4 objects; every one was found" in said
         assert numbers == [view.mean(name) for name in ("clip_t", "clip_i", "dino")]
         assert "crop DINO" in said and not np.isnan(numbers).any()
-    *numbers, said = MIPPersonalizationScore.execute(*given).args
+    *numbers, said, objects = MIPPersonalizationScore.execute(*given).args
+    assert objects == 4
     assert numbers[2] == 0.0 and "DINO was not measured" in said and "Crops were not measured" in said
     told(lambda: MIPPersonalizationScore.execute(*given, scope="crops"), "no detections", "MIP Detect Objects")
     told(lambda: MIPPersonalizationScore.execute(*given, scope="all"), "“all”", "whole picture, crops")
+
+
+def test_missing_objects_are_left_out_or_count_0():
+    from mip_adapter.nodes.personalization import MIPPersonalizationScore
+
+    scene = draw(0, objects=2, pictures=2)
+    (first, second), later = scene.detections.found
+    lacking = replace(scene.detections, found=((first, ()), later))
+    given = (scene.images, scene.references, "a prompt", Painter(), Colours(), lacking, "crops")
+    *left_out, said, found = MIPPersonalizationScore.execute(*given).args
+    *counted, told_so, asked = MIPPersonalizationScore.execute(*given, missing_as_zero=True).args
+    assert (found, asked) == (3, 4) and counted == pytest.approx([value * 3 / 4 for value in left_out])
+    assert "the mean of 3 of 4 objects; what was not found is not counted" in said
+    assert "the mean of all 4 objects; 1 not found count 0" in told_so
+    assert f"No “{scene.references[1].text}”" in said and f"No “{scene.references[1].text}”" in told_so
+    nothing = (*given[:5], replace(lacking, found=(((), ()),) * 2), "crops")
+    for missing_as_zero, objects in ((False, 0), (True, 4)):
+        *numbers, _, averaged = MIPPersonalizationScore.execute(*nothing, missing_as_zero=missing_as_zero).args
+        assert numbers == [0.0] * 3 and averaged == objects
 
 
 def test_an_interrupt_ends_the_measurement():

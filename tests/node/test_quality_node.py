@@ -84,6 +84,8 @@ def test_pictures_without_an_object_are_left_out_and_named(encoder: TextImageEnc
     alone = measure_quality(images[:1], found(((CAT,), (DOG,))), encoder)
     assert measured.means == pytest.approx(alone.means)
     said = quality_report(measured)
+    assert measured.objects == 2
+    assert "mean: of 1 of 3 pictures, 2 objects.\nA picture that lacks an object has no score" in said
     assert "picture 2 left out: No “dog”" in said and "picture 3 left out: In picture 3 “dog”" in said
     drawn = draw_quality(images, detections, measured)
     assert drawn.shape[0] == 3 and torch.isfinite(drawn).all()
@@ -126,6 +128,7 @@ def test_the_node(host, encoder: TextImageEncoder):
     from mip_adapter.nodes.quality import MIPObjectQualityScore
 
     images, detections = torch.rand(2, 40, 60, 3), found(*[((CAT,), (DOG,))] * 2)
-    single, pair, total, said, picture = MIPObjectQualityScore.execute(images, detections, encoder).args
+    single, pair, total, said, picture, objects = MIPObjectQualityScore.execute(images, detections, encoder).args
     assert isinstance(total, float) and total == pytest.approx(single + pair, abs=1e-6)
     assert f"{single:.3f}" in said.replace("−", "-") and picture.shape[0] == 2 and picture.shape[-1] == 3
+    assert objects == 4 and "mean: of 2 of 2 pictures, 4 objects." in said

@@ -74,6 +74,6 @@ def ran(server, prompt: dict) -> dict:
 
 def test_right_and_exchanged_looks_are_told_apart(server):
     right, exchanged = (ran(server, graph(exchanged)) for exchanged in (False, True))
-    assert "exchanged their looks" in exchanged["said"]["text"][0], exchanged["said"]["text"][0]
+    assert "wear each other's looks" in exchanged["said"]["text"][0], exchanged["said"]["text"][0]
     assert "All is well: both objects were found" in right["said"]["text"][0], right["said"]["text"][0]
     assert "2 of 2" in right["ranking"]["text"][0] and len(right["matrix"]["images"]) == 1

@@ -1,0 +1,124 @@
+"""What happened to the objects of a picture, by the field's names; each name has a condition of its own.
+
+An object that was found *wears* the look of the reference that its crop is most like:
+
+- its own, where its margin is 0 or more;
+- another's, where its margin is below 0 and that reference's share of its look is at least 1.5 times any other's (of
+  two references: 60 %);
+- none, where its margin is below 0 and its look is of several references, or of none.
+
+| name           | condition                                                                                      |
+| -------------- | ---------------------------------------------------------------------------------------------- |
+| exchanged      | two objects or more form a circle: each wears the look of the next one, the last of the first  |
+| one takes both | two objects or more wear the look of one reference, and one of them belongs to no circle       |
+| taken over     | an object of no circle wears another's look, which no other object wears                       |
+| blended        | an object wears its own look or none, and 25 % of its look or more is another reference's      |
+| unclear        | an object has a margin below 0, and less than 25 % of its look is any other reference's        |
+| missing        | no detection is the object's own                                                               |
+
+So a margin below 0 always has a name. An exchange needs a negative margin of every object in the circle: where one
+reference takes both objects, the own object of that reference has a positive one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from .binding import PictureBinding
+
+AHEAD = 1.5  # times the share of any other reference that the one has whose look is worn in place of the own one
+LEAK = 0.25  # the share of another reference in an object's look from which on it is blended
+
+
+class Name(Enum):
+    """In the order of a report."""
+
+    MISSING = "missing"
+    EXCHANGED = "exchanged"
+    TAKES_BOTH = "one takes both"
+    TAKEN_OVER = "taken over"
+    BLENDED = "blended"
+    UNCLEAR = "unclear"
+
+
+class Finding(NamedTuple):
+    """objects: whom it is about, a circle in its order, else ascending. source: the reference that took them (one takes
+    both, taken over), that is in their look (blended), or whose thing may hold them too (missing); else None."""
+
+    name: Name
+    objects: tuple[int, ...]
+    source: int | None = None
+
+
+def findings(picture: PictureBinding) -> list[Finding]:
+    """What is to be said of one picture; nothing where all objects are there in their own looks."""
+    wearing = worn(picture)
+    exchanged = circles(wearing)
+    inside = {m for circle in exchanged for m in circle}
+    found = [
+        *_missing(picture),
+        *(Finding(Name.EXCHANGED, circle) for circle in exchanged),
+        *_taken(wearing, inside),
+        *_blended(picture, wearing),
+    ]
+    order = list(Name)
+    return sorted(found, key=lambda each: order.index(each.name))
+
+
+def worn(picture: PictureBinding) -> tuple[int | None, ...]:
+    """For each of the M objects the reference whose look it wears; None: no single one's, or it was not found."""
+    margins = picture.margins()
+
+    def of(m: int, nearest: int | None) -> int | None:
+        row = picture.own[m]
+        if row is None or nearest is None or margins.get(m, 0.0) >= 0:
+            return nearest
+        look = picture.look[row].tolist()
+        share = look.pop(nearest)
+        return nearest if share > 0 and share >= AHEAD * max(look) else None
+
+    return tuple(of(m, nearest) for m, nearest in enumerate(picture.nearest))
+
+
+def circles(wearing: Sequence[int | None]) -> list[tuple[int, ...]]:
+    """Every circle of two objects or more in which each wears the next one's look, from its smallest number on."""
+    found = []
+    for first in range(len(wearing)):
+        circle, at = [first], wearing[first]
+        while at is not None and at not in circle:
+            circle.append(at)
+            at = wearing[at]
+        if at == first == min(circle) and len(circle) > 1:
+            found.append(tuple(circle))
+    return found
+
+
+def _missing(picture: PictureBinding) -> Iterator[Finding]:
+    for m, row in enumerate(picture.own):
+        if row is None:
+            shared = picture.instead[m] if picture.instead else None
+            yield Finding(Name.MISSING, (m,), None if shared is None else picture.found_as[shared])
+
+
+def _taken(wearing: Sequence[int | None], exchanged: set[int]) -> Iterator[Finding]:
+    """References whose look is worn by an object that is not their own, and that no circle explains."""
+    for source in range(len(wearing)):
+        wearers = tuple(m for m, reference in enumerate(wearing) if reference == source)
+        if any(m != source and m not in exchanged for m in wearers):
+            yield Finding(Name.TAKES_BOTH if len(wearers) > 1 else Name.TAKEN_OVER, wearers, source)
+
+
+def _blended(picture: PictureBinding, wearing: Sequence[int | None]) -> Iterator[Finding]:
+    looks = picture.look.tolist()
+    for m, margin in picture.margins().items():
+        row = picture.own[m]
+        if row is None or wearing[m] not in (m, None):
+            continue
+        look = looks[row]
+        source = max((j for j in range(len(look)) if j != m), key=lambda j, look=look: look[j])
+        if look[source] >= LEAK:
+            yield Finding(Name.BLENDED, (m,), source)
+        elif margin < 0:
+            yield Finding(Name.UNCLEAR, (m,))
