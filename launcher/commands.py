@@ -91,6 +91,8 @@ def test(arguments: list[str]) -> int:
     parser = options("test")
     parser.add_argument("--fast", action="store_true", help="without the tests that serve, browse or train")
     chosen, more = parser.parse_known_args(arguments)
+    if not any(Path(each.partition("::")[0]).exists() for each in more):  # all tests: a process for each core
+        more = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile", *more]
     if chosen.fast:
         more = ["-m", "not slow", *more]
     python, host = prepare()

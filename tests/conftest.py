@@ -37,16 +37,28 @@ hypothesis.settings.register_profile("ours", max_examples=25, deadline=None, der
 hypothesis.settings.load_profile("ours")
 
 
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    torch.set_num_threads(1)  # the workers share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"  # and so do the processes that they start
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time() -> None:
     torch.manual_seed(0)
 
 
+SLOW = {"server", "browser"}  # fixtures
+SLOW_FOLDERS = ("server", "browser", "training", "research", "launcher", "benchmarks", "commands")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`-m "not host"` leaves the tests that need no ComfyUI."""
+    """`-m "not host"` leaves the tests that need no ComfyUI, `-m "not slow"` those that serve, browse or train none."""
     for item in items:
-        if {"host", "server", "browser"} & set(getattr(item, "fixturenames", ())):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if {"host", *SLOW} & fixtures:
             item.add_marker(pytest.mark.host)
+        if SLOW & fixtures or item.path.relative_to(ROOT / "tests").parts[0] in SLOW_FOLDERS:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
