@@ -17,7 +17,8 @@ CondRows = tuple[int, int, bool, Area]  # start, stop, conditional, area
 class CondEvaluation(NamedTuple):
     """One evaluation of several conds: per index whether it is conditional, per uuid its area, the rows and the size of
     the latents that each is evaluated on, whether it is the guider's own, the one to record, and the model's
-    `model_sampling`."""
+    `model_sampling`; window: the numbers of the run's pictures that a context window of the host shows, None without
+    one."""
 
     conditional: tuple[bool, ...]
     areas: Mapping[Any, Area]
@@ -25,6 +26,7 @@ class CondEvaluation(NamedTuple):
     canvas: Size
     main: bool
     model_sampling: Any
+    window: list[int] | None
 
     def __deepcopy__(self, memo: dict) -> CondEvaluation:
         return self  # other packs copy the options that it lies in, some at every step

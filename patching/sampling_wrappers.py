@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.patcher_extension
+import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 from torch import Tensor
@@ -79,8 +80,23 @@ def _frame_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timestep:
     which = tuple(i == 0 and positive_first if name is None else "negative" not in name for i, name in enumerate(names))
     areas = {cond.get("uuid"): clipped(_area(cond.get("area")), canvas) for group in conds if group for cond in group}
     shown = [first for first, conditional in zip(firsts, which, strict=True) if first and conditional]
-    frame = CondEvaluation(which, areas, len(x_in), canvas, prediction.begins(shown, options), model.model_sampling)
+    window = _window(options, model_options.get("context_handler"))
+    frame = CondEvaluation(
+        which, areas, len(x_in), canvas, prediction.begins(shown, options), model.model_sampling, window
+    )
     return executor(model, conds, x_in, timestep, _with(model_options, **{FRAME: frame}))
+
+
+def _window(options: Mapping[str, Any], handler: Any) -> list[int] | None:
+    """The numbers of the pictures in a context window of the host, None without one. The window gives them: newer hosts
+    put the picture before it in front, and can keep some pictures in every window."""
+    window: Any = options.get("context_window")
+    sampling: SamplingState | None = options.get(SAMPLING)
+    if sampling is None or getattr(window, "dim", None) != 0:
+        return None
+    kept = getattr(handler, "latent_retain_index_list", None)
+    more = {"retain_index_list": kept} if kept else {}  # older hosts know no such argument
+    return window.get_tensor(torch.arange(sampling.run.pictures), **more).tolist()
 
 
 def _conds(guider: Any) -> Mapping[str, list]:

@@ -149,10 +149,10 @@ class UNetCall:
         which part of them."""
         if self._batch.in_tiles:
             return None
-        if self._batch.pictures == self.sampling_run.pictures:
-            return slice(None)
-        numbers: list[int] = getattr(self._options.get("context_window"), "index_list", [])
-        return numbers if len(numbers) == self._batch.pictures else None
+        window = self._frame.window if self._frame else None
+        if window is not None and len(window) == self._batch.pictures:
+            return window
+        return slice(None) if self._batch.pictures == self.sampling_run.pictures else None
 
     def numbers(self, device: torch.device) -> Tensor:
         """[pictures] The pictures that `shown` tells; where nobody says, as if they were all. Made once a call."""

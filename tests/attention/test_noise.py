@@ -291,6 +291,14 @@ def test_areas_and_split_calls(apart: bool, monkeypatch) -> None:
 
 
 @host
+@pytest.mark.parametrize("schedule", ["standard_static", "looped_uniform"])
+def test_every_picture_keeps_its_noise_in_context_windows(schedule: str) -> None:
+    sampled = [noise(), graphs.in_windows(noise(), 4, schedule), bundle().model]
+    whole, sliced, without = (sample(model, 5, batch=6, size=(8, 8)) for model in sampled)
+    assert deviation(sliced, whole, without) < TOLERANCE
+
+
+@host
 def test_the_negative_of_another_guider_gets_none() -> None:
     """DualCFG evaluates [negative, middle, positive]."""
     from comfy_extras.nodes_custom_sampler import DualCFGGuider

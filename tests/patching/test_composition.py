@@ -231,18 +231,8 @@ def test_percentages_are_of_the_sampling_that_runs(name: str, inputs: tuple) -> 
 
 
 def test_context_windows() -> None:
-    """The host slices a batch into windows of its own. (0.3.75 can do so when there are as many steps as pictures.)"""
-    import comfy.context_windows as windows
-
-    def windowed(model):
-        model = model.clone()
-        model.model_options["context_handler"] = windows.IndexListContextHandler(
-            windows.get_matching_context_schedule("standard_static"), windows.get_matching_fuse_method("pyramid"),
-            context_length=4, context_overlap=1,
-        )  # fmt: skip
-        return guide(model)
-
-    compare(windowed, sampling={"batch": 6, "steps": 5, "size": (8, 8)})
+    """The host slices a batch into windows of its own."""
+    compare(lambda model: guide(graphs.in_windows(model, 4)), sampling={"batch": 6, "steps": 5, "size": (8, 8)})
 
 
 def couple(model: Any, regions: int) -> Any:

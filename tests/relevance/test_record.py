@@ -269,29 +269,46 @@ def test_tiles_that_nobody_places_leave_no_maps(at_once: int) -> None:
     assert "another pack samples the pictures in parts" in (record.absent() or "")
 
 
-def test_context_windows() -> None:
+@pytest.mark.parametrize("length", [4, 5])  # with the one before it, a window of 5 has as many pictures as the batch
+@pytest.mark.parametrize("schedule", ["standard_static", "looped_uniform"])
+def test_context_windows(schedule: str, length: int) -> None:
     """The host slices a batch: every picture is recorded, and every picture gets its own frozen maps."""
+
+    def sampled(sliced: bool, **options):
+        model, record = applied(**options)
+        latent = sample(graphs.in_windows(model, length, schedule) if sliced else model, 5, batch=6, size=(8, 8))
+        return latent, record
+
+    (latent, record), (other, sliced) = sampled(False), sampled(True)
+    torch.testing.assert_close(other, latent, rtol=1e-3, atol=1e-4)
+    whole(sliced.shares())
+    if schedule == "standard_static":
+        torch.testing.assert_close(sliced.shares(), record.shares(), rtol=1e-3, atol=1e-4)
+    # Windows that move show a picture twice in some steps, which then count for more of its maps: they stay its own.
+    each, known = (maps.shares().transpose(0, 1).flatten(1) for maps in (sliced, record))
+    assert torch.cdist(each, known).argmin(1).tolist() == [0, 1, 2, 3, 4, 5]
+
+    frozen = freeze(record, latent)
+    (latent, _), (other, _) = (sampled(sliced, frozen=frozen) for sliced in (False, True))
+    torch.testing.assert_close(other, latent, rtol=1e-3, atol=1e-3)
+
+
+def test_a_picture_that_every_context_window_shows() -> None:
+    """Some hosts can keep one. Its maps are its own, not those of the picture in whose place it stands."""
+    import inspect
+
     import comfy.context_windows as windows
 
-    def sliced(model, length):
-        model = model.clone()
-        model.model_options["context_handler"] = windows.IndexListContextHandler(
-            windows.get_matching_context_schedule("standard_static"), windows.get_matching_fuse_method("pyramid"),
-            context_length=length, context_overlap=1,
-        )  # fmt: skip
-        return model
-
+    known = inspect.signature(windows.IndexListContextHandler).parameters
+    if "latent_retain_index_list" not in known:
+        pytest.skip("this ComfyUI keeps no picture in every context window")
     found = []
-    for length in (4, 6):
+    for options in ({}, {"latent_retain_index_list": "0", "causal_window_fix": False}):
         model, record = applied()
-        latent = sample(sliced(model, length), 5, batch=6, size=(8, 8))
-        assert record.shares().shape == (2, 6, 4, 4)
-        whole(record.shares())
-        found.append((record.shares(), latent))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
-    frozen = freeze(record, latent)
-    again = [sample(sliced(applied(frozen=frozen)[0], length), 5, batch=6, size=(8, 8)) for length in (4, 6)]
-    torch.testing.assert_close(again[0], again[1], rtol=1e-3, atol=1e-3)
+        model = graphs.in_windows(model, 4, **options) if options else model
+        sample(model, 1, batch=6, size=(8, 8))  # later steps begin with other pictures
+        found.append(record.shares())
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 # ---- prompts ----

@@ -9,7 +9,6 @@ import atexit
 import gc
 from collections.abc import Callable, Sequence
 from functools import cache
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -195,12 +194,22 @@ def in_tiles(model: Any, at_once: int) -> Any:
     return model
 
 
-def little_memory(monkeypatch: Any) -> None:
-    """The sampler believes that nothing is free: it evaluates every cond in a call of its own."""
-    import comfy.samplers
+def in_windows(model: Any, length: int, schedule: str = "standard_static", **options: Any) -> Any:
+    """A clone of the MODEL whose batches the host samples in context windows of so many pictures. 0.3.75 can do so when
+    there are as many steps as pictures less one. options: more for the host's handler."""
+    import comfy.context_windows as windows
 
-    full = SimpleNamespace(**{**vars(comfy.model_management), "get_free_memory": lambda *_: 0})
-    monkeypatch.setattr(comfy.samplers, "model_management", full)
+    model = model.clone()
+    model.model_options["context_handler"] = windows.IndexListContextHandler(
+        windows.get_matching_context_schedule(schedule), windows.get_matching_fuse_method("pyramid"),
+        context_length=length, context_overlap=1, **options,
+    )  # fmt: skip
+    return model
+
+
+def little_memory(monkeypatch: Any) -> None:
+    """The model says that it needs more than any machine has: the host evaluates every cond in a call of its own."""
+    monkeypatch.setattr(bundle().model.model, "memory_usage_factor", 1e12)
 
 
 def compare(make_guider: Callable, *, order: Sequence[str] = (), areas: Sequence | None = None,
