@@ -145,7 +145,7 @@ def test_the_functions_of_the_architecture_exist() -> None:
     rows = re.findall(r"^\|[^|]+\|([^|]+)\|$", page, re.MULTILINE)
     named = 0
     for row in rows:
-        for file, functions in re.findall(r"`(\w+/\w+\.py)`(?:: ((?:`\w+`(?:, )?)+))?", row):
+        for file, functions in re.findall(r"`((?:\w+/)+\w+\.py)`(?:: ((?:`\w+`(?:, )?)+))?", row):
             tree = ast.parse((ROOT / file).read_text("utf-8"))
             known = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
             wanted = set(re.findall(r"`(\w+)`", functions))
