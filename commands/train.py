@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 from ..common.comfy_path import prepare_host
 from ..common.hashing import file_sha256
+from ..training.checkpoints import as_begun
 from ..training.dataset import SubjectFolder
 from ..training.processes import Accelerated, Alone
 from ..training.run_config import RunConfig, read_run_config
@@ -51,6 +53,7 @@ def run(job: RunConfig, cpu: bool = False) -> int:
     processes = Accelerated(cpu or not torch.cuda.is_available()) if several else Alone()
     folder, first = Path(job.output.folder), processes.rank == 0
     folder.mkdir(parents=True, exist_ok=True)
+    job = replace(job, recipe=as_begun(folder, job.recipe))
     parts = load_base(job.base)
     adapter = start_adapter(job, parts)
     samples = SubjectFolder(job.data, job.recipe)

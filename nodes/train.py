@@ -30,7 +30,8 @@ class MIPTrainAdapter(io.ComfyNode):
                 io.ClipVision.Input("clip_vision", tooltip="The image encoder that the adapter was made for."),
                 MIPAdapter.Input(
                     "adapter",
-                    tooltip="Where training starts. Plain IP-Adapter weights get a fusion head that begins neutral.",
+                    tooltip="Where training starts. Plain IP-Adapter weights get a fusion head, which begins with "
+                    "small random weights.",
                 ),
                 io.String.Input(
                     "dataset_folder",

@@ -19,7 +19,7 @@ import torch
 
 from ..common.atomic_io import atomic_file
 from ..common.hashing import digest
-from .config import RESUMABLE, TrainConfig
+from .config import RESUMABLE, TrainConfig, as_saved, completed, shaping
 
 log = logging.getLogger(__name__)
 DATASET = "dataset"  # the part of a run's origin that may change when it goes on
@@ -46,18 +46,30 @@ def write_state(folder: Path, state: dict[str, Any], keep: int) -> Path:
     return target
 
 
+def as_begun(folder: Path, recipe: TrainConfig) -> TrainConfig:
+    """The recipe to go on with in a folder: a run that began before a setting existed goes on without it, as long as
+    the recipe leaves the setting at its default."""
+    if not (path := _newest(folder)):
+        return recipe
+    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["recipe"]
+    begun = as_saved(recipe, saved)
+    if begun != recipe:
+        log.info("The run in %s began by earlier rules and goes on by them, see docs/training-recipe.md.", folder)
+    return begun
+
+
 def load_latest(folder: Path, recipe: TrainConfig, processes: int, origin: Mapping[str, str]) -> dict[str, Any] | None:
-    """The newest checkpoint of a run with this recipe; None where there is none. origin: digests, by their names, of
-    what training starts from and stands on; the dataset may be another by now.
+    """The newest checkpoint of a run with this recipe; None where there is none.
+
+    origin: digests, by their names, of what training starts from and stands on; the dataset may be another by now.
 
     Raises ValueError if the run there was another: other settings that shape the result, another global batch, another
     origin, or more steps than the recipe has.
     """
-    paths = sorted((folder / "checkpoints").glob("step-*.pt"))
-    if not paths:
+    if not (path := _newest(folder)):
         return None
-    state = torch.load(paths[-1], map_location="cpu", weights_only=True)
-    own, saved = recipe.as_dict(), state["recipe"]
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    own, saved = recipe.as_dict(), completed(state["recipe"])
     share = {"batch_size": own["batch_size"] * processes}, {"batch_size": saved["batch_size"] * state["processes"]}
     own, saved = own | share[0], saved | share[1]
     if changed := [name for name in own if name not in RESUMABLE and own[name] != saved.get(name)]:
@@ -75,8 +87,12 @@ def load_latest(folder: Path, recipe: TrainConfig, processes: int, origin: Mappi
             f"{folder} holds a run that is trained for {state['step']} steps already, and steps is {recipe.steps}. Set "
             f"steps to {state['step']} or more, or choose another output folder for a shorter run."
         )
-    log.info("Found the checkpoint %s.", paths[-1])
+    log.info("Found the checkpoint %s.", path)
     return state
+
+
+def _newest(folder: Path) -> Path | None:
+    return max((folder / "checkpoints").glob("step-*.pt"), default=None)
 
 
 def run_folder(base: Path, recipe: TrainConfig, *parts: Any) -> Path:
@@ -85,8 +101,7 @@ def run_folder(base: Path, recipe: TrainConfig, *parts: Any) -> Path:
     The number of steps is no part of it, so that a finished training can go on for more of them. Where it went beyond
     `recipe.steps` already, the folder is one for just this number of steps.
     """
-    shaping = {key: value for key, value in recipe.as_dict().items() if key not in RESUMABLE}
-    folder = base / f"{recipe.train}-{digest(json.dumps(shaping, sort_keys=True), parts)[:12]}"
+    folder = base / f"{recipe.train}-{digest(json.dumps(shaping(recipe), sort_keys=True), parts)[:12]}"
     return folder if reached(folder) <= recipe.steps else base / f"{folder.name}-{recipe.steps}"
 
 

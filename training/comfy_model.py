@@ -18,6 +18,7 @@ from ..common.hashing import weights_sha256
 from ..patching.encode import encode_object_text, encode_pictures, null_features
 from ..weights.adapter import Adapter
 from ..weights.sites import Site, SiteKey, cross_attentions, unet_sites
+from .comfy_latents import sampled_latents
 from .config import TrainConfig
 from .dataset import Sample
 from .objective import Batch
@@ -63,8 +64,7 @@ class HostModel:
     def encode(self, samples: Sequence[Sample], adapter: Adapter) -> Batch:
         """Encoders run as the host runs them, in inference mode; what leaves it is cloned, to be saved for backward."""
         with torch.inference_mode():
-            pictures = torch.stack([sample.image for sample in samples]).movedim(1, -1)  # BCHW -> BHWC
-            latents = self.patcher.model.process_latent_in(self.vae.encode(pictures))
+            latents = self.patcher.model.process_latent_in(self._encode_pictures(samples))
             context, vector = zip(*(self._encode_caption(sample) for sample in samples), strict=True)
             features = self._encode_references(samples, adapter)
             texts = tuple(tuple(self._object_text(name, adapter) for name in sample.names) for sample in samples)
@@ -110,6 +110,12 @@ class HostModel:
         management.load_models_gpu([self.patcher], memory_required=need)
         release_inference_tensors(self.unet)
         self.unet.requires_grad_(False)
+
+    def _encode_pictures(self, samples: Sequence[Sample]) -> Tensor:
+        pictures = torch.stack([sample.image for sample in samples]).movedim(1, -1)  # BCHW -> BHWC
+        if self.recipe.latents == "mean":
+            return self.vae.encode(pictures)
+        return sampled_latents(self.vae, pictures, [sample.position for sample in samples], self.recipe.seed)
 
     def _encode_caption(self, sample: Sample) -> tuple[Tensor, Tensor | None]:
         caption = "" if sample.drop_text else sample.caption

@@ -23,7 +23,7 @@ from ..patching.encode import check_encoders
 from ..weights.adapter import Adapter
 from ..weights.comfy_files import adapter_names, output_folder
 from ..weights.sites import check_sites, unet_sites
-from .checkpoints import earlier_losses, reached, run_folder
+from .checkpoints import as_begun, earlier_losses, reached, run_folder
 from .comfy_model import HostModel, model_parts
 from .config import TrainConfig
 from .dataset import SubjectFolder
@@ -136,6 +136,7 @@ def train_in_graph(
     """
     with torch.inference_mode(False), torch.enable_grad():
         check_sites(adapter.spec, adapter.name, unet_sites(model.model.diffusion_model))
+        recipe = recipe if folder is None else as_begun(folder, recipe)
         samples = SubjectFolder(dataset_folder, recipe)
         frozen = HostModel(model, clip, vae, clip_vision, recipe)
         about = {"start": adapter.name, "base_weights_sha256": frozen.base_sha256()}

@@ -71,8 +71,9 @@ def _applied(parts: Parts, each: Validation, adapter: Adapter, recipe: TrainConf
     if not references:
         return model
     head = FusionHead(adapter.head, recipe.gate if adapter.head else "off", name=adapter.name)
+    merge = Merge(recipe.merge, recipe.normalization)
     return apply_references(
-        model, clip, clip_vision, adapter, references, scale=each.scale, merge=Merge(recipe.merge), fusion_head=head
+        model, clip, clip_vision, adapter, references, scale=each.scale, merge=merge, fusion_head=head
     )
 
 

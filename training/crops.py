@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,7 +14,13 @@ from ..common.crops import SIDE, Box, cut_out, window
 from .filters import object_value
 
 
-def choose_crop(size: tuple[int, int], boxes: list[Box], rng: random.Random) -> tuple[int, int, int]:
+def whole_box(box: Sequence[float]) -> Box:
+    """A box with its edges cut to whole pixels, as the official script takes them for the crop."""
+    x0, y0, x1, y1 = (int(edge) for edge in box)
+    return x0, y0, x1, y1
+
+
+def choose_crop(size: tuple[int, int], boxes: Sequence[Box], rng: random.Random) -> tuple[int, int, int]:
     """Left, top and side of the square crop: the picture's short side, anywhere that keeps all boxes inside, the
     middle where no such place exists."""
     width, height = size

@@ -21,11 +21,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..common.crops import Box
 from ..common.rng import generator, seed_of
 from .config import TrainConfig
-from .crops import choose_crop, cropped, latent_mask, reference, training_picture
+from .crops import choose_crop, cropped, latent_mask, reference, training_picture, whole_box
 from .data_folder import mask_path, picture_ids, picture_path, read_json, read_mask
-from .filters import Found, candidates, refuse_names, shape_is_usable, with_masks
+from .filters import Found, candidates, refuse_names, usable_after_crop, with_masks
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +58,13 @@ class Sample:
 
 
 class _Entry(NamedTuple):
+    """boxes: of all objects of the picture, also of those that the filters leave out, in whole pixels."""
+
     id: str
     picture: Path
     caption: str
     found: tuple[Found, ...]
+    boxes: tuple[Box, ...]
     size: tuple[int, int]
     original: tuple[int, int]  # height, width
 
@@ -138,7 +142,8 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         if why:
             raise _Unusable(why)
         width, height = data.get("original_size", size)
-        return _Entry(name, picture, caption, tuple(found), size, (int(height), int(width)))
+        boxes = tuple(whole_box(entry["box"]) for entry in data["final_masks"] if "box" in entry)
+        return _Entry(name, picture, caption, tuple(found), boxes, size, (int(height), int(width)))
 
     def _load(self, entry: _Entry, position: int) -> Sample:
         recipe, rng = self.recipe, random.Random(seed_of(self.recipe.seed, "sample", position))
@@ -148,14 +153,14 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         found, why = with_masks(entry.found, values, recipe.filters, recipe.min_objects)
         if why:
             raise _Unusable(why)
-        crop = choose_crop(picture.size, [each.box for each in found[: recipe.max_objects]], rng)
+        used = [each.box for each in found[: recipe.max_objects]]
+        crop = choose_crop(picture.size, entry.boxes if recipe.crop_holds == "all" else used, rng)
         left, top, side = crop
         window = (slice(top, top + side), slice(left, left + side))
         chosen, references, boxes = [], [], []
         for each in found:
             box = cropped(each.box, crop)
-            share = (box[2] - box[0]) * (box[3] - box[1]) / side**2
-            if share <= recipe.filters.cropped_area or not shape_is_usable(box, recipe.filters):
+            if not usable_after_crop(box, side, recipe.filters):
                 continue
             cut = reference(pixels[window], values[window], box, rng.random() < recipe.flip)
             if cut is not None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from ..common.crops import Box, window
+
+CroppedAspect = Literal["h/w", "w/h"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,9 @@ class Filters:
     area: a box's share of the picture; aspect: its width / height; logit: the detector's confidence; contained: a box
     is dropped when more than this share of the smaller box overlaps with one already chosen; fill: share of its box
     that the most frequent mask value must cover; values: how many mask values a box may hold; cropped_area: share of
-    the training crop that must remain of a box; one_word: labels of one word only; in_caption: labels must stand in
-    the caption; names_differ: a picture whose chosen objects share a name is left out.
+    the training crop that must remain of a box; cropped_aspect: of what remains, aspect limits "h/w", height / width
+    (official), or "w/h", as before the crop; one_word: labels of one word only; in_caption: labels must stand in the
+    caption; names_differ: a picture whose chosen objects share a name is left out.
     """
 
     area_min: float = 0.08
@@ -31,6 +34,7 @@ class Filters:
     fill: float = 0.6
     values: int = 5
     cropped_area: float = 200 / 512**2
+    cropped_aspect: CroppedAspect = "h/w"
     one_word: bool = True
     in_caption: bool = True
     names_differ: bool = True
@@ -39,6 +43,13 @@ class Filters:
         for low, high in (("area_min", "area_max"), ("aspect_min", "aspect_max")):
             if not 0 <= getattr(self, low) < getattr(self, high):
                 raise ValueError(f"The filter {low} is {getattr(self, low)}; it must be 0 or more and below {high}.")
+        if self.cropped_aspect not in (allowed := get_args(CroppedAspect)):
+            raise ValueError(
+                f"The filter cropped_aspect is {self.cropped_aspect!r}; choose one of {', '.join(allowed)}."
+            )
+
+
+EARLIER: dict[str, Any] = {"cropped_aspect": "w/h"}  # see config.EARLIER
 
 
 class Found(NamedTuple):
@@ -144,6 +155,16 @@ def _area(box: Box) -> float:
 def shape_is_usable(box: Box, filters: Filters) -> bool:
     width, height = box[2] - box[0], box[3] - box[1]
     return height > 0 and filters.aspect_min < width / height < filters.aspect_max
+
+
+def usable_after_crop(box: Box, side: int, filters: Filters) -> bool:
+    """Whether enough is left of a box in a square crop; the box in the crop's own pixels."""
+    if _area(box) / side**2 <= filters.cropped_area:
+        return False
+    if filters.cropped_aspect == "h/w":
+        x0, y0, x1, y1 = box
+        box = y0, x0, y1, x1
+    return shape_is_usable(box, filters)
 
 
 def _usable(entry: dict, size: tuple[int, int], filters: Filters) -> bool:

@@ -77,7 +77,7 @@ class Objective(nn.Module):
         noisy, target = diffuse(latents, noise, alpha, model.prediction)
         adapter = self.student.adapter()
         objects = RowObjects.gather(project(adapter, batch.features), batch.texts)
-        merging = Merging(adapter.sites, objects, Merge(recipe.merge), recipe.gate)
+        merging = Merging(adapter.sites, objects, Merge(recipe.merge, recipe.normalization), recipe.gate)
         predicted = model.predict(noisy, steps.to(noisy.device), batch, merging)
         error = masked_mean((predicted.float() - target).square().mean(1), batch.mask, recipe.background)
         return (error * snr_weight(alpha.flatten(), model.prediction, recipe.min_snr)).mean()
@@ -87,6 +87,7 @@ def draw_noise(batch: Batch, recipe: TrainConfig, levels: int) -> tuple[Tensor, 
     """Noise like the latents and noise levels [B], by the samples' positions: whoever computes them.
 
     cubic: t = (1 − u³) · levels with u uniform in 0..1; its median is 7/8 of the levels.
+    noise_offset: ε + offset · ε' with one ε' for all places of a channel; the model is to predict the sum.
     """
     generators = [generator(recipe.seed, "noise", position) for position in batch.positions]
     if recipe.timesteps == "cubic":
@@ -95,7 +96,10 @@ def draw_noise(batch: Batch, recipe: TrainConfig, levels: int) -> tuple[Tensor, 
     else:
         steps = torch.cat([torch.randint(levels, (1,), generator=each) for each in generators])
     shape = batch.latents.shape[1:]
-    return torch.stack([torch.randn(shape, generator=each) for each in generators]), steps
+    noise = torch.stack([torch.randn(shape, generator=each) for each in generators])
+    if recipe.noise_offset:
+        noise += recipe.noise_offset * torch.stack([torch.randn(shape[0], 1, 1, generator=each) for each in generators])
+    return noise, steps
 
 
 def diffuse(latents: Tensor, noise: Tensor, alpha: Tensor, prediction: str) -> tuple[Tensor, Tensor]:

@@ -119,7 +119,7 @@ def _shares(
         average[own, :, own] = (objects.spans / heads).unsqueeze(2)
         relevance = raw_relevance(queries, keys, average.flatten(0, 1).flatten(1), 1)  # [B·M, 1, N]
         share = shares(relevance.view(rows, count, -1).transpose(0, 1), merge, objects.present)
-    if merge.normalization == "mean":  # `shares` multiplied by the padded number of objects
+    if merge.strategy == "relevance" and merge.normalization == "mean":  # `shares` multiplied by the padded number
         share = share * (objects.present.sum(0) / count)
     return share
 

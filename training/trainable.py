@@ -59,8 +59,7 @@ class TrainableAdapter(nn.Module):
     """float32 parameters for what the recipe trains. Of the rest, copies: the image projection in float32, in which it
     is computed, the sites' weights in `dtype`, that of the activations, to which every site would cast them.
 
-    Without a head in the starting adapter, rows of zeros are added: sigmoid(0) is the same everywhere, so g̃ is 1 and
-    training starts from the adapter as it is.
+    A head that the starting adapter lacks is added, see `first_row`.
     """
 
     def __init__(self, adapter: Adapter, recipe: TrainConfig, dtype: torch.dtype = torch.float32) -> None:
@@ -69,7 +68,7 @@ class TrainableAdapter(nn.Module):
         flat = flat_tensors(adapter)
         if recipe.gate != "off":
             for number, site in adapter.sites.items():
-                flat.setdefault(f"ip_adapter.{number}.{PARTS[2]}", torch.zeros(1, site.to_k.shape[0]))
+                flat.setdefault(f"ip_adapter.{number}.{PARTS[2]}", first_row(number, site.to_k.shape[0], recipe))
         self.keys = tuple(key for key in flat if is_trained(key, recipe))
         self.trained = nn.ParameterList(nn.Parameter(_copy(flat.pop(key), torch.float32)) for key in self.keys)
         self.frozen = {
@@ -93,6 +92,18 @@ class TrainableAdapter(nn.Module):
         flat |= {key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in own.items()}
         made = with_tensors(self.start, flat)
         return TrainedAdapter(made.name, made.spec, made.image_proj, made.sites, MappingProxyType(dict(about)))
+
+
+def first_row(number: int, width: int, recipe: TrainConfig) -> Tensor:
+    """The fusion head of site `number` before its first step [1, C].
+
+    "random": uniform in ±1/√C, with which torch begins a linear layer from C to 1, and so the official script. "zeros":
+    sigmoid(0) is the same everywhere, so g̃ is 1 and training starts from the adapter as it is.
+    """
+    row = torch.zeros(1, width)
+    if recipe.head_start == "random":
+        row.uniform_(-(width**-0.5), width**-0.5, generator=generator(recipe.seed, "fusion head", number))
+    return row
 
 
 def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:

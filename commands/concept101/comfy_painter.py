@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import comfy.sample
+import comfy.samplers
 import torch
 from PIL import Image
 
 from ...attention.options import FusionHead, Merge
 from ...attention.reference import Reference
+from ...evaluation.concept101.schedule import official_sigmas, start_factor
 from ...patching.apply import apply_references
 from ...training.run_config import MINIATURE, Base
 from ...weights import comfy_files
 from ...weights.adapter import Adapter, load_adapter
 from ..comfy_base import load_base
-from .settings import Settings
+from .settings import Settings, usual_scale
 
 
 class Painter:
@@ -34,14 +36,13 @@ class Painter:
     def with_references(self, references: tuple[Reference, ...]) -> Any:
         """The model (ModelPatcher) that MIP Apply would give."""
         settings, adapter = self.settings, self.adapter
-        usual = 0.75 if adapter.spec.tokens == 4 else 0.65  # the paper's, of base and of plus weights
         return apply_references(
             self.model,
             self.clip,
             self.clip_vision,
             adapter,
             references,
-            scale=usual if settings.scale is None else settings.scale,
+            scale=usual_scale(adapter.spec.tokens) if settings.scale is None else settings.scale,
             merge=Merge(settings.strategy, background=settings.background, sharpness=settings.sharpness),
             fusion_head=FusionHead(
                 adapter.head, "image" if adapter.head and settings.head else "off", name=adapter.name
@@ -53,19 +54,18 @@ class Painter:
         """number: which noise of the seed it starts from, that of this place in a batch."""
         settings, side = self.settings, self.settings.side // 8
         latent = comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 4, side, side))
-        made = comfy.sample.sample(
-            model,
-            comfy.sample.prepare_noise(latent, settings.seed, [number]),
-            settings.steps,
-            settings.cfg,
-            "euler",
-            "normal",
-            self._cond(prompt),
-            self.negative,
-            latent,
-            seed=settings.seed,
-            disable_pbar=True,
-        )
+        noise = comfy.sample.prepare_noise(latent, settings.seed, [number])
+        conds = (self._cond(prompt), self.negative)
+        more = {"seed": settings.seed, "disable_pbar": True}
+        if settings.schedule == "host":
+            made = comfy.sample.sample(
+                model, noise, settings.steps, settings.cfg, "euler", "normal", *conds, latent, **more
+            )
+        else:
+            sampling, euler = model.get_model_object("model_sampling"), comfy.samplers.sampler_object("euler")
+            sigmas = official_sigmas(sampling.sigmas, settings.steps)
+            noise = noise * start_factor(sigmas, float(sampling.sigma_max))
+            made = comfy.sample.sample_custom(model, noise, settings.cfg, euler, sigmas, *conds, latent, **more)
         pixels = self.vae.decode(made)[0].clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
         return Image.fromarray(pixels.numpy())
 

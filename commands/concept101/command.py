@@ -1,4 +1,4 @@
-"""`python mip.py concept101`: the paper's table for an adapter, by the real graph on Concept101.
+"""`python mip.py concept101`: the published table for an adapter, by the real graph on Concept101.
 
 Alone, or one process a GPU: `accelerate launch --num_processes 8 mip.py concept101 …`. Killed, it goes on where it was:
 a picture that is there is not made again, a pair is not scored again unless its pictures are others now. Process r of w
@@ -30,7 +30,11 @@ from ...evaluation.concept101.score import Scorer, contents
 from ...evaluation.concept101.table import tables
 from ...evaluation.encoders.encoder import load_encoder, need_words
 from ...evaluation.model_folder import identity, on
+from ...training.run_config import MINIATURE
+from ...weights.files import read_tensors
+from ...weights.spec import AdapterSpec, detect
 from .options import parse, settings_of
+from .remarks import of_settings, of_texts
 from .settings import Settings, guard
 
 
@@ -74,7 +78,8 @@ def run(options: argparse.Namespace, settings: Settings) -> None:
         _say(f"{finished} of {len(parts)} pairs are scored; the last process to finish writes the table.")
         return
     name = options.name or f"{Path(settings.adapter).stem}, {settings.strategy}"
-    made = tables(name, list(parts.rows()), described, encoders)
+    more = [*of_settings(settings, _spec(settings.adapter)), *of_texts(pairs, options.file_name_texts)]
+    made = tables(name, list(parts.rows()), described, encoders, more)
     for ending, text in made.items():  # several processes may come here at once
         atomic_write(options.output / f"concept101.{ending}", text)
     _say(f"{made['md']}\nWritten: {options.output / 'concept101'}.json, .csv and .md")
@@ -121,13 +126,16 @@ def _scorer(options: argparse.Namespace, device: torch.device) -> Scorer:
     """In float32: half precision shows in the table's fourth digit."""
     keeper = on(device, torch.float32)
     words = need_words(load_encoder(options.encoder, keeper), "CLIP-T")
-    return Scorer(words, load_encoder(options.dino, keeper) if options.dino else None)
+    dino = load_encoder(options.dino, keeper) if options.dino else None
+    return Scorer(words, dino, options.file_name_texts)
 
 
 def _open_scores(options: argparse.Namespace, pairs: Sequence[Pair], described: Mapping[str, Any]) -> Parts:
-    """A part for each pair, in a folder for just these encoders and prompts."""
+    """A part for each pair, in a folder for just these encoders and texts."""
     by = {"encoder": identity(options.encoder), "dino": identity(options.dino) if options.dino else ""}
     about = {**described, **by, "prompts": [list(pair.prompts) for pair in pairs]}
+    if options.file_name_texts:
+        about["texts"] = "file names"
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
     return open_parts(options.output / f"scores-{key}", [pair.name for pair in pairs], by, 1)
 
@@ -138,6 +146,14 @@ def _forget_changed(parts: Parts, pairs: Sequence[Pair], output: Path, rank: int
         file, pictures = parts.path(part), picture_files(output, pairs[part])
         if file.exists() and json.loads(file.read_text("utf-8")).get("files") != contents(pictures):
             file.unlink()
+
+
+def _spec(adapter: str) -> AdapterSpec | None:
+    """None for the miniature's, and for any file where the pictures are another method's."""
+    try:
+        return None if adapter == MINIATURE else detect(read_tensors(adapter)[0])
+    except ValueError:
+        return None
 
 
 def _device(cpu: bool) -> torch.device:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from ...attention.options import STRATEGIES
+from ...evaluation.concept101.schedule import Schedule, official_timesteps
 from ...training.run_config import MINIATURE
 from .settings import NEGATIVE, Settings
 
@@ -37,6 +39,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--negative", default=NEGATIVE, help="negative prompt (default: the official code's)")
     add("--side", type=int, help="of the pictures (default 1024, miniature 128)")
     add("--uncropped", action="store_true", help="references are whole pictures: no json_data/ is needed")
+    levels = "whose noise levels: the host's (default) or the official code's, which begin lower"
+    add("--schedule", choices=get_args(Schedule), default="host", help=levels)
+    add("--file-name-texts", action="store_true", help="CLIP-T reads file names, as in the official code")
     add("--pairs", type=int, metavar="N", help="only the first N pairs")
     add("--prompts", type=int, metavar="N", help="only the first N prompts of each pair")
     add("--name", help="of the row in the table (default: adapter and strategy)")
@@ -48,6 +53,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--{name} is {value}; it must be {low} or more")
     if options.checkpoint != MINIATURE and not options.clip_vision:
         parser.error("--clip-vision is missing: name the image encoder that the adapter was trained with")
+    if options.schedule == "official":
+        try:
+            official_timesteps(options.steps)
+        except ValueError as error:
+            parser.error(str(error))
     if options.dino and not options.encoder:
         parser.error("--dino needs --encoder as well")
     return options
@@ -70,4 +80,5 @@ def settings_of(options: argparse.Namespace) -> Settings:
         negative=options.negative,
         side=options.side or (128 if options.checkpoint == MINIATURE else 1024),
         cropped=not options.uncropped,
+        schedule=options.schedule,
     )

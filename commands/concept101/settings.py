@@ -9,15 +9,25 @@ from typing import Any
 
 from ...attention.options import Strategy
 from ...common.atomic_io import atomic_write
+from ...evaluation.concept101.schedule import Schedule
 from ...training.run_config import MINIATURE
 
 NEGATIVE = "monochrome, lowres, bad anatomy, worst quality, low quality"  # the official code's
 
 
+BASE_SCALE, PLUS_SCALE = 0.75, 0.65  # the official code's
+
+
+def usual_scale(tokens: int | None) -> float:
+    """tokens: the adapter's image tokens."""
+    return BASE_SCALE if tokens == 4 else PLUS_SCALE
+
+
 @dataclass(frozen=True)
 class Settings:
-    """checkpoint and adapter: a file or “miniature”; scale None: the paper's for the adapter's family; head: use the
-    adapter's fusion head; side: of the pictures; cropped: references are cropped to their boxes."""
+    """checkpoint and adapter: a file or “miniature”; scale None: the official code's for the adapter's family; head:
+    use the adapter's fusion head; side: of the pictures; cropped: references are cropped to their boxes; schedule:
+    whose noise levels are sampled."""
 
     checkpoint: str
     adapter: str
@@ -34,11 +44,15 @@ class Settings:
     negative: str = NEGATIVE
     side: int = 1024
     cropped: bool = True
+    schedule: Schedule = "host"
 
     def described(self) -> dict[str, Any]:
         """For tables and comparisons: files by name and size, without what is not set. ValueError for missing files."""
         files = {name: _identity(getattr(self, name)) for name in ("checkpoint", "adapter", "clip_vision", "vae")}
-        return {name: value for name, value in {**asdict(self), **files}.items() if value not in ("", None)}
+        whole = {**asdict(self), **files}
+        if self.schedule == "host":
+            del whole["schedule"]  # folders from before it could be chosen do not name it
+        return {name: value for name, value in whole.items() if value not in ("", None)}
 
 
 def _identity(path: str) -> str:

@@ -43,7 +43,8 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         f"together, of which there are {pairs}, and two-coloured looks that it never showed; one-coloured ones, more "
         "than half, it did. The adapters *mip*, *uniform-trained*, *one-object-trained* and *head-only* go on from a "
         "finished *stock*: what the training of *mip* adds is further steps as well as a second object; "
-        "*one-object-trained* has the steps alone.",
+        "*one-object-trained* has the steps alone. What the miniature's training does otherwise than the paper's: "
+        "[docs/training-recipe.md](../docs/training-recipe.md#the-miniature).",
         "",
         "Judged from pixels. *Bound*: of all objects asked for, how many are there and wear colours nearer to their "
         "own reference than to any other: the measure of the question. *Binding*: the same of those that are there "

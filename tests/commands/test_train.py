@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import signal
 import subprocess
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from ..support.paths import ROOT, TRAINING_PROCESS
 from ..support.subprocesses import started, wait_for
-from ..support.training_world import write_folder
-from ..training.test_trainer import equal, run
+from ..support.training_world import BEFORE, make_early, write_folder
+from ..training.test_trainer import equal, one_thread, run  # noqa: F401  (one_thread: a fixture)
 
 JOB = """
 data = "data"
@@ -64,6 +66,24 @@ def test_a_run_over_the_miniature(host, job: Path, capsys) -> None:
     assert equal(*(load_adapter(out / f"{name}.safetensors") for name in ("result", "result_2")))
     printed = capsys.readouterr().out
     assert "3 of 3 pictures are usable" in printed and "step 2/2  loss" in printed
+
+
+def test_a_run_from_before_the_official_rules_goes_on_by_its_own(host, job: Path, capsys) -> None:
+    from mip_adapter.commands.train import main
+
+    assert main(["--config", str(job), "--cpu"]) == 0
+    make_early(job.parent / "out")
+    for steps in (3, 4):  # the checkpoint of step 3 names the settings
+        job.write_text(JOB.replace("steps = 2", f"steps = {steps}", 1))
+        assert main(["--config", str(job), "--cpu"]) == 0
+        with safe_open(job.parent / "out" / f"result_{steps - 1}.safetensors", "pt") as file:
+            recipe = json.loads(file.metadata()["recipe"])
+        assert BEFORE.items() <= recipe.items() and recipe["filters"]["cropped_aspect"] == "w/h"
+        printed = capsys.readouterr().out
+        assert f"step {steps}/{steps}" in printed and f"step 1/{steps}" not in printed
+    job.write_text(JOB.replace("steps = 2", "steps = 3\nnoise_offset = 0.1", 1))
+    assert main(["--config", str(job), "--cpu"]) == 1
+    assert "another recipe (noise_offset 0.0 -> 0.1)" in capsys.readouterr().err
 
 
 def test_a_log_that_cannot_be_written_ends_no_run(host, job: Path, monkeypatch) -> None:

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 
 from ..support import graphs
-from ..support.training_world import write_folder
+from ..support.training_world import BEFORE, make_early, write_folder
 
 ADAPTER, HEAD, ALL = "adapter and head", "head only", "adapter, head and projection"
 SETTINGS = {"steps": 4, "learning_rate": 1e-3, "batch_size": 2, "train": ADAPTER, "seed": 3, "resolution": 64}
@@ -242,6 +242,31 @@ def test_fewer_steps_than_are_kept_are_a_training_of_their_own(tmp_path: Path):
     assert reached(folder) == 12 and earlier_losses(folder, 2) == [0.5, 0.25] and earlier_losses(tmp_path, 2) == []
     assert run_folder(tmp_path, TrainConfig(steps=12), "adapter") == folder
     assert run_folder(tmp_path, TrainConfig(steps=11), "adapter") == tmp_path / f"{folder.name}-11"
+
+
+def test_a_training_from_before_the_official_rules_is_found_again(tmp_path: Path):
+    """The digests of trainings that were begun before recipes had these settings."""
+    from mip_adapter.training.checkpoints import run_folder
+    from mip_adapter.training.config import TrainConfig
+    from mip_adapter.training.filters import Filters
+
+    assert run_folder(tmp_path, TrainConfig(steps=10), "adapter").name == "adapter-2917b73101ac"
+    assert run_folder(tmp_path, TrainConfig(seed=3, ema=0.5), "adapter").name == "adapter-44c265ce0703"
+    changes: list[dict[str, Any]] = [
+        {}, {"normalization": "mean"}, {"head_start": "zeros"}, {"crop_holds": "used"}, {"latents": "mean"},
+        {"noise_offset": 0.1}, {"filters": Filters(cropped_aspect="w/h")}, {"filters": Filters(area_min=0.1)},
+    ]  # fmt: skip
+    assert len({run_folder(tmp_path, TrainConfig(**each), "adapter") for each in changes}) == len(changes)
+
+
+def test_a_training_from_before_the_official_rules_goes_on_by_its_own(data: str):
+    train(data, steps=1, seed=61)
+    newest = max(run_folders(), key=lambda folder: folder.stat().st_mtime)
+    make_early(newest)
+    longer, _ = train(data, steps=2, seed=61)
+    recipe = json.loads(longer.about["recipe"])
+    assert len(json.loads(longer.about["losses"])) == 2 and (newest / "checkpoints" / "step-00000002.pt").is_file()
+    assert BEFORE.items() <= recipe.items() and recipe["filters"]["cropped_aspect"] == "w/h"
 
 
 def run_folders() -> list[Path]:

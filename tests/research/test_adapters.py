@@ -16,7 +16,8 @@ import torch
 from mip_adapter.miniature import config, world
 from mip_adapter.research.ablation import variants
 from mip_adapter.research.miniature import clip, seeded, trained
-from mip_adapter.training.config import TrainConfig
+from mip_adapter.training.config import TrainConfig, completed
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -270,6 +271,15 @@ def test_the_adapters_are_those_of_the_log():
         about = json.loads((log / f"{kind}-{seed}.json").read_text())
         assert about["sha256"] == sha256(trained.file(kind, seed).read_bytes()).hexdigest()
         assert about["steps"] == trained.KINDS[kind].recipe.steps and about["seconds"] > 0
+
+
+def test_a_training_of_today_would_use_the_recipes_of_the_files():
+    """Settings that came later stand as training was before: the same adapters would come of it."""
+    for kind, about in trained.KINDS.items():
+        for seed in trained.seeds(kind):
+            with safe_open(trained.file(kind, seed), "pt") as file:
+                saved = json.loads((file.metadata() or {})["recipe"])
+            assert completed(saved) == replace(about.recipe, seed=seed).as_dict(), (kind, seed)
 
 
 def test_listed_adapters_lie_where_the_host_looks():

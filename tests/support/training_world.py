@@ -6,6 +6,7 @@ import json
 import random
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +51,21 @@ def small_recipe(**changes):
 
     settings = {"steps": 4, "batch_size": 2, "resolution": 64, "workers": 0, "learning_rate": 1e-2, "save_every": 0}
     return TrainConfig(**{**settings, **changes})
+
+
+# What trainings did before there were settings for it.
+BEFORE: dict[str, Any] = {"head_start": "zeros", "crop_holds": "used", "latents": "mean"}
+LATER = (*BEFORE, "normalization", "noise_offset")
+
+
+def make_early(folder: Path) -> None:
+    """A run's checkpoints, as they were written before these settings existed."""
+    for path in (folder / "checkpoints").glob("step-*.pt"):
+        state = torch.load(path)
+        for name in LATER:
+            del state["recipe"][name]
+        del state["recipe"]["filters"]["cropped_aspect"]
+        torch.save(state, path)
 
 
 def small_adapter(sites: tuple[tuple[int, int], ...] = ((1, WIDTH), (3, WIDTH)), head: bool = False):

@@ -114,8 +114,11 @@ def test_nobody_keeps_the_model_when_training_is_over(unet) -> None:
         gc.enable()
 
 
-def official_patch(site, weights: dict[str, Tensor], attn2, tokens: Tensor, texts: list[Tensor]):
-    """The official training forward at one site, written down object by object. tokens [B, M, T, X]."""
+def official_patch(
+    site, weights: dict[str, Tensor], attn2, tokens: Tensor, texts: list[Tensor], normalization: str = "sum"
+):
+    """The official training forward at one site, written down object by object. tokens [B, M, T, X]. The paper divides
+    by the mean of the maps where the official code divides by their sum."""
 
     def patch(q, k, v, options):
         heads = site.heads
@@ -133,7 +136,7 @@ def official_patch(site, weights: dict[str, Tensor], attn2, tokens: Tensor, text
             queries = q.unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, h, N, d]
             scores = word_keys @ queries.transpose(-1, -2) / word_keys.shape[-1] ** 0.5
             maps.append(scores.softmax(-1).mean((1, 2)).detach())  # [B, N]
-        shares = torch.stack(maps) / torch.stack(maps).sum(0)
+        shares = torch.stack(maps) / getattr(torch.stack(maps), normalization)(0)
         gate = torch.sigmoid(text @ weights[f"ip_adapter.{site.number}.text_to_weight.weight"].T)
         gate = gate / gate.mean(1, keepdim=True)
         return text + sum(share.unsqueeze(-1) * gate * each for share, each in zip(shares, features, strict=True))
@@ -141,7 +144,8 @@ def official_patch(site, weights: dict[str, Tensor], attn2, tokens: Tensor, text
     return patch
 
 
-def test_one_step_equals_the_recipe_written_down(unet) -> None:
+@pytest.mark.parametrize(("normalization", "noise_offset"), [("sum", 0.0), ("mean", 0.1)])
+def test_one_step_equals_the_recipe_written_down(unet, normalization: str, noise_offset: float) -> None:
     """AdamW after one pass through the whole UNet; the transcription knows neither our site nor our loop."""
     from mip_adapter.training.objective import Objective, draw_noise
     from mip_adapter.training.trainable import TrainableAdapter, flat_tensors
@@ -149,7 +153,7 @@ def test_one_step_equals_the_recipe_written_down(unet) -> None:
 
     frozen, adapter, batch, *_ = golden_case(unet, checkpointing=True)
     before = {key: value.clone() for key, value in unet.state_dict().items()}
-    recipe = small_recipe(learning_rate=1e-4)
+    recipe = small_recipe(learning_rate=1e-4, normalization=normalization, noise_offset=noise_offset)
     student = TrainableAdapter(adapter, recipe)
     loss = Objective(student, frozen, recipe)(batch)
     loss.backward()
@@ -164,7 +168,9 @@ def test_one_step_equals_the_recipe_written_down(unet) -> None:
     alpha = (1 - betas).cumprod(0)[steps].float().view(-1, 1, 1, 1)
     tokens = project(adapter, batch.features).unflatten(0, (2, -1))
     patches = {
-        site.key: official_patch(site, weights, frozen._attentions[site.key], tokens, list(batch.texts[0]))
+        site.key: official_patch(
+            site, weights, frozen._attentions[site.key], tokens, list(batch.texts[0]), normalization
+        )
         for site in frozen.sites
     }
     predicted = unet.diffusion_model(

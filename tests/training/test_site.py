@@ -40,7 +40,9 @@ def test_site_equals_the_official_one(number: int) -> None:
 
 
 @pytest.mark.parametrize("gate", ["image", "text", "off"])
-@pytest.mark.parametrize("merge", [("relevance", "sum"), ("relevance", "mean"), ("uniform", "sum"), ("sum", "sum")])
+@pytest.mark.parametrize(
+    "merge", [("relevance", "sum"), ("relevance", "mean"), ("uniform", "sum"), ("uniform", "mean"), ("sum", "mean")]
+)
 def test_rows_with_different_numbers_of_objects_equal_the_sampling_path(merge, gate) -> None:
     """Padding leaves no trace: every row alone, through the frozen plan, gives the same."""
     from mip_adapter.attention.options import FusionHead, Merge

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..support.paths import TRAINING_PROCESS
 from ..support.subprocesses import finished
-from ..support.training_world import PlainModel, small_adapter, small_recipe, write_folder
+from ..support.training_world import BEFORE, LATER, PlainModel, make_early, small_adapter, small_recipe, write_folder
 
 BLUE = (0x1C, 0x7E, 0xD6)
 
@@ -77,13 +77,15 @@ def test_only_what_should_differ_differs(data: Path, train: str, gate: str, lear
     assert all(torch.equal(flat(adapter)[key], before[key]) for key in before)  # the start itself is untouched
 
 
-def test_a_head_grows_where_there_was_none_and_starts_neutral(data: Path) -> None:
+@pytest.mark.parametrize("head_start", ["random", "zeros"])
+def test_a_head_grows_where_there_was_none(data: Path, head_start: str) -> None:
     from mip_adapter.training.trainable import TrainableAdapter
 
-    recipe = small_recipe()
+    recipe = small_recipe(head_start=head_start)
     assert not small_adapter().spec.has_head
-    assert all(not row.any() for row in TrainableAdapter(small_adapter(), recipe).adapter().head.values())
-    outcome = run(data)
+    rows = TrainableAdapter(small_adapter(), recipe).adapter().head.values()
+    assert all(bool(row.any()) == (head_start == "random") for row in rows)
+    outcome = run(data, head_start=head_start)
     assert outcome.adapter.spec.has_head and all(row.any() for row in outcome.adapter.head.values())
 
 
@@ -140,6 +142,30 @@ def test_another_recipe_does_not_resume(data: Path, tmp_path: Path) -> None:
         run(data, tmp_path, adapter=other)
     with pytest.raises(ValueError, match="another adapter|another recipe"):
         run(data, tmp_path, adapter=small_adapter(head=True), train="all")
+
+
+def test_a_run_from_before_the_official_rules_goes_on_by_its_own(data: Path, tmp_path: Path) -> None:
+    from mip_adapter.training.checkpoints import as_begun
+    from mip_adapter.training.filters import Filters
+
+    before = BEFORE | {"filters": Filters(cropped_aspect="w/h")}
+    whole = run(data, **before)
+    run(data, tmp_path, steps=2, **before)
+    make_early(tmp_path)
+    for steps in (3, 4):  # the checkpoint of step 3 names the settings
+        recipe = as_begun(tmp_path, small_recipe())
+        assert recipe == small_recipe(**before)
+        going_on = {name: getattr(recipe, name) for name in (*LATER, "filters")}
+        rest = run(data, tmp_path, steps=steps, **going_on)
+    assert rest.losses == whole.losses and equal(rest.adapter, whole.adapter)
+    assert run(data).losses != whole.losses  # the rules of today
+    asked = as_begun(tmp_path, small_recipe(noise_offset=0.5))
+    with pytest.raises(ValueError, match="another recipe .noise_offset 0.0 -> 0.5"):
+        run(data, tmp_path, **(going_on | {"noise_offset": asked.noise_offset}))
+    fresh = tmp_path / "fresh"
+    assert as_begun(fresh, small_recipe()) == small_recipe()
+    run(data, fresh)
+    assert as_begun(fresh, small_recipe()) == small_recipe()
 
 
 def test_fewer_steps_than_are_trained_are_refused(data: Path, tmp_path: Path) -> None:
