@@ -17,15 +17,18 @@ from .dataset import Concept, Pair, load
 
 
 class Scorer:
-    """encoder: CLIP-T and CLIP-I; image_encoder: DINO, or None."""
+    """Scores pairs. encoder: for CLIP-T and CLIP-I; image_encoder: for DINO, or None."""
 
     def __init__(self, encoder: TextImageEncoder, image_encoder: ImageEncoder | None = None) -> None:
         self.encoder, self.image_encoder = encoder, image_encoder
-        # A concept belongs to several pairs; its vectors are a few KB.
+        # A concept belongs to several pairs, and its embeddings are only a few KB.
         self._concept = lru_cache(maxsize=None)(_seen)
 
     def row(self, pair: Pair, pictures: Sequence[Path]) -> dict[str, Any]:
-        """Means over the pair's pictures (one a prompt) and concepts, as in the paper: nothing is cropped."""
+        """Mean scores over the pair's pictures and concepts, as in the paper; nothing is cropped.
+
+        pictures: files, one for each prompt.
+        """
         made = [load(file) for file in pictures]
         seen = embed(self.encoder, made)
         words = embed_words(self.encoder, list(pair.prompts))
@@ -46,11 +49,11 @@ class Scorer:
 
 
 def contents(files: Sequence[Path]) -> str:
-    """A digest: scores belong to what is in the pictures, whoever made them."""
-    whole = hashlib.sha256()
+    """A digest of the files' contents, by which scores know their pictures."""
+    digest = hashlib.sha256()
     for file in files:
-        whole.update(hashlib.sha256(file.read_bytes()).digest())
-    return whole.hexdigest()[:12]
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]
 
 
 def _seen(encoder: ImageEncoder, concept: Concept) -> Tensor:

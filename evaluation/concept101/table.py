@@ -1,4 +1,4 @@
-"""The paper's table with a row of our own: as JSON, CSV and Markdown."""
+"""The paper's table with a new row, as JSON, CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 METRICS = ("clip_t", "clip_i", "dino")
 TITLES = ("CLIP-T", "CLIP-I", "DINO")
-WHOLE = (101, 12)  # pairs, prompts a pair
+WHOLE = (101, 12)  # the full benchmark: pairs, prompts of each pair
 # arXiv 2409.17920, table 1.
 PUBLISHED: tuple[tuple[str, float, float, float], ...] = (
     ("IP-Adapter", 0.6343, 0.6409, 0.3481),
@@ -28,16 +28,25 @@ Row = Mapping[str, Any]
 
 
 def means(rows: Sequence[Row]) -> dict[str, float | None]:
-    """Over pairs, as the official code does: a pair with fewer prompts weighs as much as the others."""
+    """Means over pairs, as in the official code: a pair with fewer prompts weighs as much as the others.
+
+    A metric that is not in every row, and any metric without rows, is None.
+    """
     return {m: sum(r[m] for r in rows) / len(rows) if rows and all(m in r for r in rows) else None for m in METRICS}
 
 
 def tables(name: str, rows: Sequence[Row], settings: Mapping[str, Any], encoders: Mapping[str, str]) -> dict[str, str]:
-    """The files' texts by their endings. name: of our row; rows: one a pair."""
+    """{file ending: text} for json, csv and md.
+
+    name: of the new row.
+    rows: the scores of each pair.
+    settings: of the run.
+    encoders: {metric: name of its encoder}.
+    """
     ours, notes = means(rows), remarks(rows, encoders)
     lines: list[tuple[Any, ...]] = [(*row, "published") for row in PUBLISHED]
     lines.append((name, *(ours[m] for m in METRICS), "this run"))
-    whole = {
+    result = {
         "name": name,
         **ours,
         "remarks": notes,
@@ -47,14 +56,14 @@ def tables(name: str, rows: Sequence[Row], settings: Mapping[str, Any], encoders
         "pairs": [dict(row) for row in rows],
     }
     return {
-        "json": json.dumps(whole, indent=1, ensure_ascii=False) + "\n",
+        "json": json.dumps(result, indent=1, ensure_ascii=False) + "\n",
         "csv": _csv(lines),
         "md": _markdown(lines, notes, settings),
     }
 
 
 def remarks(rows: Sequence[Row], encoders: Mapping[str, str]) -> list[str]:
-    """What keeps this row from being compared with the published ones."""
+    """Sentences that say what keeps the new row from being compared with the published ones."""
     pictures = sum(row["pictures"] for row in rows)
     by = " and ".join(f"{', '.join(t)} by {encoder}" for encoder, t in _grouped(encoders).items())
     said = [f"{by}; the published rows by CLIP ViT-B/32 and DINO ViT-S/16: compare only what the same encoders scored."]
