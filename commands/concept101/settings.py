@@ -1,4 +1,4 @@
-"""What shapes the pictures of a Concept101 run, and the guard against mixing those of different runs."""
+"""The settings that shape the pictures of a Concept101 run, and the guard against mixing runs of different settings."""
 
 from __future__ import annotations
 
@@ -16,8 +16,16 @@ NEGATIVE = "monochrome, lowres, bad anatomy, worst quality, low quality"  # the 
 
 @dataclass(frozen=True)
 class Settings:
-    """checkpoint and adapter: a file or “miniature”; scale None: the paper's for the adapter's family; head: use the
-    adapter's fusion head; side: of the pictures; cropped: references are cropped to their boxes."""
+    """Settings of one run.
+
+    checkpoint, adapter: a file or “miniature”.
+    clip_vision, vae: files; "" for the miniature's image encoder and for the checkpoint's VAE.
+    strategy, background, sharpness: of the merge.
+    head: whether the adapter's fusion head is used.
+    scale: None takes the paper's for base or plus weights.
+    side: of the pictures, in pixels.
+    cropped: whether references are cropped to their boxes.
+    """
 
     checkpoint: str
     adapter: str
@@ -36,7 +44,10 @@ class Settings:
     cropped: bool = True
 
     def described(self) -> dict[str, Any]:
-        """For tables and comparisons: files by name and size, without what is not set. ValueError for missing files."""
+        """The settings for tables and comparisons: files by name and size, unset ones left out.
+
+        Raises ValueError for missing files.
+        """
         files = {name: _identity(getattr(self, name)) for name in ("checkpoint", "adapter", "clip_vision", "vae")}
         return {name: value for name, value in {**asdict(self), **files}.items() if value not in ("", None)}
 
@@ -50,9 +61,11 @@ def _identity(path: str) -> str:
 
 
 def guard(output: Path, described: dict[str, Any]) -> None:
-    """Notes the settings of a run in its folder; ValueError where the folder has pictures of others.
+    """Writes a run's settings to its folder. Several processes may do so at once.
 
-    Several processes may note the same at once.
+    described: from `Settings.described`.
+
+    Raises ValueError if the folder holds pictures of other settings.
     """
     file = output / "settings.json"
     if not file.exists():
