@@ -72,7 +72,7 @@ def findings(picture: PictureBinding) -> list[Finding]:
 
 
 def worn(picture: PictureBinding) -> tuple[int | None, ...]:
-    """For each object the reference whose look it wears, [M]; None for no single one, or if it was not found."""
+    """For each object the reference whose look it wears, [M]; None if it wears no single one or was not found."""
     margins = picture.margins()
 
     def of(m: int, nearest: int | None) -> int | None:
