@@ -35,7 +35,7 @@ def make_site(n: int, c: int, heads: int, objects: int, tokens: int, device: tor
     def draw(*shape: int, std: float = 1.0) -> Tensor:
         return (torch.randn(*shape, generator=generator) * std).to(device, dtype)
 
-    rows = 2  # unconditional and conditional
+    rows = 2  # uncond and cond
     to_k, to_v, to_k_ip, to_v_ip = (draw(c, X, std=X**-0.5) for _ in range(4))
     return Site(
         heads, 0.75, draw(rows, n, c), draw(rows, 77, c), draw(rows, 77, c), to_k, to_v, to_k_ip, to_v_ip,
@@ -44,7 +44,7 @@ def make_site(n: int, c: int, heads: int, objects: int, tokens: int, device: tor
 
 
 def ours(site: Site) -> Callable[[Site], Tensor]:
-    """Our merge of the same site, compiled beforehand as MIPApply does."""
+    """The pack's merge at the same site, compiled beforehand as MIPApply does."""
     from ..attention.options import FusionHead, Merge
     from ..attention.plan import References, compile_plan
     from ..attention.site import RowGroup, fuse
@@ -76,7 +76,7 @@ def ours(site: Site) -> Callable[[Site], Tensor]:
 
 
 def same_inputs(site: Site) -> Site:
-    """The unconditional row sees one null token set and the text "": what the official code is fed."""
+    """The site with the uncond row that the official code gets: one null token set, and the text ""."""
     tokens, text = site.image_tokens.clone(), site.object_text.clone()
     tokens[0] = tokens[0, :1]
     text[0] = text[0, :1, :1]
@@ -84,7 +84,7 @@ def same_inputs(site: Site) -> Site:
 
 
 def interleaved(contestants: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Milliseconds of each one's fastest round."""
+    """{name: milliseconds of its fastest round}. All contestants run in turn in every round."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 1):  # the first round warms up
         for name, run in contestants.items():

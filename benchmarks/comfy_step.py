@@ -1,6 +1,6 @@
-"""A whole UNet step in the host: plain, with our patch, and with the patch recording the relevance as MIP Apply's does.
+"""Time of one UNet step in ComfyUI: plain, patched, and patched with the relevance recorded as MIP Apply does.
 
-Random weights serve, since only time is measured.
+The weights are random, because only time is measured.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-# SDXL's UNet as the host configures it.
+# SDXL's UNet as ComfyUI configures it.
 SDXL = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "channel_mult": (1, 2, 4),
     "num_res_blocks": [2, 2, 2], "transformer_depth": [0, 0, 2, 2, 10, 10],
@@ -30,7 +30,13 @@ CASES = ((2, 4), (4, 4), (2, 16), (4, 16))  # objects, image tokens
 def bench_step(
     interleaved: Callable, rounds: int, device: torch.device, dtype: torch.dtype, *, small: bool, pixels: int
 ) -> list[dict]:
-    """Milliseconds of one guided step (cond and uncond rows in one call), and what patch and record add to it."""
+    """Milliseconds of one guided step (uncond and cond in one UNet call), and what patch and record add to it.
+
+    interleaved: runs and times functions, as `bench.interleaved`.
+    rounds: timed rounds.
+    small: a narrow UNet in place of SDXL's.
+    pixels: side of the picture.
+    """
     if folder := os.environ.get("COMFYUI_PATH"):
         sys.path.insert(0, folder)
     from comfy.cli_args import args
@@ -48,7 +54,7 @@ def bench_step(
             contestants[f"M {objects}, T {tokens}{name}"] = lambda options=options: step(options)
     ms = interleaved(contestants, rounds, device)
     for record in records:
-        record.require_shares()  # what records nothing costs nothing
+        record.require_shares()  # raises if nothing was recorded: the time would be of a plain patch
     rows = []
     for name, value in ms.items():
         rows.append({"case": name, "pixels": pixels, "milliseconds": value, "added": value / ms["plain"] - 1})
@@ -84,7 +90,7 @@ class _Step:
         self.unet, self.x = model.diffusion_model, draw(2, 4, side, side)
         self.context, self.y = draw(2, 77, config["context_dim"]), draw(2, config["adm_in_channels"])
         self.timesteps = torch.full((2,), 500.0, device=device)
-        sigmas = torch.tensor([1.0, 0.0], device=device)  # of a sampling of one step, which every call repeats
+        sigmas = torch.tensor([1.0, 0.0], device=device)  # a sampling of one step; every UNet call repeats it
         self.options = {"cond_or_uncond": [1, 0], "sigmas": sigmas[:1], "sample_sigmas": sigmas}
         self.options[SAMPLING] = SamplingState(1, None, hooked=False, model_sampling=model.model_sampling)
 
@@ -98,7 +104,7 @@ def _names(objects: int) -> tuple[str, ...]:
 
 
 def _patched(model, objects: int, tokens: int, record: Any, device: torch.device, dtype: torch.dtype) -> dict:
-    """transformer_options of a model that MIPApply would give, compiled from random adapter weights."""
+    """The transformer_options of a model patched as by MIPApply, with random adapter weights."""
     from comfy.model_patcher import ModelPatcher
 
     from ..attention.options import FusionHead, Merge

@@ -1,6 +1,7 @@
-"""What ours is measured against, written from the definitions: plain torch, one site, no cleverness.
+"""The formulations that the pack's merge is measured against, written from their definitions in plain torch.
 
-Shapes: q [B, N, C] with rows [uncond…, cond…]; context weights to_k [C, X], adapter weights to_k_ip and to_v_ip [C, X].
+Each computes one site. Shapes: q [B, N, C] with rows [uncond…, cond…]; context weights to_k [C, X]; adapter weights
+to_k_ip and to_v_ip [C, X].
 """
 
 from __future__ import annotations
@@ -46,8 +47,11 @@ def text_only(site: Site) -> Tensor:
 
 
 def official(site: Site) -> Tensor:
-    """The method as its authors published it: per object one attention over its image tokens and one map over all 77
-    text tokens, for every row, the projections at every step, probabilities written out."""
+    """The method as its authors published it.
+
+    Every row gets, for each object, one attention over its image tokens and one map over all 77 text tokens. All
+    projections are computed at every step, and all probabilities are written out.
+    """
     objects = site.image_tokens.shape[1]
     out = attend(site.q, site.k, site.v, site.heads)
     q = split(site.q, site.heads)
@@ -70,7 +74,7 @@ def official(site: Site) -> Tensor:
 
 
 def plain_ip_adapter(site: Site) -> Tensor:
-    """IP-Adapter once per object, as packs chain it: keys and values projected at every step, one attention each."""
+    """One IP-Adapter for each object, chained as packs do it: keys and values are projected at every step."""
     out = attend(site.q, site.k, site.v, site.heads)
     for i in range(site.image_tokens.shape[1]):
         tokens = site.image_tokens[:, i]

@@ -1,4 +1,4 @@
-"""Work and memory of a call, counted rather than sampled."""
+"""Operations and memory of a function, counted rather than sampled."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def flops(run: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products and attentions."""
+    """Floating-point operations of the matrix products and attentions in `run`."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> int:
-    """Largest number of bytes that tensors made by `run` hold at once."""
+    """The largest number of bytes that tensors made by `run` hold at once."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -33,7 +33,10 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
 
 
 class _LiveStorages(TorchDispatchMode):
-    """Adds up the storages that operations return, until they are freed. Scratch inside an operation is not seen."""
+    """Adds up the storages that operations return, until they are freed.
+
+    Temporary memory within an operation is not counted.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -57,7 +57,7 @@ class Row(NamedTuple):
 
 
 def prompts(count: int, seed: int) -> list[Prompt]:
-    """Captions of scenes with two or three objects, none of the pairs that training never saw."""
+    """Captions of scenes with two or three objects, without the pairs of kinds that training never saw."""
     from ..miniature import world, world_words
 
     rng, scenes = random.Random(seed), world.sample(count, seed, (2, 3))
@@ -70,7 +70,11 @@ def prompts(count: int, seed: int) -> list[Prompt]:
 
 
 def graph(workflow: dict[str, Any], prompt: Prompt, pictures: int, strength: float, steps: int) -> dict[str, Any]:
-    """The workflow in API form for one prompt; both scores, instead of pictures and reports, are what it shows."""
+    """The workflow in API format for one prompt. It outputs both scores in place of pictures and reports.
+
+    pictures: in the batch.
+    strength: of the noise.
+    """
     made = {number: node for number, node in deepcopy(workflow).items() if not node["class_type"].startswith("Preview")}
     titled = {node["_meta"]["title"]: node["inputs"] for node in made.values()}
     titled["Prompt"]["text"] = prompt.words
@@ -89,7 +93,12 @@ def graph(workflow: dict[str, Any], prompt: Prompt, pictures: int, strength: flo
 
 
 def run(server: str, prompt: Prompt, posted: dict[str, Any]) -> Row:
-    """Post one graph and wait for its scores. RuntimeError for anything but an object that is not in the pictures."""
+    """Posts one graph and waits for its scores.
+
+    posted: from `graph`.
+
+    Raises RuntimeError for any failure, except that a score is not defined: then the row says why.
+    """
     body = json.dumps({"prompt": posted}).encode()
     number = _ask(urllib.request.Request(f"{server}/prompt", body, {"Content-Type": "application/json"}))["prompt_id"]
     deadline = time.monotonic() + PATIENCE_S
@@ -109,7 +118,7 @@ def run(server: str, prompt: Prompt, posted: dict[str, Any]) -> Row:
 
 
 def _ask(request: str | urllib.request.Request) -> Any:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy to ourselves
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is local: use no proxy
     try:
         with direct.open(request, timeout=60) as answer:
             return json.load(answer)
@@ -118,7 +127,12 @@ def _ask(request: str | urllib.request.Request) -> Any:
 
 
 def summary(rows: Sequence[Row], seed: int = 0) -> dict[str, Any]:
-    """Means over prompts with 95 % intervals (bootstrap, bias-corrected and accelerated); of the difference paired."""
+    """Means over prompts with 95 % intervals, from a bias-corrected and accelerated bootstrap.
+
+    The bootstraps of difference and factor are paired.
+
+    Raises RuntimeError for fewer than LEAST scored prompts.
+    """
     from scipy.stats import bootstrap
 
     scored = [(row.uniform, row.relevance) for row in rows if row.uniform is not None and row.relevance is not None]
@@ -133,7 +147,7 @@ def summary(rows: Sequence[Row], seed: int = 0) -> dict[str, Any]:
         ("uniform", (uniform,), lambda a, axis: a.mean(axis)),
         ("relevance", (relevance,), lambda a, axis: a.mean(axis)),
         ("difference", (relevance, uniform), lambda a, b, axis: (a - b).mean(axis)),
-        # The geometric mean of their ratios, which a few pictures with a still background do not decide alone.
+        # The geometric mean of the ratios. A few pictures with a still background do not decide it alone.
         ("factor", (relevance, uniform), lambda a, b, axis: np.exp(np.log(a / b).mean(axis))),
     ):
         found = bootstrap(

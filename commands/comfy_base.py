@@ -1,4 +1,4 @@
-"""The models that a command works with, by the host's own loaders. ComfyUI must be importable (`common.comfy_path`)."""
+"""Loads the models of a command with ComfyUI's own loaders. ComfyUI must be importable (`common.comfy_path`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Parts = tuple[Any, Any, Any, Any]  # MODEL, CLIP, VAE, CLIP_VISION
 
 
 def load_base(base: Base) -> Parts:
-    """Raises ValueError, one sentence, for files that are none or not all of a model."""
+    """MODEL, CLIP, VAE and CLIP_VISION. Raises ValueError for files that are no such model, or not all of it."""
     if base.checkpoint == MINIATURE:
         from ..miniature import comfy_bundle
 

@@ -1,4 +1,7 @@
-"""`python mip.py convert`: torch pickles to .safetensors, which the frontend can download and anyone can trust."""
+"""`python mip.py convert`: torch pickles to .safetensors, which runs no code when it is read.
+
+ComfyUI's frontend can download .safetensors files.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,15 @@ from ..weights.spec import AdapterSpec, detect
 
 
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str] | None = None, force: bool = False) -> Path:
-    """Writes an adapter as .safetensors, beside the source unless target says where; returns the path.
+    """Writes an adapter as .safetensors and returns the path. The file is complete or absent.
 
-    Tensors keep their dtype; the published layout is written whatever layout the source has. The file
-    appears whole or not at all. Raises ValueError if the source is no sound adapter, or if the target
-    exists and force is not set.
+    Tensors keep their dtype. The published layout is written, whatever layout the source has.
+
+    source: the adapter's file.
+    target: the file to write, or its folder; by default beside the source.
+    force: replace a file that exists.
+
+    Raises ValueError if the source is no sound adapter, or if the target exists and force is not set.
     """
     source = Path(source)
     if source.suffix.lower() in (".safetensors", ".sft") and target is None:
@@ -47,11 +54,11 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
 
 
 def metadata(spec: AdapterSpec, source: Path) -> dict[str, str]:
-    """What the file says about itself; every loader of ours reads the shapes instead."""
+    """The file's metadata, for people and other tools; the pack's own loaders read the shapes instead."""
     with source.open("rb") as stream:
         digest = hashlib.sha256()
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
+        while block := stream.read(1 << 20):
+            digest.update(block)
     return {
         "format": "pt",
         "family": spec.family,
@@ -74,20 +81,23 @@ def _write(source: Path, target: Path, tensors: Mapping[str, Tensor], about: dic
 
 
 def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors; slices of a shared storage and second names of one tensor get a copy."""
+    """The tensors, contiguous, each with a storage of its own.
+
+    A slice of a larger storage is copied, and so is a tensor that another key already has.
+    """
     owned: dict[str, Tensor] = {}
     storages: set[int] = set()
     for key, tensor in tensors.items():
         storage = tensor.untyped_storage()
-        whole = storage.nbytes() == tensor.numel() * tensor.element_size()
+        alone = storage.nbytes() == tensor.numel() * tensor.element_size()
         first = storage.data_ptr() not in storages
         storages.add(storage.data_ptr())
-        owned[key] = tensor.contiguous() if whole and first else tensor.contiguous().clone()
+        owned[key] = tensor.contiguous() if alone and first else tensor.contiguous().clone()
     return owned
 
 
 def main(argv: list[str]) -> int:
-    """Converts every file it is given; returns 0, or 1 if any of them could not be converted."""
+    """Converts every file of the command line; returns 0, or 1 if any of them could not be converted."""
     parser = argparse.ArgumentParser(
         prog="mip.py convert", description="Turn adapters' .bin files into .safetensors, beside them."
     )

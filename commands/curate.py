@@ -1,6 +1,7 @@
 """`python mip.py curate`: the object quality score of every picture of a training folder, and the choice of the best.
 
-Alone, or one process a GPU: `accelerate launch --num_processes 8 mip.py curate …`. Killed, it goes on where it was.
+It runs in one process, or in one for each GPU: `accelerate launch --num_processes 8 mip.py curate …`. The same command
+resumes a run that was killed.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from .curation.score import score
 from .curation.sheet import Entry, contact_sheet
 from .curation.table import best, check_table, ranked, write_table
 
-PART = 64  # pictures a part: a kill loses at most so many per process
+PART = 64  # pictures in a part; a process that is killed loses at most this many scores
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0, or 1 with a sentence on stderr."""
+    """Runs the command; returns 0, or 1 with a sentence on stderr."""
     options = _parse(argv)
     try:
         curate(options)
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def curate(options: argparse.Namespace) -> None:
-    """Scores what is not scored yet; whoever finishes last writes the table, the list of kept ids and the sheet."""
+    """Scores all pictures without a score. The last process to finish writes table, list of kept ids and sheet."""
     rank, world = process()
     output = options.output or options.folder / "quality.jsonl"
     check_table(output)
@@ -68,7 +69,13 @@ def curate(options: argparse.Namespace) -> None:
 
 
 def _conclude(parts: Parts, folder: Folder, encoder: str, output: Path, options: argparse.Namespace) -> None:
-    """Several processes may come here at once: they write the same files, each as a whole. encoder: its identity."""
+    """Writes the table, the list of kept ids and the contact sheet.
+
+    Several processes may do this at once. They write the same files, each atomically.
+
+    encoder: its identity (`model_folder.identity`).
+    output: the table's path; the other files are beside it.
+    """
     rows = list(parts.rows())
     scored = [row for row in rows if "total" in row]
     broken = [f"{row['id']}: {row['broken']}\n" for row in rows if "broken" in row]

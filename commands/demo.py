@@ -33,15 +33,15 @@ PHOTOGRAPHS = {
     "rocket.jpg": "rocket.jpg",
     "astronaut.png": "astronaut.png",
 }
-QUIET_S = 300  # without a word from the server for so long, something hangs
+QUIET_S = 300  # seconds without a message after which the server counts as stuck
 
 
 class DemoError(Exception):
-    """Why there is no picture, in a sentence for the reader."""
+    """There is no picture. The message is a sentence for the user."""
 
 
 def prepare(base: Path) -> None:
-    """Put photographs (from scikit-image's wheel) where the server looks for them."""
+    """Copies photographs from scikit-image's wheel to the input folder of a server's base folder."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
         raise DemoError("The demo's photographs come with scikit-image: pip install scikit-image.")
@@ -52,11 +52,18 @@ def prepare(base: Path) -> None:
 
 
 async def run(server: str, output: Path, workflow: dict[str, Any]) -> list[Path]:
-    """Post an API-format workflow, follow it, download its pictures; DemoError with the server's reason."""
+    """Posts a workflow, follows its run and downloads its pictures; returns their paths, sorted.
+
+    server: its address.
+    output: the folder for the pictures.
+    workflow: in API format.
+
+    Raises DemoError with the server's reason.
+    """
     client = uuid.uuid4().hex
     try:
         async with aiohttp.ClientSession(server) as session:
-            # listen before posting, so that no message is missed
+            # Listen before posting, so that no message is missed.
             async with session.ws_connect(f"/ws?clientId={client}", max_msg_size=0) as messages:
                 prompt_id = await _post(session, workflow, client)
                 await _follow(messages, prompt_id, workflow)
@@ -136,7 +143,10 @@ async def _download(session: aiohttp.ClientSession, prompt_id: str, output: Path
 
 
 async def _outputs(session: aiohttp.ClientSession, prompt_id: str, patience_s: float = 20) -> dict[str, Any]:
-    """What the run wrote, by node. The server announces success a moment before its history knows of it."""
+    """The outputs of a run, by node.
+
+    The server announces success a moment before its history holds the run, so this asks for up to patience_s seconds.
+    """
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
         async with session.get(f"/history/{prompt_id}") as answer:
@@ -155,7 +165,7 @@ def _title(workflow: dict[str, Any], node: object) -> str:
 
 
 class ProgressLine:
-    """One line that is rewritten in a terminal, and one line a node elsewhere."""
+    """Progress on standard output: one line that is rewritten in a terminal, one line for each node elsewhere."""
 
     def __init__(self) -> None:
         self.terminal = sys.stdout.isatty()
@@ -207,10 +217,13 @@ def main(arguments: list[str]) -> int:
 
 
 def explain(workflow: dict[str, Any], paths: list[Path], file: Path) -> dict[str, tuple[int, int]]:
-    """Put the demo's pictures into one that explains itself; returns each row's own looks, of how many."""
+    """Writes the demo's pictures as one sheet, as PNG.
+
+    Returns for each row how many objects wear their own looks, and how many objects there are.
+    """
     pictures = {name: _pictures(paths, f"miniature {name}") for name in ("uniform", "relevance", "maps")}
     objects = demo_sheet.objects_of(workflow)
-    # Of every picture there is a map of all objects, then one of each.
+    # For every picture there is one map of all objects, then one for each object.
     maps = pictures["maps"][:: len(objects) + 1]
     prompt = next(node["inputs"]["text"] for node in workflow.values() if node["_meta"]["title"] == "Prompt")
     sheet, counts = demo_sheet.draw_sheet(prompt, objects, [(name, what, pictures[name]) for name, what in ROWS], maps)

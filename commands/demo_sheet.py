@@ -1,4 +1,4 @@
-"""The demo's one picture: references, prompt, uniform above relevance, the maps, and what the judge says of each."""
+"""The demo's sheet: references, prompt, pictures with uniform and with relevance merge, maps, and judged objects."""
 
 from __future__ import annotations
 
@@ -20,22 +20,26 @@ INK, GREY, GOOD, BAD = (25, 25, 25), (110, 110, 110), (0, 120, 80), (200, 60, 0)
 
 
 class Object(NamedTuple):
-    """What one reference shows."""
+    """The object that one reference shows."""
 
     kind: str
-    picture: Tensor  # [1, S, S, 3]
+    picture: Tensor  # [1, S, S, 3] in 0..1
     look: tuple[int, int, int]
 
 
 class Verdict(NamedTuple):
-    """What the judge says of one picture: a word for each object, and how many wear their own reference's colours."""
+    """The judge's result for one picture.
+
+    words: for each object its result in words, and whether it is good.
+    own: how many objects wear their own reference's colours.
+    """
 
     words: tuple[tuple[str, bool], ...]
     own: int
 
 
 def objects_of(workflow: dict[str, Any]) -> list[Object]:
-    """The references that a workflow draws, in the order of its nodes."""
+    """The objects that a workflow in API format draws as references, in the order of its nodes."""
     drawn = [node["inputs"] for node in workflow.values() if node["class_type"] == "MIPMiniatureObject"]
     return [
         Object(
@@ -63,9 +67,10 @@ def draw_sheet(
     prompt: str, objects: Sequence[Object], rows: Sequence[tuple[str, str, Sequence[Image.Image]]],
     maps: Sequence[Image.Image],
 ) -> tuple[Image.Image, dict[str, tuple[int, int]]]:  # fmt: skip
-    """The sheet, and of each row how many objects wear their own looks, of how many.
+    """The sheet, and for each row how many objects wear their own looks, out of how many.
 
-    rows: name, what it does, its pictures; maps: overlays for the last row's pictures, with their legends.
+    rows: (name, what it does, its pictures).
+    maps: relevance maps over the last row's pictures, with their legends.
     """
     columns = max(len(pictures) for _, _, pictures in rows)
     block = SIDE + (len(objects) + 1) * LINE + GAP
@@ -112,7 +117,7 @@ def _references(sheet: Image.Image, pen: ImageDraw.ImageDraw, objects: Sequence[
 
 
 def _mark(pen: ImageDraw.ImageDraw, at: tuple[int, int], good: bool) -> None:
-    """A tick or a cross of 12 pixels: drawn, for the font has none."""
+    """A tick or a cross of 12 pixels, drawn because the font has neither."""
     x, y = at[0] + 1, at[1] + 3
     if good:
         pen.line([(x, y + 6), (x + 4, y + 10), (x + 12, y)], GOOD, 3)

@@ -30,7 +30,7 @@ from .comfy_base import Parts, load_base
 
 
 def main(argv: list[str]) -> int:
-    """0 when the run is complete, 1 for an error, 143 when it was asked to stop and can go on."""
+    """Runs the command; returns 0 when training is complete, 1 for an error, 143 if it was stopped and can resume."""
     parser = argparse.ArgumentParser(
         prog="mip.py train", description="Train an adapter or its fusion head. The same command resumes a stopped run."
     )
@@ -39,41 +39,41 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        job = read_run_config(options.config)
+        config = read_run_config(options.config)
         prepare_host(options.cpu or not torch.cuda.is_available())
-        return run(job, options.cpu)
+        return run(config, options.cpu)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 
 
-def run(job: RunConfig, cpu: bool = False) -> int:
-    """Train, save, report."""
+def run(config: RunConfig, cpu: bool = False) -> int:
+    """Trains, saves and reports; returns the exit status of `main`. ComfyUI must be importable."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     processes = Accelerated(cpu or not torch.cuda.is_available()) if several else Alone()
-    folder, first = Path(job.output.folder), processes.rank == 0
+    folder, first = Path(config.output.folder), processes.rank == 0
     folder.mkdir(parents=True, exist_ok=True)
-    job = replace(job, recipe=as_begun(folder, job.recipe))
-    parts = load_base(job.base)
-    adapter = start_adapter(job, parts)
-    samples = SubjectFolder(job.data, job.recipe)
+    config = replace(config, recipe=as_begun(folder, config.recipe))
+    parts = load_base(config.base)
+    adapter = start_adapter(config, parts)
+    samples = SubjectFolder(config.data, config.recipe)
     if first:
-        say(f"{job.data}: {samples}")
+        say(f"{config.data}: {samples}")
 
     from ..training.comfy_model import HostModel
 
-    model = HostModel(*parts, job.recipe)
-    file = Path(job.base.checkpoint)
-    base = {"base_sha256": file_sha256(file), "base": file.name} if file.is_file() else {"base": job.base.checkpoint}
+    model = HostModel(*parts, config.recipe)
+    file = Path(config.base.checkpoint)
+    base = {"base_sha256": file_sha256(file), "base": file.name} if file.is_file() else {"base": config.base.checkpoint}
     outcome = train(
         model,
         samples,
         adapter,
-        job.recipe,
+        config.recipe,
         folder=folder,
         processes=processes,
         on_step=show,
-        validate=_validator(job, parts, folder, adapter),
+        validate=_validator(config, parts, folder, adapter),
         asked_to_stop=stop_signal(),
         about={"start": adapter.name, "base_weights_sha256": model.base_sha256(), **base},
     )
@@ -82,33 +82,34 @@ def run(job: RunConfig, cpu: bool = False) -> int:
             say(f"Training {outcome.stopped}; the same command goes on from there.")
         return 143
     if first:
-        write = save_head if job.recipe.train == "head" else save_adapter
-        say(f"Saved {write(outcome.adapter, folder, job.output.name)}")
+        write = save_head if config.recipe.train == "head" else save_adapter
+        say(f"Saved {write(outcome.adapter, folder, config.output.name)}")
     processes.wait()
     return 0
 
 
-def start_adapter(job: RunConfig, parts: Parts) -> Adapter:
+def start_adapter(config: RunConfig, parts: Parts) -> Adapter:
+    """The adapter that training starts from: the configured file, or a new one for this UNet and image encoder."""
     unet, clip_vision = parts[0].model.diffusion_model, parts[3]
-    if job.start.file:
-        adapter = load_adapter(job.start.file)
+    if config.start.file:
+        adapter = load_adapter(config.start.file)
         check_sites(adapter.spec, adapter.name, unet_sites(unet))
         return adapter
     with torch.inference_mode():
         width = clip_vision.encode_image(torch.zeros(1, 224, 224, 3))["image_embeds"].shape[-1]
-    return init_adapter(unet_sites(unet), cross_attentions(unet), width, job.start.tokens, job.recipe.seed)
+    return init_adapter(unet_sites(unet), cross_attentions(unet), width, config.start.tokens, config.recipe.seed)
 
 
-def _validator(job: RunConfig, parts: Parts, folder: Path, start: Adapter) -> Any:
-    if not (job.validation and job.recipe.validate_every):
+def _validator(config: RunConfig, parts: Parts, folder: Path, start: Adapter) -> Any:
+    if not (config.validation and config.recipe.validate_every):
         return None
     from ..training.comfy_validation import validator
 
-    return validator(parts, job.validation, job.recipe, folder, start)
+    return validator(parts, config.validation, config.recipe, folder, start)
 
 
 def show(progress: Progress) -> None:
-    """A line for the first steps and then every tenth."""
+    """Prints a line for the first three steps, every tenth step, and the last."""
     if progress.step <= 3 or progress.step % 10 == 0 or progress.step == progress.steps:
         left = f"{progress.eta / 3600:.1f} h" if progress.eta > 5400 else f"{progress.eta / 60:.1f} min"
         say(
@@ -118,13 +119,16 @@ def show(progress: Progress) -> None:
 
 
 def say(line: str) -> None:
-    """On standard output. A log on a full disk, or a pipe that nobody reads any more, is no reason to end a run."""
+    """Prints a line. A full disk or a closed pipe does not end the run."""
     with suppress(OSError):
         print(line, flush=True)
 
 
 def stop_signal() -> Callable[[], bool]:
-    """Whether SIGTERM or Ctrl-C came. A second Ctrl-C ends the process at once."""
+    """Installs signal handlers; the returned function tells whether SIGTERM or Ctrl-C came.
+
+    A second Ctrl-C ends the process at once.
+    """
     came: list[int] = []
 
     def note(number: int, _: Any) -> None:

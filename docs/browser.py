@@ -1,7 +1,4 @@
-"""ComfyUI's frontend in a headless browser: found, started, opened as a user finds it, its canvas fitted to the window.
-
-For docs/pictures.py and for the tests.
-"""
+"""Finds and starts a headless browser and opens ComfyUI's frontend in it, for docs/pictures.py and for the tests."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ NO_CHROME = "No Chromium or Chrome on this machine: install one, or set CHROME_P
 
 SIZE = {"width": 1900, "height": 1000}
 READY = "() => !!(window.app?.graph && window.LiteGraph?.registered_node_types?.MIPApply)"
-SETTINGS = {  # nothing over the graph
+SETTINGS = {  # so that nothing covers the graph
     "Comfy.TutorialCompleted": True,
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasMenu": False,
@@ -60,7 +57,7 @@ def find_chrome() -> str | None:
 
 @contextmanager
 def launched(chrome: str) -> Iterator[Any]:
-    """Playwright's Browser over a Chromium of the machine."""
+    """Playwright's Browser, running the Chromium at this path."""
     from playwright.sync_api import sync_playwright
 
     with (
@@ -71,7 +68,10 @@ def launched(chrome: str) -> Iterator[Any]:
 
 
 def stock(base: Path) -> None:
-    """Give a server's folders a file, be it empty, for every name in the workflows: its validation finds them."""
+    """Puts a file for every name in the workflows into a server's base folder, so that validation finds them.
+
+    Models are empty files.
+    """
     demo.prepare(base)
     for path in WORKFLOWS:
         for node in json.loads(path.read_text("utf-8"))["nodes"]:
@@ -82,9 +82,9 @@ def stock(base: Path) -> None:
 
 
 def open_frontend(browser: Any, url: str, **settings: object) -> Any:
-    """A page with the frontend loaded, as on a user's second visit (the first welcomes with a dialog)."""
+    """A page with the frontend loaded as on a user's second visit; the first one shows a welcome dialog."""
     page = browser.new_page(viewport=SIZE)
-    page.set_default_timeout(120_000)  # a busy machine is not a failure
+    page.set_default_timeout(120_000)  # long enough for a busy machine
     page.goto(url)
     page.wait_for_function(READY)
     configure(page, **SETTINGS, **settings)
@@ -92,7 +92,7 @@ def open_frontend(browser: Any, url: str, **settings: object) -> Any:
 
 
 def configure(page: Any, **settings: object) -> None:
-    """Change settings of the frontend and load it anew."""
+    """Changes settings of the frontend and reloads it."""
     page.evaluate(SET, settings)
     page.reload()
     page.wait_for_function(READY)

@@ -29,16 +29,16 @@ from . import browser
 
 ROOT = Path(__file__).resolve().parents[1]
 MARGIN = 12  # canvas pixels around what is shown
-WORKFLOW_WIDTH = 960  # of the picture; it is taken at twice that and made smaller
+WORKFLOW_WIDTH = 960  # pixels; a picture is taken at twice this width and then reduced
 NODE_ZOOM = 1.5
-QUALITIES = (85, 75, 65)  # of a JPEG: the best with which it stays below the limit, or the last
+QUALITIES = (85, 75, 65)  # JPEG qualities; the first that stays below the limit is taken, or the last
 LIMIT = {"workflows": 200_000, "images": 40_000}  # bytes
-PATIENCE_S = 1800  # for one run of a workflow: sampling on one core of a busy machine
+PATIENCE_S = 1800  # for one run of a workflow; sampling may have one core of a busy machine
 # Help pages that show several nodes: name, workflow, the types of the nodes.
 SCENES = {"chain": ("two objects (base)", ("LoadImage", "MIPReference"))}
 ENCODER = "clip-vit-base-patch32"  # so that the list of Load MIP Encoder is not empty
 
-# The canvas is drawn in a font of the system's; the frontend's own is the same everywhere.
+# The canvas uses a font of the system; the frontend's own font is the same everywhere.
 FONT = """async () => {
     await document.fonts.load("14px Inter")
     LiteGraph.NODE_FONT = LiteGraph.GROUP_FONT = "Inter"
@@ -53,7 +53,7 @@ PLACE = """([boxes, zoom, margin]) => {
     app.canvas.deselectAll?.()
     app.canvas.setDirty(true, true)
 }"""
-# What a node covers with its title bar; a note belongs to the workflow's reader, not to its picture.
+# Areas of nodes with their title bars, and of groups. Notes are for readers of a workflow and are left out.
 BOXES = """types => {
     const {graph} = app.canvas
     const nodes = graph._nodes.filter(n => types ? types.includes(n.type) : n.type !== "MarkdownNote")
@@ -69,12 +69,12 @@ ALONE = """type => {
     node.setSize([Math.max(node.size[0], 320), node.size[1]])
     app.graph.add(node)
 }"""
-# A help page calls its node by its own name.
+# A help page shows its node under the node's own title.
 NAME = """type => {
     const node = app.graph._nodes.find(node => node.type === type)
     node.title = node.constructor.title
 }"""
-# Queue the open workflow and wait for the end of its run: null, or why there was none.
+# Queues the open workflow and waits for the end of its run. Returns null, or why the run failed.
 RUN = """patience => new Promise(done => {
     const {api} = app
     setTimeout(() => done("it took too long"), patience)
@@ -120,7 +120,14 @@ def main(argv: list[str]) -> int:
 
 
 def chosen(wanted: list[str] | None, known: list[str], both: bool) -> list[str]:
-    """The names that were asked for; all where none is given, nothing where only the other kind is asked for."""
+    """The wanted names. An option without names stands for all; an option that is not given stands for none.
+
+    wanted: names after the option, None if it was not given.
+    known: all names.
+    both: whether neither option was given, which stands for all of both kinds.
+
+    Raises ValueError for unknown names.
+    """
     if unknown := set(wanted or ()) - set(known):
         raise ValueError(f"There is no {', '.join(sorted(unknown))}; choose from: {', '.join(known)}.")
     return wanted or (known if both or wanted is not None else [])
@@ -128,7 +135,7 @@ def chosen(wanted: list[str] | None, known: list[str], both: bool) -> list[str]:
 
 @contextmanager
 def serving() -> Iterator[str]:
-    """A ComfyUI with this pack and what the workflows name; yields its address."""
+    """A running ComfyUI with this pack and the files that the workflows name; yields its address."""
     host = comfyui.given_host() or comfyui.unpacked_host_folder()
     with tempfile.TemporaryDirectory(prefix="mip-pictures-", ignore_cleanup_errors=True) as folder:
         base = Path(folder)
@@ -141,7 +148,7 @@ def serving() -> Iterator[str]:
 
 
 class Maker:
-    """Opens, runs and photographs on one page of the frontend."""
+    """Opens and runs workflows on one page of the frontend, and saves pictures of them. output: the folder."""
 
     def __init__(self, page: Any, output: Path) -> None:
         self.page, self.output = page, output
@@ -150,13 +157,13 @@ class Maker:
         page.evaluate(FONT)
 
     def workflow(self, name: str) -> bool:
-        """False: it could not be run, and its picture stays as it was."""
+        """Makes a workflow's picture. Returns False if it could not be run; its picture then stays as it was."""
         begin, workflow = time.monotonic(), self.opened[name]
         self.page.evaluate(browser.OPEN, workflow)
         kinds = {node["type"] for node in workflow["nodes"]}
         if "MIPMiniatureLoader" in kinds and (problem := self.page.evaluate(RUN, PATIENCE_S * 1000)):
             print(f"{name}: no picture, because {problem}", file=sys.stderr, flush=True)
-            self.page.keyboard.press("Escape")  # what the frontend says about it
+            self.page.keyboard.press("Escape")  # closes the frontend's error dialog
             return False
         boxes = self.page.evaluate(BOXES, None)
         width = max(x + w for x, _, w, _ in boxes) - min(x for x, *_ in boxes)
@@ -167,7 +174,7 @@ class Maker:
         return True
 
     def node(self, name: str) -> None:
-        """A node in the smallest workflow that has it, else alone; or a scene of several."""
+        """Makes the picture of a help page: a scene, or a node in the smallest workflow that has it, else alone."""
         begin = time.monotonic()
         if name in SCENES:
             workflow, kinds = SCENES[name]
@@ -185,21 +192,20 @@ class Maker:
         self.save(picture, Path("web", "docs", "images", f"{name}.jpg"), time.monotonic() - begin)
 
     def photograph(self, boxes: list[list[float]], zoom: float) -> Image.Image:
-        """What the boxes [x, y, w, h] of the canvas cover, once it has stopped to change."""
+        """The part of the canvas that boxes [x, y, w, h] cover, once it has stopped changing."""
         width = max(x + w for x, _, w, _ in boxes) - min(x for x, *_ in boxes) + 2 * MARGIN
         height = max(y + h for _, y, _, h in boxes) - min(y for _, y, *_ in boxes) + 2 * MARGIN
-        frame = {"width": round(width * zoom), "height": round(height * zoom)}
-        larger = {
-            side: max(size + 100, browser.SIZE[side]) for side, size in frame.items()
-        }  # a menu stands in its corner
+        clip = {"width": round(width * zoom), "height": round(height * zoom)}
+        # The window is larger, because a menu is in its corner.
+        larger = {side: max(size + 100, browser.SIZE[side]) for side, size in clip.items()}
         self.page.set_viewport_size(larger)
         self.page.evaluate(PLACE, [boxes, zoom, MARGIN])
         self.page.wait_for_load_state("networkidle")
         before, now = b"", b" "
         for _ in range(40):
-            self.page.evaluate("() => app.canvas.setDirty(true, true)")  # with what has been loaded meanwhile
+            self.page.evaluate("() => app.canvas.setDirty(true, true)")  # draws what has been loaded meanwhile
             self.page.wait_for_timeout(250)
-            before, now = now, self.page.screenshot(clip={"x": 0, "y": 0, **frame})
+            before, now = now, self.page.screenshot(clip={"x": 0, "y": 0, **clip})
             if before == now:
                 break
         return Image.open(io.BytesIO(now)).convert("RGB")

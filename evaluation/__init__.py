@@ -1,15 +1,13 @@
-"""Scores: pure maths in a file each; encoders and detectors behind small loaders.
+"""Scores of pictures, and the encoders and detectors that they need.
 
-detections.py  what was found in pictures       crops.py      objects cut out of pictures, as in training
-objects.py     the objects of pictures, encoded batches.py    as much at once as memory allows
-encoders.py    words and pictures to vectors    folders.py    models from local Hugging Face folders
-host_encoder.py  the host's own encoders        host_models.py  models of folders in the host's care
-detect.py      objects by their words: detect_folder.py (Grounding DINO, …), detect_pixels.py (miniature)
-boxes.py       boxes of other nodes, in and out box_formats.py  what they look like
-quality.py     can a picture's objects be told apart and named?
-relevance_score.py  does noise by relevance meet its object?  relevance_target.py  where that is
-personalization.py  CLIP-T, CLIP-I, DINO            things.py     what is in a picture, everything once
-binding.py     whose look has which object?     binding_report.py  measured and written down
-findings.py    exchanged, blended, missing, …   verdict.py    the same in words, with advice
-concept101.py  the paper's benchmark
+encoders/             pictures and words to embeddings
+detection/            objects found in pictures: detectors, boxes of other nodes, matching to object texts
+quality/              object quality score: do a picture's objects look like their texts, and unlike each other?
+binding/              binding report: did each object take its look from its own reference?
+relevance_score/      object relevance score: does noise by relevance change the picture where the object is?
+concept101/           the paper's benchmark: data, scores, table
+personalization.py    CLIP-T, CLIP-I and DINO, of whole pictures and of crops
+object_embeddings.py  the objects of pictures: matched, cut out and embedded
+model_folder.py       models from local Hugging Face folders
+comfy_models.py       models from such folders, managed by ComfyUI
 """

@@ -1,4 +1,4 @@
-"""Models from local Hugging Face folders: read once and whole, or refused in a sentence. Nothing is downloaded."""
+"""Models from local Hugging Face folders. A folder that is not complete is refused; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Ready = Callable[[int], torch.device]  # makes a model ready to run on so many bytes, says on which device it is
-Keeper = Callable[[nn.Module], Ready]  # takes charge of a model
+Ready = Callable[[int], torch.device]  # takes the inputs' size in bytes, makes the model ready, returns its device
+Keeper = Callable[[nn.Module], Ready]  # takes charge of a model: where it lies, and in which dtype
 
 
 def on(device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Keeper:
-    """Puts a model on a device for good; dtype: by default float16 on a GPU, float32 elsewhere."""
+    """A Keeper that puts a model on one device and leaves it there.
+
+    dtype: by default float16 on a GPU, float32 elsewhere.
+    """
     device = torch.device(device)
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
 
@@ -29,24 +32,29 @@ def on(device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> 
 
 
 def inputs(made: Mapping[str, Tensor], ready: Ready, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What a processor made, where the model runs, floating numbers in the model's dtype."""
+    """A processor's tensors on the model's device, floating point ones in the model's dtype."""
     cast = {key: value.to(dtype) if value.is_floating_point() else value for key, value in made.items()}
     device = ready(sum(value.nbytes for value in cast.values()))
     return {key: value.to(device) for key, value in cast.items()}
 
 
 def identity(folder: Path) -> str:
-    """What tells one model from another: its folder's name and a digest of its weights."""
-    whole = hashlib.sha256()
+    """A text that identifies a model: its folder's name and a digest of its weights."""
+    digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
-            while part := file.read(1 << 24):
-                whole.update(part)
-    return f"{folder.resolve().name}, weights {whole.hexdigest()[:12]}"
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return f"{folder.resolve().name}, weights {digest.hexdigest()[:12]}"
 
 
 def kind_of(folder: Path, what: str) -> str:
-    """The model_type of a folder with config.json and .safetensors; what: the model that is wanted, in words."""
+    """The model_type from a folder's config.json.
+
+    what: the wanted model in words, for the error messages, such as "encoder".
+
+    Raises ValueError for a folder without a readable config.json or without .safetensors weights.
+    """
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(
@@ -67,22 +75,26 @@ def kind_of(folder: Path, what: str) -> str:
 
 
 def read(folder: str | os.PathLike[str], what: str, model: str, processor: str, unused: Sequence[str] = ()) -> Any:
-    """(model, processor) by the names of two of transformers' Auto classes; unused: beginnings of keys that may lack.
+    """Loads a model in eval mode, without gradients, and its processor: (model, processor).
 
-    Raises ValueError, one sentence, for a folder that is not such a model, or not all of it.
+    what: the wanted model in words, for the error messages.
+    model, processor: names of transformers' Auto classes.
+    unused: prefixes of keys that may be missing from the weights.
+
+    Raises ValueError for a folder that holds no such model, or not all of it.
     """
     folder = Path(folder)
     kind = kind_of(folder, what)
-    import transformers  # here: seconds to import, and only who scores needs it
+    import transformers  # imported here because it takes seconds and only scores need it
 
-    # Code that a folder brings along is never run, nor is the user asked in a terminal that nobody sees.
+    # False: code from the folder never runs. Unset, transformers would ask in a terminal that nobody sees.
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         made, loading = getattr(transformers, model).from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, **options
         )
         pieces = getattr(transformers, processor).from_pretrained(folder, **options)
-    except Exception as error:  # whatever a damaged file makes transformers, safetensors and tokenizers raise
+    except Exception as error:  # a damaged file can raise anything in transformers, safetensors and tokenizers
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"The {what} in {folder} ({kind}) cannot be loaded ({type(error).__name__}: {reason}). Download its whole "

@@ -1,4 +1,4 @@
-"""The objects of pictures, cut out, told apart and encoded: what all scores of crops are made from."""
+"""The objects of pictures: matched to their references, cut out and embedded. All scores of crops start here."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ from .encoders.encoder import ImageEncoder
 
 
 class ObjectEmbeddings(NamedTuple):
-    """One picture's C things, their crops, and the crops' unit embeddings [C, E]."""
+    """The C matched detections of one picture.
 
-    things: ObjectMatches
+    matches: the detections and the objects that they count for.
+    crops: the C detections, cut out.
+    embeddings [C, E]: unit embeddings of the crops.
+    """
+
+    matches: ObjectMatches
     crops: tuple[Image.Image, ...]
     embeddings: Tensor
 
@@ -33,21 +38,26 @@ def objects_in(
     means: Tensor,
     tick: Tick | None = None,
 ) -> list[ObjectEmbeddings]:
-    """One a picture of images [B, H, W, 3]. means [M, E]: of the unit embeddings of every reference's pictures, for
-    what the detector cannot tell apart."""
+    """The objects of every picture, B entries.
+
+    images [B, H, W, 3]: in 0..1, those that were searched.
+    means [M, E]: for each reference the mean of its pictures' unit embeddings. They decide between objects of the same
+        text, which no detector can tell apart.
+    tick: called with the number of crops embedded since the last call.
+    """
     texts = [reference.text for reference in references]
-    every = [match_objects(detections, b, texts) for b in range(len(images))]
-    crops = [tuple(crop(image, each) for each in things.found) for image, things in zip(images, every, strict=True)]
+    matched = [match_objects(detections, b, texts) for b in range(len(images))]
+    crops = [tuple(crop(image, each) for each in matches.found) for image, matches in zip(images, matched, strict=True)]
     flat = [each for row in crops for each in row]
     seen = embed(encoder, flat, tick) if flat else means[:0]
     return [
-        ObjectEmbeddings(rematch_by_appearance(things, texts, part @ means.T), row, part)
-        for things, row, part in zip(every, crops, seen.split([len(row) for row in crops]), strict=True)
+        ObjectEmbeddings(rematch_by_appearance(matches, texts, own @ means.T), row, own)
+        for matches, row, own in zip(matched, crops, seen.split([len(row) for row in crops]), strict=True)
     ]
 
 
 def check_parts(images: Tensor, references: Sequence[Reference], detections: Detections | None) -> None:
-    """Raises ValueError where there is nothing to compare, or where things do not belong together."""
+    """Raises ValueError without pictures or references, and where detections are not of these pictures."""
     if images.ndim != 4 or not len(images) or images.shape[-1] not in (3, 4):
         raise ValueError(
             f"The pictures have the shape {list(images.shape)}; expected [pictures, height, width, 3], as the host's "
@@ -60,5 +70,5 @@ def check_parts(images: Tensor, references: Sequence[Reference], detections: Det
 
 
 def crops_at_most(detections: Detections) -> int:
-    """How many crops `objects_in` encodes at most, for a progress bar."""
+    """The largest number of crops that `objects_in` may embed, for a progress bar."""
     return sum(1 for b in range(len(detections)) for _ in detections.every(b))

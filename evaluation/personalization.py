@@ -7,9 +7,9 @@ the R pictures of one reference:
     CLIP-I = 1/R Σ_r cos(r, v)                    the same encoder
     DINO   = 1/R Σ_r cos(r, v)                    the first token of DINO ViT-S/16
 
-of whole pictures, and averaged over objects and pictures. A whole picture can please two references at once, so that
-objects with exchanged looks score as high as right ones. On crops (the detected object instead of v, its object text
-instead of the prompt) they do not.
+They are taken of whole pictures and averaged over objects and pictures. A whole picture can resemble two references at
+once, so objects with exchanged looks score as high as right ones. On crops they do not: there the detected object takes
+the place of v, and its object text the place of the prompt.
 """
 
 from __future__ import annotations
@@ -31,25 +31,34 @@ from .encoders.embeddings import embed, embed_words
 from .encoders.encoder import ImageEncoder, need_words
 from .object_embeddings import ObjectEmbeddings, check_parts, crops_at_most, objects_in
 
-TEXT_WEIGHT = 2.5  # of CLIPScore
-MOST = 6  # missing objects that a report explains
+TEXT_WEIGHT = 2.5  # the factor of CLIPScore
+MOST = 6  # a report explains at most this many missing objects
 
 
 def text_score(images: Tensor, text: Tensor) -> Tensor:
-    """CLIP-T: unit embeddings images [..., E] and text, as many or one -> [...], 0 to 2.5."""
+    """CLIP-T, [...] in 0..2.5.
+
+    images [..., E]: unit embeddings.
+    text [..., E]: unit embeddings, as many as images, or one for all.
+    """
     return TEXT_WEIGHT * (images * text).sum(-1).clamp_min(0)
 
 
 def image_score(images: Tensor, references: Sequence[Tensor]) -> Tensor:
-    """CLIP-I or DINO: unit embeddings images [B, E] and M references [R_m, E] -> [B, M], the mean cosines."""
+    """CLIP-I or DINO, [B, M]: mean cosines of each picture to the pictures of each reference.
+
+    images [B, E]: unit embeddings.
+    references: M tensors [R_m, E] of unit embeddings.
+    """
     return images @ torch.stack([each.mean(0) for each in references]).T
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """Scores of B pictures and M objects, [B, M] each; dino None without an encoder for it.
+    """Scores of B pictures and M objects, of whole pictures or of crops.
 
-    measured [B, M]: where there was something to measure; elsewhere the scores are 0.
+    clip_t, clip_i, dino [B, M]: the scores; dino is None without an encoder for it.
+    measured [B, M] bool: where there was something to measure; elsewhere the scores are 0.
     """
 
     clip_t: Tensor
@@ -58,12 +67,15 @@ class View:
     measured: Tensor
 
     def objects(self, missing_as_zero: bool = False) -> int:
-        """How many objects of all pictures the means are of."""
+        """The number of objects, over all pictures, that the means are taken of."""
         return self.measured.numel() if missing_as_zero else int(self.measured.sum())
 
     def mean(self, name: str, missing_as_zero: bool = False) -> float | None:
-        """Over all that was measured, or over all that was asked for, where what is missing counts 0. None where there
-        is nothing to take the mean of."""
+        """The mean of one score, or None without values.
+
+        name: clip_t, clip_i or dino.
+        missing_as_zero: whether objects that were not found count as 0; otherwise they do not count.
+        """
         values: Tensor | None = getattr(self, name)
         objects = self.objects(missing_as_zero)
         if values is None or not objects:
@@ -73,9 +85,15 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Personalization:
-    """Scores of whole pictures (the paper's; CLIP-T is of the prompt, the same for all objects) and of crops.
+    """CLIP-T, CLIP-I and DINO of a batch of pictures.
 
-    missing: for every object that was not found in a picture, why."""
+    prompt: what the pictures were made from.
+    texts: the M object texts.
+    encoder, image_encoder: names of the encoders for CLIP and for DINO; image_encoder is None without DINO.
+    whole: scores of whole pictures, as in the paper. CLIP-T is of the prompt, so it is the same for all objects.
+    crops: scores of the objects' crops, or None without detections.
+    missing: a sentence for every object that was not found in a picture.
+    """
 
     prompt: str
     texts: tuple[str, ...]
@@ -95,10 +113,16 @@ def personalization(
     detections: Detections | None = None,
     tick: Tick | None = None,
 ) -> Personalization:
-    """images [B, H, W, 3] in 0..1; detections: of the same pictures and the references' texts, for the crops' scores.
+    """Measures CLIP-T, CLIP-I and DINO.
 
-    encoder: of words and pictures; image_encoder: of pictures, for DINO. tick is told of every picture encoded; there
-    are `pictures_to_encode` of them. Raises ValueError with a sentence for the artist.
+    images [B, H, W, 3]: in 0..1.
+    prompt: what the pictures were made from.
+    encoder: of words and pictures, for CLIP-T and CLIP-I.
+    image_encoder: of pictures, for DINO.
+    detections: of the same pictures and the references' texts, for the scores of crops.
+    tick: called with the number of pictures encoded since the last call; `pictures_to_encode` is their total.
+
+    Raises ValueError with a sentence for the artist.
     """
     check_parts(images, references, detections)
     words = need_words(encoder, "CLIP-T")
@@ -121,7 +145,7 @@ def personalization(
         objects = objects_in(images, references, detections, encoder, means, tick)
         crops = _crops(objects, embed_words(words, texts), clip[1], image_encoder, dino[1] if dino else [], tick)
         for b, each in enumerate(objects):
-            absent += missing(detections, b, texts, each.things).values()
+            absent += missing(detections, b, texts, each.matches).values()
     name = image_encoder.name if image_encoder else None
     return Personalization(prompt, texts, encoder.name, name, whole, crops, tuple(absent))
 
@@ -129,7 +153,10 @@ def personalization(
 def pictures_to_encode(
     images: Tensor, references: Sequence[Reference], detections: Detections | None, encoders: int
 ) -> int:
-    """How many pictures `personalization` encodes at most, for a progress bar."""
+    """The largest number of pictures that `personalization` may encode, for a progress bar.
+
+    encoders: how many encoders there are, 1 or 2 (with DINO).
+    """
     crops = 0 if detections is None else crops_at_most(detections) + (encoders - 1) * len(images) * len(references)
     return encoders * (len(images) + sum(len(images) for each in references for images, _ in each.batches)) + crops
 
@@ -137,7 +164,7 @@ def pictures_to_encode(
 def _pictures(
     encoder: ImageEncoder | None, pictures: list, shown: list, tick: Tick | None
 ) -> tuple[Tensor, list[Tensor]] | None:
-    """Unit embeddings of the pictures [B, E], and of every reference's [R_m, E]."""
+    """Unit embeddings of the pictures [B, E] and of every reference's pictures [R_m, E]; None without an encoder."""
     if encoder is None:
         return None
     return embed(encoder, pictures, tick), [embed(encoder, each, tick) for each in shown]
@@ -151,9 +178,13 @@ def _crops(
     dino: Sequence[Tensor],
     tick: Tick | None,
 ) -> View:
-    """Every object's own crop against its own text, of words [M, E], and its own reference, of M [R_m, E] each."""
-    measured = torch.tensor([[row is not None for row in each.things.own] for each in objects])  # [B, M]
-    own = [(each, row) for each in objects for row in each.things.own if row is not None]
+    """Scores of every object's crop against its own text and its own reference.
+
+    words [M, E]: unit embeddings of the object texts.
+    clip, dino: M tensors [R_m, E] of the references' unit embeddings, by the encoder and by the image_encoder.
+    """
+    measured = torch.tensor([[row is not None for row in each.matches.own] for each in objects])  # [B, M]
+    own = [(each, row) for each in objects for row in each.matches.own if row is not None]
     whose = measured.nonzero()[:, 1]  # [C], in the order of `own`
 
     def placed(values: Tensor | None = None) -> Tensor:
@@ -178,7 +209,10 @@ def _crops(
 
 
 def personalization_report(scores: Personalization, missing_as_zero: bool = False) -> str:
-    """What was measured with what, the means, and a line an object and picture; missing_as_zero: as in `View.mean`."""
+    """The report: encoders, means, and a line for every object of every picture.
+
+    missing_as_zero: as in `View.mean`.
+    """
     views = [("", scores.whole)] + ([("crop ", scores.crops)] if scores.crops else [])
     columns = [
         (f"{prefix}{title}", view, name)

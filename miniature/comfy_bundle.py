@@ -1,4 +1,4 @@
-"""The miniature as the host's own objects: SDXL model, CLIP, VAE and CLIP vision built from small configs."""
+"""The miniature as ComfyUI's objects: an SDXL model, CLIP, VAE and CLIP vision with small configs."""
 
 import json
 import tempfile
@@ -25,20 +25,19 @@ Bundle = tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE, ClipVisionModel]
 
 
 def load(folder: Path = MINIATURE) -> Bundle:
-    """MODEL, CLIP, VAE and CLIP_VISION, new ones on every call, from the files of a folder.
+    """MODEL, CLIP, VAE and CLIP_VISION from the files of a folder. Every call returns new ones.
 
-    Raises ValueError, which names the file and how to get it back, if one of them is missing, damaged or of another
-    model.
+    Raises ValueError if a file is missing, damaged or of another model. It names the file and how to restore it.
     """
     return _model(folder), _clip(folder), _vae(folder), _clip_vision(folder)
 
 
 def _weights(folder: Path, part: str, module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Tensors for every key of the module, of its shapes."""
+    """The tensors of one file, with the keys and shapes of the module. part: one of PARTS."""
     file = folder / f"{part}.safetensors"
     try:
         tensors = comfy.utils.load_torch_file(str(file), safe_load=True)
-    except Exception as error:  # whatever a damaged file makes its reader raise
+    except Exception as error:  # a damaged file can raise anything in its reader
         reason = "is missing" if not file.exists() else f"is damaged ({type(error).__name__}: {error})"
         raise ValueError(_mend(file, reason)) from error
     shapes = {key: value.shape for key, value in module.state_dict().items()}
@@ -69,7 +68,7 @@ def _model(folder: Path) -> ModelPatcher:
 
 
 class _Target:
-    """What comfy.sd.CLIP asks of a target."""
+    """The attributes that comfy.sd.CLIP reads from a target."""
 
     params: dict = {}
     clip = comfy.sdxl_clip.SDXLClipModel

@@ -1,10 +1,10 @@
-"""The miniature's shapes: SDXL's structure with small numbers. Data only.
+"""The miniature's shapes: SDXL's structure with small numbers.
 
-Everything that the pack derives from a model (sites, tokens, encoder widths) comes out of these numbers
-by the same rules as from SDXL's, so nothing in the pack knows that the miniature exists.
+The pack derives sites, tokens and encoder widths from these numbers by the same rules as from SDXL's, so the method
+has no special case for the miniature.
 """
 
-# Text encoders. The full CLIP vocabulary, so that the host's own tokenizer fits.
+# Text encoders. They have the full CLIP vocabulary, so that ComfyUI's tokenizer fits.
 CLIP_L = {
     "hidden_size": 48,
     "intermediate_size": 192,
@@ -25,7 +25,7 @@ CLIP_G = {
 CONTEXT_DIM = CLIP_L["hidden_size"] + CLIP_G["hidden_size"]  # SDXL: 768 + 1280
 ADM_CHANNELS = CLIP_G["hidden_size"] + 6 * 256  # pooled text, then six sizes at 256 each
 
-# The image encoder serves both families: base reads the projection, plus the penultimate hidden states.
+# The image encoder serves both families: base reads the projection, plus reads the penultimate hidden states.
 CLIP_VISION = {
     "model_type": "clip_vision_model",
     "image_size": 112,
@@ -35,11 +35,11 @@ CLIP_VISION = {
     "intermediate_size": 384,
     "num_attention_heads": 6,
     "num_hidden_layers": 4,
-    "projection_dim": 80,  # CLIP-G's space, as ViT-bigG's in SDXL
+    "projection_dim": 80,  # CLIP-G's space, as with ViT-bigG in SDXL
     "hidden_act": "gelu",
 }
 
-# Three levels as in SDXL. With attention on all of them: at 128 px the finest has 16 × 16 positions, and words
+# Three levels as in SDXL, but with attention on all of them. At 128 px the finest has 16 × 16 positions, and words
 # find their objects there.
 UNET = {
     "image_size": 16,
@@ -63,7 +63,7 @@ UNET = {
 }
 
 VAE_LATENT_CHANNELS = 4
-VAE_SCALE = 0.13025  # SDXL's latent scale: the pack's TAESD-shaped VAE works on scaled latents
+VAE_SCALE = 0.13025  # SDXL's latent scale; the miniature's VAE has TAESD's shape and works on scaled latents
 
 # Adapters.
 BASE_TOKENS = 4
@@ -72,7 +72,7 @@ RESAMPLER = {"dim": 128, "depth": 2, "dim_head": 64, "ff_mult": 4}
 
 
 def sites() -> tuple[tuple[int, int], ...]:
-    """(number, width) of every cross-attention, numbered as in checkpoints: odd; down, up, then middle."""
+    """(number, width) of every cross-attention, in the order of checkpoints: down, up, middle. Numbers are odd."""
     widths: list[int] = []
     levels = [UNET["model_channels"] * m for m in UNET["channel_mult"]]
     down = [width for width, n in zip(levels, UNET["num_res_blocks"], strict=True) for _ in range(n)]

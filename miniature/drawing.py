@@ -1,4 +1,4 @@
-"""One object of the miniature's world by its names: a reference picture that nobody has to bring along."""
+"""Draws one object of the miniature's world by the names of its kind and look, as a reference picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIDE = 224  # pixels
 
 
 def look_of(pattern: str, first: str, second: str) -> tuple[int, int, int]:
-    """Numbers of a look; a plain one has its first colour only."""
+    """A look's names as numbers: pattern, first and second colour. In a plain look both colours are the first."""
     names = list(COLOURS)
     if PATTERNS.index(pattern) == PLAIN:
         second = first
@@ -21,7 +21,11 @@ def look_of(pattern: str, first: str, second: str) -> tuple[int, int, int]:
 
 
 def draw_object(kind: str, pattern: str, first: str, second: str, pose: int, side: int = SIDE) -> Tensor:
-    """[1, side, side, 3] in 0..1: the object on white; where it lies, its size and its turn follow from `pose`."""
+    """The object on white, [1, side, side, 3] in 0..1.
+
+    kind, pattern, first, second: names; first and second are colours.
+    pose: the seed of its position, size and turn.
+    """
     looks = torch.tensor(look_of(pattern, first, second)).view(1, 1, 3)
     empty = torch.zeros(1, 1)
     scene = world.Scenes(

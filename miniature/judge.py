@@ -1,7 +1,7 @@
-"""Finds and names the objects of a picture from its pixels alone, with nothing trained.
+"""Finds and names the objects of a picture from its pixels, without a trained model.
 
-The world makes that easy: backgrounds are light and pale, objects are not, and there are few kinds. A
-connected patch of object-coloured pixels is one object; its kind is the outline that fits it best.
+The world makes this easy: backgrounds are light and pale, objects are not, and there are few kinds. A connected patch
+of object-coloured pixels is one object. Its kind is the one whose outline fits it best.
 """
 
 import math
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .world_shapes import distances
 
-CHROMA, DARK = 0.27, 0.5  # an object's pixel has more chroma than this, or is darker than this
-SMALLEST = 80  # pixels of 128 × 128 that make an object
-SIDE, SPAN = 48, 2.4  # outlines are compared on SIDE × SIDE points over ±SPAN/2 × the patch's own size
+CHROMA, DARK = 0.27, 0.5  # an object's pixel has more chroma than CHROMA, or is darker than DARK
+SMALLEST = 80  # an object has at least this many pixels, in a picture of 128 × 128
+SIDE, SPAN = 48, 2.4  # outlines are compared on SIDE × SIDE points, over ±SPAN/2 times the patch's own size
 TURNS = tuple(math.radians(d) for d in range(-36, 37, 6))
 
 
@@ -29,18 +29,18 @@ class Found(NamedTuple):
 
 
 def judge(images: Tensor) -> list[list[Found]]:
-    """The objects in each picture [B, 3, S, S] (0…1), largest first."""
+    """The objects in each picture, largest first. images [B, 3, S, S]: in 0…1."""
     return [_name(patches(image)) for image in images.float().cpu()]
 
 
 def coloured(image: Tensor) -> Tensor:
-    """[S, S] bool: which pixels of a picture [3, S, S] have an object's colours."""
+    """Which pixels of a picture [3, S, S] have the colours of an object, [S, S] bool."""
     high, low = image.amax(0), image.amin(0)
     return ((high - low) > CHROMA) | (high < DARK)
 
 
 def patches(image: Tensor) -> Tensor:
-    """[N, S, S] bool: the connected patches of object-coloured pixels of a picture [3, S, S], largest first."""
+    """The connected patches of object-coloured pixels in a picture [3, S, S], largest first: [N, S, S] bool."""
     objects = coloured(image)
     labels = _connected(objects)
     numbers, sizes = labels[objects].unique(return_counts=True)
@@ -50,7 +50,10 @@ def patches(image: Tensor) -> Tensor:
 
 
 def _connected(mask: Tensor) -> Tensor:
-    """[S, S] a number for each connected patch: the highest pixel number in it, spread until nothing changes."""
+    """Labels of the connected patches of a mask, [S, S]: each pixel gets the highest pixel number in its patch.
+
+    Each step spreads the numbers to the neighbours inside the mask, until nothing changes.
+    """
     inside = mask.float()[None, None]
     labels = torch.arange(1, mask.numel() + 1).reshape(inside.shape).float() * inside
     while True:
@@ -70,7 +73,10 @@ def _name(masks: Tensor) -> list[Found]:
 
 
 def overlaps(masks: Tensor) -> Tensor:
-    """[N, T, K] how well each patch [N, S, S] fits each kind's outline at each turn: intersection over union."""
+    """Intersection over union of each patch with each kind's outline at each turn, [N, T, K].
+
+    masks [N, S, S]: the patches.
+    """
     seen = _centred(masks.float()).flatten(1)  # [N, SIDE²]
     outlines = _outlines().flatten(2)  # [T, K, SIDE²]
     both = torch.einsum("np,tkp->ntk", seen, outlines)
@@ -79,7 +85,10 @@ def overlaps(masks: Tensor) -> Tensor:
 
 
 def _centred(masks: Tensor, turn: float = 0.0) -> Tensor:
-    """[N, SIDE, SIDE] masks [N, S, S] moved to their centre of mass and scaled to the same area."""
+    """Masks [N, S, S] moved to their centre of mass, scaled to the same area and turned: [N, SIDE, SIDE] of 0 and 1.
+
+    turn: in radians.
+    """
     size = masks.shape[-1]
     axis = (torch.arange(size) + 0.5) * (2 / size) - 1
     area = masks.sum((1, 2))
@@ -95,6 +104,6 @@ def _centred(masks: Tensor, turn: float = 0.0) -> Tensor:
 
 @cache
 def _outlines() -> Tensor:
-    """[T, K, SIDE, SIDE] every kind's outline at every turn, centred as patches are."""
+    """Every kind's outline at every turn, centred as patches are: [T, K, SIDE, SIDE]."""
     inside = F.pad((distances() < 0).float(), (40, 40, 40, 40))
     return torch.stack([_centred(inside, turn) for turn in TURNS])

@@ -1,4 +1,4 @@
-"""Reads an object's look from its pixels: for every pattern, how well would two colours laid out so explain them?"""
+"""Reads an object's look from its pixels: the pattern and colours that explain the pixels best."""
 
 import math
 from functools import cache
@@ -11,11 +11,11 @@ from .judge import TURNS, Found, overlaps
 from .world_looks import PATTERNS, PLAIN, fields, palette
 from .world_shapes import EXTENT, distances
 
-NEAR = 0.04  # turns whose outline fits this much worse than the best are tried too: a ring has no best one
+NEAR = 0.04  # turns whose fit is within this of the best are tried too, because a ring fits at every turn
 
 
 def look(image: Tensor, found: Found) -> tuple[int, int, int]:
-    """Pattern, first and second colour of an object found in a picture [3, S, S]."""
+    """Numbers of the pattern, the first and the second colour of an object found in a picture [3, S, S]."""
     inner = _core(found.mask)
     pixels = image[:, inner].T  # [N, 3]
     best = (math.inf, PLAIN, pixels.median(0).values, pixels.median(0).values)
@@ -30,13 +30,13 @@ def look(image: Tensor, found: Found) -> tuple[int, int, int]:
 
 
 def colour_error(image: Tensor, found: Found, colours: Tensor) -> float:
-    """How far an object's pixels are from the nearer of two colours [2, 3], wherever each lies: mean |difference|."""
+    """Mean |difference| between an object's pixels and the nearer of two colours [2, 3], whatever their layout."""
     pixels = image[:, _core(found.mask)].T
     return float((pixels[:, None] - colours).abs().mean(-1).amin(1).mean())
 
 
 def layout_error(image: Tensor, found: Found, pattern: int, colours: Tensor) -> float:
-    """The same with the two colours laid out in a pattern, at the turn where that explains the object best."""
+    """Mean |difference| between an object's pixels and two colours [2, 3] laid out in a pattern, at the best turn."""
     inner = _core(found.mask)
     pixels = image[:, inner].T
     errors = []
@@ -47,12 +47,18 @@ def layout_error(image: Tensor, found: Found, pattern: int, colours: Tensor) -> 
 
 
 def colour(rgb: Tensor) -> int:
-    """The named colour nearest to one [3]."""
+    """The number of the named colour nearest to rgb [3]."""
     return int((palette() - rgb).norm(dim=-1).argmin())
 
 
 def _explain(pixels: Tensor, places: Tensor, pattern: int) -> tuple[float, int, Tensor, Tensor]:
-    """How far the pixels are from two colours in this pattern, and the colours."""
+    """The best two colours for a pattern: (mean |difference|, pattern, first colour, second colour).
+
+    pixels [N, 3]: colours of the object's pixels.
+    places [N, 2]: where they lie, from `_places`.
+
+    The error is infinite if the pattern shows only one of its colours there.
+    """
     second = _second(places, pattern)
     if not second.any() or second.all():
         return math.inf, pattern, pixels[0], pixels[0]
@@ -62,13 +68,13 @@ def _explain(pixels: Tensor, places: Tensor, pattern: int) -> tuple[float, int, 
 
 
 def _turns(found: Found) -> list[float]:
-    """Turns at which its kind's outline fits the object about as well as it can."""
+    """The turns, in radians, at which the outline of the object's kind fits it within NEAR of the best."""
     fits = overlaps(found.mask[None])[0, :, found.kind]
     return [TURNS[turn] for turn in (fits > fits.max() - NEAR).nonzero().flatten().tolist()]
 
 
 def _second(places: Tensor, pattern: int) -> Tensor:
-    """[N] whether a pattern has its second colour at places [N, 2] of an object's own coordinates."""
+    """Whether a pattern has its second colour at places [N, 2] in an object's own coordinates, [N] bool."""
     field = fields()[None, pattern, None]
     return F.grid_sample(field, places[None, None] / EXTENT, align_corners=False).flatten() < 0
 
@@ -80,7 +86,11 @@ def _core(mask: Tensor) -> Tensor:
 
 
 def _places(found: Found, inner: Tensor, turn: float) -> Tensor:
-    """[N, 2] where the inner pixels lie in the coordinates of the object's kind, if it is turned so."""
+    """The places of the inner pixels in the own coordinates of the object's kind, [N, 2].
+
+    inner [S, S] bool: N pixels of the object.
+    turn: the object's, in radians.
+    """
     x, y, size = _centre(found.mask)
     x0, y0, size0 = _shape(found.kind)
     axis = (torch.arange(inner.shape[-1]) + 0.5) * (2 / inner.shape[-1]) - 1
@@ -91,7 +101,7 @@ def _places(found: Found, inner: Tensor, turn: float) -> Tensor:
 
 
 def _centre(mask: Tensor) -> tuple[float, float, float]:
-    """Centre of mass and square root of the area, in a picture from -1 to 1."""
+    """Centre of mass (x, y) and square root of the area of a mask, in coordinates from -1 to 1."""
     axis = (torch.arange(mask.shape[-1]) + 0.5) * (2 / mask.shape[-1]) - 1
     area = mask.sum()
     x, y = (mask.sum(0) * axis).sum() / area, (mask.sum(1) * axis).sum() / area

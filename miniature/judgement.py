@@ -1,6 +1,6 @@
-"""What the judge says of one picture: is every object there, and whose looks does it wear?
+"""Judges one picture: is every object there, and whose look does it wear?
 
-Everything is read from pixels (judge.py, judge_looks.py); nothing here is trained.
+Everything is read from pixels (judge.py, judge_looks.py), without a trained model.
 """
 
 from __future__ import annotations
@@ -15,23 +15,33 @@ from .judge import Found, judge
 from .judge_looks import colour_error, layout_error, look
 from .world_looks import PLAIN
 
-# Mean absolute distance, per channel, of an object's pixels from the nearer of two colours, below which it clearly
-# wears them. On drawn scenes 99 % of the objects are within 0.04 of their own, and 99 % further than 0.12 from others'.
+# An object clearly wears two colours if the mean absolute distance per channel, of its pixels to the nearer one, is
+# below this. On drawn scenes, 99 % of the objects are within 0.04 of their own colours, and 99 % are further than 0.12
+# from others'.
 CLEAR = 0.08
 
 
 def score(image: Tensor, kinds: Sequence[int], looks: Tensor, colours: Tensor) -> dict[str, Any]:
-    """Measures of a picture [3, S, S] of which every object i should be of kinds[i], with looks[i] [3] and its two
-    colours[i] [2, 3] as in its reference.
+    """Measures of one picture.
 
-    Lists have an entry for each object: `present`; `own`, whether its colours are nearer to its own reference's than to
-    any other's (None where it is absent); `clear`, whether they are clearly its own; `confused`, another's; `margin`,
-    how much nearer; `error`, mean absolute distance from its own look laid out in its pattern; `pattern`, whether its
-    pattern is read as its own's; `plain`, whether its look is of one colour. `count` is the number of objects in the
-    picture, whatever they are.
+    image [3, S, S]: in 0…1.
+    kinds [M]: the kind of each object, as a number in KINDS.
+    looks [M, 3]: pattern, first and second colour of each object's reference, as numbers.
+    colours [M, 2, 3]: the two colours of each reference.
+
+    Returns `count`, the number of objects in the picture, whatever they are, and lists with an entry for each object.
+    Where an object is absent, all but present and plain are None.
+
+    present: whether it is there.
+    own: whether its colours are nearer to its own reference's than to any other's.
+    clear, confused: whether its colours are clearly its own, or clearly another's.
+    margin: how much nearer its own colours are; None for a single object.
+    error: mean absolute distance from its own look, laid out in its pattern.
+    pattern: whether the pattern that is read from it is its own.
+    plain: whether its look has one colour.
     """
     plain = looks[:, 0] == PLAIN
-    colours = torch.where(plain[:, None, None], colours[:, :1], colours)  # a plain look's second is drawn nowhere
+    colours = torch.where(plain[:, None, None], colours[:, :1], colours)  # a plain look never shows its second colour
     found = judge(image[None])[0]
     measures: dict[str, Any] = {"count": len(found), "plain": plain.tolist()}
     rows = [_object(image, _best(found, kind), i, looks, colours) for i, kind in enumerate(kinds)]
@@ -39,7 +49,7 @@ def score(image: Tensor, kinds: Sequence[int], looks: Tensor, colours: Tensor) -
 
 
 def _best(found: Sequence[Found], kind: int) -> Found | None:
-    """The object that fits a kind's outline best, among those that fit no other better."""
+    """The object named as this kind that fits its outline best, None without one."""
     return max((each for each in found if each.kind == kind), key=lambda each: each.fit, default=None)
 
 

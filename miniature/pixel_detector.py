@@ -1,4 +1,4 @@
-"""The miniature world's detector: no weights, only pixels."""
+"""The detector of the miniature's world. It has no weights and reads pixels."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ NAME = "miniature world (pixels)"
 
 
 class PixelDetector:
-    """Finds objects of the miniature world by their colour and names them by their outline. The score is the overlap
-    (intersection over union) with the outline of that kind."""
+    """A Detector that finds objects of the miniature's world by their colours and names them by their outlines.
+
+    The score is the intersection over union with the outline of that kind.
+    """
 
     name = NAME
 
@@ -28,7 +30,7 @@ class PixelDetector:
         kinds = [kind_of(text) for text in texts]
         height, width = images.shape[1:3]
         square = F.pad(images.movedim(-1, 1), (0, max(height - width, 0), 0, max(width - height, 0)), value=1.0)
-        # Outlines need no more pixels than the world was drawn with.
+        # The judge needs no more pixels than the world is drawn with.
         small = square if square.shape[-1] <= 2 * SIZE else F.interpolate(square, (SIZE, SIZE), mode="area")
         seen = []
         for picture, found in zip(square, judge(small), strict=True):
@@ -38,7 +40,7 @@ class PixelDetector:
 
 
 def _in_full(mask: Tensor, picture: Tensor) -> Tensor:
-    """[S, S] bool: a mask [s, s] of a smaller picture in the pixels of this one [3, S, S]."""
+    """A mask [s, s] found in the smaller picture, in the pixels of this picture [3, S, S]: [S, S] bool."""
     side = picture.shape[-1]
     if len(mask) == side:
         return mask
@@ -47,7 +49,7 @@ def _in_full(mask: Tensor, picture: Tensor) -> Tensor:
 
 
 def kind_of(text: str) -> int:
-    """The number in KINDS of the kind that a text names; ValueError where it names none, or several."""
+    """The number in KINDS of the kind that a text names. Raises ValueError if it names none, or several."""
     words = re.findall(r"[a-z]+", text.lower())
     named = [number for number, kind in enumerate(KINDS) if kind in words]
     if len(named) != 1:
@@ -59,7 +61,7 @@ def kind_of(text: str) -> int:
 
 
 def _seen(found: list[Found], masks: list[Tensor], kind: int, threshold: float) -> Seen:
-    """masks [H, W] bool of what was found."""
+    """The detector's answer for one kind. masks: of the objects that were found, [H, W] bool each."""
     of_kind = [(each.fit, mask) for each, mask in zip(found, masks, strict=True) if each.kind == kind and mask.any()]
     detections = [Detection(bounds(mask), fit, mask.float()) for fit, mask in of_kind if fit > threshold]
     return Seen(detections, 0.0 if detections else max((fit for fit, _ in of_kind), default=0.0))

@@ -1,7 +1,7 @@
-"""The miniature's world: drawn scenes of one to four objects, with everything about them known.
+"""The miniature's world: drawn scenes of one to four objects, about which everything is known.
 
-`sample` draws the numbers that describe scenes (on the CPU, by seed, so that they are the same everywhere);
-`render` turns them into pictures on any device. A reference is a scene too: one object, white behind it.
+`sample` draws the numbers that describe scenes, on the CPU and by seed, so that they are the same everywhere. `render`
+turns them into pictures on any device. A reference is a scene too: one object on white.
 """
 
 import random
@@ -17,10 +17,10 @@ from . import world_words as words
 from .world_looks import COLOURS, JITTER, PATTERNS, PLAIN, fields, palette
 from .world_shapes import EXTENT, KINDS, distances
 
-SIZE = 128  # pixels a side
-OBJECTS = 4  # at most
-RADII = ((0.42, 0.70), (0.38, 0.52), (0.34, 0.45), (0.32, 0.42))  # by number of objects; 1 = half the picture
-TURN = 0.45  # radians either way
+SIZE = 128  # pixels of a picture's side
+OBJECTS = 4  # the most in a scene
+RADII = ((0.42, 0.70), (0.38, 0.52), (0.34, 0.45), (0.32, 0.42))  # limits by number of objects; 1 = half the picture
+TURN = 0.45  # radians, the largest turn either way
 MARGIN = 0.04  # between objects, and to the edge
 PUSHES = 20  # rounds in which objects push each other apart
 TEXTURE = 0.035  # standard deviation of the textured half of the backgrounds
@@ -28,16 +28,16 @@ TEXTURE = 0.035  # standard deviation of the textured half of the backgrounds
 
 @dataclass(frozen=True)
 class Scenes:
-    """B scenes of up to M objects. Coordinates run from -1 to 1 across the picture, y down."""
+    """B scenes of up to M objects. Coordinates run from -1 to 1 across the picture, y downwards."""
 
-    kinds: Tensor  # [B, M] number in KINDS, -1 for no object; the objects come first
+    kinds: Tensor  # [B, M] numbers in KINDS; -1 for no object, after the objects
     looks: Tensor  # [B, M, 3] pattern, first colour, second colour
     colours: Tensor  # [B, M, 2, 3] the colours as drawn
     centres: Tensor  # [B, M, 2]
     radii: Tensor  # [B, M]
     turns: Tensor  # [B, M] radians
     ground: Tensor  # [B, 3] background colour
-    texture: Tensor  # [B, 3, g, g] soft, coarse changes of it
+    texture: Tensor  # [B, 3, g, g] coarse changes of the background colour, enlarged smoothly
 
     def __len__(self) -> int:
         return len(self.kinds)
@@ -47,7 +47,7 @@ class Scenes:
         return (self.kinds >= 0).sum(1)
 
     def rows(self, which: Tensor | slice) -> "Scenes":
-        """Some of the scenes."""
+        """The scenes that an index, mask or slice selects."""
         return Scenes(**{name: value[which] for name, value in vars(self).items()})
 
     def present(self, scene: int) -> list[int]:
@@ -55,7 +55,7 @@ class Scenes:
         return [kind for kind in self.kinds[scene].tolist() if kind >= 0]
 
     def captions(self, rng: random.Random, with_looks: bool = False) -> list[str]:
-        """One caption a scene."""
+        """A caption for each scene. with_looks: name the looks too."""
         if not with_looks:
             return [words.caption(self.present(i), rng) for i in range(len(self))]
         looks = [[tuple(look) for look in scene] for scene in self.looks.tolist()]
@@ -64,15 +64,19 @@ class Scenes:
 
 
 class Picture(NamedTuple):
+    """B rendered scenes."""
+
     images: Tensor  # [B, 3, S, S] 0…1
-    masks: Tensor  # [B, M, S, S] 0…1, what is visible of each object
+    masks: Tensor  # [B, M, S, S] 0…1, the visible part of each object
 
 
 def sample(count: int, seed: int, objects: tuple[int, ...] = (1, 2, 3, 4), held_out: bool = False) -> Scenes:
-    """Scenes by seed, with as many objects as one of `objects`, all kinds of a scene different.
+    """Scenes by seed. All kinds in a scene are different.
 
-    Training scenes hold nothing reserved (world_split); held-out ones of several objects hold a reserved
-    pair of kinds each, and all their two-coloured looks are reserved.
+    count: how many scenes.
+    objects: the numbers of objects that a scene may have.
+    held_out: False gives scenes for training, without reserved pairs and looks (world_split). True gives scenes for
+        tests: with several objects each holds a reserved pair of kinds, and all two-coloured looks are reserved.
     """
     g = torch.Generator().manual_seed(seed)
     numbers = torch.tensor(objects)[torch.randint(len(objects), (count,), generator=g)]
@@ -92,7 +96,10 @@ def sample(count: int, seed: int, objects: tuple[int, ...] = (1, 2, 3, 4), held_
 
 
 def _kinds(numbers: Tensor, held_out: bool, g: torch.Generator) -> Tensor:
-    """[B, OBJECTS] different kinds, drawn again until the split agrees."""
+    """Different kinds for each scene, [B, OBJECTS], -1 for no object. They are drawn again until the split agrees.
+
+    numbers [B]: how many objects each scene has.
+    """
     kinds = torch.empty(len(numbers), OBJECTS, dtype=torch.long)
     wrong = torch.ones(len(numbers), dtype=torch.bool)
     while wrong.any():
@@ -103,7 +110,12 @@ def _kinds(numbers: Tensor, held_out: bool, g: torch.Generator) -> Tensor:
 
 
 def _looks(shape: torch.Size, held_out: bool, g: torch.Generator) -> Tensor:
-    """[B, M, 3] pattern and two different colours, drawn again until the split agrees."""
+    """Pattern and two colours for each object, [B, M, 3], drawn again until the split agrees.
+
+    The colours differ, except in plain looks.
+
+    shape: (B, M).
+    """
     looks = torch.empty(*shape, 3, dtype=torch.long)
     wrong = torch.ones(shape, dtype=torch.bool)
     while wrong.any():
@@ -118,7 +130,7 @@ def _looks(shape: torch.Size, held_out: bool, g: torch.Generator) -> Tensor:
 
 
 def _places(numbers: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Centres [B, M, 2] and radii [B, M]: objects push each other away, then shrink until none touch."""
+    """Centres [B, M, 2] and radii [B, M]. Objects push each other away, then shrink, so that they do not touch."""
     count, present = len(numbers), torch.arange(OBJECTS) < numbers[:, None]
     low, high = torch.tensor(RADII)[numbers - 1].unbind(-1)
     radii = low[:, None] + (high - low)[:, None] * torch.rand(count, OBJECTS, generator=g)
@@ -142,15 +154,15 @@ def _colours(looks: Tensor, g: torch.Generator) -> Tensor:
 
 
 def _ground(count: int, g: torch.Generator) -> Tensor:
-    """Light and pale, so that no object's colour is lost on it."""
+    """Background colours [B, 3], light and pale, so that every object's colour stands out."""
     value = 0.62 + 0.38 * torch.rand(count, 1, generator=g)
     return (value - 0.12 * torch.rand(count, 3, generator=g) * value).clamp(0, 1)
 
 
 def references(scenes: Scenes, seed: int) -> Scenes:
-    """One scene for each object slot, [B·M] of one object: same kind and look, other pose and size, on white.
+    """A reference for each object: [B·M] scenes of one object on white, of the same kind and look in another pose.
 
-    Row b·M + m belongs to object m of scene b; rows of absent objects are empty white pictures.
+    Row b·M + m belongs to object m of scene b. Rows of absent objects are empty white pictures.
     """
     g = torch.Generator().manual_seed(seed)
     rows = scenes.kinds.numel()
@@ -169,7 +181,10 @@ def references(scenes: Scenes, seed: int) -> Scenes:
 
 
 def render(scenes: Scenes, size: int = SIZE, device: torch.device | str = "cpu") -> Picture:
-    """Draw the scenes with soft edges. Later objects would lie over earlier ones if they touched."""
+    """Draws the scenes with soft edges. Where objects overlap, later ones cover earlier ones.
+
+    size: of a picture's side, in pixels.
+    """
     s = replace(scenes, **{name: value.to(device) for name, value in vars(scenes).items()})
     shape, second = _coverage(s, size)
     images = s.ground[:, :, None, None] + _smooth(s.texture, size)
@@ -184,10 +199,10 @@ def render(scenes: Scenes, size: int = SIZE, device: torch.device | str = "cpu")
 
 
 def _coverage(s: Scenes, size: int) -> tuple[Tensor, Tensor]:
-    """[B, M, S, S] twice: how much of each pixel the object covers, and how much its second colour."""
+    """How much of each pixel an object covers, and how much its second colour covers: [B, M, S, S] each, in 0…1."""
     there = s.kinds >= 0
     local = _local_coordinates(s.centres[there], s.radii[there], s.turns[there], size)
-    pixels = s.radii[there][:, None, None] * (size / 2)  # a unit of an object's own coordinates, in pixels
+    pixels = s.radii[there][:, None, None] * (size / 2)  # pixels in one unit of an object's own coordinates
     covers = []
     for tables, which in ((distances(), s.kinds), (fields(), s.looks[..., 0])):
         cover = local.new_zeros(*there.shape, size, size)
@@ -197,7 +212,7 @@ def _coverage(s: Scenes, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _local_coordinates(centres: Tensor, radii: Tensor, turns: Tensor, size: int) -> Tensor:
-    """[N, S, S, 2] pixel centres as each of N objects sees them: moved, turned and scaled."""
+    """The pixel centres in the own coordinates of each of N objects: [N, S, S, 2]."""
     axis = (torch.arange(size, device=radii.device) + 0.5) * (2 / size) - 1
     x = axis[None, None, :] - centres[:, 0, None, None]  # [N, 1, S]
     y = axis[None, :, None] - centres[:, 1, None, None]  # [N, S, 1]
@@ -206,12 +221,16 @@ def _local_coordinates(centres: Tensor, radii: Tensor, turns: Tensor, size: int)
 
 
 def _look_up(tables: Tensor, which: Tensor, local: Tensor) -> Tensor:
-    """Read table `which` [N] of [K, R, R] at local coordinates [N, S, S, 2]; beyond its edge, the edge.
+    """Reads tables at local coordinates: [N, S, S]. Beyond a table's edge, its edge counts.
 
-    The tables are stacked into one tall picture, so that one call reads them all.
+    tables [K, R, R]: all tables.
+    which [N]: the table of each object.
+    local [N, S, S, 2]: from `_local_coordinates`.
+
+    The tables are stacked into one tall picture, so that one grid_sample reads them all.
     """
     count, side = tables.shape[0], tables.shape[1]
-    inside = 1 - 1 / side  # half a cell from the border, so that neighbours in the stack do not mix in
+    inside = 1 - 1 / side  # half a cell from the border, so that neighbouring tables do not mix in
     at = (local / EXTENT * inside).clamp(-inside, inside)
     row = (which[:, None, None] * 2 + 1 + at[..., 1]) / count - 1
     stack = tables.to(local).reshape(1, 1, count * side, side)
@@ -224,7 +243,7 @@ def _smooth(texture: Tensor, size: int) -> Tensor:
 
 
 def boxes(masks: Tensor) -> Tensor:
-    """[B, M, 4] pixel boxes x0, y0, x1, y1 (ends excluded) of masks [B, M, S, S]; zeros where nothing is."""
+    """Boxes x0, y0, x1, y1 of masks [B, M, S, S]: [B, M, 4] in pixels, ends excluded, zeros for empty masks."""
     size, seen = masks.shape[-1], masks > 0.5
     at = torch.arange(size, device=masks.device)
     edges = []

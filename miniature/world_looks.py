@@ -1,4 +1,4 @@
-"""The looks an object can have: a pattern in two colours. Captions never name them; references show them."""
+"""The looks of objects: a pattern in two colours. Captions for diffusion do not name them; references show them."""
 
 import math
 from functools import cache
@@ -22,20 +22,20 @@ COLOURS = {
 }
 PATTERNS = ("plain", "striped", "banded", "dotted", "checked", "split")
 PLAIN = PATTERNS.index("plain")
-JITTER = 0.03  # standard deviation of a colour about its name's
+JITTER = 0.03  # standard deviation of a drawn colour about the named one
 
 
 @cache
 def palette() -> Tensor:
-    """[C, 3] the colours by number."""
+    """The colours by number, [C, 3]."""
     return torch.tensor(list(COLOURS.values()))
 
 
 @cache
 def fields() -> Tensor:
-    """[P, R, R] for each pattern, about the distance to the edge of the second colour, negative within it.
+    """For each pattern, about the signed distance to the second colour's edge, negative within it: [P, R, R].
 
-    In the object's own coordinates (as in `world_shapes.distances`), so a pattern turns and grows with it.
+    It is in the object's own coordinates, as in `world_shapes.distances`, so a pattern turns and grows with its object.
     """
     axis = torch.linspace(-EXTENT, EXTENT, RESOLUTION)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -47,12 +47,12 @@ def fields() -> Tensor:
 
 
 def _wrap(x: Tensor, period: float) -> Tensor:
-    """Distance along one axis to the nearest point of a grid that has one at 0."""
+    """Signed distance along one axis to the nearest multiple of `period`."""
     return x - (x / period).round() * period
 
 
 def phrase(pattern: int, first: int, second: int) -> str:
-    """A look in words, for text-image training and reports."""
+    """A look in words, for text-image training and reports: "red and blue striped"."""
     names = tuple(COLOURS)
     if pattern == PLAIN:
         return names[first]

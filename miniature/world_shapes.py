@@ -1,4 +1,4 @@
-"""The world's kinds of objects as tables of signed distance, so that drawing any of them is one look-up."""
+"""The world's kinds of objects as tables of signed distance, so that one look-up draws any of them."""
 
 import math
 from functools import cache
@@ -22,13 +22,13 @@ KINDS = (
     "mushroom",
 )
 
-EXTENT = 1.25  # a table covers -EXTENT…EXTENT of its object's own coordinates, x right and y down
-RESOLUTION = 160
+EXTENT = 1.25  # a table covers -EXTENT…EXTENT of its object's own coordinates, x to the right and y downwards
+RESOLUTION = 160  # points of a table's side
 
 
 @cache
 def distances() -> Tensor:
-    """[K, R, R] signed distance to each kind's outline, negative inside; outlines lie within radius 1."""
+    """Signed distance to each kind's outline, negative inside: [K, R, R]. Outlines lie within radius 1."""
     axis = torch.linspace(-EXTENT, EXTENT, RESOLUTION, dtype=torch.float64)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     points = torch.stack([x, y], -1)
@@ -36,13 +36,13 @@ def distances() -> Tensor:
 
 
 def polygon(points: Tensor, corners: Tensor) -> Tensor:
-    """Signed distance [...] of points [..., 2] to a closed polygon [V, 2]."""
+    """Signed distance [...] of points [..., 2] to a closed polygon, negative inside. corners [V, 2]."""
     start, edge = corners, corners.roll(-1, 0) - corners
     offset = points[..., None, :] - start
-    length = (edge * edge).sum(-1).clamp(min=1e-12)  # a corner given twice makes an edge of no length
+    length = (edge * edge).sum(-1).clamp(min=1e-12)  # a repeated corner makes an edge of length 0
     along = ((offset * edge).sum(-1) / length).clamp(0, 1)
     nearest = (offset - along[..., None] * edge).norm(dim=-1).amin(-1)
-    # A ray to the right crosses the outline an odd number of times from inside.
+    # From inside, a ray to the right crosses the outline an odd number of times.
     after = offset - edge
     spans = (offset[..., 1] <= 0) != (after[..., 1] <= 0)
     right = (edge[:, 0] * offset[..., 1] - edge[:, 1] * offset[..., 0]) * edge[:, 1].sign() > 0
@@ -55,13 +55,13 @@ def _corners(*xy: tuple[float, float]) -> Tensor:
 
 
 def _mirrored(*xy: tuple[float, float]) -> Tensor:
-    """A left-right symmetric polygon from its right half, given from top to bottom."""
+    """A left-right symmetric polygon. xy: the corners of its right half, from top to bottom."""
     half = _corners(*xy)
     return torch.cat([half, half.flip(0) * _corners((-1.0, 1.0))])
 
 
 def _around(radius, count: int = 120) -> Tensor:
-    """A closed curve from its radius as a function of the angle (0 is up, clockwise)."""
+    """A closed curve of `count` points. radius: a function of the angle, which is 0 upwards and grows clockwise."""
     angle = torch.arange(count, dtype=torch.float64) * (2 * math.pi / count)
     return torch.stack([angle.sin(), -angle.cos()], -1) * radius(angle)[:, None]
 

@@ -1,4 +1,4 @@
-"""Captions: the kinds of a scene's objects in many forms of words. Diffusion captions never name looks."""
+"""Captions: the kinds of a scene's objects in varied wording. Captions for diffusion never name looks."""
 
 import random
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ def object_text(kind: int) -> str:
 
 
 def caption(kinds: Sequence[int], rng: random.Random) -> str:
-    """Names every kind once, in any order: "a ring, a star and a fish"."""
+    """A caption that names every kind once, in random order: "a ring, a star and a fish"."""
     return _sentence([KINDS[kind] for kind in kinds], rng)
 
 
 def described(kinds: Sequence[int], looks: Sequence[tuple[int, int, int]], rng: random.Random) -> str:
-    """The same with the looks named, for text-image training only: "a red and blue striped star"."""
+    """A caption that names the looks too, for text-image training only: "a red and blue striped star"."""
     nouns = [f"{phrase(*look)} {KINDS[kind]}" for kind, look in zip(kinds, looks, strict=True)]
     return _sentence(nouns, rng)
 

@@ -1,4 +1,4 @@
-"""The real graph without its nodes: checkpoint, references, merge, sampler, VAE."""
+"""Makes Concept101's pictures as the graph does, without its nodes: checkpoint, references, merge, sampler, VAE."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .settings import Settings, usual_scale
 
 
 class Painter:
-    """Loads the models once; ComfyUI must be importable (`common.comfy_path`)."""
+    """Makes pictures with models that are loaded once. ComfyUI must be importable (`common.comfy_path`)."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -34,7 +34,7 @@ class Painter:
 
     @torch.inference_mode()
     def with_references(self, references: tuple[Reference, ...]) -> Any:
-        """The model (ModelPatcher) that MIP Apply would give."""
+        """The ModelPatcher that MIP Apply would return for these references."""
         settings, adapter = self.settings, self.adapter
         return apply_references(
             self.model,
@@ -51,7 +51,11 @@ class Painter:
 
     @torch.inference_mode()
     def picture(self, model: Any, prompt: str, number: int) -> Image.Image:
-        """number: which noise of the seed it starts from, that of this place in a batch."""
+        """One picture of a prompt.
+
+        model: from `with_references`.
+        number: the position in a batch whose noise the picture starts from, for the seed of the settings.
+        """
         settings, side = self.settings, self.settings.side // 8
         latent = comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 4, side, side))
         noise = comfy.sample.prepare_noise(latent, settings.seed, [number])

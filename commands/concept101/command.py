@@ -1,9 +1,9 @@
 """`python mip.py concept101`: the published table for an adapter, by the real graph on Concept101.
 
-Alone, or one process a GPU: `accelerate launch --num_processes 8 mip.py concept101 …`. Killed, it goes on where it was:
-a picture that is there is not made again, a pair is not scored again unless its pictures are others now. Process r of w
-takes the pairs r, r + w, …; whoever finds all of them scored at its end writes the table, so that processes never wait
-for each other.
+It runs in one process, or in one for each GPU: `accelerate launch --num_processes 8 mip.py concept101 …`. The same
+command resumes a run that was killed: a picture that exists is not made again, and a pair is scored again only if its
+pictures have changed. Process r of w takes the pairs r, r + w, …. A process that finds all pairs scored at its end
+writes the table, so that processes never wait for each other.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ from .settings import Settings, guard
 
 
 def main(argv: Sequence[str]) -> int:
-    """0 when this process's part is done, 1 with a sentence on stderr, 130 when it was stopped and can go on."""
+    """Runs the command.
+
+    Returns 0 when this process's pairs are done, 1 with a sentence on stderr, 130 if it was stopped and can resume.
+    """
     options = parse(argv)
     try:
         run(options, settings_of(options))
@@ -53,23 +56,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(options: argparse.Namespace, settings: Settings) -> None:
-    """Pictures, scores, and the table when nothing is left."""
+    """Makes the missing pictures, scores the pairs, and writes the table when all pairs are scored."""
     rank, world = process()
-    whole = read_pairs(options.data, settings.cropped)
-    pairs = [replace(pair, prompts=pair.prompts[: options.prompts]) for pair in whole[: options.pairs]]
-    described = {**settings.described(), "data": digest(whole)}
+    every = read_pairs(options.data, settings.cropped)
+    pairs = [replace(pair, prompts=pair.prompts[: options.prompts]) for pair in every[: options.pairs]]
+    described = {**settings.described(), "data": digest(every)}
     options.output.mkdir(parents=True, exist_ok=True)
     guard(options.output, described)
     device = _device(options.cpu)
     encoders = _encoders(options)
     if encoders:
-        _scorer(options, torch.device("cpu"))  # before hours of drawing: can they be loaded?
+        _scorer(options, torch.device("cpu"))  # fails here, before hours of drawing, if they cannot be loaded
     draw(pairs[rank::world], options.output, settings, device.type == "cpu", quiet=rank > 0)
     if not encoders:
         _say("The pictures are made. Name --encoder, and --dino, to score them.")
         return
     parts = _open_scores(options, pairs, described)
-    _forget_changed(parts, pairs, options.output, rank, world)
+    _remove_changed(parts, pairs, options.output, rank, world)
     if any(parts.todo(rank, world)):
         scorer = _scorer(options, device)
         for position, _ in parts.todo(rank, world):
@@ -86,7 +89,12 @@ def run(options: argparse.Namespace, settings: Settings) -> None:
 
 
 def draw(pairs: Sequence[Pair], output: Path, settings: Settings, cpu: bool, quiet: bool) -> None:
-    """The pictures of these pairs that are not there yet, each written whole or not at all."""
+    """Makes the missing pictures of these pairs and writes each atomically.
+
+    output: the run's folder.
+    cpu: sample on the CPU.
+    quiet: print no progress.
+    """
     missing = [(pair, n, f) for pair in pairs for n, f in enumerate(picture_files(output, pair)) if not f.exists()]
     if not missing:
         return
@@ -110,12 +118,12 @@ def draw(pairs: Sequence[Pair], output: Path, settings: Settings, cpu: bool, qui
 
 
 def picture_files(output: Path, pair: Pair) -> list[Path]:
-    """One a prompt."""
+    """The files of a pair's pictures, one for each prompt."""
     return [output / "pictures" / pair.name / f"{number:02d}.png" for number in range(len(pair.prompts))]
 
 
 def _encoders(options: argparse.Namespace) -> dict[str, str]:
-    """The name of every metric's encoder."""
+    """{metric: name of its encoder}; empty without --encoder."""
     if not options.encoder:
         return {}
     named = {"clip_t": options.encoder.resolve().name, "clip_i": options.encoder.resolve().name}
@@ -123,7 +131,7 @@ def _encoders(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _scorer(options: argparse.Namespace, device: torch.device) -> Scorer:
-    """In float32: half precision shows in the table's fourth digit."""
+    """The scorer, in float32: half precision would show in the table's fourth digit."""
     keeper = on(device, torch.float32)
     words = need_words(load_encoder(options.encoder, keeper), "CLIP-T")
     dino = load_encoder(options.dino, keeper) if options.dino else None
@@ -140,8 +148,8 @@ def _open_scores(options: argparse.Namespace, pairs: Sequence[Pair], described: 
     return open_parts(options.output / f"scores-{key}", [pair.name for pair in pairs], by, 1)
 
 
-def _forget_changed(parts: Parts, pairs: Sequence[Pair], output: Path, rank: int, world: int) -> None:
-    """Of this process's parts those whose pictures are others now: they are scored anew."""
+def _remove_changed(parts: Parts, pairs: Sequence[Pair], output: Path, rank: int, world: int) -> None:
+    """Removes this process's parts whose pictures have changed, so that they are scored again."""
     for part in range(rank, len(parts), world):
         file, pictures = parts.path(part), picture_files(output, pairs[part])
         if file.exists() and json.loads(file.read_text("utf-8")).get("files") != contents(pictures):
@@ -157,7 +165,7 @@ def _spec(adapter: str) -> AdapterSpec | None:
 
 
 def _device(cpu: bool) -> torch.device:
-    """A GPU of its own for every process; the host takes the current one."""
+    """The process's own GPU, or the CPU. It becomes the current device, which ComfyUI takes."""
     if cpu or not torch.cuda.is_available():
         return torch.device("cpu")
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())

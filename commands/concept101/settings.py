@@ -1,4 +1,4 @@
-"""What shapes the pictures of a Concept101 run, and the guard against mixing those of different runs."""
+"""The settings that shape the pictures of a Concept101 run, and the guard against mixing runs of different settings."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ class Settings:
     schedule: Schedule = "host"
 
     def described(self) -> dict[str, Any]:
-        """For tables and comparisons: files by name and size, without what is not set. ValueError for missing files."""
+        """The settings for tables and comparisons: files by name and size, unset ones left out.
+
+        Raises ValueError for missing files.
+        """
         files = {name: _identity(getattr(self, name)) for name in ("checkpoint", "adapter", "clip_vision", "vae")}
         whole = {**asdict(self), **files}
         if self.schedule == "host":
@@ -64,9 +67,11 @@ def _identity(path: str) -> str:
 
 
 def guard(output: Path, described: dict[str, Any]) -> None:
-    """Notes the settings of a run in its folder; ValueError where the folder has pictures of others.
+    """Writes a run's settings to its folder. Several processes may do so at once.
 
-    Several processes may note the same at once.
+    described: from `Settings.described`.
+
+    Raises ValueError if the folder holds pictures of other settings.
     """
     file = output / "settings.json"
     if not file.exists():

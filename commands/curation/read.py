@@ -1,4 +1,4 @@
-"""The objects of a training picture as the encoder sees them: filtered and cut out as in training, uncropped."""
+"""The objects of a training picture, filtered and cut out as in training, for the encoder of the score."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from .score import LabelledCrops
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder in the training layout, any picture of which can be asked for by its id.
+    """A folder in the training layout, whose pictures are read by id.
 
-    least: objects that a picture must have; most: how many of them count, the most confident first; None: all.
+    least: how many objects a picture must have.
+    most: how many of them count, the most confident first; None counts all.
+    filters: those of training.
     """
 
     path: Path
@@ -31,16 +33,19 @@ class Folder:
         return picture_ids(self.path)[1]
 
     def objects(self, name: str) -> LabelledCrops | str:
-        """Labels and crops of all usable objects, or why training would leave the picture out. ValueError where a file
-        is broken.
+        """Labels and crops of a picture's usable objects, or the reason why training would leave the picture out.
 
-        Usable are the objects that the filters let training take. Names must differ among those that training takes at
-        least, or among `most`: a second cat in the background leaves no picture out, though the score sees that it
-        looks like the first.
+        name: the picture's id.
+
+        An object is usable if the filters let training take it. Names must differ among the first `most` objects, or
+        without `most` among the first `least`. So a second cat in the background does not exclude a picture, although
+        the score counts that it looks like the first.
+
+        Raises ValueError if a file is broken.
         """
         try:
             return self._objects(name)
-        except Exception as error:  # whatever a damaged file makes its decoder raise
+        except Exception as error:  # a damaged file can raise anything in its decoder
             raise ValueError(f"{type(error).__name__}: {error}") from error
 
     def _objects(self, name: str) -> LabelledCrops | str:
@@ -58,7 +63,7 @@ class Folder:
             return why
         cuts = [reference(picture, values, each.box, False) for each in chosen]
         crops = [(cut.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for cut in cuts if cut is not None]
-        return LabelledCrops([each.label for each in chosen], crops)  # a sound mask is not empty
+        return LabelledCrops([each.label for each in chosen], crops)  # `with_masks` leaves no empty masks
 
     def data(self, name: str) -> dict[str, Any]:
         return read_json(self.path, name)

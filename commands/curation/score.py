@@ -1,4 +1,4 @@
-"""Scores of many pictures: read in threads, encoded in batches, written part by part."""
+"""Scores many pictures: they are read in threads, encoded in batches, and their scores are written part by part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...evaluation.quality.score import object_quality
 
 
 class LabelledCrops(NamedTuple):
-    """One picture's objects: their labels and their crops, PIL images or uint8 arrays [H, W, 3]."""
+    """One picture's objects. crops: PIL images or uint8 arrays [H, W, 3]."""
 
     labels: Sequence[str]
     crops: Sequence[object]
@@ -28,12 +28,21 @@ class Encoder(Protocol):
     def images(self, pictures: Sequence[object]) -> Tensor: ...
 
 
-Read = Callable[[str], LabelledCrops | str]  # id -> its objects, or the reason why it has no score; ValueError: broken
+Read = Callable[[str], LabelledCrops | str]  # id -> objects, or why there is no score; ValueError for a broken file
 Report = Callable[[str], None]
 
 
 def score(parts: Parts, read: Read, encoder: Encoder, rank: int, world: int, threads: int, report: Report) -> None:
-    """Does the unfinished parts of this process. Rows: id with labels and scores, or id with `left_out` or `broken`."""
+    """Scores the unfinished parts of this process.
+
+    A row holds an id with labels and scores, or with the reason `left_out` or `broken`.
+
+    parts: the job.
+    read: returns a picture's objects.
+    rank, world: this process and their number.
+    threads: that read pictures.
+    report: called with lines of progress.
+    """
     words: dict[str, Tensor] = {}
     begin, made = time.monotonic(), parts.finished()
     last = begin
@@ -51,7 +60,7 @@ def score(parts: Parts, read: Read, encoder: Encoder, rank: int, world: int, thr
 
 
 def _progress(parts: Parts, done: int, pace: float) -> str:
-    """pace: parts a second, of all processes together."""
+    """The progress as a line. done: finished parts; pace: parts in a second, of all processes together."""
     pictures = min(done * parts.size, len(parts.ids))
     left = (len(parts) - done) / pace if pace else 0.0
     eta = f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.0f} min" if left > 90 else f"{left:.0f} s"
@@ -61,7 +70,7 @@ def _progress(parts: Parts, done: int, pace: float) -> str:
 def _ahead(
     todo: Iterator[tuple[int, tuple[str, ...]]], pool: ThreadPoolExecutor, read: Read
 ) -> Iterator[tuple[int, tuple[str, ...], list[Future]]]:
-    """The parts, each with its pictures being read; the next part is read while one is encoded."""
+    """Each part with its pictures as futures. The next part is read while one is encoded."""
     waiting = None
     for part, ids in todo:
         coming = part, ids, [pool.submit(read, name) for name in ids]
@@ -82,7 +91,10 @@ def _outcome(future: Future) -> LabelledCrops | str | ValueError:
 def _rows(
     ids: Sequence[str], outcomes: Sequence[LabelledCrops | str | ValueError], encoder: Encoder, words: dict[str, Tensor]
 ) -> list[Row]:
-    """One row an id, in their order; words: text embeddings known so far, by label."""
+    """The rows of a part, in the order of its ids.
+
+    words: text embeddings by label; new ones are added.
+    """
     scored = [(name, each) for name, each in zip(ids, outcomes, strict=True) if isinstance(each, LabelledCrops)]
     rows: dict[str, Row] = {}
     for name, each in zip(ids, outcomes, strict=True):
@@ -99,7 +111,7 @@ def _rows(
         text = pad_sequence([torch.stack([words[label] for label in each.labels]) for _, each in scored], True)
         quality = object_quality(text, pad_sequence(list(image.split(counts)), True), counts)
         for row, (name, each) in enumerate(scored):
-            # six decimals: what is left of float32 whatever the number of threads
+            # Six decimals of float32 are the same for any number of threads.
             values = {key: round(float(getattr(quality, key)[row]), 6) for key in quality._fields}
             rows[name] = {"id": name, "objects": counts[row], "labels": list(each.labels), **values}
     return [rows[name] for name in ids]

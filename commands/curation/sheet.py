@@ -1,4 +1,4 @@
-"""A contact sheet: the best and the worst pictures with their scores, so that a person sees what the score likes."""
+"""A contact sheet of the best and the worst pictures with their scores, to see what the score prefers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from PIL import Image, ImageDraw
 
 from ...common.drawing import colour, ink_on, letters, written
 
-SIDE, GAP, TEXT = 192, 10, 46  # a picture's square, the space around it, the words below it
+SIDE, GAP, TEXT = 192, 10, 46  # pixels: a picture's square, the space around it, the words below it
 
 
 class Entry(NamedTuple):
-    """boxes (left, top, right, bottom) in pixels of the picture, one a label."""
+    """One picture of the sheet. boxes: (left, top, right, bottom) in pixels, one for each label."""
 
     picture: Image.Image
     boxes: Sequence[tuple[float, float, float, float]]
@@ -23,7 +23,7 @@ class Entry(NamedTuple):
 
 
 def contact_sheet(sections: Sequence[tuple[str, Sequence[Entry]]], columns: int = 6) -> bytes:
-    """sections: (title, entries) from top to bottom. Returns a PNG."""
+    """The sheet as PNG. sections: (title, entries), from top to bottom."""
     rows = [(title, list(entries)) for title, entries in sections if entries]
     lines = sum(-(-len(entries) // columns) for _, entries in rows)
     width = columns * (SIDE + GAP) + GAP

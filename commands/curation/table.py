@@ -1,4 +1,4 @@
-"""The table of scores: JSON lines or Parquet, and the choice of the best."""
+"""The table of scores, as JSON lines or Parquet, and the choice of the best pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENDINGS = (".jsonl", ".parquet")
 
 
 def check_table(path: Path) -> None:
-    """Before hours of work: can this table be written at all?"""
+    """Raises ValueError if this table cannot be written, before hours of work are spent on it."""
     if path.suffix not in ENDINGS:
         raise ValueError(f"The table {path.name} must end in .jsonl or .parquet, which says how it is written.")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
@@ -23,8 +23,11 @@ def check_table(path: Path) -> None:
 
 
 def write_table(path: Path, rows: Sequence[Row], encoder: str) -> None:
-    """rows: scored pictures, in any order; written in the order of their ids. encoder: who saw them, named in every
-    row, because scores of two encoders do not compare and tables are joined."""
+    """Writes the table in the order of the ids.
+
+    rows: scored pictures, in any order.
+    encoder: named in every row, because tables may be joined and scores of different encoders do not compare.
+    """
     rows = [{**row, "encoder": encoder} for row in sorted(rows, key=lambda row: row["id"])]
     rows = [{key: row[key] for key in COLUMNS} for row in rows]
     if path.suffix == ".parquet":
@@ -43,17 +46,17 @@ def _parquet(rows: Sequence[Row]) -> bytes:
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
-    """Best first; equal scores by id, so that the order is always the same."""
+    """The rows with the best total first. Equal totals are ordered by id, so that the order is always the same."""
     return sorted(rows, key=lambda row: (-row["total"], row["id"]))
 
 
 def best(rows: Sequence[Row], keep: int | None = None, quantile: float | None = None) -> list[Row]:
-    """The `keep` best rows, or those whose total is at least the `quantile` of all totals, best first."""
+    """The `keep` best rows, or those whose total is at least the `quantile` of all totals, or all rows; best first."""
     order = ranked(rows)
     if keep is not None:
         return order[:keep]
     if quantile is not None:
-        # the total that a share `quantile` of all pictures does not reach
+        # A share `quantile` of all pictures has a lower total.
         totals = sorted(row["total"] for row in rows)
         least = totals[min(int(quantile * len(totals)), len(totals) - 1)] if totals else 0.0
         return [row for row in order if row["total"] >= least]

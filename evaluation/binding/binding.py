@@ -1,7 +1,7 @@
-"""Binding report: did every object take its look from its own reference?
+"""Binding report: did each object take its look from its own reference?
 
-For one picture, with unit embeddings v_c of the cut-out objects c, r_m, the mean of the unit embeddings of all pictures
-of reference m, and angles ∠ between them:
+For one picture, with unit embeddings v_c of the crops c, the mean r_m of the unit embeddings of all pictures of
+reference m, and angles ∠ between them:
 
     S[c, m] = v_c · r_m                                  the mean cosine to the pictures of reference m
     margin of object m = S[c_m, m] − max_{j ≠ m} S[c_m, j]        own minus best other; below 0: confused
@@ -9,9 +9,9 @@ of reference m, and angles ∠ between them:
     way[m] = mean_{j ≠ m} 1 − ∠(v_{c_m}, r_m) / ∠(r_j, r_m)       how much nearer to its own than the others are
     look of object m = way / Σ way, each at least 0      which references the crop takes after
 
-The look is where the verdict's percentages come from ("31 % of its look from the cat"). What all references have in
-common, such as being an object on white, brings a crop no nearer to one of them than the others are, so it counts for
-none; neither does it leak that a dog resembles cats, as all dogs do.
+The verdict's percentages are looks ("31 % of its look from the cat"). What all references have in common, such as being
+an object on white, brings a crop no nearer to one of them than the others are, so it counts for none. The resemblance
+of all dogs to cats does not count as a look from the cat either.
 """
 
 from __future__ import annotations
@@ -28,22 +28,24 @@ from torch import Tensor
 from ...common.crops import Box
 from ..object_embeddings import ObjectEmbeddings
 
-WORST, MEAN = RANKINGS = ("worst object", "mean")  # whose margin ranks pictures
-FAINT = 0.1  # of the way to a reference: who goes less far takes after none
+WORST, MEAN = RANKINGS = ("worst object", "mean")  # the margin that ranks pictures
+FAINT = 0.1  # a crop with a smaller sum of ways takes after no reference
 
 
 @dataclass(frozen=True, eq=False)
 class PictureBinding:
-    """One picture with C things found in it, M references.
+    """One picture with C detections and M references.
 
-    crops: C cut-out pictures (PIL); boxes, found_as: where each was, and as which object it counts; the objects' own
-    come first, in the references' order, then what is there too often.
-    similarity [C, M]: S; look [C, M]: rows add up to 1, or are 0 for what takes after no reference.
-    own: for each object the number of its crop, None where it was not found.
-    instead: for an object that was not found the number of another one's crop that may hold it too
-    (`things.may_hold`), None where nothing speaks for it.
-    near: for each object that was not found the threshold below which the detector would have found it.
-    confusion: of the relevance while the picture was sampled, 0 to 1 (`relevance/record.py`), None where it is unknown.
+    crops: the C detections, cut out (PIL). The objects' own come first, in the references' order, then surplus ones.
+    boxes [C]: where each crop was in the picture.
+    found_as [C]: the object that each crop counts for.
+    similarity [C, M]: S.
+    look [C, M]: rows add up to 1, or are 0 for a crop that takes after no reference.
+    own [M]: for each object the number of its crop, None if it was not found.
+    instead [M]: for an object that was not found, the number of another object's crop that may hold it too
+        (`matching.may_hold`); else None.
+    near [M]: for an object that was not found, the threshold below which the detector would have found it.
+    confusion: of the relevance while the picture was sampled, in 0..1 (`relevance/record.py`); None if it is unknown.
     """
 
     crops: tuple[Any, ...]
@@ -58,7 +60,7 @@ class PictureBinding:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """How many of each object were found; one is expected."""
+        """How often each object was found, [M]; once is expected."""
         return tuple(self.found_as.count(m) for m in range(len(self.own)))
 
     @property
@@ -68,11 +70,11 @@ class PictureBinding:
 
     @property
     def surplus(self) -> int:
-        """Things that are there more often than expected."""
+        """The number of crops beyond one for each object."""
         return len(self.crops) - len(self.present)
 
     def margins(self) -> dict[int, float]:
-        """Own minus best other of every object that was found; empty with a single reference, which has no other."""
+        """{object: margin} of the objects that were found; empty with a single reference, which has no other."""
         if self.similarity.shape[1] < 2:
             return {}
         margins, similarity = {}, self.similarity.tolist()
@@ -84,17 +86,20 @@ class PictureBinding:
 
     @property
     def margin(self) -> float | None:
-        """Mean over the objects that were found; None where there is none to take."""
+        """The mean margin of the objects that were found; None without margins."""
         return _mean(list(self.margins().values()))
 
     @property
     def worst_margin(self) -> float | None:
-        """The smallest of the objects that were found; None as for margin."""
+        """The smallest margin of the objects that were found; None without margins."""
         return min(self.margins().values(), default=None)
 
     @property
     def nearest(self) -> tuple[int | None, ...]:
-        """For each object the reference that its crop is most like, its own of equal ones; None: it was not found."""
+        """For each object the reference that its crop is most like, [M]; None if it was not found.
+
+        Among references that are equally like the crop, its own wins.
+        """
         margins = self.margins()
         return tuple(
             row if row is None else m if margins.get(m, 0.0) >= 0 else int(self.similarity[row].argmax())
@@ -104,10 +109,15 @@ class PictureBinding:
 
 @dataclass(frozen=True, eq=False)
 class Binding:
-    """What the binding report measured in a batch of pictures.
+    """What the binding report measured in a batch of B pictures with M references.
 
-    names, weights, placed: text and weight of the M references, and whether each has a region; thumbnails: one picture
-    of each, uint8 [H, W, 3]; images: the pictures, uint8 [B, H, W, 3]; threshold: the detector's, None without one.
+    names, weights [M]: the references' texts and weights.
+    placed [M]: whether each reference has a region.
+    thumbnails [M]: one picture of each reference, uint8 [H, W, 3].
+    images: the pictures, uint8 [B, H, W, 3].
+    encoder: the encoder's name.
+    pictures [B]: the measurements of each picture.
+    threshold: the detector's, or None without a detector.
     """
 
     names: tuple[str, ...]
@@ -126,25 +136,25 @@ class Binding:
 
     @property
     def margin(self) -> float | None:
-        """Mean over all objects found in all pictures; None: nothing was found, or there is one reference only."""
+        """The mean margin of all objects found in all pictures; None without objects or with a single reference."""
         return _mean([value for *_, value in self.margins])
 
     @property
     def confusion_rate(self) -> float | None:
-        """Share of the objects found that look more like another reference than like their own; None as for margin."""
+        """The share of found objects that look more like another reference than like their own; None as for margin."""
         return _mean([float(value < 0) for *_, value in self.margins])
 
     def relevance_confusion(self, pictures: Sequence[int]) -> float | None:
-        """Mean over some of the pictures."""
+        """The mean confusion of the relevance over some pictures, given by number; None if it is known of none."""
         return _mean([value for b in pictures if (value := self.pictures[b].confusion) is not None])
 
     @property
     def presence(self) -> float:
-        """Share of the objects asked for, over all pictures, that were found."""
+        """The share of the expected objects, over all pictures, that were found."""
         return sum(len(each.present) for each in self.pictures) / (len(self.pictures) * len(self.names))
 
     def confusion_matrix(self) -> Tensor:
-        """[M, M + 1], whole numbers: in how many pictures object i was most like reference j; last, not found."""
+        """Counts of pictures, [M, M + 1]: how often object i was most like reference j; the last column: not found."""
         objects = len(self.names)
         counts = torch.zeros(objects, objects + 1, dtype=torch.long)
         for each in self.pictures:
@@ -153,15 +163,19 @@ class Binding:
         return counts
 
     def only(self, picture: int) -> Binding:
-        """One picture of the batch, as if there were no others."""
+        """The binding of one picture alone."""
         return replace(self, images=self.images[picture : picture + 1], pictures=(self.pictures[picture],))
 
     def ranking(self, by: str = WORST) -> list[int]:
-        """Picture numbers, best first: most objects found, then the largest margin, then fewest things too many.
+        """Picture numbers, best first: most objects found, then the largest margin, then the fewest surplus crops.
 
-        by: whose margin, of the object with the smallest one (WORST) or the mean of all (MEAN); the other one decides
-        between equal pictures. What is not there has no margin; so objects count before margins, and pictures that are
-        equal in all of it keep their order. Raises ValueError for any other `by`.
+        by: the margin that decides, the smallest of a picture (WORST) or the mean (MEAN). The other one decides between
+            pictures with equal margins.
+
+        Found objects count before margins, because an object that is missing has no margin. Pictures that are equal in
+        all of this keep their order.
+
+        Raises ValueError for any other `by`.
         """
         if by not in RANKINGS:
             raise ValueError(f"The pictures are to be ranked by “{by}”; choose one of: {', '.join(RANKINGS)}.")
@@ -182,15 +196,19 @@ def bind(
     confusion: float | None = None,
     instead: Sequence[int | None] = (),
 ) -> PictureBinding:
-    """One picture's objects against every reference's mean embedding [M, E]; the others as in `PictureBinding`."""
-    things = seen.things
+    """Compares one picture's objects with every reference.
+
+    references [M, E]: mean of the unit embeddings of each reference's pictures.
+    near, confusion, instead: as in `PictureBinding`.
+    """
+    matches = seen.matches
     return PictureBinding(
         crops=seen.crops,
-        boxes=tuple(each.box for each in things.found),
-        found_as=things.found_as,
+        boxes=tuple(each.box for each in matches.found),
+        found_as=matches.found_as,
         similarity=seen.embeddings @ references.T,
-        look=looks(seen.embeddings, references, things.found_as),
-        own=things.own,
+        look=looks(seen.embeddings, references, matches.found_as),
+        own=matches.own,
         instead=tuple(instead),
         near=tuple(near),
         confusion=confusion,
@@ -198,7 +216,12 @@ def bind(
 
 
 def looks(embeddings: Tensor, references: Tensor, own: Sequence[int]) -> Tensor:
-    """[C, M]: look of crops [C, E], each an object of the reference own[c], among references [M, E]."""
+    """The looks [C, M] of crops among references.
+
+    embeddings [C, E]: unit embeddings of the crops.
+    references [M, E]: mean embeddings of the references.
+    own [C]: the number of each crop's own reference.
+    """
     if len(references) == 1:
         return torch.ones(len(embeddings), 1)
     directions = F.normalize(references.double(), dim=-1)
@@ -213,7 +236,10 @@ def looks(embeddings: Tensor, references: Tensor, own: Sequence[int]) -> Tensor:
 
 
 def _way(away: Tensor, between: Tensor) -> Tensor:
-    """1: there; 0: as far away as two references are from each other, or further; of equal references 0."""
+    """`way` of the module docstring, at least 0.
+
+    1 is at the reference; 0 is at least as far away as two references are from each other. Equal references give 0.
+    """
     return (1 - away / between).nan_to_num(0.0).clamp_min(0)
 
 

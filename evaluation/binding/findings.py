@@ -1,4 +1,4 @@
-"""What happened to the objects of a picture, by the field's names; each name has a condition of its own.
+"""What happened to the objects of a picture. Each finding has a name and a condition.
 
 An object that was found *wears* the look of the reference that its crop is most like:
 
@@ -9,15 +9,15 @@ An object that was found *wears* the look of the reference that its crop is most
 
 | name           | condition                                                                                      |
 | -------------- | ---------------------------------------------------------------------------------------------- |
-| exchanged      | two objects or more form a circle: each wears the look of the next one, the last of the first  |
+| exchanged      | two objects or more form a circle: each wears the look of the next, the last that of the first |
 | one takes both | two objects or more wear the look of one reference, and one of them belongs to no circle       |
 | taken over     | an object of no circle wears another's look, which no other object wears                       |
 | blended        | an object wears its own look or none, and 25 % of its look or more is another reference's      |
 | unclear        | an object has a margin below 0, and less than 25 % of its look is any other reference's        |
 | missing        | no detection is the object's own                                                               |
 
-So a margin below 0 always has a name. An exchange needs a negative margin of every object in the circle: where one
-reference takes both objects, the own object of that reference has a positive one.
+So a margin below 0 always has a name. In an exchange, every object of the circle has a negative margin. Where one
+reference takes both objects, the reference's own object has a positive margin.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from typing import NamedTuple
 
 from .binding import PictureBinding
 
-AHEAD = 1.5  # times the share of any other reference that the one has whose look is worn in place of the own one
-LEAK = 0.25  # the share of another reference in an object's look from which on it is blended
+AHEAD = 1.5  # another reference's look is worn if its share is this many times any other's
+LEAK = 0.25  # an object is blended if another reference has this share of its look, or more
 
 
 class Name(Enum):
-    """In the order of a report."""
+    """Names of findings, in the order of a report."""
 
     MISSING = "missing"
     EXCHANGED = "exchanged"
@@ -44,8 +44,12 @@ class Name(Enum):
 
 
 class Finding(NamedTuple):
-    """objects: whom it is about, a circle in its order, else ascending. source: the reference that took them (one takes
-    both, taken over), that is in their look (blended), or whose thing may hold them too (missing); else None."""
+    """One finding.
+
+    objects: their numbers, those of a circle in its order, others ascending.
+    source: the reference whose look the objects wear (one takes both, taken over), that is in their look (blended), or
+        whose detection may hold them too (missing); else None.
+    """
 
     name: Name
     objects: tuple[int, ...]
@@ -53,7 +57,7 @@ class Finding(NamedTuple):
 
 
 def findings(picture: PictureBinding) -> list[Finding]:
-    """What is to be said of one picture; nothing where all objects are there in their own looks."""
+    """The findings of one picture; empty if every object is there in its own look."""
     wearing = worn(picture)
     exchanged = circles(wearing)
     inside = {m for circle in exchanged for m in circle}
@@ -68,7 +72,7 @@ def findings(picture: PictureBinding) -> list[Finding]:
 
 
 def worn(picture: PictureBinding) -> tuple[int | None, ...]:
-    """For each of the M objects the reference whose look it wears; None: no single one's, or it was not found."""
+    """For each object the reference whose look it wears, [M]; None if it wears no single one or was not found."""
     margins = picture.margins()
 
     def of(m: int, nearest: int | None) -> int | None:
@@ -83,7 +87,10 @@ def worn(picture: PictureBinding) -> tuple[int | None, ...]:
 
 
 def circles(wearing: Sequence[int | None]) -> list[tuple[int, ...]]:
-    """Every circle of two objects or more in which each wears the next one's look, from its smallest number on."""
+    """Every circle of two objects or more in which each wears the look of the next. It starts at its smallest number.
+
+    wearing [M]: as `worn` returns it.
+    """
     found = []
     for first in range(len(wearing)):
         circle, at = [first], wearing[first]
@@ -103,7 +110,10 @@ def _missing(picture: PictureBinding) -> Iterator[Finding]:
 
 
 def _taken(wearing: Sequence[int | None], exchanged: set[int]) -> Iterator[Finding]:
-    """References whose look is worn by an object that is not their own, and that no circle explains."""
+    """References whose look is worn by an object that is neither their own nor part of a circle.
+
+    exchanged: the objects of all circles.
+    """
     for source in range(len(wearing)):
         wearers = tuple(m for m, reference in enumerate(wearing) if reference == source)
         if any(m != source and m not in exchanged for m in wearers):

@@ -1,4 +1,4 @@
-"""The binding report as a picture: crops down, references across, similarities between them."""
+"""The binding report as a picture: a matrix of similarities with crops down and references across."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ...common.drawing import BLACK, PALE, SOFT, WHITE, Canvas, cividis, colour,
 from ...common.tables import NOTHING, number
 from .binding import Binding, PictureBinding
 
-CELL, GAP, EDGE = 96, 10, 24
+CELL, GAP, EDGE = 96, 10, 24  # pixels, as are all sizes below
 NAMES = 150  # width of the crops' names
 TOP = EDGE + 70 + CELL  # title, references
 LEFT = EDGE + NAMES + CELL + GAP  # names, crops
 LEGEND, LINE, LETTERS = 76, 22, 15
-MOST_ROWS = 12  # things in one picture that are drawn
+MOST_ROWS = 12  # crops of one picture that are drawn
 LEAST_WIDTH = 760
 
 
 def draw_matrices(binding: Binding, sentences: Sequence[Sequence[str]]) -> np.ndarray:
-    """Every picture's matrix, all of one size: uint8 [B, H, W, 3]; sentences: what is printed below each."""
+    """The matrices of all pictures, in one size: uint8 [B, H, W, 3]. sentences: for each picture the text below it."""
     sheets = [draw_matrix(binding, b, words) for b, words in enumerate(sentences)]
     size = max(sheet.height for sheet in sheets), max(sheet.width for sheet in sheets)
     pages = np.full((len(sheets), *size, 3), 255, np.uint8)
@@ -31,10 +31,10 @@ def draw_matrices(binding: Binding, sentences: Sequence[Sequence[str]]) -> np.nd
 
 
 def draw_matrix(binding: Binding, b: int, sentences: Sequence[str] = ()) -> Image.Image:
-    """One picture with its boxes, and its matrix with thumbnails on the axes.
+    """The matrix of picture b with thumbnails on the axes, beside the picture with its boxes.
 
-    Colours span the similarities of all pictures, so that pictures can be compared. Of a batch every cell also says in
-    how many pictures that object was most like that reference.
+    The colours span the similarities of all pictures, so that pictures can be compared. With several pictures, each
+    cell also shows in how many of them that object was most like that reference.
     """
     each, objects = binding.pictures[b], len(binding.names)
     every = _rows(each)
@@ -68,7 +68,7 @@ def draw_matrix(binding: Binding, b: int, sentences: Sequence[str] = ()) -> Imag
 
 
 def _rows(each: PictureBinding) -> list[tuple[int, int | None]]:
-    """(object, crop or None): every object, then what is there too often."""
+    """The matrix's rows as (object, number of its crop or None): every object, then the surplus crops."""
     own = list(enumerate(each.own))
     return [*own, *((m, row) for row, m in enumerate(each.found_as) if row not in each.own)]
 
@@ -126,7 +126,7 @@ def _draw_legend(sheet: Canvas, x: int, y: int, span: tuple[float, float], pictu
 
 
 def _with_boxes(pixels: np.ndarray, each: PictureBinding, side: int) -> Image.Image:
-    """The picture within a square of `side`, every thing framed in its object's colour."""
+    """The picture scaled into a square of `side` pixels, every box in its object's colour."""
     image = Image.fromarray(pixels)
     scale = side / max(image.size)
     small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
@@ -134,13 +134,13 @@ def _with_boxes(pixels: np.ndarray, each: PictureBinding, side: int) -> Image.Im
     for box, m in zip(each.boxes, each.found_as, strict=True):
         x0, y0, x1, y1 = (round(edge * scale) for edge in box)
         for inset, ink, width in ((0, WHITE, 5), (1, colour(m), 3)):
-            frame = (x0 + inset, y0 + inset, max(x1 - 1 - inset, x0 + inset), max(y1 - 1 - inset, y0 + inset))
-            pen.rectangle(frame, outline=ink, width=width)
+            corners = (x0 + inset, y0 + inset, max(x1 - 1 - inset, x0 + inset), max(y1 - 1 - inset, y0 + inset))
+            pen.rectangle(corners, outline=ink, width=width)
     return small
 
 
 def _span(binding: Binding) -> tuple[float, float]:
-    """The smallest and the largest similarity in all pictures."""
+    """The smallest and the largest similarity over all pictures, widened by 0.5 each way if they are equal."""
     values = [value for each in binding.pictures for value in each.similarity.flatten().tolist()] or [0.0, 1.0]
     low, high = min(values), max(values)
     return (low, high) if high - low > 1e-3 else (low - 0.5, high + 0.5)

@@ -1,4 +1,4 @@
-"""The binding report: measured from pictures, references and detections, and written down."""
+"""The binding report: measured from pictures, references and detections, then written as text."""
 
 from __future__ import annotations
 
@@ -32,16 +32,23 @@ def measure_binding(
     tick: Tick | None = None,
     confusion: Sequence[float] | None = None,
 ) -> Binding:
-    """images [B, H, W, 3] in 0..1, those that were searched, for the references' texts. tick is told of every picture
-    encoded. confusion: of the relevance, one number a picture that was sampled; where these are not the pictures here,
-    such as the best of a batch, their mean stands for each. Raises ValueError with a sentence for the artist."""
+    """Measures the binding of a batch.
+
+    images [B, H, W, 3]: in 0..1, those that were searched.
+    detections: of the references' texts.
+    tick: called with the number of pictures encoded since the last call; `to_encode` is their total.
+    confusion: of the relevance, one number for each picture that was sampled. If there are not B of them, as when only
+        the best of a batch is measured, every picture gets their mean.
+
+    Raises ValueError with a sentence for the artist.
+    """
     check_parts(images, references, detections)
     texts = tuple(reference.text for reference in references)
     shown = [pictures_of(reference) for reference in references]
     means = torch.stack([embed(encoder, each, tick).mean(0) for each in shown])  # [M, E]
     seen = objects_in(images, references, detections, encoder, means, tick)
     confusions = _each(confusion, len(images))
-    instead = may_hold([each.things for each in seen], references, (detections.height, detections.width))
+    instead = may_hold([each.matches for each in seen], references, (detections.height, detections.width))
     return Binding(
         names=texts,
         weights=tuple(reference.weight for reference in references),
@@ -63,28 +70,33 @@ def _each(confusion: Sequence[float] | None, pictures: int) -> Sequence[float | 
 
 
 def headline(binding: Binding) -> tuple[float, float, float]:
-    """Margin, confusion rate and presence, with values that a search over settings cannot take for success where there
-    is nothing to measure: without any object the worst, without a second reference none."""
+    """Margin, confusion rate and presence as numbers.
+
+    Without any object, margin and rate are the worst possible, -1 and 1, so that a search over settings does not take
+    it for success. With a single reference both are 0.
+    """
     nothing = (0.0, 0.0) if binding.presence > 0 else (-1.0, 1.0)
     margin, rate = binding.margin, binding.confusion_rate
     return nothing[0] if margin is None else margin, nothing[1] if rate is None else rate, binding.presence
 
 
 def matrices(binding: Binding) -> Tensor:
-    """[B, H, W, 3]: each picture's objects against the references, with its verdict."""
+    """A sheet for each picture, [B, H, W, 3] in 0..1: the similarity matrix and the picture's verdict."""
     shown = replace(binding, names=written(binding.names))
     sentences = [verdict(shown.only(b)) for b in range(len(shown.pictures))]
     return torch.from_numpy(draw_matrices(shown, sentences)).float() / 255
 
 
 def to_encode(references: Sequence[Reference], detections: Detections) -> int:
-    """How many pictures `measure_binding` encodes at most, for a progress bar."""
+    """The largest number of pictures that `measure_binding` may encode, for a progress bar."""
     return sum(len(images) for each in references for images, _ in each.batches) + crops_at_most(detections)
 
 
 def binding_report(binding: Binding) -> str:
-    """The verdict, the numbers behind it, a line for every object in every picture, and of a batch whose looks its
-    objects wore."""
+    """The report as text: verdict, numbers, a line for every object in every picture, and the confusion matrix.
+
+    The matrix is there only with several pictures and several references.
+    """
     rate = binding.confusion_rate
     numbers = [
         f"margin {number(binding.margin, sign=True)}{_worst(binding)}",
@@ -104,7 +116,7 @@ def binding_report(binding: Binding) -> str:
 
 
 def _worst(binding: Binding) -> str:
-    """Which object of which picture has the smallest margin; nothing where there is only one margin."""
+    """The object and picture with the smallest margin, in brackets; "" with fewer than two margins."""
     if len(binding.margins) < 2:
         return ""
     b, m, value = min(binding.margins, key=lambda each: each[-1])
@@ -113,14 +125,14 @@ def _worst(binding: Binding) -> str:
 
 
 def whose_looks(binding: Binding) -> str:
-    """The confusion matrix: objects down, references across, the number of pictures in each cell."""
+    """The confusion matrix as a table: objects down, references across, the number of pictures in each cell."""
     header = ["most like, in pictures", *binding.names, "not found"]
     counts = binding.confusion_matrix().tolist()
     return table(header, [[name, *map(str, row)] for name, row in zip(binding.names, counts, strict=True)])
 
 
 def ranking(binding: Binding, by: str = WORST) -> str:
-    """The pictures, best first, a line each; by: as in `Binding.ranking`."""
+    """A table of the pictures, best first. by: as in `Binding.ranking`."""
     rows = []
     for place, b in enumerate(binding.ranking(by), 1):
         each = binding.pictures[b]
@@ -133,7 +145,7 @@ def ranking(binding: Binding, by: str = WORST) -> str:
 
 
 def lines(binding: Binding) -> str:
-    """A line for every object in every picture."""
+    """A table with a line for every object in every picture."""
     header = ["", "object", "found", "own", "best other", "which", "margin", "most like", "look"]
     rows = []
     for b, picture in enumerate(binding.pictures):
@@ -161,12 +173,15 @@ def lines(binding: Binding) -> str:
 
 
 def best_other(similar: Tensor, own: int) -> int | None:
-    """The other reference that is most like a crop; similar [M]."""
+    """The reference other than `own` that is most like a crop, None with a single one.
+
+    similar [M]: the crop's similarity to each reference.
+    """
     others = [j for j in range(len(similar)) if j != own]
     return max(others, key=lambda j: float(similar[j])) if others else None
 
 
 def look_words(look: Tensor, names: Sequence[str]) -> str:
-    """“71 % dog, 29 % cat”, the largest first, from shares [M]."""
+    """A look [M] in words, the largest share first: “71 % dog, 29 % cat”."""
     order = sorted(range(len(names)), key=lambda j: -float(look[j]))
     return ", ".join(f"{percent(float(look[j]))} {names[j]}" for j in order if look[j] >= 0.005) or NOTHING

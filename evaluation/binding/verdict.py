@@ -1,6 +1,6 @@
-"""The binding report in words: what happened to which object (`findings.py`), and which control mends it.
+"""The binding report in sentences: what happened to which object (`findings.py`), and which control to change.
 
-Percentages are shares of an object's look (`PictureBinding.look`), the mean over the pictures in question.
+Percentages are shares of an object's look (`PictureBinding.look`), averaged over the pictures with that finding.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from ...relevance.report import MIXED
 from .binding import Binding
 from .findings import Finding, Name, findings
 
-NEARLY = 0.5  # of the detector's threshold: a candidate that reaches this is worth a word
-STEP = 1.3  # what a weight is multiplied or divided by at first
-Pictures = Sequence[int]
+NEARLY = 0.5  # a candidate with this share of the detector's threshold is mentioned
+STEP = 1.3  # a weight is first multiplied or divided by this
+Pictures = Sequence[int]  # numbers of pictures
 
 
 def verdict(binding: Binding) -> list[str]:
-    """Sentences, the overall one first, then one a finding, with what to change."""
+    """One sentence on the whole batch, then one for each finding with advice."""
     if not binding.presence:
         return [
             "None of the objects was found, so there is nothing to compare.",
@@ -53,7 +53,7 @@ def _overall(binding: Binding, findings: bool) -> str:
 
 
 def _by_finding(binding: Binding) -> list[tuple[Finding, list[int]]]:
-    """Every different finding with the pictures that have it, name by name."""
+    """Every different finding with the pictures that have it, sorted by name, then by objects."""
     pictures: dict[Finding, list[int]] = {}
     for b, each in enumerate(binding.pictures):
         for finding in findings(each):
@@ -78,7 +78,7 @@ def _sentence(binding: Binding, finding: Finding, pictures: Pictures) -> str:
     return f"{name.capitalize()}{_in(binding, pictures)}: {what}. {advice[0].upper()}{advice[1:]}."
 
 
-# ---- what happened, and what mends it ----
+# ---- each finding: what happened, and the advice ----
 
 
 def _missing(binding: Binding, finding: Finding, pictures: Pictures) -> tuple[str, str]:
@@ -165,7 +165,10 @@ def _apart(binding: Binding, objects: Sequence[int], pictures: Pictures) -> str:
 
 
 def _against_leak(binding: Binding, objects: Sequence[int], pictures: Pictures, balance: str) -> str:
-    """What keeps others' looks out of some objects. balance: which weight to change."""
+    """Advice that keeps other references' looks out of some objects.
+
+    balance: advice on a weight, from `_balance`.
+    """
     if not all(binding.weights[m] for m in objects):
         return balance
     confusion = binding.relevance_confusion(pictures)
@@ -188,8 +191,11 @@ def _against_leak(binding: Binding, objects: Sequence[int], pictures: Pictures, 
 
 
 def _balance(binding: Binding, m: int, source: int | None = None, lower: bool = False) -> str:
-    """Which weight to change for object m to follow its own reference: its own, or that of the reference that its look
-    comes from. The other one's is lowered where m's own is at its end, or at once (lower)."""
+    """Advice on the weight to change so that object m follows its own reference.
+
+    source: the reference that the object's look comes from.
+    lower: lower the source's weight at once; otherwise only if m's own weight cannot be raised by STEP.
+    """
     own, other = binding.weights[m], 0.0 if source is None else binding.weights[source]
     raised = own * STEP <= MAX_WEIGHT
     if not own:
@@ -218,7 +224,7 @@ def _source(binding: Binding, finding: Finding) -> str:
 
 
 def _in(binding: Binding, pictures: Pictures) -> str:
-    """“ in picture 2”, “ in pictures 1 and 3”, “ in every picture”; nothing where there is only one."""
+    """“ in picture 2”, “ in pictures 1 and 3”, “ in every picture”; "" if there is only one picture."""
     count = len(binding.pictures)
     if count == 1:
         return ""

@@ -1,4 +1,4 @@
-"""Concept101, the benchmark of the paper's table: 101 pairs of concepts, 12 prompts each, read as it lies on disk.
+"""Reads Concept101, the benchmark of the paper's table: 101 pairs of concepts with 12 prompts each.
 
     dataset_multiconcept.json       [[{class_prompt, instance_data_dir, …}, {…}, {prompt_filename_compose}], …]
     prompts/*.txt                   one prompt a line, {0} and {1} stand for the two concepts
@@ -32,7 +32,12 @@ KINDS = (".jpg", ".jpeg", ".png", ".tiff", ".webp")
 
 @dataclass(frozen=True)
 class Concept:
-    """name: its folder; text: the object text; pictures: its files, each with its box's file, or None for all of it."""
+    """One concept.
+
+    name: its folder's.
+    text: the object text.
+    pictures: (picture, box) files; the box is None for pictures that are not cropped.
+    """
 
     name: str
     text: str
@@ -41,20 +46,25 @@ class Concept:
 
 @dataclass(frozen=True)
 class Pair:
+    """Two concepts with their prompts. number: the position in the list, from 0."""
+
     number: int
     concepts: tuple[Concept, Concept]
     prompts: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        """Of its folder: 000 pet_cat1+pet_dog2."""
+        """The name of its folder, such as “000 pet_cat1+pet_dog2”."""
         return f"{self.number:03d} " + "+".join(concept.name for concept in self.concepts)
 
 
 def read_pairs(folder: Path, cropped: bool = True) -> list[Pair]:
-    """All pairs in the list's order. cropped: every picture needs its box.
+    """All pairs in the order of the list.
 
-    Raises ValueError, one sentence, for whatever is missing.
+    folder: of Concept101.
+    cropped: whether pictures are cropped to their boxes, which must be there then.
+
+    Raises ValueError for anything that is missing.
     """
     try:
         entries = json.loads((folder / LIST).read_text("utf-8"))
@@ -69,7 +79,7 @@ def read_pairs(folder: Path, cropped: bool = True) -> list[Pair]:
 
 
 def digest(pairs: Sequence[Pair]) -> str:
-    """Of all that runs take from the folder: words, boxes, and pictures by name and size."""
+    """A digest of all that runs read from the folder: texts, boxes, and the names and sizes of pictures."""
     concepts = {concept.name: concept for pair in pairs for concept in pair.concepts}
     said: list[Any] = [(pair.name, pair.prompts) for pair in pairs]
     for name, concept in concepts.items():
@@ -120,7 +130,10 @@ def _concept(folder: Path, name: str, text: str, cropped: bool) -> Concept:
 
 
 def references(pair: Pair) -> tuple[Reference, ...]:
-    """Both concepts with all their pictures: cropped to their boxes where there are any, white to a square of 224."""
+    """A reference for each concept with all its pictures.
+
+    They are cropped to their boxes, if there are any, and padded with white to squares of SIDE pixels.
+    """
     made = []
     for concept in pair.concepts:
         squares = [_square(picture, box) for picture, box in concept.pictures]
@@ -145,7 +158,10 @@ def _box(file: Path) -> Sequence[float]:
 
 
 def _scaled(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A box in the picture's own pixels, within it and not empty."""
+    """A box in the picture's own pixels, clipped to the picture and at least one pixel large.
+
+    size: width and height of the picture.
+    """
     factor = min(size) / BOX_SIDE
     x0, y0, x1, y1 = (edge * factor for edge in box)
     left, top = min(max(round(x0), 0), size[0] - 1), min(max(round(y0), 0), size[1] - 1)
@@ -153,7 +169,10 @@ def _scaled(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int,
 
 
 def load(file: Path) -> Image.Image:
-    """RGB. Without regard to EXIF: the boxes were drawn so."""
+    """A picture in RGB, not rotated by EXIF, because the boxes were drawn without it.
+
+    Raises ValueError for a file that is no picture.
+    """
     try:
         with Image.open(file) as image:
             return image.convert("RGB")

@@ -62,11 +62,11 @@ def texts_of(pair: Pair, file_names: bool) -> dict[int, str]:
 
 
 def contents(files: Sequence[Path]) -> str:
-    """A digest: scores belong to what is in the pictures, whoever made them."""
-    whole = hashlib.sha256()
+    """A digest of the files' contents, by which scores know their pictures."""
+    digest = hashlib.sha256()
     for file in files:
-        whole.update(hashlib.sha256(file.read_bytes()).digest())
-    return whole.hexdigest()[:12]
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]
 
 
 def _seen(encoder: ImageEncoder, concept: Concept) -> Tensor:

@@ -33,7 +33,10 @@ Row = Mapping[str, Any]
 
 
 def means(rows: Sequence[Row]) -> dict[str, float | None]:
-    """Over pairs, as the official code does: a pair with fewer prompts weighs as much as the others."""
+    """Means over pairs, as in the official code: a pair with fewer prompts weighs as much as the others.
+
+    A metric that is not in every row, and any metric without rows, is None.
+    """
     return {m: sum(r[m] for r in rows) / len(rows) if rows and all(m in r for r in rows) else None for m in METRICS}
 
 
@@ -44,7 +47,7 @@ def tables(
     ours, notes = means(rows), [*remarks(rows, encoders), *more]
     lines: list[tuple[Any, ...]] = [(*row, "published") for row in PUBLISHED]
     lines.append((name, *(ours[m] for m in METRICS), "this run"))
-    whole = {
+    result = {
         "name": name,
         **ours,
         "remarks": notes,
@@ -54,14 +57,14 @@ def tables(
         "pairs": [dict(row) for row in rows],
     }
     return {
-        "json": json.dumps(whole, indent=1, ensure_ascii=False) + "\n",
+        "json": json.dumps(result, indent=1, ensure_ascii=False) + "\n",
         "csv": _csv(lines),
         "md": _markdown(lines, notes, settings),
     }
 
 
 def remarks(rows: Sequence[Row], encoders: Mapping[str, str]) -> list[str]:
-    """What keeps this row from being compared with the published ones."""
+    """Sentences that say what keeps the new row from being compared with the published ones."""
     pictures = sum(row["pictures"] for row in rows)
     by = " and ".join(f"{', '.join(t)} by {encoder}" for encoder, t in _grouped(encoders).items())
     said = [f"{by}; the published rows by CLIP ViT-B/32 and DINO ViT-S/16: compare only what the same encoders scored."]

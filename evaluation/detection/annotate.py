@@ -1,4 +1,4 @@
-"""Pictures with what was found in them: boxes, masks, labels."""
+"""Pictures with their detections drawn: boxes, outlines of masks, labels."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from ...common.drawing import Canvas, colour, fitted, ink_on, written
 from .crops import MASK_THRESHOLD, check_pictures
 from .detections import Detection, Detections
 
-LEAST = 512  # pixels of the short side: smaller pictures are enlarged, for labels that can be read
+LEAST = 512  # pixels of the short side; smaller pictures are enlarged so that labels can be read
 
 
 def annotated(images: Tensor, detections: Detections) -> Tensor:
-    """[B, H', W', 3]: every box and mask outlined in its text's colour, with the text and the score; enlarged where
-    pictures are small.
+    """Pictures [B, H', W', 3] with every box and mask outlined in its text's colour, labelled with text and score.
 
-    images [B, H, W, 3 or 4] in 0..1, those that were searched.
+    images [B, H, W, 3 or 4]: in 0..1, those that were searched. Small ones are enlarged.
     """
     check_pictures(images, detections)
     pictures = [_annotate(image, detections, number) for number, image in enumerate(images)]
@@ -32,7 +31,7 @@ def annotated(images: Tensor, detections: Detections) -> Tensor:
 def _annotate(image: Tensor, detections: Detections, number: int) -> np.ndarray:
     pixels = as_bytes(image[..., :3])
     height, width = pixels.shape[:2]
-    scale = max(1, -(-LEAST // min(height, width)))  # whole, so that pixels stay pixels
+    scale = max(1, -(-LEAST // min(height, width)))  # an integer, so that pixels stay sharp
     found, names = list(detections.every(number)), written(detections.texts)
     sheet = Canvas(width * scale, height * scale)
     sheet.paste((0, 0), Image.fromarray(pixels).resize((width * scale, height * scale), Image.Resampling.NEAREST))
@@ -50,7 +49,7 @@ def _annotate(image: Tensor, detections: Detections, number: int) -> np.ndarray:
 
 
 def _outline(mask: Tensor, scale: int, line: int) -> np.ndarray:
-    """[H · scale, W · scale] uint8: 255 along the outside of a mask [H, W]."""
+    """The outer edge of a mask [H, W], `line` pixels wide: uint8 [H · scale, W · scale], 255 on the edge."""
     inside = (mask > MASK_THRESHOLD).float()[None, None]
     inside = F.interpolate(inside, scale_factor=scale) if scale > 1 else inside
     around = F.max_pool2d(inside, 2 * line + 1, 1, line) - inside
@@ -60,7 +59,7 @@ def _outline(mask: Tensor, scale: int, line: int) -> np.ndarray:
 def _frame(pen: ImageDraw.ImageDraw, box: list[float], ink: tuple[int, int, int], line: int) -> None:
     x0, y0, x1, y1 = (round(edge) for edge in box)
     x1, y1 = max(x1 - 1, x0), max(y1 - 1, y0)
-    pen.rectangle((x0, y0, x1, y1), outline="white", width=line + 2)  # seen on every ground
+    pen.rectangle((x0, y0, x1, y1), outline="white", width=line + 2)  # visible on any background
     inner = min(1, (x1 - x0) // 2, (y1 - y0) // 2)
     pen.rectangle((x0 + inner, y0 + inner, x1 - inner, y1 - inner), outline=ink, width=line)
 
@@ -74,7 +73,11 @@ def _label(
     size: int,
     taken: list[tuple[float, float, float, float]],
 ) -> None:
-    """Above its box where there is room, else inside, else wherever no other label is."""
+    """Draws a label above its box, or inside it, or at the next place below that no other label covers.
+
+    size: of the letters, in pixels.
+    taken: rectangles of the labels drawn so far; this one is added.
+    """
     words, font = fitted(words, size, sheet.image.width - size)
     wide, high = font.getlength(words) + size * 0.6, size * 1.4
     x0, y0, x1, y1 = (edge * scale for edge in detection.box)

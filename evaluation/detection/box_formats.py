@@ -1,8 +1,8 @@
-"""The boxes and masks of other nodes, read.
+"""Reads the box and mask formats of other nodes.
 
-BOUNDING_BOX  the host's: {"x", "y", "width", "height"} in pixels; one, a list, or a list of lists, one a picture
+BOUNDING_BOX  ComfyUI's: {"x", "y", "width", "height"} in pixels; one, a list, or a list for each picture
 BBOX          four numbers: x, y, width, height (KJNodes) or x0, y0, x1, y1 (SAM 2, Florence); nested likewise
-SEGS          Impact's: ((height, width), [SEG, …]) with bbox (x0, y0, x1, y1), cropped_mask, crop_region, label
+SEGS          Impact Pack's: ((height, width), [SEG, …]) with bbox (x0, y0, x1, y1), cropped_mask, crop_region, label
 MASK          [n, H, W]
 """
 
@@ -24,12 +24,16 @@ from .crops import MASK_THRESHOLD
 from .detections import Detection
 
 SIDES, CORNERS = "x, y, width, height", "x0, y0, x1, y1"
-FORMATS = (SIDES, CORNERS)  # of four bare numbers, which do not say what they mean
+FORMATS = (SIDES, CORNERS)  # the meanings that four bare numbers can have
 
 
 @dataclass(frozen=True, eq=False)
 class Marked:
-    """A box of somebody, its label `plain`; detection None: a mask that is empty, so the object is not there."""
+    """A box or mask of another node.
+
+    detection: None for an empty mask: the object is not there.
+    label: normalised by `plain`, "" without one.
+    """
 
     detection: Detection | None
     label: str = ""
@@ -37,7 +41,10 @@ class Marked:
 
 @dataclass(frozen=True)
 class Reader:
-    """For pictures of height × width pixels; form: what four bare numbers mean, one of FORMATS."""
+    """Reads boxes and masks of pictures of height × width pixels.
+
+    form: what four bare numbers mean, one of FORMATS; ValueError for anything else.
+    """
 
     height: int
     width: int
@@ -48,7 +55,7 @@ class Reader:
             raise ValueError(f"The format of the boxes is “{self.form}”; expected one of {'; '.join(FORMATS)}.")
 
     def read(self, boxes: Any) -> list[Marked] | list[list[Marked]]:
-        """Flat, or a list for each picture."""
+        """All boxes in one list, or in a list for each picture. Raises ValueError for what is no box."""
         if isinstance(boxes, Tensor):
             return list(self._masks(boxes)) if boxes.ndim >= 2 and boxes.shape[-1] != 4 else self.read(boxes.tolist())
         if isinstance(boxes, np.ndarray):
@@ -56,10 +63,10 @@ class Reader:
         if _is_box(boxes):
             return [self._box(boxes)]
         if _is_segs(boxes) or not isinstance(boxes, list | tuple) or any(map(_is_box, boxes)):
-            return self._frame(boxes)
-        return [self._frame(each) for each in boxes]
+            return self._one_picture(boxes)
+        return [self._one_picture(each) for each in boxes]
 
-    def _frame(self, boxes: Any) -> list[Marked]:
+    def _one_picture(self, boxes: Any) -> list[Marked]:
         if isinstance(boxes, Tensor | np.ndarray):
             boxes = boxes.tolist()
         if _is_segs(boxes):
@@ -80,7 +87,7 @@ class Reader:
         return Marked(self._checked((a, b, a + c, b + d) if self.form == SIDES else (a, b, c, d), 1.0))
 
     def _checked(self, edges: Box, score: float, mask: Tensor | None = None) -> Detection:
-        """Inside the picture."""
+        """A detection whose box is clipped to the picture. Raises ValueError if nothing of it is left."""
         x0, y0, x1, y1 = edges
         if not all(map(math.isfinite, edges)) or x1 <= x0 or y1 <= y0:
             shown = " × ".join(f"{edge:g}" for edge in (x1 - x0, y1 - y0))
@@ -111,7 +118,7 @@ class Reader:
             yield Marked(Detection(bounds(inside), 1.0, mask) if inside.any() else None)
 
     def _seg(self, seg: Any, size: Sequence[Any]) -> Marked:
-        """From a picture of `size` (height, width), which may be another than ours."""
+        """A SEG of a picture of `size` (height, width), scaled to this reader's height and width."""
         down, across = self.height / _number(size[0]), self.width / _number(size[1])
         edges = [_number(each) for each in seg.bbox]
         if len(edges) != 4:
@@ -135,12 +142,12 @@ class Reader:
                 f"A segment's mask has the shape {list(cut.shape)} and its region is {describe((x0, y0, x1, y1))} in "
                 f"{width}×{height} pixels, which do not fit together: make the SEGS anew from this picture."
             )
-        whole = torch.zeros(height, width)
-        whole[y0:y1, x0:x1] = cut.nan_to_num(0.0).clamp(0, 1)
+        mask = torch.zeros(height, width)
+        mask[y0:y1, x0:x1] = cut.nan_to_num(0.0).clamp(0, 1)
         if (height, width) != (self.height, self.width):
             size = (self.height, self.width)
-            whole = F.interpolate(whole[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-        return whole
+            mask = F.interpolate(mask[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+        return mask
 
 
 def _is_segs(value: Any) -> bool:
@@ -175,7 +182,7 @@ def _number(value: Any) -> float:
 
 
 def _score(value: Any) -> float:
-    """0 to 1; Impact's may be an array of one number."""
+    """A score clipped to 0..1; what is no number counts as 1. Impact Pack may give an array of one number."""
     try:
         score = float(np.asarray(value, dtype=np.float64).reshape(-1)[0])
     except (TypeError, ValueError, IndexError):
@@ -184,7 +191,7 @@ def _score(value: Any) -> float:
 
 
 def _shortened(edges: Box) -> Box:
-    """Numbers that can be shown, whatever was given."""
+    """Edges clipped to ±1e6, so that the error message stays short."""
     x0, y0, x1, y1 = (min(max(edge, -1e6), 1e6) for edge in edges)
     return x0, y0, x1, y1
 

@@ -1,4 +1,4 @@
-"""Boxes and masks of other nodes: read as detections or as parts of the canvas, and written from detections."""
+"""Boxes and masks of other nodes: read as detections or as edges of a region, and written from detections."""
 
 from __future__ import annotations
 
@@ -18,11 +18,19 @@ from .detections import Detection, Detections
 def read_boxes(
     boxes: Any, texts: Sequence[str], pictures: int, height: int, width: int, form: str = SIDES
 ) -> Detections:
-    """Detections of M texts in B pictures of height × width pixels; what equal texts own is one text's.
+    """Detections from the boxes or masks of another node.
 
-    form: what four bare numbers mean. One text: every box is of it. Several: where labels are texts, they decide, and
-    boxes with other labels are left out; else there must be one box a text, in the texts' order, for each picture or,
-    in a flat list, for all pictures alike. Raises ValueError, one sentence, for everything else.
+    boxes: any of the formats of `box_formats`.
+    texts: the object texts. Equal texts become one, which gets the boxes of all of them.
+    pictures: how many pictures there are.
+    height, width: of the pictures, in pixels.
+    form: what four bare numbers mean, one of FORMATS.
+
+    With one text, every box belongs to it. With several, labels that are texts decide, and boxes with other labels are
+    left out. Without such labels there must be one box for each text, in the texts' order, in each picture or, in a
+    flat list, for all pictures alike.
+
+    Raises ValueError for anything else.
     """
     if not texts:
         raise ValueError("There are no object texts: name what the boxes hold, one object a line, such as “cat”.")
@@ -45,7 +53,7 @@ def read_boxes(
 
 
 def to_bounding_boxes(detections: Detections) -> list[list[dict[str, Any]]]:
-    """The host's BOUNDING_BOX: for each picture a list; label and score beside x, y, width, height in whole pixels."""
+    """ComfyUI's BOUNDING_BOX, a list for each picture: x, y, width, height in whole pixels, label and score."""
     return [
         [_bounding_box(each.box, detections.texts[text], each.score) for text, each in detections.every(picture)]
         for picture in range(len(detections))
@@ -53,8 +61,10 @@ def to_bounding_boxes(detections: Detections) -> list[list[dict[str, Any]]]:
 
 
 def to_masks(detections: Detections, kept: Sequence[int] | None = None) -> Tensor:
-    """[B · M, H, W]: for each picture one mask a text, of all that was found; empty where nothing was. kept: numbers of
-    the texts, all without it."""
+    """Masks [B · M, H, W] in 0..1: for each picture one mask for each text, the union of its detections.
+
+    kept: numbers of the texts that get a mask, by default all.
+    """
     height, width = detections.height, detections.width
     empty = torch.zeros(height, width)
     return torch.stack(
@@ -71,23 +81,23 @@ def _bounding_box(box: Box, label: str, score: float) -> dict[str, Any]:
     return {"x": x0, "y": y0, "width": max(x1 - x0, 1), "height": max(y1 - y0, 1), "label": label, "score": score}
 
 
-# ---- whose box is it? ----
+# ---- which box belongs to which picture and text ----
 
 
 def _share_out(marked: list[Marked] | list[list[Marked]], names: Sequence[str], pictures: int) -> list[list[Marked]]:
-    """A list for each picture."""
+    """The boxes as a list for each picture. Raises ValueError if their number does not fit."""
     if any(isinstance(each, list) for each in marked):
-        frames = [each for each in marked if isinstance(each, list)]
-        if len(frames) not in (1, pictures):
+        lists = [each for each in marked if isinstance(each, list)]
+        if len(lists) not in (1, pictures):
             raise ValueError(
-                f"There are boxes of {len(frames)} pictures for {pictures} pictures; give a list for each picture, or "
+                f"There are boxes of {len(lists)} pictures for {pictures} pictures; give a list for each picture, or "
                 "one for all."
             )
-        return frames * (pictures if len(frames) == 1 else 1)
+        return lists * (pictures if len(lists) == 1 else 1)
     flat, texts = [each for each in marked if isinstance(each, Marked)], len(names)
     if pictures == 1 or not flat or _labelled(flat, names) or len(flat) == texts:
         return [flat] * pictures
-    if len(flat) == pictures * texts:  # picture by picture, as the masks of our own nodes are
+    if len(flat) == pictures * texts:  # picture by picture, the order of `to_masks`
         return [flat[start : start + texts] for start in range(0, len(flat), texts)]
     raise ValueError(
         f"There are {len(flat)} boxes for {texts} object texts and {pictures} pictures; expected {texts} (the same in "
@@ -96,7 +106,7 @@ def _share_out(marked: list[Marked] | list[list[Marked]], names: Sequence[str], 
 
 
 def _assign(marked: list[Marked], names: Sequence[str], picture: int) -> tuple[tuple[Detection, ...], ...]:
-    """For each text its detections, best first."""
+    """Each text's detections in one picture, best first. names: the texts, normalised by `plain`."""
     if len(set(names)) == 1:
         owned = [(0, each) for each in marked]
     elif _labelled(marked, names):
@@ -123,11 +133,15 @@ def _labelled(marked: Sequence[Marked], names: Sequence[str]) -> bool:
 def edges_of(
     boxes: Any, text: str = "", number: int = 0, size: tuple[int, int] | None = None, form: str = SIDES
 ) -> list[Box]:
-    """Edges (left, top, right, bottom) in 0..1 of boxes on a picture of size (height, width); Detections and SEGS know
-    theirs. Boxes of several pictures are taken together.
+    """Edges (left, top, right, bottom) of boxes as fractions of the picture. Boxes of several pictures become one list.
 
-    text: whose, by their labels, or "" for all; number: which of them, from 1, or 0 for all; form: what four bare
-    numbers mean. Raises ValueError, one sentence, where there are none.
+    boxes: Detections, or any of the formats of `box_formats`.
+    text: only boxes with this label; "" takes all.
+    number: which of those boxes, counted from 1; 0 takes all.
+    size: height and width of the picture; Detections and SEGS bring their own.
+    form: what four bare numbers mean, one of FORMATS.
+
+    Raises ValueError if no box is left.
     """
     if isinstance(boxes, Detections):
         size = boxes.height, boxes.width
@@ -150,7 +164,7 @@ def edges_of(
 
 
 def _own_size(boxes: Any) -> tuple[int, int]:
-    """(height, width) of the picture that SEGS were found on."""
+    """(height, width) from SEGS. Raises ValueError for other formats, which do not hold the picture's size."""
     if isinstance(boxes, tuple | list) and len(boxes) == 2 and isinstance(boxes[0], tuple):
         height, width = boxes[0][:2]
         if isinstance(height, int) and isinstance(width, int):

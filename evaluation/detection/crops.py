@@ -1,4 +1,4 @@
-"""An object cut out of its picture, as in training: by box and mask, on white, in a square."""
+"""Cuts objects out of their pictures as in training: by box and mask, on white, in a square."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ MASK_THRESHOLD = 0.5
 
 
 def crop(image: Tensor, detection: Detection) -> Image.Image:
-    """A square picture of one object on white, RGB, of SIDE pixels.
+    """One object on white: a square RGB picture of SIDE pixels.
 
-    image [H, W, 3 or 4] in 0..1. Raises ValueError where box and mask leave nothing of the object.
+    image [H, W, 3 or 4]: in 0..1.
+
+    Raises ValueError if box and mask leave nothing of the object.
     """
     height, width = image.shape[:2]
     rows, columns = window(detection.box)
@@ -40,7 +42,7 @@ def crop(image: Tensor, detection: Detection) -> Image.Image:
 
 
 def check_pictures(images: Tensor, detections: Detections) -> None:
-    """Raises ValueError unless these [B, H, W, C] are as many and as large as the pictures that were searched."""
+    """Raises ValueError unless images [B, H, W, C] have the number and the size of the pictures that were searched."""
     if images.ndim != 4 or images.shape[-1] not in (3, 4):
         raise ValueError(
             f"The pictures have the shape {list(images.shape)}; expected [pictures, height, width, 3], as the host's "
@@ -56,5 +58,5 @@ def check_pictures(images: Tensor, detections: Detections) -> None:
 
 
 def pictures_of(reference: Reference) -> list[np.ndarray]:
-    """All pictures of an object, uint8 [H, W, 3], of any sizes."""
+    """All pictures of a reference, uint8 [H, W, 3] each, of any sizes."""
     return [picture for images, _ in reference.batches for picture in as_bytes(images)]

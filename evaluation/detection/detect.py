@@ -1,4 +1,4 @@
-"""Finding objects in pictures by their words, whoever looks."""
+"""Searches pictures for object texts with any detector."""
 
 from __future__ import annotations
 
@@ -14,34 +14,42 @@ from ...common.text import plain, spoken
 from .detections import Detection, Detections
 from .matching import SAME_PLACE
 
-BATCH = 4  # pictures that a detector sees at once
-THRESHOLD = 0.25  # Grounding DINO's usual one
+BATCH = 4  # pictures in one batch
+THRESHOLD = 0.25  # the usual one for Grounding DINO
 
 
 class Seen(NamedTuple):
-    """What a detector saw of one text in one picture: what counts; near: where nothing does, the threshold below which
-    something would (0: nothing would)."""
+    """A detector's answer for one text in one picture.
+
+    found: detections with scores above the threshold.
+    near: if found is empty, the threshold below which something would have been found; 0 for nothing at all.
+    """
 
     found: Sequence[Detection]
     near: float = 0.0
 
 
 class Detector(Protocol):
+    """Finds objects by their texts. name: the detector's name in reports."""
+
     @property
     def name(self) -> str: ...
 
     def find(self, images: Tensor, texts: Sequence[str], threshold: float, text_threshold: float) -> list[list[Seen]]:
-        """images [b, H, W, 3] in 0..1 -> for each picture, for each text. Boxes may reach out of the picture."""
+        """One list for each picture with an answer for each text. Boxes may reach beyond the picture.
+
+        images [B, H, W, 3]: in 0..1.
+        """
         ...
 
 
 def object_texts(words: str) -> tuple[str, ...]:
-    """Object texts from one string: one a line, or separated by commas or semicolons; each counts once."""
+    """Object texts from one string, separated by line breaks, commas or semicolons, each once."""
     return once(" ".join(each.split()) for each in re.split(r"[\n,;]", words))
 
 
 def once(texts: Iterable[str]) -> tuple[str, ...]:
-    """Every object text as it stands first, without empty ones."""
+    """The different texts, each as it is first written, without empty ones. `plain` decides which are equal."""
     different: dict[str, str] = {}
     for text in texts:
         different.setdefault(plain(text), text)
@@ -58,11 +66,15 @@ def detect(
     most: int = 0,
     tick: Tick | None = None,
 ) -> Detections:
-    """Searches pictures [B, H, W, 3] for every text.
+    """Searches pictures for every text.
 
-    threshold: the least score of a box; text_threshold: the least score of one of the text's words there, never above
-    threshold; most: how many of an object are kept in a picture, best first, 0: all. Raises ValueError for what are no
-    pictures, and where there are no texts.
+    images [B, H, W, 3 or 4]: in 0..1.
+    threshold: the lowest score of a box.
+    text_threshold: the lowest score of one of the text's words in a box; values above threshold count as threshold.
+    most: how many detections of one text are kept in a picture, best first; 0 keeps all.
+    tick: called with the number of pictures searched since the last call.
+
+    Raises ValueError for images of another shape and without texts.
     """
     if images.ndim != 4 or images.shape[-1] not in (3, 4) or 0 in images.shape:
         raise ValueError(
@@ -85,7 +97,10 @@ def detect(
 
 
 def _tidy(found: Sequence[Detection], height: int, width: int, most: int) -> tuple[Detection, ...]:
-    """Inside the picture, best first, each place once."""
+    """Detections clipped to the picture, best first, without those that overlap a better one by more than SAME_PLACE.
+
+    most: how many are kept; 0 keeps all.
+    """
     tidied = []
     for each in sorted(found, key=lambda each: -each.score):
         x0, y0, x1, y1 = each.box
@@ -100,7 +115,7 @@ def _tidy(found: Sequence[Detection], height: int, width: int, most: int) -> tup
 
 
 def detection_report(detections: Detections) -> str:
-    """A line a picture: what was found where, and what was not."""
+    """A line for each picture: what was found where, and what was not found."""
     lines = []
     for picture in range(len(detections)):
         words = []

@@ -1,4 +1,4 @@
-"""What was found in pictures: boxes and masks of objects, whoever found them."""
+"""What was found in pictures: boxes and masks of objects, from a detector or from other nodes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from ...common.crops import Box
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """One object that was found. score in 0..1; mask [H, W] in 0..1 over the whole picture, or None: all of the box."""
+    """One object that was found.
+
+    box: x0, y0, x1, y1 in pixels, ends excluded.
+    score: in 0..1.
+    mask [H, W]: in 0..1 over the whole picture; None stands for all of the box.
+    """
 
     box: Box
     score: float = 1.0
     mask: Tensor | None = None
 
     def region(self, height: int, width: int) -> Tensor:
-        """[H, W] in 0..1: the mask, or the box filled."""
+        """The mask or the filled box as a region [H, W] in 0..1."""
         if self.mask is not None:
             return self.mask.float()
         region = torch.zeros(height, width)
@@ -33,9 +38,11 @@ class Detection:
 class Detections:
     """What was found in a batch of B pictures for M object texts.
 
-    found[b][m]: everything found in picture b for text m, best score first; empty where nothing was.
-    threshold: the least score that counted, None where no detector was asked. near[b][m]: where nothing was found, the
-    threshold below which something would have been, 0 for nothing.
+    texts: the M object texts.
+    height, width: of the pictures, in pixels.
+    found[b][m]: all detections in picture b for text m, best score first.
+    threshold: the lowest score that counts, or None without a detector.
+    near[b][m]: where nothing was found, the threshold below which something would have been; 0 for nothing at all.
     """
 
     texts: tuple[str, ...]
@@ -49,12 +56,12 @@ class Detections:
         return len(self.found)
 
     def best(self, picture: int, text: int) -> Detection | None:
-        """The one with the highest score, None where nothing was found."""
+        """The detection of a text with the highest score in one picture, or None."""
         each = self.found[picture][text]
         return each[0] if each else None
 
     def why_missing(self, picture: int, text: int) -> str:
-        """A sentence that says what was found in a picture instead of a text, and what to do; empty where it was."""
+        """Why a text has no detection in one picture, what was found there, and a remedy; "" where it has one."""
         if self.found[picture][text]:
             return ""
         others = [
@@ -72,7 +79,7 @@ class Detections:
         )
 
     def every(self, picture: int) -> Iterator[tuple[int, Detection]]:
-        """(text, detection) of all that was found in one picture."""
+        """All detections in one picture as (number of the text, detection)."""
         for text, each in enumerate(self.found[picture]):
             for detection in each:
                 yield text, detection

@@ -1,5 +1,5 @@
-"""Detectors from local Hugging Face folders: Grounding DINO, MM-Grounding-DINO, LLMDet, OWLv2, whatever transformers
-knows as zero-shot object detection."""
+"""Detectors from local Hugging Face folders: Grounding DINO, MM-Grounding-DINO, LLMDet, OWLv2 and any other model that
+transformers loads for zero-shot object detection."""
 
 from __future__ import annotations
 
@@ -22,13 +22,20 @@ from .detections import Detection
 
 
 def load_detector(folder: str | os.PathLike[str], keeper: Keeper | None = None) -> FolderDetector:
-    """keeper: who takes charge of the model, by default the CPU. Raises ValueError, one sentence, for anything else."""
+    """A detector from a local Hugging Face folder.
+
+    keeper: takes charge of the model; by default it stays on the CPU.
+
+    Raises ValueError for any other folder.
+    """
     model, processor = read(folder, "detector", "AutoModelForZeroShotObjectDetection", "AutoProcessor")
     return FolderDetector(Path(folder).name, model, processor, (keeper or on("cpu"))(model))
 
 
 @dataclass(frozen=True, eq=False)
 class FolderDetector:
+    """A Detector from transformers. ready: prepares the model before each batch (`model_folder.Ready`)."""
+
     name: str
     model: Any
     processor: Any
@@ -36,7 +43,10 @@ class FolderDetector:
 
     @torch.inference_mode()
     def find(self, images: Tensor, texts: Sequence[str], threshold: float, text_threshold: float) -> list[list[Seen]]:
-        """One query a text, for in one query of several texts the words of one colour the boxes of another."""
+        """As `Detector.find`. Each text is a query of its own.
+
+        In a query of several texts, the words of one text influence the boxes of another.
+        """
         pictures = [Image.fromarray(as_bytes(image)) for image in images]
         processor = copy(self.processor)
         processor.image_processor = _Prepared(self.processor.image_processor, pictures)
@@ -46,13 +56,13 @@ class FolderDetector:
     def _find(
         self, processor: Any, pictures: list[Image.Image], text: str, threshold: float, text_threshold: float
     ) -> list[Seen]:
-        query = " ".join(text.lower().replace(".", " ").split())  # a dot ends a text; the processor sets it
+        query = " ".join(text.lower().replace(".", " ").split())  # a dot ends a text; the processor adds its own
         if not query:
             raise ValueError(f"The object text “{text}” has no words to look for: name the object, such as “cat”.")
         queries = [[query]] * len(pictures)
         dtype = self.model.dtype
         given = inputs(processor(images=pictures, text=queries, return_tensors="pt"), self.ready, dtype)
-        # transformers 4 computes Grounding DINO's positions in float32, whatever its weights are in.
+        # transformers 4 computes Grounding DINO's positions in float32, whatever the weights' dtype.
         with torch.autocast(self.model.device.type, dtype, enabled=dtype != torch.float32):
             output = self.model(**given)
         self._check(output)
@@ -76,7 +86,10 @@ class FolderDetector:
     def _boxes(
         self, output: Any, given: Mapping[str, Tensor], queries: list[list[str]], pictures: list[Image.Image]
     ) -> list[tuple[Tensor, Tensor]]:
-        """All boxes [Q, 4] and scores [Q] of each picture; processors differ in what they want to know."""
+        """Boxes [Q, 4] and scores [Q] of each picture, without a threshold.
+
+        Processors differ in their parameters, so each gets those that its signature names.
+        """
         process = self.processor.post_process_grounded_object_detection
         known = {
             "input_ids": given.get("input_ids"),
@@ -92,13 +105,14 @@ class FolderDetector:
     def _certain(
         self, output: Any, given: Mapping[str, Tensor], number: int, scores: Tensor, text_threshold: float
     ) -> Tensor:
-        """[Q] below which threshold each box counts. It is the box's score, where one of the text's words stands for
-        it; where it answers to the full stop or the end alone, it is what its best word has.
+        """For each box the threshold below which it counts, [Q].
 
-        That holds since text_threshold is never above the threshold (`detect`): with both lowered to it, it is found.
+        This is the box's score if one of the text's words is above text_threshold. If only the full stop or the end
+        token is, it is the score of the best word. That is enough because text_threshold is never above the threshold
+        (`detect`): when both are lowered to this value, the box is found.
         """
         if "text_threshold" not in inspect.signature(self.processor.post_process_grounded_object_detection).parameters:
-            return scores  # one column a text, not one a token
+            return scores  # such a model scores texts, not tokens
         ids, special = given["input_ids"][number].tolist(), set(self.processor.tokenizer.all_special_ids)
         tokens = self.processor.tokenizer.convert_ids_to_tokens(ids)
         words = torch.tensor([i not in special and any(map(str.isalnum, t)) for i, t in zip(ids, tokens, strict=True)])
@@ -108,7 +122,7 @@ class FolderDetector:
 
 
 class _Prepared:
-    """An image processor that has done its work: it is asked with every text, and would prepare the pictures anew."""
+    """An image processor that prepares the pictures once. The processor calls it again for every text."""
 
     def __init__(self, processor: Any, pictures: list[Image.Image]) -> None:
         self._processor, self._made = processor, processor(images=pictures, return_tensors="pt")
@@ -121,6 +135,6 @@ class _Prepared:
 
 
 def _visible(boxes: Tensor, picture: Image.Image) -> Tensor:
-    """[Q] whether at least a pixel of each box [Q, 4] lies in the picture; queries may answer with places outside."""
+    """Whether at least one pixel of each box [Q, 4] lies in the picture, [Q] bool. A model may answer outside of it."""
     inside = boxes.clamp_min(0).minimum(torch.tensor([*picture.size, *picture.size]))
     return (inside[:, 2:] - inside[:, :2] >= 1).all(-1)

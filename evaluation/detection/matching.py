@@ -1,4 +1,4 @@
-"""What is in a picture: every thing once, and which object it is."""
+"""Matches detections to objects, so that each place in a picture counts for one object only."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ from ...common.crops import Box, overlap
 from ...common.text import plain
 from .detections import Detection, Detections
 
-SAME_PLACE = 0.7  # boxes that overlap more (intersection over union) show one and the same thing
-COVERED = 0.5  # a box that covers more of two objects' regions may hold both
-MUCH_LARGER = 2.0  # so may a box of so many times the area that the same object's boxes have in other pictures
-ABSENT = -1.0  # in a matrix of scores, which lie in 0..1: not found at all
+SAME_PLACE = 0.7  # boxes with a larger intersection over union are at the same place
+COVERED = 0.5  # a box that covers a larger share of both objects' regions may hold both
+MUCH_LARGER = 2.0  # so may a box this many times as large as the object's median box
+ABSENT = -1.0  # in a matrix of scores, which lie in 0..1: not found
 
 
 class ObjectMatches(NamedTuple):
-    """found: C things, the objects' own first; found_as: the object that each counts for; own: for each of the M
-    objects the number of its thing, None where it was not found; instead: for an object without a thing of its own the
-    thing that was found for it too, but is another object's."""
+    """The detections of one picture, one for each place, and the M objects that they count for.
+
+    found: C detections, the objects' own first.
+    found_as [C]: the object that each detection counts for.
+    own [M]: for each object the number of its detection, None if it was not found.
+    instead [M]: for an object without a detection of its own, the number of a detection that was found for it too but
+        belongs to another object; else None.
+    """
 
     found: tuple[Detection, ...]
     found_as: tuple[int, ...]
@@ -34,11 +39,15 @@ class ObjectMatches(NamedTuple):
 
 
 def match_objects(detections: Detections, picture: int, texts: Sequence[str]) -> ObjectMatches:
-    """The things in one picture for the objects `texts`.
+    """Matches the detections in one picture to objects.
 
-    Detectors answer every text, so one thing is often found by several. Detections at the same place are one thing, and
-    the objects get different things, by the assignment with the largest sum of scores. What is left over counts for the
-    text with the highest score there. Raises ValueError for a text that was not searched.
+    texts: the M object texts; they may repeat.
+
+    A detector answers every text, so several texts often find the same place. Detections at the same place become one,
+    and each object gets a place of its own, by the assignment with the largest sum of scores. A place that is left over
+    counts for the text with the highest score there.
+
+    Raises ValueError for a text that was not searched.
     """
     numbers = _text_numbers(detections, texts)
     places = _places(detections, picture, set(numbers))
@@ -57,12 +66,12 @@ def match_objects(detections: Detections, picture: int, texts: Sequence[str]) ->
     )
 
 
-def rematch_by_appearance(things: ObjectMatches, texts: Sequence[str], similarity: Tensor) -> ObjectMatches:
-    """Objects with the same text, which no detector can tell apart, get the things that look most like them.
+def rematch_by_appearance(matches: ObjectMatches, texts: Sequence[str], similarity: Tensor) -> ObjectMatches:
+    """Gives objects of the same text, which no detector can tell apart, the detections that look most like them.
 
-    similarity [C, M], of the things to the references.
+    similarity [C, M]: of the detections' crops to the references.
     """
-    found_as, own = list(things.found_as), list(things.own)
+    found_as, own = list(matches.found_as), list(matches.own)
     names = [plain(text) for text in texts]
     for name in {each for each in names if names.count(each) > 1}:
         alike = [m for m, each in enumerate(names) if each == name]
@@ -71,47 +80,50 @@ def rematch_by_appearance(things: ObjectMatches, texts: Sequence[str], similarit
             own[m] = None
         for i, j in zip(*linear_sum_assignment(similarity[rows][:, alike].numpy(), maximize=True), strict=True):
             own[alike[j]], found_as[rows[i]] = rows[i], alike[j]
-    return things._replace(found_as=tuple(found_as), own=tuple(own))
+    return matches._replace(found_as=tuple(found_as), own=tuple(own))
 
 
 def may_hold(
     every: Sequence[ObjectMatches], references: Sequence[Reference], size: tuple[int, int]
 ) -> list[tuple[int | None, ...]]:
-    """For each picture and each of the M objects: the thing of another object that may hold it, too, where it has none
-    of its own; else None. Two objects that touch are often found as one.
+    """For each picture and object without a detection of its own: another object's detection that may hold it too.
 
-    A thing may hold two objects where the detector found it for both; where its box covers more than half of both
-    objects' regions; and where it is at least twice as large as that object is, by the median, in the pictures in which
-    both were found. size: height and width of the pictures. Objects with the same text are no such two: one of them is
-    missing.
+    every: the matches of each picture.
+    size: height and width of the pictures, in pixels.
+
+    Returns a tuple [M] for each picture: the number of that detection, or None.
+
+    Two objects that touch are often found as one. A detection may hold both if the detector found it for both, if its
+    box covers more than half of both objects' regions, or if it is at least twice as large as its object's median box
+    in the pictures where both were found. Objects with the same text are never taken as one detection: one is missing.
     """
     names = [plain(each.text) for each in references]
 
-    def holds(things: ObjectMatches, m: int, j: int, row: int) -> bool:
+    def holds(matches: ObjectMatches, m: int, j: int, row: int) -> bool:
         if names[m] == names[j]:
             return False
-        box = things.found[row].box
+        box = matches.found[row].box
         alone = [
             _area(each.found[own].box) for each in every if (own := each.own[j]) is not None and each.own[m] is not None
         ]
         return (
-            things.instead[m] == row
+            matches.instead[m] == row
             or all(_covered(references[k].region, box, size) > COVERED for k in (m, j))
             or (bool(alone) and _area(box) >= MUCH_LARGER * median(alone))
         )
 
-    def thing_of(things: ObjectMatches, m: int) -> int | None:
-        if things.own[m] is not None:
+    def holder(matches: ObjectMatches, m: int) -> int | None:
+        if matches.own[m] is not None:
             return None
-        rows = [row for j, row in enumerate(things.own) if row is not None and holds(things, m, j, row)]
-        # What was found for both says more than sizes do.
-        return things.instead[m] if things.instead[m] in rows else next(iter(rows), None)
+        rows = [row for j, row in enumerate(matches.own) if row is not None and holds(matches, m, j, row)]
+        # A detection that was found for both is better evidence than sizes are.
+        return matches.instead[m] if matches.instead[m] in rows else next(iter(rows), None)
 
-    return [tuple(thing_of(things, m) for m in range(len(names))) for things in every]
+    return [tuple(holder(matches, m) for m in range(len(names))) for matches in every]
 
 
 def _covered(region: Tensor | None, box: Box, size: tuple[int, int]) -> float:
-    """The share of a region [1, H, W] that lies in a box of a picture of this size (height, width); without one 0."""
+    """The share of a region [1, H, W] that lies in a box; 0 without a region. size: height and width of the picture."""
     if region is None or not region.any():
         return 0.0
     inside = Detection(box).region(*size)
@@ -124,19 +136,19 @@ def _area(box: Box) -> float:
 
 
 def near(detections: Detections, picture: int, texts: Sequence[str]) -> tuple[float, ...]:
-    """For each object the threshold below which it would have been found in one picture (`Detections.near`)."""
+    """`Detections.near` of one picture for each object."""
     numbers = _text_numbers(detections, texts)
     return tuple(detections.near[picture][number] if detections.near else 0.0 for number in numbers)
 
 
-def missing(detections: Detections, picture: int, texts: Sequence[str], things: ObjectMatches) -> dict[int, str]:
-    """Why objects have no thing of their own in one picture: a sentence each, with a remedy."""
+def missing(detections: Detections, picture: int, texts: Sequence[str], matches: ObjectMatches) -> dict[int, str]:
+    """For each object without a detection of its own in one picture: a sentence with the reason and a remedy."""
     numbers = _text_numbers(detections, texts)
     return {
         m: detections.why_missing(picture, numbers[m])
         or f"In picture {picture + 1} “{texts[m]}” was found only where another object of the texts was found with "
         "more certainty: name the objects more distinctly, or correct the boxes."
-        for m, own in enumerate(things.own)
+        for m, own in enumerate(matches.own)
         if own is None
     }
 
@@ -152,12 +164,12 @@ def _text_numbers(detections: Detections, texts: Sequence[str]) -> list[int]:
     return [known[plain(text)] for text in texts]
 
 
-Thing = list[tuple[int, Detection]]  # (text, detection) at one place, the most certain first
+Place = list[tuple[int, Detection]]  # (number of the text, detection) at one place, best score first
 
 
-def _places(detections: Detections, picture: int, wanted: set[int]) -> list[Thing]:
-    """One picture's detections of the wanted texts, put together by where they are."""
-    places: list[Thing] = []
+def _places(detections: Detections, picture: int, wanted: set[int]) -> list[Place]:
+    """The detections of the wanted texts in one picture, grouped by place."""
+    places: list[Place] = []
     for text, detection in sorted(detections.every(picture), key=lambda each: -each[1].score):
         if text not in wanted:
             continue
@@ -169,12 +181,15 @@ def _places(detections: Detections, picture: int, wanted: set[int]) -> list[Thin
     return places
 
 
-def _best(place: Thing, number: int) -> Detection:
+def _best(place: Place, number: int) -> Detection:
     return next(detection for text, detection in place if text == number)
 
 
-def _scores(places: Sequence[Thing], numbers: Sequence[int]) -> np.ndarray:
-    """[M, P]: the best score of every object at every place, ABSENT where it was not found."""
+def _scores(places: Sequence[Place], numbers: Sequence[int]) -> np.ndarray:
+    """The best score of every object at every place, [M, P]; ABSENT where it was not found.
+
+    numbers [M]: the number of each object's text.
+    """
     scores = np.full((len(numbers), len(places)), ABSENT)
     for p, place in enumerate(places):
         for m, number in enumerate(numbers):
@@ -183,8 +198,8 @@ def _scores(places: Sequence[Thing], numbers: Sequence[int]) -> np.ndarray:
 
 
 def _assigned(scores: np.ndarray) -> dict[int, int]:
-    """Which place belongs to which object: the largest sum of scores, each place and each object once at most."""
+    """{place: object} with the largest sum of scores [M, P]; each place and each object occurs at most once."""
     there = scores > ABSENT
-    gain = np.where(there, scores + 1e-6, 0.0)  # what was found with the score 0 is more than what was not
+    gain = np.where(there, scores + 1e-6, 0.0)  # so that a detection with score 0 counts more than none
     pairs = zip(*linear_sum_assignment(gain, maximize=True), strict=True)
     return {int(p): int(m) for m, p in pairs if there[m, p]}

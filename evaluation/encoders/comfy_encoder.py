@@ -1,4 +1,4 @@
-"""The host's CLIP_VISION, alone or with the CLIP that shares its space, as an encoder for scores."""
+"""ComfyUI's CLIP_VISION, alone or with the CLIP that shares its embedding space, as an encoder for scores."""
 
 from __future__ import annotations
 
@@ -15,12 +15,18 @@ from .encoder import BATCH, ImageEncoder, Picture
 
 
 def host_encoder(clip_vision: Any, clip: Any = None) -> ImageEncoder:
-    """A TextImageEncoder where a CLIP is given. Raises ValueError where the two do not share a space."""
+    """An encoder from ComfyUI's own models.
+
+    clip_vision: a CLIP_VISION.
+    clip: a CLIP; with it the encoder is a TextImageEncoder.
+
+    Raises ValueError if clip_vision is None, or if the two share no embedding space.
+    """
     if clip_vision is None:
         raise ValueError("The CLIP vision is missing: this checkpoint holds none. Load one with Load CLIP Vision.")
     pictures = HostPictures("CLIP vision", clip_vision)
     blank = np.full((1, clip_vision.image_size, clip_vision.image_size, 3), 127, np.uint8)
-    width = pictures.images(list(blank)).shape[-1]  # found by trying: the host's encoders do not say
+    width = pictures.images(list(blank)).shape[-1]  # measured, because ComfyUI's encoders do not tell it
     if clip is None:
         return pictures
     both = HostPairs("CLIP vision and CLIP", clip_vision, clip)
@@ -41,14 +47,17 @@ def host_encoder(clip_vision: Any, clip: Any = None) -> ImageEncoder:
 
 @dataclass(frozen=True, eq=False)
 class HostPictures:
-    """An ImageEncoder: projected embeddings of a CLIP vision, the CLS token of DINOv2."""
+    """An ImageEncoder from a CLIP_VISION: CLIP's projected embeddings, DINOv2's CLS token."""
 
     name: str
     clip_vision: Any
 
     @torch.inference_mode()
     def images(self, pictures: Sequence[Picture]) -> Tensor:
-        """Those of one size together; the host resizes the short side and cuts the middle."""
+        """As `ImageEncoder.images`. Pictures of one size share batches.
+
+        ComfyUI resizes the short side and cuts out the middle.
+        """
         shown = [_as_image(each) for each in pictures]
         by_size: dict[torch.Size, list[int]] = {}
         for number, image in enumerate(shown):
@@ -60,7 +69,7 @@ class HostPictures:
         return torch.stack([seen[number] for number in range(len(shown))])
 
     def _encode(self, images: Sequence[Tensor]) -> Tensor:
-        """images [H, W, 3] of one size -> [n, E]"""
+        """n images [H, W, 3] of one size -> [n, E]."""
         embeds = self.clip_vision.encode_image(torch.stack(list(images)))["image_embeds"].float().cpu()
         if embeds.ndim != 2:
             raise ValueError(
@@ -72,7 +81,7 @@ class HostPictures:
 
 @dataclass(frozen=True, eq=False)
 class HostPairs(HostPictures):
-    """A TextImageEncoder: beside pictures, the projected pooled output of a CLIP."""
+    """A TextImageEncoder from a CLIP_VISION and a CLIP: texts become the CLIP's projected pooled output."""
 
     clip: Any
 
@@ -88,12 +97,12 @@ class HostPairs(HostPictures):
 
 
 def _as_image(picture: Picture) -> Tensor:
-    """[H, W, 3] in 0..1"""
+    """A picture as a tensor [H, W, 3] in 0..1."""
     return torch.from_numpy(np.array(picture.convert("RGB") if hasattr(picture, "convert") else picture)) / 255
 
 
 def _unprojected(clip: Any, width: int) -> bool:
-    """Whether a text projection of this width is the identity, which the host puts in place of one that lacks."""
+    """Whether a text projection of this width is the identity. ComfyUI uses that where a file has no projection."""
     layers = [m for n, m in clip.cond_stage_model.named_modules() if n.endswith("text_projection")]
     weights = [layer.weight for layer in layers if layer.weight.shape == (width, width)]
     return any(torch.equal(w.float().cpu(), torch.eye(width)) for w in weights)

@@ -1,4 +1,4 @@
-"""Directions of pictures and words: what every score takes cosines of."""
+"""Unit embeddings of pictures and words. All scores take cosines of these."""
 
 from __future__ import annotations
 
@@ -15,17 +15,26 @@ from .encoder import BATCH, ImageEncoder, TextImageEncoder
 
 
 def embed(encoder: ImageEncoder, pictures: Sequence[Any], tick: Tick | None = None) -> Tensor:
-    """[n, E] of length 1. pictures: PIL images or uint8 arrays [H, W, 3], of any sizes, at least one."""
+    """Unit embeddings [n, E] of pictures.
+
+    pictures: at least one, PIL images or uint8 arrays [H, W, 3], of any sizes.
+    tick: called with the number of pictures encoded since the last call.
+    """
     return torch.cat(in_batches(lambda batch: unit(encoder.images(batch), encoder.name), pictures, BATCH, tick))
 
 
 def embed_words(encoder: TextImageEncoder, words: Sequence[str]) -> Tensor:
-    """[n, E] of length 1, of the words without the prompts' syntax."""
+    """Unit embeddings [n, E] of words, without the syntax of prompts."""
     return unit(encoder.texts([spoken(each) for each in words]), encoder.name)
 
 
 def unit(embeddings: Tensor, name: str = "encoder") -> Tensor:
-    """Rows of length 1, float32. Raises ValueError for NaN, infinities and rows of zeros, which have no direction."""
+    """Embeddings [n, E] scaled to length 1, in float32.
+
+    name: the encoder's, for the error message.
+
+    Raises ValueError for NaN, infinities, and rows of zeros, which have no direction.
+    """
     embeddings = embeddings.float()
     if not torch.isfinite(embeddings).all() or not embeddings.any(-1).all():
         raise ValueError(

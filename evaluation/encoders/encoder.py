@@ -1,4 +1,4 @@
-"""Encoders: what turns pictures, and with some kinds words, into vectors that can be compared. Scores share them."""
+"""Encoders turn pictures, and some of them words, into embeddings that can be compared. All scores share them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch import Tensor
 from ...common.batching import OUT_OF_MEMORY, in_batches
 from ..model_folder import Keeper, Ready, inputs, kind_of, on, read
 
-BATCH = 32  # pictures or texts that an encoder sees at once
+BATCH = 32  # pictures or texts in one batch
 Picture = Any  # a PIL image or a uint8 array [H, W, 3]
-GREY = Image.new("RGB", (64, 64), "grey")  # what an encoder is tried with
-# Kinds whose first token stands for the whole picture.
+GREY = Image.new("RGB", (64, 64), "grey")  # each encoder is tested with this picture
+# Values of model_type whose first token represents the whole picture.
 PICTURES_ONLY = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
 @runtime_checkable
 class ImageEncoder(Protocol):
-    """name: what reports call it."""
+    """Embeddings of pictures. name: the encoder's name in reports."""
 
     @property
     def name(self) -> str: ...
@@ -39,7 +39,7 @@ class TextImageEncoder(ImageEncoder, Protocol):
     """Embeddings of words and pictures in one space."""
 
     def texts(self, words: Sequence[str]) -> Tensor:
-        """[n, E], as `images`."""
+        """Texts -> [n, E], float32 on the CPU, not normalised."""
         ...
 
 
@@ -48,7 +48,12 @@ def reads_words(encoder: ImageEncoder) -> TypeGuard[TextImageEncoder]:
 
 
 def need_words(encoder: ImageEncoder, score: str) -> TextImageEncoder:
-    """The encoder as one of words and pictures; ValueError where it sees pictures only."""
+    """The encoder as a TextImageEncoder.
+
+    score: which score needs words, for the error message.
+
+    Raises ValueError for an encoder of pictures only.
+    """
     if not reads_words(encoder):
         raise ValueError(
             f"{score} compares words with pictures, but the encoder “{encoder.name}” sees pictures only: choose a CLIP "
@@ -58,9 +63,12 @@ def need_words(encoder: ImageEncoder, score: str) -> TextImageEncoder:
 
 
 def load_encoder(folder: str | os.PathLike[str], keeper: Keeper | None = None) -> ImageEncoder:
-    """CLIP, SigLIP (words and pictures), DINO, DINOv2, DINOv3 or a plain ViT (pictures) from a local folder.
+    """An encoder from a local Hugging Face folder.
 
-    keeper: who takes charge of the model, by default the CPU. Raises ValueError, one sentence, for anything else.
+    CLIP and SigLIP encode words and pictures; DINO, DINOv2, DINOv3 and a plain ViT encode pictures.
+    keeper: takes charge of the model; by default it stays on the CPU.
+
+    Raises ValueError for any other folder.
     """
     folder = Path(folder)
     kind = kind_of(folder, "encoder")
@@ -71,7 +79,7 @@ def load_encoder(folder: str | os.PathLike[str], keeper: Keeper | None = None) -
             encoder.texts(["picture"])
     except OUT_OF_MEMORY:
         raise
-    except Exception as error:  # what a model wants to be given, and what its processor gives, may differ in any way
+    except Exception as error:  # a processor that does not fit its model can raise anything
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"The encoder in {folder} ({kind}) cannot encode a picture and a word ({type(error).__name__}: {reason}): "
@@ -82,7 +90,7 @@ def load_encoder(folder: str | os.PathLike[str], keeper: Keeper | None = None) -
 
 def _read(folder: Path, kind: str, keeper: Keeper) -> ImageEncoder:
     if kind in PICTURES_ONLY:
-        # The pooler is a layer of classifiers; DINO's weights come without.
+        # Only classifiers use the pooler; DINO's weights have none.
         model, processor = read(folder, "encoder", "AutoModel", "AutoImageProcessor", unused=("pooler.",))
         return PictureEncoder(folder.name, model, processor, keeper(model), kind == "vit")
     model, processor = read(folder, "encoder", "AutoModel", "AutoProcessor")
@@ -95,7 +103,10 @@ def _read(folder: Path, kind: str, keeper: Keeper) -> ImageEncoder:
 
 
 def _most_tokens(model: Any, processor: Any) -> int | None:
-    """Of a text; None where neither the tokenizer (1e30 stands for “not known”) nor the model says."""
+    """The largest number of tokens in a text.
+
+    None if neither the tokenizer nor the model tells it. A tokenizer that does not know says 1e30.
+    """
     text = getattr(model.config, "text_config", None)
     said = (getattr(processor.tokenizer, "model_max_length", None), getattr(text, "max_position_embeddings", None))
     return min((each for each in said if each and each < 1e6), default=None)
@@ -103,7 +114,11 @@ def _most_tokens(model: Any, processor: Any) -> int | None:
 
 @dataclass(frozen=True, eq=False)
 class PairEncoder:
-    """A TextImageEncoder of transformers: CLIP, SigLIP. tokens: the most of a text, None: not known."""
+    """A TextImageEncoder from transformers: CLIP or SigLIP.
+
+    ready: prepares the model before each batch (`model_folder.Ready`).
+    tokens: the largest number of tokens in a text, None if it is not known.
+    """
 
     name: str
     model: Any
@@ -113,7 +128,7 @@ class PairEncoder:
 
     @torch.inference_mode()
     def texts(self, words: Sequence[str]) -> Tensor:
-        # Padded to the encoder's own length: SigLIP was trained so, and CLIP reads its end token, not the padding.
+        # Pad to the encoder's full length: SigLIP was trained that way. CLIP reads its end token, not the padding.
         options = {"padding": "max_length", "truncation": True, "max_length": self.tokens} if self.tokens else {}
 
         def encode(batch: Sequence[str]) -> Any:
@@ -133,10 +148,11 @@ class PairEncoder:
 
 @dataclass(frozen=True, eq=False)
 class PictureEncoder:
-    """An ImageEncoder of transformers: the first token (CLS) of a vision transformer, after its last norm.
+    """An ImageEncoder from transformers: the first token (CLS) of a vision transformer, after its last norm.
 
-    margins: pictures are first resized to 8/7 of the model's side (bicubic, the short side), then cut to its middle:
-    256 and 224 pixels, as DINO was trained and is scored with, whatever the folder's preprocessor does.
+    ready: prepares the model before each batch (`model_folder.Ready`).
+    margins: whether pictures are resized to 8/7 of the model's side (short side, bicubic) and cut to the middle square
+        of that side, whatever the folder's preprocessor does. DINO was trained and is scored so: 256, then 224 pixels.
     """
 
     name: str
@@ -160,7 +176,7 @@ class PictureEncoder:
 
 
 def middle(picture: Picture, short: int, side: int) -> Image.Image:
-    """The short side resized to `short` pixels (bicubic), then the middle square of `side` pixels."""
+    """Resizes the short side to `short` pixels (bicubic), then cuts out the middle square of `side` pixels."""
     picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     picture = picture.convert("RGB")
     width, height = (int(short * edge / min(picture.size)) for edge in picture.size)
@@ -169,6 +185,6 @@ def middle(picture: Picture, short: int, side: int) -> Image.Image:
 
 
 def _joined(outputs: list[Any]) -> Tensor:
-    # transformers 5 returns the whole output, 4 the embeddings.
+    # transformers 5 returns an output object, transformers 4 the embeddings.
     parts = [each if isinstance(each, Tensor) else each.pooler_output for each in outputs]
     return torch.cat([part.float().cpu() for part in parts])

@@ -1,4 +1,4 @@
-"""The object quality score of pictures whose objects were found: numbers, words, pictures."""
+"""The object quality score of pictures whose objects were found: measured, as a report, and as a picture."""
 
 from __future__ import annotations
 
@@ -24,10 +24,15 @@ from .score import ObjectQuality, object_quality
 
 @dataclass(frozen=True, eq=False)
 class MeasuredQuality:
-    """Of B pictures, P were scored: those in which all M objects were found.
+    """Scores of the P pictures, out of B, in which all M objects were found.
 
-    scored [P] numbers of pictures; quality [P] each; own [P, M] cos(text, crop); between [P, M, M] cos of the crops;
-    crops [P][M]; left_out: for every other picture, why.
+    texts: the M object texts.
+    scored: the P numbers of the scored pictures.
+    quality: the scores, [P] each.
+    own [P, M]: cosines of each text and its crop.
+    between [P, M, M]: cosines between the crops.
+    crops [P][M]: the objects, cut out.
+    left_out: for every other picture a sentence that says why it has no score.
     """
 
     texts: tuple[str, ...]
@@ -40,12 +45,12 @@ class MeasuredQuality:
 
     @property
     def objects(self) -> int:
-        """How many objects the means are of."""
+        """The number of objects, over all scored pictures, that the means are taken of."""
         return self.own.numel()
 
     @property
     def means(self) -> tuple[float, float, float]:
-        """single, pair, total: the mean over the scored pictures."""
+        """Means of single, pair and total over the scored pictures."""
         single, pair, total = (float(values.mean()) for values in self.quality)
         return single, pair, total
 
@@ -53,16 +58,23 @@ class MeasuredQuality:
 def measure_quality(
     images: Tensor, detections: Detections, encoder: ImageEncoder, tick: Tick | None = None
 ) -> MeasuredQuality:
-    """images [B, H, W, 3], those that were searched. Raises ValueError where no picture holds all objects."""
+    """Scores every picture in which all objects were found.
+
+    images [B, H, W, 3]: in 0..1, those that were searched.
+    encoder: of words and pictures.
+    tick: called with the number of crops encoded since the last call.
+
+    Raises ValueError if no picture holds all objects.
+    """
     both = need_words(encoder, "The object quality score")
     check_pictures(images, detections)
     crops, left_out = {}, {}
     for picture, image in enumerate(images):
-        things = match_objects(detections, picture, detections.texts)
-        if absent := missing(detections, picture, detections.texts, things):
+        matches = match_objects(detections, picture, detections.texts)
+        if absent := missing(detections, picture, detections.texts, matches):
             left_out[picture] = next(iter(absent.values()))
-        else:  # the objects' own things come first, in the texts' order
-            crops[picture] = tuple(crop(image, each) for each in things.found[: len(detections.texts)])
+        else:  # the objects' own detections come first, in the texts' order
+            crops[picture] = tuple(crop(image, each) for each in matches.found[: len(detections.texts)])
     if not crops:
         raise ValueError(left_out[0])
     many = len(detections.texts)
@@ -80,7 +92,7 @@ def measure_quality(
 
 
 def quality_report(measured: MeasuredQuality) -> str:
-    """A table with a line a picture, the mean below it, and what was left out."""
+    """A table with a line for each picture and their mean, then notes and the pictures that were left out."""
     several = len(measured.texts) > 1
     lines = [
         [str(picture + 1), *(number(float(values[row])) for values in measured.quality)]
@@ -106,11 +118,11 @@ def quality_report(measured: MeasuredQuality) -> str:
 
 # ---- drawn ----
 
-SIDE, EDGE, CAPTION = 160, 12, 46  # of a crop, of the margins, below a crop
+SIDE, EDGE, CAPTION = 160, 12, 46  # pixels: a crop's side, the margins, the text below a crop
 
 
 def draw_quality(images: Tensor, detections: Detections, measured: MeasuredQuality) -> Tensor:
-    """[B, H', W', 3]: each picture with its boxes, its crops and their numbers."""
+    """[B, H', W', 3]: each picture with its boxes, its crops and their scores."""
     whole = annotated(images, detections)
     sheets = [_sheet(whole[picture], measured, picture) for picture in range(len(images))]
     return torch.from_numpy(np.stack(sheets)).float() / 255

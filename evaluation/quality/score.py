@@ -1,7 +1,7 @@
-"""Object quality score: do a picture's objects look like their words, and unlike each other?
+"""Object quality score: do a picture's objects look like their texts, and unlike each other?
 
-The score by which MIP-Adapter's authors choose training pictures (arXiv 2409.17920). With text and image embeddings
-t_o, v_o of the M objects of a picture:
+MIP-Adapter's authors choose training pictures by this score (arXiv 2409.17920). With text and image embeddings t_o, v_o
+of the M objects of a picture:
 
     S = 1/M Σ_o cos(t_o, v_o)  −  1/(M (M−1)) Σ_{o' ≠ o''} cos(v_o', v_o'')
         single                    pair, over ordered pairs
@@ -18,10 +18,12 @@ from torch import Tensor
 
 
 class ObjectQuality(NamedTuple):
-    """[B] each, float32, one value a picture. total = single + pair: the minus sign is in `pair`.
+    """Scores of B pictures, float32 [B] each.
 
-    single in −1…1, higher: objects look like their texts. pair in −1…1, higher: objects look unlike each other; it is
-    exactly 0 for a picture of one object, which has no pairs, so do not compare its total with those of several.
+    single: in −1…1; higher means that objects look like their texts.
+    pair: in −1…1, with the minus sign of the equation; higher means that objects look unlike each other. A picture of
+        one object has no pairs: its pair is exactly 0, and its total does not compare with those of several objects.
+    total: single + pair.
     """
 
     single: Tensor
@@ -30,9 +32,11 @@ class ObjectQuality(NamedTuple):
 
 
 def object_quality(text: Tensor, image: Tensor, counts: Sequence[int] | Tensor | None = None) -> ObjectQuality:
-    """text, image [B, M, E]: embeddings of the object texts and of the object crops, of any length (cosines are taken).
+    """The score of B pictures with up to M objects.
 
-    counts [B]: how many of the M rows of a picture are objects, all by default; what stands behind them is ignored.
+    text, image [B, M, E]: embeddings of the object texts and of the object crops. They need not be normalised.
+    counts [B]: how many of a picture's M rows are objects, by default all; later rows are ignored.
+
     Raises ValueError for shapes that do not fit, a picture without objects, and embeddings that are not finite.
     """
     if text.ndim != 3 or text.shape != image.shape:
@@ -46,7 +50,7 @@ def object_quality(text: Tensor, image: Tensor, counts: Sequence[int] | Tensor |
     own = (t * v).sum(-1)  # [B, M]; rows of absent objects are 0
     between = v @ v.mT - torch.diag_embed((v * v).sum(-1))  # [B, M, M], cos(v_o', v_o'') with o' ≠ o''
     single = own.sum(-1) / number
-    pairs = (number * (number - 1)).clamp_min(1)  # one object: an empty sum over 1
+    pairs = (number * (number - 1)).clamp_min(1)  # one object has no pairs; 1 avoids a division by 0
     pair = torch.where(number > 1, -between.sum((-2, -1)) / pairs, 0.0)
     return ObjectQuality(single, pair, single + pair)
 
@@ -68,7 +72,7 @@ def _numbers(counts: Sequence[int] | Tensor | None, text: Tensor) -> Tensor:
 
 
 def _unit(x: Tensor, present: Tensor) -> Tensor:
-    """Rows of length 1 in float32; rows of absent objects 0, whatever they held."""
+    """Rows of x [B, M, E] scaled to length 1, in float32; rows of absent objects become 0, whatever they held."""
     x = torch.where(present[..., None], x.float(), 0.0)
     if not torch.isfinite(x).all():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The object relevance score for the eye: a picture without noise, with it, and where the two differ."""
+"""The object relevance score as a picture: without noise, with noise, and the difference between the two."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from ...common.tables import number
 from .score import Change, ObjectRelevance, difference
 from .target import Target
 
-SMALL, LARGE = 288, 640  # the longer side of a panel is brought between these, by whole factors when enlarged
+SMALL, LARGE = 288, 640  # limits of a panel's longer side in pixels; panels are enlarged by integer factors
 GAP, TITLE, LEGEND = 10, 28, 58  # pixels between panels, above them, below them
-PEAK = 0.995  # of all differences, this share lies within the colours
+PEAK = 0.995  # the colour scale ends at this quantile of all differences
 COLOURS = np.array([cividis(i / 255) for i in range(256)], np.uint8)
 
 
 def draw_comparison(clean: Tensor, noised: Tensor, target: Target, scored: ObjectRelevance) -> Tensor:
-    """[B, H', W', 3] from what was scored: clean, noised [B, H, W, C]. One scale for all."""
+    """A sheet for each picture, [B, H', W', 3] in 0..1. All share one colour scale.
+
+    clean, noised [B, H, W, C]: the pictures without and with noise that were scored, in 0..1.
+    """
     changed = difference(clean, noised)
     top = max(float(torch.quantile(changed.flatten()[:: max(1, changed.numel() // 1_000_000)], PEAK)), 1e-3)
     rows = zip(clean, noised, changed, target.regions.cpu().expand(len(changed), -1, -1), scored.pictures, strict=True)
@@ -67,19 +70,22 @@ def _panel_size(height: int, width: int) -> tuple[int, int]:
 
 def _resized(pixels: np.ndarray, width: int, height: int) -> Image.Image:
     picture = Image.fromarray(pixels)
-    larger = width > picture.width  # whole pixels stay what they are
+    larger = width > picture.width  # enlarged by an integer factor, so that pixels stay sharp
     return picture.resize((width, height), Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS)
 
 
 def _outlined(picture: Image.Image, region: Image.Image) -> Image.Image:
-    """With the edge of the region (L, above half) in white, and black along it for light grounds."""
+    """The picture with the region's edge in white, and black beside it so that it shows on light backgrounds.
+
+    region: a picture of mode L; values above half are inside.
+    """
     margin = 4  # so that a region that touches the picture's edge has an outline there
     mask = Image.new("L", (region.width + 2 * margin, region.height + 2 * margin))
     mask.paste(Image.fromarray((np.asarray(region) > 127).astype(np.uint8) * 255), (margin, margin))
-    frame = (margin, margin, margin + region.width, margin + region.height)
+    window = (margin, margin, margin + region.width, margin + region.height)
     outer, inner, core = (
         mask.filter(each) for each in (ImageFilter.MaxFilter(3), ImageFilter.MinFilter(5), ImageFilter.MinFilter(7))
     )
-    picture.paste("black", mask=ImageChops.subtract(outer, core).crop(frame))
-    picture.paste("white", mask=ImageChops.subtract(mask, inner).crop(frame))
+    picture.paste("black", mask=ImageChops.subtract(outer, core).crop(window))
+    picture.paste("white", mask=ImageChops.subtract(mask, inner).crop(window))
     return picture

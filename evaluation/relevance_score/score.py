@@ -1,7 +1,7 @@
-"""Object relevance score: does noise that is weighted by an object's relevance change the picture where the object is?
+"""Object relevance score: does noise weighted by an object's relevance change the picture where the object is?
 
-The score by which MIP-Adapter's authors show that relevance finds its object (arXiv 2409.17920). One picture is sampled
-twice from one seed, once with noise on the text attention (attention/noise.py):
+MIP-Adapter's authors show by this score that relevance finds its object (arXiv 2409.17920). A picture is sampled twice
+from one seed, once with noise on the text attention (attention/noise.py):
 
     Δ_in = mean |difference| over the object's box or mask        Δ_out = over the rest of the picture
     S = mean over pictures of Δ_in / Δ_out                        higher: the noise met the object
@@ -21,19 +21,23 @@ from torch import Tensor
 from ...common.tables import number, table
 from .target import Target
 
-LEAST = 0.5  # pixels; a region of less is none
+LEAST = 0.5  # pixels; a smaller region counts as empty
 UNCHANGED = 1e-5  # of full brightness; a mean difference up to this is rounding
-ENOUGH = 3  # pictures from which on an interval says something
+ENOUGH = 3  # an interval needs this many pictures
 LEVEL = 0.95
 
 
 class Undefined(ValueError):
-    """Not one picture has a ratio."""
+    """The score is not defined, because no picture has a ratio."""
 
 
 class Change(NamedTuple):
-    """Of one picture, mean differences in units of full brightness (0..1). ratio: inside over outside, None where it is
-    not defined; why: the reason then, in words."""
+    """The change of one picture.
+
+    inside, outside: mean differences in units of full brightness, 0..1; None if there is no such place.
+    ratio: inside / outside, or None if it is not defined.
+    why: the reason why ratio is None, in words.
+    """
 
     inside: float | None
     outside: float | None
@@ -43,15 +47,23 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class ObjectRelevance:
-    """pictures: one a picture of the batch; interval: of the score, for the pictures' scatter, None for too few."""
+    """The object relevance score of a batch.
+
+    pictures: the change of each picture.
+    score: the mean ratio.
+    interval: of the score, from the scatter of the pictures; None for too few.
+    """
 
     pictures: tuple[Change, ...]
     score: float
     interval: tuple[float, float] | None
 
     def report(self, target: Target, baseline: ObjectRelevance | Undefined | None = None) -> str:
-        """What was measured for the object, for people, and by how much it exceeds a baseline of the same pictures, or
-        why that has none. Reads well as plain text and as Markdown."""
+        """The score as text that reads as plain text and as Markdown.
+
+        baseline: the score of the same pictures with other noise. The report gives the difference, or the reason why
+            the baseline has no score.
+        """
         ratios = [change.ratio for change in self.pictures if change.ratio is not None]
         said = [f"Object relevance score of {target.name}: {number(self.score)}{_uncertain(ratios)}"]
         if isinstance(baseline, ObjectRelevance):
@@ -68,7 +80,7 @@ class ObjectRelevance:
         return "\n\n".join(said)
 
     def _compared(self, baseline: ObjectRelevance) -> str:
-        """Picture by picture, so that what one object's place does to all ratios cancels."""
+        """The difference to a baseline, taken picture by picture so that the effect of an object's place cancels."""
         both = zip(self.pictures, baseline.pictures, strict=True)
         more = [a.ratio - b.ratio for a, b in both if a.ratio is not None and b.ratio is not None]
         if not more:
@@ -85,10 +97,13 @@ MEANING = (
 
 
 def object_relevance(clean: Tensor, noised: Tensor, target: Target, what: str = "noised") -> ObjectRelevance:
-    """Score of pictures without noise and the same with it, [B, H, W, C] in 0..1; what: the input with the latter.
+    """Scores a batch.
 
-    Region values between 0 and 1 count in part, inside and outside. Raises ValueError for sizes that differ, and
-    Undefined where not one picture has a ratio.
+    clean, noised [B, H, W, C]: the pictures without and with noise, in 0..1.
+    target: where the object is. Region values between 0 and 1 count in part inside and in part outside.
+    what: the name of the input `noised`, for the error messages.
+
+    Raises ValueError for sizes that differ, and Undefined if no picture has a ratio.
     """
     regions = check_alike(clean, noised, target.regions, what)
     why = target.missing or ("",) * len(regions)
@@ -101,12 +116,12 @@ def object_relevance(clean: Tensor, noised: Tensor, target: Target, what: str = 
 
 
 def difference(clean: Tensor, noised: Tensor) -> Tensor:
-    """[B, H, W]: mean over the channels of the absolute difference."""
+    """Absolute difference [B, H, W], averaged over the colour channels."""
     return (clean[..., :3].float() - noised[..., :3].float()).abs().mean(-1).cpu()
 
 
 def interval(ratios: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
-    """Student's t interval of the mean; None for fewer than three pictures."""
+    """Student's t interval of the mean; None for fewer than ENOUGH ratios."""
     if len(ratios) < ENOUGH:
         return None
     from scipy import stats
@@ -116,7 +131,7 @@ def interval(ratios: Sequence[float], level: float = LEVEL) -> tuple[float, floa
 
 
 def check_alike(clean: Tensor, noised: Tensor, regions: Tensor, what: str) -> Tensor:
-    """Raises ValueError unless all belong together. Returns the regions [B, H, W], float32."""
+    """The regions as float32 [B, H, W] in 0..1. Raises ValueError unless pictures and regions fit together."""
     for name, images in (("images", clean), (what, noised)):
         if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or 0 in images.shape:
             raise ValueError(
@@ -139,7 +154,7 @@ def check_alike(clean: Tensor, noised: Tensor, regions: Tensor, what: str) -> Te
 
 
 def against(clean: Tensor, baseline: Tensor, target: Target) -> ObjectRelevance | Undefined:
-    """The baseline's score; where it has none, that is said in the report and stops nothing."""
+    """The baseline's score, or the exception that says why it has none. The report states it; nothing is raised."""
     try:
         return object_relevance(clean, baseline, target, "baseline")
     except Undefined as error:
@@ -147,7 +162,7 @@ def against(clean: Tensor, baseline: Tensor, target: Target) -> ObjectRelevance 
 
 
 def _uncertain(values: Sequence[float]) -> str:
-    """The interval of the values' mean, or why there is none, in brackets."""
+    """The interval of the mean in brackets, or why there is none."""
     found, pictures = interval(values), f"{len(values)} picture{'s' * (len(values) > 1)}"
     if found is None:
         return f" ({pictures}; {ENOUGH} or more give an interval)"

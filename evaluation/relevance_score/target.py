@@ -1,4 +1,4 @@
-"""Where the object of the relevance score is, told by detections or by masks."""
+"""Where the object of the relevance score is, from detections or masks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from ..detection.matching import match_objects, missing
 
 
 class Target(NamedTuple):
-    """Where the object is. name: what to call it; regions [B or 1, H, W] in 0..1; missing: for each picture why it is
-    not there, empty where it is; told_by: boxes or masks, in words."""
+    """Where the object is.
+
+    name: the object's name in reports.
+    regions [B or 1, H, W]: in 0..1.
+    missing [B]: for each picture why the object is not there, "" where it is; empty for masks.
+    told_by: whether boxes or masks gave the regions, in words.
+    """
 
     name: str
     regions: Tensor
@@ -23,16 +28,20 @@ class Target(NamedTuple):
 
 
 def detected(detections: Detections, wanted: str) -> Target:
-    """The object by its words or its number (`object_number`): in each picture the thing that counts for it when every
-    thing is given to one text only; [B, H, W], empty where there is none."""
+    """The target from detections: in each picture the object's own detection, where each place counts for one text.
+
+    wanted: the object's text or number (`object_number`).
+
+    The region is empty in pictures where the object was not found.
+    """
     text = object_number(wanted, detections.texts)
     empty = torch.zeros(detections.height, detections.width)
     regions, why, masks = [], [], 0
     for picture in range(len(detections)):
-        things = match_objects(detections, picture, detections.texts)
-        found = None if (row := things.own[text]) is None else things.found[row]
+        matches = match_objects(detections, picture, detections.texts)
+        found = None if (row := matches.own[text]) is None else matches.found[row]
         regions.append(found.region(*empty.shape) if found else empty)
-        why.append(missing(detections, picture, detections.texts, things).get(text, ""))
+        why.append(missing(detections, picture, detections.texts, matches).get(text, ""))
         masks += found is not None and found.mask is not None
     boxes = why.count("") - masks
     told_by = f"masks ({masks}) and boxes ({boxes})" if masks and boxes else "masks" if masks else "boxes"
@@ -40,8 +49,15 @@ def detected(detections: Detections, wanted: str) -> Target:
 
 
 def masked(masks: Tensor, wanted: str, pictures: int) -> Target:
-    """The object's masks [pictures or 1, H, W] and what to call it, from one mask for all pictures, one a picture, or
-    one an object for each picture (as MIP Relevance Maps gives them): then `wanted` is its number from 1 on."""
+    """The target from masks.
+
+    masks [n, H, W]: one for all pictures, one for each picture, or one for each object of each picture, picture by
+        picture, as MIP Relevance Maps gives them.
+    wanted: with masks of several objects, the object's number, counted from 1; else its name.
+    pictures: how many pictures there are.
+
+    Raises ValueError for another number of masks or a number that is no object's.
+    """
     masks = masks.unsqueeze(0) if masks.ndim == 2 else masks
     count = masks.shape[0]
     if count in (1, pictures):

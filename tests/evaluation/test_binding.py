@@ -223,7 +223,9 @@ def test_right_looks_are_found_right_and_exchanged_ones_exchanged(seed):
     for m, j in ((0, 1), (1, 0)):
         assert wrong.pictures[0].look[m].argmax() == j
     names = [f"“{reference.text}”" for reference in scene.references]
-    assert verdict(wrong)[1].startswith(f"Exchanged: {names[0]} and {names[1]} wear each other's looks. Take another seed")
+    assert verdict(wrong)[1].startswith(
+        f"Exchanged: {names[0]} and {names[1]} wear each other's looks. Take another seed"
+    )
 
 
 class Vision:
