@@ -1,4 +1,4 @@
-"""The recipe: every number of a training run. The defaults are the paper's, by its official script."""
+"""The recipe: every setting of a training. The defaults are the paper's, taken from its official script."""
 
 from __future__ import annotations
 
@@ -18,21 +18,31 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """train: "adapter" is to_k_ip, to_v_ip and the fusion head, "head" the head alone, "all" the image projection too.
-    matrix_rate: learning rate of Muon, which then steps the matrices, and AdamW only the rest; 0: AdamW for all.
-    merge: how objects are merged while training; gate: where the fusion head acts, "off" for an adapter without one.
-    batch_size: pictures of one process in one pass; a step sees batch_size × accumulate × processes pictures.
-    min_snr: γ of min-SNR weighting, 0 for none. ema: decay of an average over the steps that is saved instead, 0 for
-    none; where training starts from is no part of it.
-    timesteps: which noise levels a step sees, all alike or "cubic" (arXiv 2302.08453): more often those of much noise,
-    where looks are decided.
-    background: how much the loss counts what lies outside the objects, beside 1 within them (masked loss): below 1 an
-    adapter learns looks sooner and draws objects too eagerly; 1 is the paper's.
-    clip_norm: longest gradient, 0 for any. resolution: side of the training pictures in pixels.
-    drop_text, drop_image, drop_both: how often the caption, the references or both are left out, for guidance.
-    flip: how often a reference is mirrored. min_objects, max_objects: objects a picture may have.
-    workers: processes that read pictures. save_every, validate_every: steps between checkpoints and between validation
-    pictures (0: none); keep: how many checkpoints stay.
+    """All settings of a training.
+
+    steps: optimizer steps.
+    batch_size: pictures per process and pass. A step sees batch_size × accumulate × processes pictures.
+    learning_rate: of AdamW.
+    matrix_rate: learning rate of Muon. Muon then trains the matrices and AdamW only the rest. 0: AdamW for all.
+    warmup: steps over which the rates rise to their full value.
+    clip_norm: the largest norm of the gradient; 0 for no limit.
+    min_snr: γ of min-SNR weighting; 0 for none.
+    background: weight of the loss outside the objects, where inside counts 1 (masked loss). Below 1 an adapter learns
+        looks sooner and draws objects too eagerly. 1 is the paper's.
+    ema: decay of a moving average over the steps, which is saved in place of the last weights; 0 for none. The starting
+        weights are not part of the average.
+    train: "adapter" is to_k_ip, to_v_ip and the fusion head, "head" the head alone, "all" the image projection too.
+    merge: how objects are merged during training.
+    gate: where the fusion head acts; "off" for an adapter without one.
+    min_objects, max_objects: how many objects a picture may have.
+    resolution: side of the training pictures in pixels.
+    timesteps: distribution of the noise levels. "uniform", or "cubic" (arXiv 2302.08453), which draws high noise levels
+        more often, where looks are decided.
+    drop_text, drop_image, drop_both: how often the caption, the references or both are dropped, for guidance.
+    flip: how often a reference is mirrored.
+    workers: processes that read pictures.
+    save_every, validate_every: steps between checkpoints and between validation pictures; 0 for none.
+    keep: how many checkpoints stay.
     """
 
     steps: int = 12_000
@@ -108,12 +118,16 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
 
-# What may change when a run goes on: none of it alters the steps that are already made or how the next are computed.
+# Settings that may change when a run is resumed: none alters the steps already made, or how the next are computed.
 RESUMABLE = {"steps", "workers", "save_every", "keep", "validate_every"}
 
 
 def read_table(kind: type[Any], table: Any, where: str) -> Any:
-    """A frozen dataclass from a table of a TOML file. Raises ValueError for names and types it does not know."""
+    """A frozen dataclass of type `kind` from a table of a TOML file. Raises ValueError for unknown names and wrong
+    types.
+
+    where: the table's name in error messages.
+    """
     if not isinstance(table, Mapping):
         raise ValueError(f"{where} is {table!r}, a {type(table).__name__}; expected a table of settings.")
     hints, known = get_type_hints(kind), {each.name for each in dataclasses.fields(kind)}
@@ -123,7 +137,7 @@ def read_table(kind: type[Any], table: Any, where: str) -> Any:
 
 
 def _read(wanted: Any, value: Any, where: str) -> Any:
-    """A value of the type that a setting wants; choices are left to its dataclass."""
+    """A value checked against the type of its setting. The dataclass itself checks the choices."""
     if dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
         return read_table(wanted, value, where)
     got = type(value).__name__
