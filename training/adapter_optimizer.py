@@ -27,8 +27,8 @@ class AdapterOptimizer:
 
     def __init__(self, adapter: Adapter, recipe: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
         self.recipe = recipe
-        self.student = TrainableAdapter(adapter, recipe, dtype).to(device)
-        self.parameters = list(self.student.parameters())
+        self.trainable = TrainableAdapter(adapter, recipe, dtype).to(device)
+        self.parameters = list(self.trainable.parameters())
         self.optimizers = make_optimizers(
             self.parameters, recipe.learning_rate, recipe.matrix_rate, recipe.weight_decay
         )
@@ -41,7 +41,7 @@ class AdapterOptimizer:
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
-        self.student.zero_grad(set_to_none=True)
+        self.trainable.zero_grad(set_to_none=True)
 
     def update(self, step: int) -> float:
         """Make update number `step`, counted from 0. Returns the norm of the gradient.
@@ -70,13 +70,13 @@ class AdapterOptimizer:
 
     def finished(self, about: Mapping[str, str]) -> TrainedAdapter:
         """The adapter as trained so far; its moving average where the recipe has one. about: metadata of the file."""
-        averaged = None if self.ema is None else dict(zip(self.student.keys, self.ema, strict=True))
-        return self.student.finished(averaged, about)
+        averaged = None if self.ema is None else dict(zip(self.trainable.keys, self.ema, strict=True))
+        return self.trainable.finished(averaged, about)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint stores."""
         return {
-            "keys": list(self.student.keys),
+            "keys": list(self.trainable.keys),
             "trained": [each.detach() for each in self.parameters],
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
@@ -86,7 +86,7 @@ class AdapterOptimizer:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint's state. Raises ValueError if it belongs to another adapter."""
-        if state["keys"] != list(self.student.keys):
+        if state["keys"] != list(self.trainable.keys):
             raise ValueError("The output folder holds a run of another adapter; choose an empty one.")
         with torch.no_grad():
             for own, saved in zip(self.parameters, state["trained"], strict=True):
