@@ -183,7 +183,7 @@ def prediction_of(sampling: Any) -> Literal["eps", "v"]:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Text attention with PyTorch's own kernel: others that a host may choose have no backward pass. [B, N, h·d]."""
+    """Attention [B, N, h·d] by PyTorch's own kernel. Other kernels that ComfyUI may choose have no backward pass."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
