@@ -1,7 +1,7 @@
-"""Several models, each from a MIP Apply of its own, sampled as one batch: a picture a model.
+"""Several patched models sampled as one batch, one picture per model.
 
-Every row goes through its own model's patches, exactly as if it were sampled alone; only the rest of the UNet, which
-they share, works on all rows together. So pictures with different references cost little more than a batch with one.
+Every row goes through its own model's patches, as if it were sampled alone. The rest of the UNet, which the models
+share, runs on all rows at once. So pictures with different references cost little more than a batch with the same ones.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ ROWS = "mip_adapter_rows"
 
 
 def combine(models: Sequence[Any], record: bool = False) -> Any:
-    """One model whose row i (of each branch of guidance) is models[i]'s. They must be MIP Apply's, of one MODEL that
-    nothing else patches, and act at every step.
+    """One model whose row i (in each branch of guidance) is that of models[i].
 
-    record: fill the relevance records of the models while it samples.
+    models: outputs of MIP Apply over the same MODEL, which nothing else patches. They must act at every step.
+    record: fill the models' relevance records during sampling.
     """
     combined = models[0].clone()
     patches = [model.model_options["transformer_options"]["patches_replace"]["attn2"] for model in models]
@@ -49,7 +49,7 @@ def combine(models: Sequence[Any], record: bool = False) -> Any:
 
 
 class _RowPatch:
-    """The text attention is the same for all rows, and so done once; each patch adds its term to its own."""
+    """Computes the text attention once for all rows, then lets each patch add its term to its own rows."""
 
     def __init__(self, patches: Sequence[MergePatch]) -> None:
         assert all(patch.window is None and patch.occupant is None for patch in patches)
@@ -59,23 +59,23 @@ class _RowPatch:
         text, count = text_attention(q, k, v, options), len(self.patches)
         out = torch.empty_like(q)
         for i, (patch, call) in enumerate(zip(self.patches, options[ROWS], strict=True)):
-            row = slice(i, None, count)  # one of every branch
+            row = slice(i, None, count)  # this model's row in every branch
             own = text[row].clone()
             out[row] = patch.act(own, own, q[row], {**options, CALL: call}, call)
         return out
 
     def __deepcopy__(self, memo: dict) -> _RowPatch:
-        return self  # the host copies model options on every clone
+        return self  # ComfyUI copies model options on every clone
 
 
 def noise_of(seeds: Sequence[int], side: int) -> Tensor:
-    """[B, 4, side, side]: for every seed what the host's KSampler starts from with that seed."""
+    """[B, 4, side, side]: the noise that ComfyUI's KSampler starts from with each seed."""
     empty = torch.zeros(1, 4, side, side)
     return torch.cat([comfy.sample.prepare_noise(empty, seed) for seed in seeds])
 
 
 def conditioning(parts: Sequence[tuple[Tensor, Tensor]]) -> list:
-    """One conditioning with a row for each (context [1, 77, X], pooled [1, Y])."""
+    """One conditioning with a row for each pair of context [1, 77, X] and pooled text [1, Y]."""
     context, pooled = (torch.cat(each) for each in zip(*parts, strict=True))
     return [[context, {"pooled_output": pooled}]]
 
@@ -83,7 +83,7 @@ def conditioning(parts: Sequence[tuple[Tensor, Tensor]]) -> list:
 def sample(
     model: Any, positive: list, negative: list, noise: Tensor, steps: int, guidance: float, sampler: str
 ) -> Tensor:
-    """Latents for every row, by the host's sampler as KSampler calls it (schedule: normal)."""
+    """Latents of all rows, by ComfyUI's sampler as KSampler calls it (schedule "normal")."""
     latent = torch.zeros_like(noise)
     given = (noise, steps, guidance, sampler, "normal", positive, negative, latent)
     return comfy.sample.sample(model, *given, disable_pbar=True, seed=0)

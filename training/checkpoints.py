@@ -1,7 +1,7 @@
-"""Checkpoints of a run, and the folder that they lie in.
+"""Checkpoints of a run, and the folder that holds them.
 
-A checkpoint is written under a temporary name, then renamed, so that a killed run leaves only whole ones. A training in
-the graph finds its folder again by its settings.
+A checkpoint is written under a temporary name and then renamed, so a killed run leaves only complete ones. A training
+in the graph finds its folder again by its settings.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from ..common.hashing import digest
 from .config import RESUMABLE, TrainConfig, as_saved, completed, shaping
 
 log = logging.getLogger(__name__)
-DATASET = "dataset"  # the part of a run's origin that may change when it goes on
+DATASET = "dataset"  # the one entry of a run's origin that may change when the run is resumed
 
 
 def write_state(folder: Path, state: dict[str, Any], keep: int) -> Path:
-    """`checkpoints/step-N.pt`; older ones beyond `keep` are removed afterwards. Raises OSError.
+    """Write `checkpoints/step-N.pt`, then remove all but the newest `keep` checkpoints. Raises OSError.
 
-    Only one process writes into a folder: half a file that lies there is of one that was killed.
+    Only one process writes into a folder, so an unfinished file found there was left by a killed process.
     """
     target = folder / "checkpoints" / f"step-{state['step']:08d}.pt"
     for half in target.parent.glob(".step-*.pt.*.tmp"):
-        with suppress(OSError):  # the worst of it is the space that it takes
+        with suppress(OSError):  # a file that stays costs only disk space
             half.unlink()
     with atomic_file(target) as temporary, temporary.open("wb") as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # torch's own words for a disk that is full
+        except RuntimeError as error:  # what torch raises when the disk is full
             raise OSError(str(error).splitlines()[0]) from error
         file.flush()
         os.fsync(file.fileno())
@@ -63,8 +63,11 @@ def load_latest(folder: Path, recipe: TrainConfig, processes: int, origin: Mappi
 
     origin: digests, by their names, of what training starts from and stands on; the dataset may be another by now.
 
-    Raises ValueError if the run there was another: other settings that shape the result, another global batch, another
-    origin, or more steps than the recipe has.
+    processes: how many processes train now.
+    origin: digests by name of the starting adapter, the base model and the dataset. Only the dataset may have changed.
+
+    Raises ValueError if the run in the folder differs: in settings that shape the result, in the global batch size, in
+    its origin, or if it has already made more steps than the recipe asks for.
     """
     if not (path := _newest(folder)):
         return None
@@ -96,25 +99,25 @@ def _newest(folder: Path) -> Path | None:
 
 
 def run_folder(base: Path, recipe: TrainConfig, *parts: Any) -> Path:
-    """base / name-digest, for a recipe and whatever else decides about the result.
+    """The folder `base/name-digest` for a recipe and for everything else that decides the result (`parts`).
 
-    The number of steps is no part of it, so that a finished training can go on for more of them. Where it went beyond
-    `recipe.steps` already, the folder is one for just this number of steps.
+    The number of steps is not part of the digest, so that a finished training can be continued with more steps. If the
+    run there is already past `recipe.steps`, the number of steps is appended and the run gets a folder of its own.
     """
     folder = base / f"{recipe.train}-{digest(json.dumps(shaping(recipe), sort_keys=True), parts)[:12]}"
     return folder if reached(folder) <= recipe.steps else base / f"{folder.name}-{recipe.steps}"
 
 
 def reached(folder: Path) -> int:
-    """The step of the newest checkpoint, 0 without any."""
+    """The step of the newest checkpoint; 0 if there is none."""
     names = (re.fullmatch(r"step-(\d+)\.pt", path.name) for path in (folder / "checkpoints").glob("step-*.pt"))
     return max((int(name[1]) for name in names if name), default=0)
 
 
 def earlier_losses(folder: Path, steps: int) -> list[float]:
-    """The losses of the first `steps` steps of a run that left its checkpoint there."""
+    """The losses of the first `steps` steps of an earlier run in this folder; empty if they cannot be read."""
     try:
         lines = (folder / "loss.csv").read_text("utf-8").splitlines()[1 : steps + 1]
         return [float(line.split(",")[1]) for line in lines]
     except (OSError, ValueError, IndexError):
-        return []  # for the picture only
+        return []  # only the picture of the curve needs them

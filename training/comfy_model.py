@@ -1,4 +1,4 @@
-"""Any SD1.5 or SDXL model that ComfyUI has loaded, as the frozen model of training."""
+"""An SD1.5 or SDXL model that ComfyUI has loaded, as the frozen model of training."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ from .dataset import Sample
 from .objective import Batch
 from .site import Merging
 
-CONTEXT = 77  # captions are cut to what CLIP reads at once, as in the paper
+CONTEXT = 77  # tokens: captions are cut to one CLIP context, as in the paper
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 GIB = 1 << 30
 
 
 class HostModel:
-    """A `FrozenModel`. Make and use it outside of inference mode.
+    """A `FrozenModel` over ComfyUI's objects. Create and use it outside of inference mode.
 
-    Its weights keep their values; the model handed in keeps its patches (LoRAs act, replaced cross-attentions do not).
-    Raises ValueError for models that are no UNet with eps- or v-prediction, or want more than a noisy latent.
+    The weights keep their values, and the given MODEL keeps its patches: its LoRAs are applied, its replacements of
+    cross-attentions are not.
+
+    Raises ValueError for a model that is not a UNet with eps- or v-prediction, or that needs more than a noisy latent.
     """
 
     def __init__(self, model: Any, clip: Any, vae: Any, clip_vision: Any, recipe: TrainConfig) -> None:
@@ -49,20 +51,24 @@ class HostModel:
         sampling = model.get_model_object("model_sampling")
         self.prediction: Literal["eps", "v"] = prediction_of(sampling)
         self.alphas = (1 / (1 + sampling.sigmas.float().square())).to(self.device, copy=True)
-        # What the UNet is told of each noise level: its number, but for distilled and continuous samplings.
+        # The timestep that the UNet gets for each noise level. It is the level's number, except for distilled and
+        # continuous model samplings.
         self.timesteps: Tensor = sampling.timestep(sampling.sigmas).float().to(self.device, copy=True)
         self._attentions: dict[SiteKey, Any] = cross_attentions(self.unet)
-        # Over the CLIP alone: of a method of ours, the cache would keep us, and all models, alive.
+        # The cache wraps a function of the CLIP alone. A cached method would keep `self` and all models alive.
         self._object_text: Callable[[str, Adapter], Tensor] = lru_cache(4096)(partial(encode_object_text, clip))
         self._empty: Tensor | None = None
 
     def base_sha256(self) -> str:
-        """Of the UNet's own weights: the same with any LoRA, loaded or not."""
+        """Digest of the UNet's own weights. It does not depend on LoRAs, applied or not."""
         prefix, weights = "diffusion_model.", unpatched_weights(self.patcher)
         return weights_sha256({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
 
     def encode(self, samples: Sequence[Sample], adapter: Adapter) -> Batch:
-        """Encoders run as the host runs them, in inference mode; what leaves it is cloned, to be saved for backward."""
+        """Encode samples with ComfyUI's VAE, CLIP and image encoder, in inference mode.
+
+        The results are cloned outside of it, because inference tensors cannot be saved for a backward pass.
+        """
         with torch.inference_mode():
             latents = self.patcher.model.process_latent_in(self._encode_pictures(samples))
             context, vector = zip(*(self._encode_caption(sample) for sample in samples), strict=True)
@@ -84,7 +90,7 @@ class HostModel:
         )
 
     def predict(self, noisy: Tensor, steps: Tensor, batch: Batch, merging: Merging) -> Tensor:
-        """The host's `_apply_model` between its conversions from and to sigma."""
+        """ComfyUI's `_apply_model` without its conversions from and to sigma."""
         self._load()
         options = dict(self.patcher.model_options.get("transformer_options", {}))
         replace = dict(options.get("patches_replace", {}))
@@ -105,7 +111,7 @@ class HostModel:
         return merging(site.number, site.heads, text, q, self._attentions[site.key].to_k)
 
     def _load(self) -> None:
-        """On the device, and usable for gradients. Cheap when it is there already."""
+        """Load the UNet onto the device, ready for gradients. Cheap when it is loaded already."""
         need = self.recipe.batch_size * (self.recipe.resolution / 512) ** 2 * GIB
         management.load_models_gpu([self.patcher], memory_required=need)
         release_inference_tensors(self.unet)
@@ -119,7 +125,7 @@ class HostModel:
 
     def _encode_caption(self, sample: Sample) -> tuple[Tensor, Tensor | None]:
         caption = "" if sample.drop_text else sample.caption
-        for bracket in "()":  # in a caption they are punctuation, to the host they are weights
+        for bracket in "()":  # punctuation in a caption, but ComfyUI would read them as weights
             caption = caption.replace(bracket, "\\" + bracket)
         context, pooled = self.clip.encode_from_tokens(self.clip.tokenize(caption), return_pooled=True)
         vector = self.patcher.model.encode_adm(
@@ -135,7 +141,9 @@ class HostModel:
         return context[:, :CONTEXT], vector
 
     def _encode_references(self, samples: Sequence[Sample], adapter: Adapter) -> Tensor:
-        """Features of all objects, one after another; where they are left out, those of the unconditional branch."""
+        """Features of the objects of all samples, one after another. Dropped references get those of the unconditional
+        branch.
+        """
         features = encode_pictures(self.clip_vision, torch.cat([s.references for s in samples]).movedim(1, -1), adapter)
         if any(sample.drop_image for sample in samples):
             if self._empty is None:
@@ -146,7 +154,9 @@ class HostModel:
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What "auto" means: bf16 where the device has it, float32 on the CPU, fp16 on older cards."""
+    """The dtype of a precision. "auto" is float32 on the CPU, bf16 where the device supports it, and fp16 on older
+    cards.
+    """
     if precision != "auto":
         return DTYPES[precision]
     if device.type == "cpu":
@@ -155,7 +165,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def check_channels(unet: Any, latent: int) -> None:
-    """Raises ValueError for models that look at more than the latent, such as a mask or another picture."""
+    """Raises ValueError for a UNet that takes more than the latent, such as a mask or a second picture."""
     if unet.in_channels != latent:
         raise ValueError(
             f"This model's UNet reads {unet.in_channels} channels where a latent has {latent}: it is made for "
@@ -164,7 +174,7 @@ def check_channels(unet: Any, latent: int) -> None:
 
 
 def prediction_of(sampling: Any) -> Literal["eps", "v"]:
-    """Raises ValueError for anything but eps- and v-prediction over discrete noise levels."""
+    """The prediction type of a model sampling. Raises ValueError unless it is eps or v over discrete noise levels."""
     kinds = comfy.model_sampling
     others = (kinds.EDM, kinds.X0)
     if getattr(sampling, "sigmas", None) is not None and not isinstance(sampling, others):
@@ -179,7 +189,7 @@ def prediction_of(sampling: Any) -> Literal["eps", "v"]:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Text attention with PyTorch's own kernel: others that a host may choose have no backward pass. [B, N, h·d]."""
+    """Attention [B, N, h·d] by PyTorch's own kernel. Other kernels that ComfyUI may choose have no backward pass."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
@@ -189,8 +199,10 @@ def _plain_attention(_: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *
 
 
 def release_inference_tensors(module: nn.Module) -> None:
-    """Weights that were loaded in inference mode cannot take part in a backward pass. Each is given a twin without that
-    mark over the same memory: same values, same place."""
+    """Replace weights that were loaded in inference mode, since those cannot take part in a backward pass.
+
+    Each replacement is an ordinary tensor over the same memory, so values and storage stay the same.
+    """
     for part in module.modules():
         for name, own in part._parameters.items():
             if own is not None and own.is_inference():
@@ -201,7 +213,9 @@ def release_inference_tensors(module: nn.Module) -> None:
 
 @contextmanager
 def checkpointed(unet: Any, active: bool) -> Iterator[None]:
-    """While it lasts, transformer and residual blocks keep only their inputs and are computed again for gradients."""
+    """Gradient checkpointing inside the block: transformer and residual blocks store only their inputs and run again in
+    the backward pass.
+    """
     blocks = list(_heavy_blocks(unet)) if active else []
     before = [vars(block).get("forward") for block in blocks]
     try:
@@ -225,14 +239,14 @@ def _heavy_blocks(unet: Any) -> Iterator[Any]:
 
 
 def _recomputed(forward: Callable, *args: Any, **kwargs: Any) -> Any:
-    # The host writes the block's number into its options as it goes: the second time they must be as they were now.
+    # ComfyUI writes the current block into the options during the forward pass. The second pass needs them unchanged.
     if "transformer_options" in kwargs:
         kwargs["transformer_options"] = dict(kwargs["transformer_options"])
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def model_parts(patcher: Any) -> Iterator[Any]:
-    """What tells one MODEL from another: a few numbers of every weight, and its LoRAs."""
+    """What identifies a MODEL: all its weights by name, and its LoRAs."""
     yield from sorted(unpatched_weights(patcher).items())
     for key, patches in sorted(getattr(patcher, "patches", {}).items(), key=lambda item: str(item[0])):
         yield str(key), patches
@@ -241,8 +255,8 @@ def model_parts(patcher: Any) -> Iterator[Any]:
 def unpatched_weights(patcher: Any) -> dict[str, Tensor]:
     """The weights of a MODEL by name, without LoRAs.
 
-    A loaded model has LoRAs inside its weights, perhaps those of another MODEL that shares them; the host keeps the
-    weights as they were in `backup`.
+    When a model is loaded, ComfyUI writes LoRAs into its weights, perhaps those of another MODEL that shares them. It
+    keeps the original weights in `backup`.
     """
     backup = getattr(patcher, "backup", {})
     return {key: getattr(backup.get(key), "weight", tensor) for key, tensor in patcher.model.state_dict().items()}

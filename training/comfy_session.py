@@ -1,7 +1,7 @@
-"""Training with what a workflow has loaded, as one node runs it.
+"""Training with the models that a workflow has loaded, in the middle of its graph.
 
-The node shows a progress bar with the loss. An interrupted training leaves a checkpoint and goes on from it. The result
-is saved where the loaders look: output/mip_adapter, beside what the user keeps in models.
+The node shows a progress bar with the loss curve as preview. An interrupted training leaves a checkpoint and is resumed
+from it. Results are saved where the loaders look: in output/mip_adapter, besides the user's own folder in models.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ LOG_EVERY = 30.0
 
 
 def dataset_path(name: str) -> Path:
-    """A folder (or a list of kept pictures) by its path, or below ComfyUI's input folder. ValueError if missing."""
+    """The path of a folder of training data or of a list of kept pictures. name: absolute, or below ComfyUI's input
+    folder.
+
+    Raises ValueError if it is empty or does not exist.
+    """
     name = name.strip().strip("\"'")
     if not name:
         raise ValueError(
@@ -56,9 +60,9 @@ def dataset_path(name: str) -> Path:
 def train_session(
     model: Any, clip: Any, vae: Any, clip_vision: Any, adapter: Adapter, dataset: Path, recipe: TrainConfig
 ) -> tuple[TrainedAdapter, Tensor]:
-    """The trained adapter and the loss curve [1, H, W, 3].
+    """Train as the node does. Returns the trained adapter and the loss curve [1, H, W, 3].
 
-    An interrupt leaves a checkpoint and raises the host's exception; the same settings then go on from there.
+    An interrupt leaves a checkpoint and raises ComfyUI's exception. The same settings then resume from the checkpoint.
     """
     check_encoders(clip, clip_vision, adapter)
     vae.throw_exception_if_invalid()
@@ -84,7 +88,9 @@ def train_session(
 
 
 class _Watch:
-    """After every step: the host's progress bar, with the curve as its preview; an interrupt is raised from here."""
+    """Called after every step: updates ComfyUI's progress bar with the curve as its preview, and raises on an
+    interrupt.
+    """
 
     def __init__(self, steps: int, earlier: list[float]) -> None:
         self.bar = comfy.utils.ProgressBar(steps)
@@ -126,13 +132,18 @@ def train_in_graph(
     folder: Path | None = None,
     validate: Callable[[int, TrainedAdapter], None] | None = None,
 ) -> Outcome:
-    """Train `adapter` for `model` on a folder in the training-data layout; `model` samples as before afterwards.
+    """Train `adapter` for `model` on a folder in the training-data layout. Afterwards `model` samples as before.
 
-    on_step is called with a Progress after every step. An Exception that it raises ends training, and so does the
-    host's interrupt, which any layer of a model may raise: what was learnt is in Outcome.adapter, the exception in
-    Outcome.stopped. Outcome.losses has one number a step (`curve_picture.loss_picture` draws them), Outcome.adapter its
-    own metadata (`save.save_adapter`, `save.save_head`). folder: where checkpoints go, None for none.
-    Raises ValueError with a sentence for the artist.
+    on_step: called with a Progress after every step. An Exception that it raises ends training.
+    folder: where checkpoints go; None for no checkpoints.
+    validate: called with the step and the adapter every `recipe.validate_every` steps.
+
+    ComfyUI's interrupt, which any layer of a model may raise, also ends training. The adapter as trained so far is then
+    in Outcome.adapter, the exception in Outcome.stopped. Outcome.losses has one number per step
+    (`loss_curve.loss_picture` draws them). Outcome.adapter carries its metadata (`save.save_adapter`,
+    `save.save_head`).
+
+    Raises ValueError with a sentence for the user.
     """
     with torch.inference_mode(False), torch.enable_grad():
         check_sites(adapter.spec, adapter.name, unet_sites(model.model.diffusion_model))
@@ -154,12 +165,15 @@ def train_in_graph(
 
 
 log = logging.getLogger(__name__)
-HERE = "mip_adapter/"  # nodes that save name their folder below output; ours is always this one
+HERE = "mip_adapter/"  # ComfyUI's saving nodes take a folder below output; here it is always this one
 
 
 def save_in_host(adapter: Adapter, prefix: str, head_only: bool = False) -> Path:
-    """Writes the adapter or its head; returns the path. The name is one that no adapter of any folder has, so that the
-    loader opens this file by it. Raises ValueError for names that leave the folder."""
+    """Write the adapter, or only its head; returns the path.
+
+    The file gets a name that no adapter in any folder has, so that the loader finds this file by its name. Raises
+    ValueError for a name that leaves the folder.
+    """
     folder = output_folder()
     name = wanted = prefix.strip().replace("\\", "/").removeprefix(HERE).removesuffix(".safetensors")
     free_path(folder, wanted)

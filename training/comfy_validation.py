@@ -1,4 +1,4 @@
-"""Fixed prompts, sampled with the adapter as it is: what training does to pictures."""
+"""Validation pictures: fixed prompts, sampled with the adapter as trained so far."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ Parts = tuple[Any, Any, Any, Any]  # MODEL, CLIP, VAE, CLIP_VISION
 def validator(
     parts: Parts, pictures: Sequence[Validation], recipe: TrainConfig, folder: Path, start: Adapter
 ) -> Callable[[int, TrainedAdapter], None]:
-    """Writes `validation/step-N-K.png`, merged and gated as in training.
+    """A function that writes `validation/step-N-K.png`, with the recipe's merge and gate.
 
-    start: the adapter before its first step, with which all references are tried now. Raises ValueError for those that
-    cannot be used.
+    parts: the MODEL, CLIP, VAE and CLIP_VISION to sample with.
+    start: the adapter before training. All references are encoded with it once, to fail before training starts.
+
+    Raises ValueError for references that cannot be used.
     """
     for number, each in enumerate(pictures, 1):
         try:
@@ -50,6 +52,7 @@ def validator(
 
 
 def sample(parts: Parts, each: Validation, adapter: Adapter, recipe: TrainConfig) -> Image.Image:
+    """One validation picture."""
     model, (_, clip, vae, _) = _applied(parts, each, adapter, recipe), parts
     conds = []
     for text in (each.prompt, each.negative):
@@ -65,7 +68,7 @@ def sample(parts: Parts, each: Validation, adapter: Adapter, recipe: TrainConfig
 
 
 def _applied(parts: Parts, each: Validation, adapter: Adapter, recipe: TrainConfig) -> Any:
-    """The MODEL with the picture's references."""
+    """The MODEL with the references of this picture."""
     model, clip, _, clip_vision = parts
     references = tuple(make_reference(_read(f), text) for f, text in zip(each.images, each.texts, strict=True))
     if not references:
@@ -78,7 +81,7 @@ def _applied(parts: Parts, each: Validation, adapter: Adapter, recipe: TrainConf
 
 
 def _read(file: str) -> Tensor:
-    """[1, H, W, 3] in 0..1"""
+    """A picture file as [1, H, W, 3] in 0..1."""
     with Image.open(file) as image:
         upright = ImageOps.exif_transpose(image).convert("RGB")
     return torch.from_numpy(np.asarray(upright, np.float32) / 255).unsqueeze(0)

@@ -1,4 +1,4 @@
-"""The recipe: every number of a training run. The defaults are the paper's, by its official script."""
+"""The recipe: every setting of a training. The defaults are the paper's, taken from its official script."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
 
-# What may change when a run goes on: none of it alters the steps that are already made or how the next are computed.
+# Settings that may change when a run is resumed: none alters the steps already made, or how the next are computed.
 RESUMABLE = {"steps", "workers", "save_every", "keep", "validate_every"}
 # Settings that came later, with what training did before it had them: a saved recipe without one was trained so.
 EARLIER: dict[str, Any] = {
@@ -170,7 +170,11 @@ def _chosen(own: TrainConfig | Filters, name: str) -> bool:
 
 
 def read_table(kind: type[Any], table: Any, where: str) -> Any:
-    """A frozen dataclass from a table of a TOML file. Raises ValueError for names and types it does not know."""
+    """A frozen dataclass of type `kind` from a table of a TOML file. Raises ValueError for unknown names and wrong
+    types.
+
+    where: the table's name in error messages.
+    """
     if not isinstance(table, Mapping):
         raise ValueError(f"{where} is {table!r}, a {type(table).__name__}; expected a table of settings.")
     hints, known = get_type_hints(kind), {each.name for each in dataclasses.fields(kind)}
@@ -180,7 +184,7 @@ def read_table(kind: type[Any], table: Any, where: str) -> Any:
 
 
 def _read(wanted: Any, value: Any, where: str) -> Any:
-    """A value of the type that a setting wants; choices are left to its dataclass."""
+    """A value checked against the type of its setting. The dataclass itself checks the choices."""
     if dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
         return read_table(wanted, value, where)
     got = type(value).__name__

@@ -1,4 +1,4 @@
-"""A training picture's crop, and its objects cut out as references."""
+"""The crop of a training picture, and its objects cut out as references."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def choose_crop(size: tuple[int, int], boxes: Sequence[Box], rng: random.Random)
 
 
 def cropped(box: Box, crop: tuple[int, int, int]) -> Box:
-    """What is left of a box, in the crop's own pixels."""
+    """A box clipped to the crop, in the crop's pixels."""
     left, top, side = crop
     x0, y0, x1, y1 = box
     return (
@@ -45,16 +45,17 @@ def cropped(box: Box, crop: tuple[int, int, int]) -> Box:
 
 
 def training_picture(picture: Image.Image, crop: tuple[int, int, int], resolution: int) -> Tensor:
-    """[3, S, S] in 0..1."""
+    """The cropped picture, resized: [3, S, S] in 0..1."""
     left, top, side = crop
     box = (left, top, left + side, top + side)
     return _tensor(picture.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box))
 
 
 def reference(picture: np.ndarray, values: np.ndarray, box: Box, mirrored: bool) -> Tensor | None:
-    """One object on white, in a square of 224 pixels: [3, 224, 224] in 0..1; None where the mask is empty.
+    """One object on white in a square of 224 pixels: [3, 224, 224] in 0..1; None where the mask is empty.
 
-    picture [H, W, 3] uint8; values [H, W], the mask.
+    picture: [H, W, 3] uint8.
+    values: the mask [H, W].
     """
     rows, columns = window(box)
     inside = values[rows, columns]
@@ -67,9 +68,9 @@ def reference(picture: np.ndarray, values: np.ndarray, box: Box, mirrored: bool)
 
 
 def latent_mask(values: np.ndarray, boxes: list[Box], resolution: int) -> Tensor:
-    """[S/8, S/8] in 0..1: how much of each place in the latent lies in the objects of these boxes.
+    """The share of each latent position that the objects of these boxes cover: [S/8, S/8] in 0..1.
 
-    values [side, side], the crop's mask.
+    values: the crop's mask [side, side].
     """
     mask = np.zeros(values.shape, bool)
     for box in boxes:
@@ -80,6 +81,6 @@ def latent_mask(values: np.ndarray, boxes: list[Box], resolution: int) -> Tensor
 
 
 def _tensor(picture: Image.Image) -> Tensor:
-    # In numpy: torch would start threads for it in every worker.
+    # In numpy, because torch would start threads in every worker.
     pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
     return torch.from_numpy(np.divide(pixels, 255, dtype=np.float32, order="C"))

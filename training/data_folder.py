@@ -1,6 +1,6 @@
-"""A folder of training data: `images/ID.png`, `masks/ID.png`, `jsons/ID.json`; and a choice from one.
+"""A folder of training data: `images/ID.png`, `masks/ID.png`, `jsons/ID.json`; and lists of kept pictures from one.
 
-A choice is a text file of picture ids, one a line, below a line that names the folder. Training takes such a file
+A list is a text file: the first line names the folder, each further line is one picture id. Training takes such a file
 wherever it takes a folder.
 """
 
@@ -36,7 +36,9 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def read_mask(folder: Path, name: str, size: tuple[int, int]) -> np.ndarray:
-    """The values [H, W] of a picture's mask. Raises ValueError for one of another size (width, height)."""
+    """The values [H, W] of a picture's mask. size: (width, height) of the picture. Raises ValueError if they differ in
+    size.
+    """
     with Image.open(mask_path(folder, name)) as image:
         values = np.array(image)
     values = values[..., 0] if values.ndim == 3 else values
@@ -49,14 +51,17 @@ _FOLDER = "# dataset: "
 
 
 def write_subset(path: Path, folder: Path, ids: Iterable[str]) -> None:
-    """The folder is named relative to the file when the file lies in it, so that both can be moved together."""
+    """Write a list of kept pictures.
+
+    If the list lies inside the folder, it names the folder relative to itself, so that both can be moved together.
+    """
     folder, path = folder.resolve(), path.resolve()
     named = os.path.relpath(folder, path.parent) if path.is_relative_to(folder) else str(folder)
     atomic_write(path, "".join(f"{line}\n" for line in (_FOLDER + named, *ids)))
 
 
 def picture_ids(path: Path) -> tuple[Path, list[str]]:
-    """The folder and the ids of a folder of training data, or of a list of kept pictures."""
+    """The folder and the picture ids of a folder of training data, or of a list of kept pictures. Raises ValueError."""
     if path.is_file():
         return read_subset(path)
     ids = sorted(file.stem for file in (path / "jsons").glob("*.json") if not file.name.startswith("."))
@@ -66,7 +71,7 @@ def picture_ids(path: Path) -> tuple[Path, list[str]]:
 
 
 def read_subset(path: Path) -> tuple[Path, list[str]]:
-    """The folder and the ids. Raises ValueError for a file that is no such list."""
+    """The folder and the ids of a list of kept pictures. Raises ValueError for a file that is not such a list."""
     try:
         lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

@@ -1,7 +1,7 @@
-"""A folder of training data: `images/ID.png`, `masks/ID.png`, `jsons/ID.json` (the layout of subject_dataset_10k).
+"""Samples from a folder of training data in the layout of subject_dataset_10k (see data_folder.py).
 
-Made once, it reads every json and every picture's header, so that it knows which pictures are usable; pixels are read
-when they are asked for. What a position gives depends on (seed, position) alone.
+The constructor reads every json and every picture's header, so it knows which pictures are usable. Pixels are read on
+demand. A sample depends on (seed, position) alone.
 """
 
 from __future__ import annotations
@@ -30,17 +30,21 @@ from .filters import Found, candidates, refuse_names, usable_after_crop, with_ma
 
 log = logging.getLogger(__name__)
 
-BROKEN_SHARE = 0.05  # above this the folder is at fault, not a few files
+BROKEN_SHARE = 0.05  # a larger share means that something is wrong with the folder, not with a few files
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One training picture with M objects.
 
-    position in the endless row of samples; image [3, S, S] and references [M, 3, 224, 224] in 0..1; mask [S/8, S/8] in
-    0..1: how much of each place in the latent is one of the objects; names: the object texts; original_size and crop
-    (height, width), (top, left): what SDXL is told about the picture; drop_text and drop_image leave out the caption
-    and the references; broken: what was passed over on the way here, id and reason.
+    position: its number in the endless sequence of samples.
+    image: [3, S, S] in 0..1.
+    names: the object texts.
+    references: [M, 3, 224, 224] in 0..1.
+    mask: [S/8, S/8] in 0..1, the share of each latent position that objects cover.
+    original_size: (height, width) and crop: (top, left), SDXL's size conditioning.
+    drop_text, drop_image: drop the caption, drop the references.
+    broken: (id, reason) of the pictures that were skipped before this one.
     """
 
     id: str
@@ -70,15 +74,17 @@ class _Entry(NamedTuple):
 
 
 class _Unusable(Exception):
-    """A sample that the filters leave out, by its json or once its pixels are seen: no fault of the file."""
+    """A sample that the filters leave out, by its json or by its pixels. The file itself is not at fault."""
 
 
 class SubjectFolder(torch.utils.data.Dataset[Sample]):
-    """`folder[position]` for any position from 0 on: every epoch is a new permutation of the usable pictures.
+    """`folder[position]` for any position from 0 on. Every epoch is a new permutation of the usable pictures.
 
-    A picture that cannot be read is passed over for the next of its epoch and reported in `Sample.broken`.
-    folder may also be a list of kept pictures (kept.py). Raises ValueError for a folder that is empty, unusable as a
-    whole, or more than 5 % broken.
+    A picture that cannot be read is replaced by the next one of its epoch and reported in `Sample.broken`.
+
+    folder: a folder of training data, or a list of kept pictures (data_folder.py).
+
+    Raises ValueError for a folder that is empty, has no usable picture, or is more than 5 % broken.
     """
 
     def __init__(self, folder: str | Path, recipe: TrainConfig) -> None:
@@ -89,7 +95,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         with ThreadPoolExecutor(8) as pool:
             reads = deque((name, pool.submit(self._read, name)) for name in names)
             while reads:
-                name, read = reads.popleft()  # an error that is seen to is let go, with all that it holds
+                name, read = reads.popleft()  # dropping the future also frees its error and all that it references
                 try:
                     self.entries.append(read.result())
                 except _Unusable as error:
@@ -107,7 +113,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
 
     @property
     def names(self) -> list[str]:
-        """What tells these samples from another folder's: the ids of the usable pictures."""
+        """The ids of the usable pictures, which identify this dataset."""
         return [entry.id for entry in self.entries]
 
     def __str__(self) -> str:
@@ -131,7 +137,9 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         raise ValueError(f"No picture of {self.folder} is usable once its pixels are read: {last or 'all broken'}.")
 
     def _read(self, name: str) -> _Entry:
-        """Raises _Unusable where the filters leave it out, anything else where it is broken."""
+        """Json and picture header of one id. Raises _Unusable if the filters leave it out, anything else if it is
+        broken.
+        """
         data, picture = read_json(self.folder, name), picture_path(self.folder, name)
         with Image.open(picture) as image:
             size = image.size
@@ -198,7 +206,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
 
 
 def _drops(rng: random.Random, recipe: TrainConfig) -> tuple[bool, bool]:
-    """Whether the caption and the references are left out."""
+    """Whether to drop the caption and the references."""
     number = rng.random()
     image, text, both = recipe.drop_image, recipe.drop_text, recipe.drop_both
     return image <= number < image + text + both, number < image or image + text <= number < image + text + both
@@ -210,7 +218,7 @@ def _permutation(seed: int, epoch: int, count: int) -> list[int]:
 
 
 def check_broken(broken: Mapping[str, str], total: int) -> None:
-    """Raises ValueError with the list when more than 5 % of the data are broken."""
+    """Raises ValueError with a list of the broken samples if they are more than 5 % of the data."""
     if len(broken) > BROKEN_SHARE * total:
         listed = "\n".join(f"  {name}: {why}" for name, why in list(broken.items())[:50])
         more = f"\n  … and {len(broken) - 50} more" if len(broken) > 50 else ""

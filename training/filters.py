@@ -1,4 +1,4 @@
-"""Which objects of a training picture count: the paper's filters, all thresholds in one place."""
+"""Which objects of a training picture count: the paper's filters with all their thresholds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CroppedAspect = Literal["h/w", "w/h"]
 
 @dataclass(frozen=True)
 class Filters:
-    """Defaults are the official training script's.
+    """Thresholds. The defaults are the official training script's.
 
     area: a box's share of the picture; aspect: its width / height; logit: the detector's confidence; contained: a box
     is dropped when more than this share of the smaller box overlaps with one already chosen; fill: share of its box
@@ -53,7 +53,7 @@ EARLIER: dict[str, Any] = {"cropped_aspect": "w/h"}  # see config.EARLIER
 
 
 class Found(NamedTuple):
-    """One object of a picture: its label and its box in the picture's pixels."""
+    """One object of a picture: its label, and its box in the picture's pixels."""
 
     label: str
     box: Box
@@ -71,11 +71,14 @@ NO_OBJECTS, ONE_OBJECT, NOT_IN_CAPTION, SAME_NAMES, BAD_MASKS = (
 def candidates(
     entries: Sequence[dict], caption: str, size: tuple[int, int], filters: Filters, least: int
 ) -> tuple[list[Found], str | None]:
-    """The usable objects, most confident first, and None; or nothing and the reason why the picture is left out.
+    """The usable objects, most confident first, and None; or an empty list and the reason to leave the picture out.
 
-    A picture stays if it can be used with some of the masks being sound: which boxes lie in others that count is known
-    with the masks only, see `with_masks`.
-    entries: the json's `final_masks`, of which those without a box are the background; size (width, height).
+    The masks are not read yet. A picture stays if it could be used with some of its masks being sound; `with_masks`
+    then decides which boxes lie inside others.
+
+    entries: the json's `final_masks`. An entry without a box is the background.
+    size: (width, height).
+    least: how many objects the picture must have.
     """
     usable = [_found(entry) for entry in sorted(entries, key=_logit, reverse=True) if _usable(entry, size, filters)]
     if not usable:
@@ -93,9 +96,11 @@ def candidates(
 def with_masks(
     found: Sequence[Found], values: np.ndarray, filters: Filters, least: int
 ) -> tuple[list[Found], str | None]:
-    """Of objects, most confident first, those with a sound mask that lie in no other such; or nothing and the reason.
+    """Those of the found objects that have a sound mask and do not lie inside another such object; or the reason for
+    none.
 
-    values [H, W]: the picture's mask.
+    found: most confident first.
+    values: the picture's mask [H, W].
     """
     chosen: list[Found] = []
     mixed = False
@@ -109,13 +114,13 @@ def with_masks(
 
 
 def refuse_names(chosen: Sequence[Found], filters: Filters) -> str | None:
-    """The reason to leave out a picture whose chosen objects cannot be told apart by name."""
+    """The reason to leave out a picture whose chosen objects have the same name, else None."""
     names = [found.label for found in chosen]
     return SAME_NAMES if filters.names_differ and len(set(names)) < len(names) else None
 
 
 def _together(found: Sequence[Found], least: int, fit: Callable[[Found, Found], bool]) -> bool:
-    """Whether there are `least` objects of which any two fit."""
+    """Whether there are `least` objects that fit in pairs."""
     if least <= 1:
         return len(found) >= least
     rest = ([other for other in found[i + 1 :] if fit(each, other)] for i, each in enumerate(found))
@@ -127,13 +132,15 @@ def _apart(a: Found, b: Found, filters: Filters) -> bool:
 
 
 def overlap(a: Box, b: Box) -> float:
-    """Intersection over the smaller box."""
+    """Intersection area over the area of the smaller box."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return max(0.0, width) * max(0.0, height) / max(1e-6, min(_area(a), _area(b)))
 
 
 def mask_is_sound(values: np.ndarray, box: Box, filters: Filters) -> bool:
-    """Whether the mask inside the box is of few things, one of them large; values [H, W], 0 is the background."""
+    """Whether the mask inside the box has few values, one of which fills most of it. values: [H, W], 0 is the
+    background.
+    """
     inside = values[window(box)]
     found, counts = np.unique(inside, return_counts=True)
     if not 2 <= len(found) <= filters.values or counts.max() < filters.fill * _area(box):
@@ -143,7 +150,7 @@ def mask_is_sound(values: np.ndarray, box: Box, filters: Filters) -> bool:
 
 
 def object_value(inside: np.ndarray) -> int | None:
-    """The mask value that fills most of a box; None where all is background."""
+    """The most frequent mask value other than the background; None if there is only background."""
     found, counts = np.unique(inside[inside > 0], return_counts=True)
     return int(found[counts.argmax()]) if len(found) else None
 

@@ -1,4 +1,4 @@
-"""The row of samples, cut into batches and shared out to processes and workers."""
+"""The endless sequence of samples, cut into batches for every process and read by workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from .processes import Processes
 
 
 def positions(recipe: TrainConfig, rank: int, count: int, step: int) -> Iterator[list[int]]:
-    """The batches of one process from `step` on. A step sees the same positions however many processes share it."""
+    """The batches of one process from `step` on, as lists of positions.
+
+    A step covers the same positions whatever the number of processes that share it.
+    """
     own, everyone = recipe.batch_size, recipe.batch_size * count
     while True:
         for part in range(recipe.accumulate):
@@ -25,9 +28,11 @@ def positions(recipe: TrainConfig, rank: int, count: int, step: int) -> Iterator
 
 
 def batches(samples: Any, recipe: TrainConfig, processes: Processes, step: int) -> Iterator[list[Sample]]:
-    """Lists of samples, read ahead by `recipe.workers` processes where the system can fork; their number changes
-    nothing about the samples."""
-    # Spawned workers would have to import this package by a name that it does not have inside a host.
+    """Batches as lists of samples.
+
+    `recipe.workers` processes read ahead where the system can fork. Their number does not change the samples.
+    """
+    # Spawned workers would import this package by name, and inside ComfyUI it has no importable name.
     workers = recipe.workers if "fork" in multiprocessing.get_all_start_methods() else 0
     loader = DataLoader(
         samples,
@@ -41,12 +46,14 @@ def batches(samples: Any, recipe: TrainConfig, processes: Processes, step: int) 
 
 
 def _leave_signals(_: int) -> None:
-    """Launchers and terminals signal the whole group: it is the trainer who then ends, after a checkpoint, and with it
-    its workers."""
+    """Ignore signals that launchers and terminals send to the whole process group.
+
+    The trainer handles them: it writes a checkpoint and ends, and its workers end with it.
+    """
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, signal.SIG_IGN)
 
 
 def _as_list(samples: list[Sample]) -> list[Sample]:
-    """Batches stay lists: pictures may have different numbers of objects."""
+    """A batch stays a list, because pictures may have different numbers of objects."""
     return samples

@@ -1,6 +1,6 @@
-"""The loss curve of a run: a table, and a picture that is drawn fast enough to be shown while training goes on.
+"""The loss curve of a run, as a table and as a picture.
 
-Pillow draws it, which every ComfyUI has.
+Pillow draws the picture, which every ComfyUI has. It is fast enough to be shown during training.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ..common.atomic_io import atomic_write
 from .config import TrainConfig
 
 SIZE = (768, 480)
-LEFT, RIGHT, TOP, BOTTOM = 76, 16, 40, 36  # room for the words
+LEFT, RIGHT, TOP, BOTTOM = 76, 16, 40, 36  # margins in pixels, for the labels
 TICKS = 5
 
 
 def loss_picture(losses: Sequence[float], steps: int, title: str = "") -> Image.Image:
-    """Every step's loss in grey, the running mean in blue; x goes to `steps`."""
+    """The loss of every step in grey, its running mean in blue. The x axis ends at `steps`."""
     picture = Image.new("RGB", SIZE, "white")
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(14)
@@ -51,7 +51,7 @@ def loss_picture(losses: Sequence[float], steps: int, title: str = "") -> Image.
 
 
 def running_mean(losses: Sequence[float], window: int = 50) -> list[float]:
-    """The mean over the last steps, as many as there are at the beginning."""
+    """The mean over the last `window` steps, or over all steps so far at the beginning."""
     means, total = [], 0.0
     for i, loss in enumerate(losses):
         total += loss - (losses[i - window] if i >= window else 0.0)
@@ -60,7 +60,7 @@ def running_mean(losses: Sequence[float], window: int = 50) -> list[float]:
 
 
 def _range(losses: Sequence[float]) -> tuple[float, float]:
-    """Up to the 99th percentile: one bad step must not flatten the curve."""
+    """The range of the y axis. It ends at the 99th percentile, so that one bad step does not flatten the curve."""
     order = sorted(losses) or [0.0]
     low, high = order[0], order[math.ceil(0.99 * (len(order) - 1))]
     if high == low:
@@ -69,13 +69,13 @@ def _range(losses: Sequence[float]) -> tuple[float, float]:
 
 
 def _thinned(values: Sequence[float]) -> list[tuple[int, float]]:
-    """(step, value), at most about two a pixel."""
+    """(step, value) pairs, at most about two per pixel."""
     every = max(1, len(values) // (2 * SIZE[0]))
     return [(i + 1, values[i]) for i in range(len(values)) if i % every == 0 or i == len(values) - 1]
 
 
 def write_curve(folder: Path, losses: Sequence[float], recipe: TrainConfig) -> None:
-    """`loss.csv` and `loss.png`, each replaced in one step."""
+    """Write `loss.csv` and `loss.png`, each atomically."""
     rows = [f"{step},{loss!r}" for step, loss in enumerate(losses, 1)]
     atomic_write(folder / "loss.csv", "\n".join(["step,loss", *rows, ""]))
     picture = io.BytesIO()

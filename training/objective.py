@@ -1,4 +1,4 @@
-"""The loss of one batch, over a frozen diffusion model that somebody else supplies."""
+"""The loss of one batch over a frozen diffusion model, which is behind a protocol."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ from .trainable import TrainableAdapter
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B samples, encoded.
+    """B encoded samples.
 
-    latents [B, 4, h, w]; context [B, 77, X] and vector [B, Y] (None for SD1.5): the caption and, for SDXL, sizes;
-    features [ΣM_b, …]: the image encoder's output for the objects of all rows; texts: of every row, of every object
-    [L_i, X]; positions and ids: of the samples; mask [B, h, w] in 0..1: how much of each place is an object.
+    ids, positions: of the samples.
+    latents: [B, 4, h, w].
+    context: [B, 77, X], the captions.
+    vector: [B, Y], SDXL's pooled text and size conditioning; None for SD1.5.
+    features: [ΣM_b, …], the image encoder's output for the objects of all rows, one after another.
+    texts: for every row and every object [L_i, X].
+    mask: [B, h, w] in 0..1, the share of each latent position that objects cover.
     """
 
     ids: tuple[str, ...]
@@ -40,9 +44,11 @@ class Batch:
 
 
 class FrozenModel(Protocol):
-    """What training needs of a diffusion model; `training/comfy_model.py` is ComfyUI's.
+    """What training needs from a diffusion model. `training/comfy_model.py` implements it for ComfyUI.
 
-    alphas [T]: ᾱ of every noise level, on the device. dtype: of the activations.
+    alphas: [T] on the device, ᾱ of every noise level.
+    prediction: what the model predicts.
+    dtype: of the activations.
     """
 
     alphas: Tensor
@@ -52,22 +58,25 @@ class FrozenModel(Protocol):
     dtype: torch.dtype
 
     def encode(self, samples: Sequence[Sample], adapter: Adapter) -> Batch:
-        """Without gradients, left-out captions and references already replaced by their empty counterparts."""
+        """Encode samples without gradients. Empty counterparts replace dropped captions and references."""
         ...
 
     def predict(self, noisy: Tensor, steps: Tensor, batch: Batch, merging: Merging) -> Tensor:
-        """The UNet's own output for noisy latents at noise levels `steps` [B], every cross-attention merged by
-        `merging`; differentiable with respect to what merging holds."""
+        """The UNet's output for noisy latents, differentiable with respect to the tensors in `merging`.
+
+        steps: [B] noise levels.
+        merging: called at every cross-attention.
+        """
         ...
 
 
 class Objective(nn.Module):
-    """TrainableAdapter and model together: one call is one differentiable loss."""
+    """The adapter in training and the model as one module. A forward pass returns one differentiable loss."""
 
     def __init__(self, student: TrainableAdapter, model: FrozenModel, recipe: TrainConfig) -> None:
         super().__init__()
         self.student, self.recipe = student, recipe
-        self._model = (model,)  # in a tuple: a host's model may be a module, and is not ours to move or save
+        self._model = (model,)  # in a tuple, so that a frozen model that is a module is not registered as a submodule
 
     def forward(self, batch: Batch) -> Tensor:
         model, recipe = self._model[0], self.recipe
@@ -84,7 +93,9 @@ class Objective(nn.Module):
 
 
 def draw_noise(batch: Batch, recipe: TrainConfig, levels: int) -> tuple[Tensor, Tensor]:
-    """Noise like the latents and noise levels [B], by the samples' positions: whoever computes them.
+    """Noise like the latents, and noise levels [B].
+
+    They depend on the seed and the samples' positions alone, not on the process that computes them.
 
     cubic: t = (1 − u³) · levels with u uniform in 0..1; its median is 7/8 of the levels.
     noise_offset: ε + offset · ε' with one ε' for all places of a channel; the model is to predict the sum.
@@ -103,13 +114,13 @@ def draw_noise(batch: Batch, recipe: TrainConfig, levels: int) -> tuple[Tensor, 
 
 
 def diffuse(latents: Tensor, noise: Tensor, alpha: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
-    """x_t = √ᾱ x + √(1−ᾱ) ε, and what the model should say of it: ε, or v = √ᾱ ε − √(1−ᾱ) x."""
+    """x_t = √ᾱ x + √(1−ᾱ) ε, and the target of the prediction: ε, or v = √ᾱ ε − √(1−ᾱ) x."""
     signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
     return signal * latents + spread * noise, noise if prediction == "eps" else signal * noise - spread * latents
 
 
 def masked_mean(error: Tensor, mask: Tensor, background: float) -> Tensor:
-    """[B] means of errors [B, h, w], in which a place counts 1 within objects and `background` outside."""
+    """[B] weighted means of errors [B, h, w]. A position weighs 1 inside objects and `background` outside."""
     weight = background + (1 - background) * mask
     return (weight * error).flatten(1).sum(1) / weight.flatten(1).sum(1)
 

@@ -1,7 +1,7 @@
-"""AdamW for all parameters, or Muon for matrices with AdamW for the rest; both stepped at one share of their rates.
+"""AdamW for all parameters, or Muon for matrices with AdamW for the rest.
 
-Muon (Jordan 2024, arXiv 2502.16982) runs in float32. torch.optim.Muon rounds to bfloat16, which an AVX2 processor only
-emulates: for the miniature's adapter its step took 8 to 14 times as long there. The update is the same but for that.
+Muon (Jordan 2024, arXiv 2502.16982) runs in float32 here. torch.optim.Muon rounds to bfloat16, which an AVX2 processor
+only emulates: for the miniature's adapter its step took 8 to 14 times as long there. The update is otherwise the same.
 """
 
 from __future__ import annotations
@@ -17,8 +17,13 @@ def make_optimizers(
     parameters: Iterable[nn.Parameter], rate: float, matrix_rate: float | None, weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.999), decay_vectors: bool = True,
 ) -> list[torch.optim.Optimizer]:  # fmt: skip
-    """matrix_rate: Muon's, for weights of two and more axes, convolutions as matrices [out, in·k·k]; none or 0: AdamW
-    alone. decay_vectors: False spares biases and norms AdamW's decay."""
+    """The optimizers of these parameters.
+
+    rate: AdamW's learning rate.
+    matrix_rate: Muon's, for weights with two or more axes; a convolution counts as a matrix [out, in·k·k]. None or 0:
+        AdamW alone.
+    decay_vectors: False exempts biases and norms from AdamW's weight decay.
+    """
     matrices, decayed, spared = [], [], []
     for each in parameters:
         if matrix_rate and each.ndim > 1 and min(each.shape[0], each[0].numel()) > 1:
@@ -35,21 +40,23 @@ def make_optimizers(
 
 
 def set_rates(optimizers: Sequence[torch.optim.Optimizer], share: float) -> None:
-    """Let each step at this share of the rate that it was made with."""
+    """Set all learning rates to this share of the rates the optimizers were made with."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = optimizer.defaults["lr"] * share
 
 
 MOMENTUM = 0.95
-COEFFICIENTS = (3.4445, -4.775, 2.0315)  # of the quintic whose iteration drives singular values towards 1
-AT_ONCE = 1 << 23  # numbers: small matrices want to be many, and of large ones a few fill any processor
+COEFFICIENTS = (3.4445, -4.775, 2.0315)  # of the quintic iteration that drives singular values towards 1
+AT_ONCE = 1 << 23  # numbers per stack: many small matrices, or a few large ones, keep the processor busy
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps matrices along their momentum made orthogonal, so that all directions of a matrix learn alike; scaled to
-    the size of AdamW's steps (Moonshot's rule), so that their rates compare. Weights of more axes are taken as matrices
-    [out, the rest]."""
+    """Steps matrices along their orthogonalised momentum, so that all directions of a matrix learn alike.
+
+    The step is scaled to the size of AdamW's (Moonshot's rule), so that their rates compare. Weights with more axes are
+    treated as matrices [out, the rest].
+    """
 
     def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
         super().__init__(list(matrices), {"lr": lr, "weight_decay": weight_decay})
@@ -64,7 +71,7 @@ class Muon(torch.optim.Optimizer):
                     self._step(matrices[start : start + some], group["lr"], group["weight_decay"])
 
     def _step(self, matrices: Sequence[nn.Parameter], rate: float, decay: float) -> None:
-        """Matrices of one shape."""
+        """Update matrices of the same shape."""
         update = orthogonal(torch.stack([self._nesterov(each) for each in matrices]))
         for matrix, step in zip(matrices, update, strict=True):
             matrix.mul_(1 - rate * decay)
@@ -84,7 +91,7 @@ def _rows_and_columns(weight: Tensor) -> tuple[int, int]:
 
 
 def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """[N, R, C] with their singular values driven to about 1, by Newton and Schulz's iteration."""
+    """[N, R, C] matrices with their singular values driven to about 1 by the Newton-Schulz iteration."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices

@@ -1,4 +1,4 @@
-"""One process or many: what the loop must know of the others."""
+"""One process or several: what the training loop needs to know about the others."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ from torch import Tensor, nn
 
 
 class Processes(Protocol):
+    """The processes that train together.
+
+    rank: the number of this process, from 0.
+    count: how many there are.
+    """
+
     rank: int
     count: int
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module whose backward pass averages gradients over all processes."""
+        """The module with gradients averaged over all processes in its backward pass."""
         ...
 
     def no_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
-        """Where gradients are not averaged yet: the passes before the last of an accumulation."""
+        """A context without this averaging, for all but the last pass of an accumulation."""
         ...
 
     def mean(self, numbers: Tensor) -> Tensor: ...
@@ -45,7 +51,7 @@ class Alone:
 
 
 class Accelerated:
-    """Processes and nodes started by `accelerate launch`. Precision is the recipe's, so accelerate leaves it alone."""
+    """Processes and nodes started by `accelerate launch`. The precision is the recipe's, not accelerate's."""
 
     def __init__(self, cpu: bool = False) -> None:
         try:

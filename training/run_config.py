@@ -1,4 +1,4 @@
-"""A training run as a TOML file: which model, which data, which recipe, where to. See example.toml."""
+"""A training run as a TOML file: the model, the data, the recipe and the output. See example.toml."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from typing import Any, Literal
 
 from .config import TrainConfig, read_table
 
-MINIATURE = "miniature"  # as base.checkpoint: the small model that comes with the pack
+MINIATURE = "miniature"  # value of base.checkpoint for the small model that comes with the pack
 
 
 @dataclass(frozen=True)
 class Base:
-    """checkpoint: an SD1.5 or SDXL file; vae: another one than the checkpoint's; clip_vision: the image encoder."""
+    """The base model's files.
+
+    checkpoint: an SD1.5 or SDXL file, or MINIATURE.
+    clip_vision: the image encoder.
+    vae: replaces the checkpoint's own; "" to keep it.
+    """
 
     checkpoint: str = ""
     clip_vision: str = ""
@@ -22,7 +27,12 @@ class Base:
 
 @dataclass(frozen=True)
 class Start:
-    """file: the adapter to train on; or init = "unet": a fresh one of the base family."""
+    """The adapter to start from.
+
+    file: an existing adapter.
+    init: "unet" for a new one of the base family, made from the UNet's weights.
+    tokens: image tokens of a new adapter.
+    """
 
     file: str = ""
     init: Literal["", "unet"] = ""
@@ -37,7 +47,12 @@ class Output:
 
 @dataclass(frozen=True)
 class Validation:
-    """A picture that is made again every `validate_every` steps. images, texts: its references."""
+    """A picture that is sampled every `validate_every` steps.
+
+    images, texts: its references.
+    scale: of the adapter.
+    side: in pixels.
+    """
 
     prompt: str = ""
     images: tuple[str, ...] = ()
@@ -61,7 +76,10 @@ class RunConfig:
 
 
 def read_run_config(file: Path) -> RunConfig:
-    """Raises ValueError, one sentence, for what the file lacks or has too much. Paths are relative to the file."""
+    """A run from its TOML file. Paths are relative to the file.
+
+    Raises ValueError, in one sentence, for missing, unknown or contradictory settings.
+    """
     try:
         import tomllib
     except ImportError as error:
@@ -70,48 +88,48 @@ def read_run_config(file: Path) -> RunConfig:
         table = tomllib.loads(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{file} cannot be read as TOML: {error}.") from error
-    job = _resolve(read_table(RunConfig, table, file.name), file.parent)
-    _check(job, file.name)
-    return job
+    run = _resolve(read_table(RunConfig, table, file.name), file.parent)
+    _check(run, file.name)
+    return run
 
 
-def _check(job: RunConfig, name: str) -> None:
-    miniature = job.base.checkpoint == MINIATURE
-    needed = {"data": job.data, "base.checkpoint": job.base.checkpoint, "output.folder": job.output.folder}
+def _check(run: RunConfig, name: str) -> None:
+    miniature = run.base.checkpoint == MINIATURE
+    needed = {"data": run.data, "base.checkpoint": run.base.checkpoint, "output.folder": run.output.folder}
     if not miniature:
-        needed["base.clip_vision"] = job.base.clip_vision
+        needed["base.clip_vision"] = run.base.clip_vision
     if missing := [key for key, value in needed.items() if not value]:
         raise ValueError(f"{name} does not say {', '.join(missing)}; see training/example.toml.")
-    if bool(job.start.file) == bool(job.start.init):
+    if bool(run.start.file) == bool(run.start.init):
         raise ValueError(f"{name} must say either start.file (an adapter to train on) or start.init = “unet”.")
-    if job.start.init and job.start.init != "unet":
-        raise ValueError(f"start.init is “{job.start.init}”; the only choice is “unet”.")
-    if job.start.init and job.recipe.train != "all":
+    if run.start.init and run.start.init != "unet":
+        raise ValueError(f"start.init is “{run.start.init}”; the only choice is “unet”.")
+    if run.start.init and run.recipe.train != "all":
         raise ValueError("A fresh adapter's image projection must be trained too: set recipe.train to “all”.")
-    files = [job.start.file, *(image for each in job.validation for image in each.images)]
-    files += [job.base.clip_vision, job.base.vae] if miniature else [*vars(job.base).values()]
+    files = [run.start.file, *(image for each in run.validation for image in each.images)]
+    files += [run.base.clip_vision, run.base.vae] if miniature else [*vars(run.base).values()]
     if absent := [file for file in files if file and not Path(file).is_file()]:
         raise ValueError(f"{name} names files that do not exist: {', '.join(absent)}.")
-    if any(len(each.images) != len(each.texts) for each in job.validation):
+    if any(len(each.images) != len(each.texts) for each in run.validation):
         raise ValueError(f"{name}: every validation picture needs as many texts as images.")
 
 
 _PATHS = {"data", "checkpoint", "clip_vision", "vae", "file", "folder", "images"}
 
 
-def _resolve(part: Any, folder: Path) -> Any:
-    """The dataclass with its paths made absolute; base.checkpoint may be MINIATURE, which is none."""
+def _resolve(config: Any, folder: Path) -> Any:
+    """A dataclass with its paths made absolute. base.checkpoint may be MINIATURE, which is not a path."""
 
     def path(text: str) -> str:
         return text and str((folder / Path(text).expanduser()).resolve())
 
     changes = {}
-    for each in fields(part):
-        value = getattr(part, each.name)
+    for each in fields(config):
+        value = getattr(config, each.name)
         if is_dataclass(value):
             changes[each.name] = _resolve(value, folder)
         elif each.name == "validation":
             changes[each.name] = tuple(_resolve(one, folder) for one in value)
         elif each.name in _PATHS and not (each.name == "checkpoint" and value == MINIATURE):
             changes[each.name] = path(value) if isinstance(value, str) else tuple(map(path, value))
-    return replace(part, **changes)
+    return replace(config, **changes)

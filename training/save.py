@@ -1,4 +1,4 @@
-"""The result as a file: the official layout as .safetensors, with how it was made in the metadata."""
+"""The trained adapter as a file: the official layout as .safetensors, with metadata about how it was made."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from ..weights.spec import PARTS
 from .config import TrainConfig
 from .trainable import TrainedAdapter, flat_tensors
 
-LONGEST = 200  # bytes of a file's name: common systems allow 255, and a number and an ending come to it
-CURVE_POINTS = 200  # losses in the metadata are means over equal stretches
+LONGEST = 200  # bytes of a file's name: common systems allow 255, and a number and an ending are added
+CURVE_POINTS = 200  # at most so many losses in the metadata, each a mean over equally many steps
 
 
 def record(recipe: TrainConfig, losses: Sequence[float], about: Mapping[str, str]) -> dict[str, str]:
-    """Metadata of a trained adapter: about (such as base_sha256), the recipe, the step and the losses."""
-    stretch = max(1, -(-len(losses) // CURVE_POINTS))
-    means = [sum(part) / len(part) for i in range(0, len(losses), stretch) if (part := losses[i : i + stretch])]
+    """Metadata of a trained adapter: the recipe, the step and the losses, added to `about` (such as base_sha256)."""
+    per_point = max(1, -(-len(losses) // CURVE_POINTS))
+    means = [sum(part) / len(part) for i in range(0, len(losses), per_point) if (part := losses[i : i + per_point])]
     return {
         **about,
         "recipe": json.dumps(recipe.as_dict(), sort_keys=True),
         "step": str(len(losses)),
         "losses": json.dumps([float(f"{mean:.6g}") for mean in means]),
-        "steps_per_loss": str(stretch),
+        "steps_per_loss": str(per_point),
     }
 
 
 def save_adapter(
     adapter: Adapter, folder: str | os.PathLike[str], name: str, dtype: torch.dtype = torch.float16
 ) -> Path:
-    """Writes `image_proj.…` and `ip_adapter.N.…`; returns the path, numbered if the name is taken.
+    """Write `image_proj.…` and `ip_adapter.N.…`. Returns the path, numbered if the name is taken.
 
-    Raises ValueError for a name that leaves the folder, weights that are not finite, or a disk that is full.
+    Raises ValueError for a name that leaves the folder, weights that are not finite, or a full disk.
     """
     about = {
         "format": "pt",
@@ -53,7 +53,7 @@ def save_adapter(
 
 
 def save_head(adapter: Adapter, folder: str | os.PathLike[str], name: str, dtype: torch.dtype = torch.float16) -> Path:
-    """Writes the fusion head alone, `N.text_to_weight.weight`: to be shared like a LoRA. See `save_adapter`."""
+    """Write only the fusion head, `N.text_to_weight.weight`, to be shared like a LoRA. See `save_adapter`."""
     if not adapter.head:
         raise ValueError(f"“{adapter.name}” has no fusion head to save: train one first, or save the whole adapter.")
     rows = {f"{number}.{PARTS[2]}": row.unsqueeze(0) for number, row in adapter.head.items()}
@@ -61,7 +61,7 @@ def save_head(adapter: Adapter, folder: str | os.PathLike[str], name: str, dtype
 
 
 def free_path(folder: Path, name: str) -> Path:
-    """The file a name stands for, numbered if it exists. Raises ValueError for a name that leaves the folder."""
+    """The file for a name, numbered if it exists. Raises ValueError for a name that leaves the folder."""
     name = name.strip().removesuffix(".safetensors")
     target = Path(os.path.abspath(folder / f"{name}.safetensors"))
     inside = target.is_relative_to(os.path.abspath(folder)) and not {"..", ""} & set(name.replace("\\", "/").split("/"))
@@ -87,7 +87,7 @@ def _write(flat: Mapping[str, Tensor], about: dict[str, str], folder: Path, name
     try:
         with atomic_file(target) as temporary:
             save_file(stored, temporary, metadata=about)
-            os.chmod(temporary, 0o644)  # safetensors writes for its owner only
+            os.chmod(temporary, 0o644)  # safetensors makes it readable for its owner only
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{target} cannot be written ({error}): check the folder and its free space.") from error
     return target

@@ -1,7 +1,7 @@
-"""One cross-attention site as it is trained: the equations of `attention/`, over rows with objects of their own.
+"""One cross-attention site in training: the equations of `attention/` where every row has objects of its own.
 
-The functions of `attention/` take objects shared by all rows and a dimension of heads. Here the rows are folded into
-that dimension, B·h "heads", so that the maths exists once. Relevance is detached, as in the paper.
+The functions of `attention/` take objects that all rows share, and a dimension of heads. Here the rows are folded into
+that dimension as B·h "heads", so that the maths exists only once. Relevance is detached, as in the paper.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from ..weights.adapter import SiteWeights
 
 @dataclass(frozen=True, eq=False)
 class RowObjects:
-    """The objects of B rows; rows with fewer than M are padded.
+    """The objects of B rows. Rows with fewer than M objects are padded.
 
-    tokens [B, M, T, X] image tokens; texts [B, L, X] content tokens of all object texts of a row, one after another;
-    spans [B, M, L] is 1/L_i on the tokens of object i, so that it averages over them; present [M, B, 1] is 1 or 0.
+    tokens: [B, M, T, X] image tokens.
+    texts: [B, L, X] content tokens of all object texts of a row, one after another.
+    spans: [B, M, L] is 1/L_i on the tokens of object i and 0 elsewhere, so it averages over them.
+    present: [M, B, 1] is 1 for an object and 0 for padding.
     """
 
     tokens: Tensor
@@ -35,8 +37,11 @@ class RowObjects:
 
     @classmethod
     def gather(cls, tokens: Tensor, texts: Sequence[Sequence[Tensor]]) -> RowObjects:
-        """tokens [ΣM_b, T, X]: the objects of all rows, one after another; texts: of every row, of every object
-        [L_i, X]."""
+        """Pad the objects of all rows.
+
+        tokens: [ΣM_b, T, X] of all objects, one after another.
+        texts: for every row and every object [L_i, X].
+        """
         counts = [len(row) for row in texts]
         rows, most = len(texts), max(counts)
         longest = max(sum(text.shape[0] for text in row) for row in texts)
@@ -56,7 +61,7 @@ class RowObjects:
 
 @dataclass(frozen=True, eq=False)
 class Merging:
-    """All sites of one pass through the UNet. The host glue calls it at every cross-attention."""
+    """All sites of one UNet pass. The frozen model calls it at every cross-attention."""
 
     sites: Mapping[int, SiteWeights]
     objects: RowObjects
@@ -65,7 +70,13 @@ class Merging:
     scale: float = 1.0
 
     def __call__(self, number: int, heads: int, text: Tensor, q: Tensor, to_k: Callable[[Tensor], Tensor]) -> Tensor:
-        """The merged attention [B, N, C] of a site. text [B, N, C] is Z_text; q [B, N, C]; to_k is the UNet's."""
+        """The merged attention [B, N, C] of a site.
+
+        number, heads: of the site.
+        text: Z_text [B, N, C].
+        q: [B, N, C].
+        to_k: the UNet's key projection.
+        """
         return merge_site(text, q, self.sites[number], self.objects, heads, to_k, self.merge, self.gate, self.scale)
 
 
@@ -107,13 +118,13 @@ def merge_site(
 def _shares(
     queries: Tensor, objects: RowObjects, heads: int, root: float, to_k: Callable[[Tensor], Tensor], merge: Merge
 ) -> Tensor:
-    """Ã_i [M, B, N], or [M, B, 1] where they do not vary over positions. queries [B·h, d, N]."""
+    """Ã_i [M, B, N], or [M, B, 1] if they do not vary over positions. queries: [B·h, d, N]."""
     rows, count, length = objects.spans.shape
     if merge.strategy != "relevance":
         share = flat_shares(count, merge, objects.present)
     else:
         keys = _fold(to_k((objects.texts * root).to(queries.dtype)), heads)  # [B·h, L, d]
-        # The mean over a row's own heads and tokens, as one matrix for all rows: zero for other rows' tokens.
+        # One matrix for all rows. It averages over a row's own heads and tokens and is zero for other rows' tokens.
         average = objects.spans.new_zeros(rows, count, rows, heads, length)
         own = torch.arange(rows, device=average.device)
         average[own, :, own] = (objects.spans / heads).unsqueeze(2)

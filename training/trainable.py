@@ -1,4 +1,4 @@
-"""What is trained: an adapter whose tensors, or some of them, are parameters; a first one where there is no file."""
+"""The adapter in training, with some or all of its tensors as parameters; and a new adapter where there is no file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .config import TrainConfig
 
 @dataclass(frozen=True, eq=False)
 class TrainedAdapter(Adapter):
-    """An adapter that knows how it was made; about: the metadata of the file it will be."""
+    """An adapter with a record of how it was made. about: the metadata of its file."""
 
     about: Mapping[str, str] = field(default_factory=dict)
 
@@ -34,7 +34,7 @@ def flat_tensors(adapter: Adapter) -> dict[str, Tensor]:
 
 
 def with_tensors(adapter: Adapter, flat: Mapping[str, Tensor]) -> Adapter:
-    """The adapter with other tensors, of which the gradients, if any, stay connected."""
+    """The adapter with other tensors. Their gradients stay connected."""
     sites = {}
     for number in adapter.sites:
         to_k, to_v, head = (flat.get(f"ip_adapter.{number}.{part}") for part in PARTS)
@@ -47,7 +47,7 @@ def with_tensors(adapter: Adapter, flat: Mapping[str, Tensor]) -> Adapter:
 
 
 def is_trained(key: str, recipe: TrainConfig) -> bool:
-    """Whether the recipe trains the tensor of this key."""
+    """Whether the recipe trains the tensor with this key."""
     if key.endswith(PARTS[2]):
         return recipe.gate != "off"
     if key.startswith("ip_adapter."):
@@ -56,8 +56,7 @@ def is_trained(key: str, recipe: TrainConfig) -> bool:
 
 
 class TrainableAdapter(nn.Module):
-    """float32 parameters for what the recipe trains. Of the rest, copies: the image projection in float32, in which it
-    is computed, the sites' weights in `dtype`, that of the activations, to which every site would cast them.
+    """An adapter as a module. What the recipe trains are float32 parameters, the rest are frozen copies.
 
     A head that the starting adapter lacks is added, see `first_row`.
     """
@@ -76,7 +75,7 @@ class TrainableAdapter(nn.Module):
             for key, tensor in flat.items()
         }
 
-    def _apply(self, fn, recurse: bool = True):  # the frozen tensors are no buffers: checkpoints need not hold them
+    def _apply(self, fn, recurse: bool = True):  # frozen tensors are not buffers, so checkpoints do not store them
         self.frozen = {key: fn(tensor) for key, tensor in self.frozen.items()}
         return super()._apply(fn, recurse)
 
@@ -85,8 +84,11 @@ class TrainableAdapter(nn.Module):
         return with_tensors(self.start, self.frozen | dict(zip(self.keys, self.trained, strict=True)))
 
     def finished(self, learnt: Mapping[str, Tensor] | None, about: Mapping[str, str]) -> TrainedAdapter:
-        """A copy on the CPU, in the starting adapter's dtypes where nothing was learnt; learnt: tensors by key that
-        stand for the parameters (their moving average)."""
+        """A copy on the CPU. Tensors that are not trained keep the starting adapter's dtypes.
+
+        learnt: tensors by key to use in place of the parameters (their moving average).
+        about: metadata.
+        """
         flat = flat_tensors(self.start)
         own = learnt or dict(zip(self.keys, self.trained, strict=True))
         flat |= {key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in own.items()}
@@ -113,8 +115,12 @@ def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def init_adapter(
     sites: Sequence[Site], attentions: Mapping[SiteKey, Any], encoder_width: int, tokens: int = 4, seed: int = 0
 ) -> Adapter:
-    """Base family: to_k_ip and to_v_ip are copies of to_k and to_v; the projection of the image embedding (width
-    `encoder_width`) to `tokens` tokens is random, so it must be trained too (train = "all")."""
+    """A new adapter of the base family: to_k_ip and to_v_ip are copies of the UNet's to_k and to_v.
+
+    encoder_width: of the image embedding.
+    tokens: how many the image projection makes of it. The projection is random, so it must be trained too (train =
+        "all").
+    """
     context, random = sites[0].context_dim, generator(seed, "fresh adapter")
     rows = tokens * context
     flat: dict[str, Tensor] = {

@@ -1,4 +1,4 @@
-"""The loop: batches, gradients, checkpoints, until the recipe's steps are made or somebody stops it."""
+"""The training loop: batches, updates and checkpoints, until the last step or until somebody stops it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,13 @@ log = logging.getLogger(__name__)
 
 
 class Progress(NamedTuple):
-    """After a step. loss: of this step, over all processes; smooth: its running mean; eta: seconds left."""
+    """What is known after a step.
+
+    loss: of this step, over all processes.
+    smooth: its running mean.
+    eta: seconds left.
+    ids: of the samples that this process saw.
+    """
 
     step: int
     steps: int
@@ -44,7 +50,11 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """losses: one a step, from the first. stopped: what ended training before its last step, if anything did."""
+    """What a training returns.
+
+    losses: one per step, from the first.
+    stopped: what ended training before its last step, if anything did.
+    """
 
     adapter: TrainedAdapter
     losses: tuple[float, ...]
@@ -52,7 +62,7 @@ class Outcome:
 
 
 class Stopped(Exception):
-    """Somebody asked training to end (SIGTERM); what was learnt is kept."""
+    """Training was asked to end (SIGTERM). The adapter as trained so far is kept."""
 
 
 def train(
@@ -69,13 +79,17 @@ def train(
     interrupts: type[Exception] | tuple[type[Exception], ...] = (),
     about: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """Train `adapter` on samples (`samples[position]` is a Sample, `len(samples)` an epoch).
+    """Train `adapter` on samples.
 
-    folder: where checkpoints and the loss curve go; a run that left checkpoints there is continued as if it had never
-    ended, or with other samples from there on. on_step and validate run in the first process; an Exception from on_step
-    ends training after the step. asked_to_stop is looked at after every step. interrupts: what the model may raise in
-    the middle of a step to end training; that step is then not made. about: metadata of the result.
-    Raises ValueError if the adapter does not fit, the loss is no number, or too many samples are broken.
+    samples: `samples[position]` is a Sample; `len(samples)` is an epoch.
+    folder: where checkpoints and the loss curve go. A run that left checkpoints there is resumed as if it had never
+        stopped; with other samples, it continues with those.
+    on_step, validate: called in the first process. An Exception from on_step ends training after the step.
+        asked_to_stop: called after every step.
+    interrupts: exceptions that the model may raise within a step to end training. That step is then not made. about:
+        metadata of the result.
+
+    Raises ValueError if the adapter does not fit the model, the loss is not finite, or too many samples are broken.
     """
     check_sites(adapter.spec, adapter.name, model.sites)
     trainer = Trainer(model, samples, adapter, recipe, processes or Alone(), folder, about or {})
@@ -84,8 +98,11 @@ def train(
 
 
 class Trainer:
-    """The state of one run: what is learnt, and the step. All randomness follows from the seed and the step, so that
-    the step is also the state of the random numbers and the position in the data."""
+    """The state of one run: the adapter, its optimizers and the step.
+
+    All randomness follows from the seed and the step. So the step also stands for the state of the random numbers and
+    the position in the data.
+    """
 
     def __init__(
         self,
@@ -100,8 +117,8 @@ class Trainer:
         self.model, self.samples, self.recipe, self.processes = model, samples, recipe, processes
         self.folder, self.about, self.first = folder, about, processes.rank == 0
         self.origin = _origin(adapter, samples, about)
-        self.learner = AdapterOptimizer(adapter, recipe, model.device, model.dtype)
-        self.objective = processes.wrap(Objective(self.learner.student, model, recipe))
+        self.optimizer = AdapterOptimizer(adapter, recipe, model.device, model.dtype)
+        self.objective = processes.wrap(Objective(self.optimizer.trainable, model, recipe))
         self.step, self.losses = 0, []
         self.broken: dict[str, str] = {}
         if folder is not None and (state := load_latest(folder, recipe, processes.count, self.origin)) is not None:
@@ -115,7 +132,7 @@ class Trainer:
         asked_to_stop: Callable[[], bool],
         interrupts: type[Exception] | tuple[type[Exception], ...] = (),
     ) -> Exception | None:
-        """Train to the end; returns what stopped it early."""
+        """Train to the end. Returns what stopped it early, else None."""
         recipe, started, first_step = self.recipe, time.monotonic(), self.step
         stream = batches(self.samples, recipe, self.processes, self.step)
         stopped: Exception | None = None
@@ -124,7 +141,7 @@ class Trainer:
             try:
                 loss, ids = self._one_step(stream)
             except interrupts as error:
-                self.learner.zero_grad()
+                self.optimizer.zero_grad()
                 if self.step > first_step:
                     self._save(must=True)
                 return error
@@ -149,41 +166,43 @@ class Trainer:
         return stopped
 
     def _validate(self, validate: Callable[[int, TrainedAdapter], None]) -> None:
-        """Pictures that cannot be made or written cost themselves, not the run."""
+        """A validation picture that cannot be made or written does not end the run."""
         try:
             validate(self.step, self.result())
         except (OSError, RuntimeError, ValueError) as error:  # a full disk, a full GPU, references that do not fit
             log.warning("The validation pictures of step %d cannot be made: %s", self.step, error)
 
     def result(self) -> TrainedAdapter:
-        return self.learner.finished(record(self.recipe, self.losses, self.about))
+        """The adapter as trained so far."""
+        return self.optimizer.finished(record(self.recipe, self.losses, self.about))
 
     def _any_process(self, ends: bool) -> bool:
-        """Whether one of them ends the run here: all leave after the same step, so that none waits for another."""
+        """Whether any process ends the run here. All end it after the same step, so that none waits for another."""
         return float(self.processes.mean(torch.tensor(float(ends), device=self.model.device))) > 0
 
     def _one_step(self, stream: Iterator[list[Sample]]) -> tuple[float, tuple[str, ...]]:
-        """One optimizer step: its loss over all processes, and the samples it saw here."""
+        """One optimizer step. Returns its loss over all processes, and the ids of the samples that this process saw."""
         parts, total = self.recipe.accumulate, torch.zeros((), device=self.model.device)
         ids: list[str] = []
         for part in range(parts):
             samples = next(stream)
             self._note_broken(samples)
             ids += [sample.id for sample in samples]
-            batch = self.model.encode(samples, self.learner.student.start)
+            batch = self.model.encode(samples, self.optimizer.trainable.start)
             more = self.processes.no_sync(self.objective) if part + 1 < parts else nullcontext()
             with torch.enable_grad(), more:
                 loss = self.objective(batch) / parts
-                self.learner.backward(loss)
+                self.optimizer.backward(loss)
             total += loss.detach()
         loss = float(self.processes.mean(total))
         self._check_number(loss, "loss", ids if not total.isfinite() else ["of another process"])
-        self._check_number(self.learner.update(self.step), "gradient", ids)
+        self._check_number(self.optimizer.update(self.step), "gradient", ids)
         self.losses.append(loss)
         self.step += 1
         return loss, tuple(ids)
 
     def _check_number(self, number: float, what: str, ids: list[str]) -> None:
+        """Raises ValueError if a loss or a gradient is not finite."""
         if math.isfinite(number):
             return
         kept = "no checkpoint was written yet"
@@ -195,6 +214,7 @@ class Trainer:
         )
 
     def _note_broken(self, samples: list[Sample]) -> None:
+        """Log broken samples once. Raises ValueError if there are too many."""
         for name, why in (each for sample in samples for each in sample.broken):
             if name not in self.broken:
                 log.warning("Training sample %s is broken and passed over: %s", name, why)
@@ -202,8 +222,11 @@ class Trainer:
         check_broken({**getattr(self.samples, "broken", {}), **self.broken}, getattr(self.samples, "total", 0) or 10**9)
 
     def _save(self, must: bool) -> None:
-        """A checkpoint and the curve. A disk that is full costs this checkpoint, not the run: the next try comes, or
-        the adapter is finished. Raises ValueError where nothing else would keep what was learnt."""
+        """Write a checkpoint and the loss curve.
+
+        A failed write is logged, and the next checkpoint is tried again. must: raise ValueError instead, because
+        nothing else would keep what was trained.
+        """
         if self.folder is not None and self.first:
             try:
                 write_state(self.folder, self._state(), self.recipe.keep)
@@ -217,22 +240,24 @@ class Trainer:
     def _state(self) -> dict[str, Any]:
         run = {"step": self.step, "losses": torch.tensor(self.losses, dtype=torch.float64), "broken": self.broken}
         run |= {"recipe": self.recipe.as_dict(), "processes": self.processes.count, "origin": self.origin}
-        return {**self.learner.state(), **run}
+        return {**self.optimizer.state(), **run}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.learner.restore(state)
+        self.optimizer.restore(state)
         self.step, self.losses = state["step"], state["losses"].tolist()
         if state["origin"].get(DATASET) == self.origin[DATASET]:
             self.broken = dict(state["broken"])
             log.info("Training goes on after step %d.", self.step)
-        else:  # what was broken may be mended or gone by now
+        else:  # broken samples may have been repaired or removed by now
             count = len(self.samples)
             log.warning(
                 "Training goes on after step %d with another dataset: from here on, %d pictures.", self.step, count
             )
 
     def _check_together(self) -> None:
-        """Machines that do not share the output folder would go on from different steps."""
+        """Raises ValueError if processes resume from different steps, as on machines that do not share the output
+        folder.
+        """
         mean = float(self.processes.mean(torch.tensor(float(self.step), device=self.model.device)))
         if mean != self.step:
             raise ValueError(
@@ -242,6 +267,6 @@ class Trainer:
 
 
 def _origin(adapter: Adapter, samples: Any, about: Mapping[str, str]) -> dict[str, str]:
-    """Digests of what a run starts from and stands on, by the names that a message uses."""
+    """Digests of what a run depends on, by the names that error messages use."""
     origin = {"starting adapter": digest(flat_tensors(adapter)), DATASET: digest(getattr(samples, "names", ()))}
     return origin | ({"base model": about["base_weights_sha256"]} if "base_weights_sha256" in about else {})

@@ -1,5 +1,4 @@
-"""What `python mip.py arms` measures: pictures and errors of a batch of trials, by the nodes' own code and the host's
-sampler."""
+"""Pictures and errors that `python mip.py arms` measures, made by the nodes' own code and ComfyUI's sampler."""
 
 from __future__ import annotations
 
@@ -23,30 +22,41 @@ from . import variants
 from .variants import TestPrompts, Variant
 
 BF16 = torch.bfloat16
-DECODED = 4  # at once: more of them leave the processor's cache
-LEVELS = (200, 400, 600)  # noise levels of the real scenes, of 1000
+DECODED = 4  # pictures decoded at once: more do not fit into the processor's cache
+LEVELS = (200, 400, 600)  # noise levels of the real scenes, out of 1000
 
 
 class Part(NamedTuple):
-    """A batch of one arm: what a line is about, and the trials it covers."""
+    """A batch of trials of one variant.
+
+    measure: "picture", "tune" or "real".
+    seed: of the adapter's training.
+    objects: how many a picture has.
+    scale: of the adapter.
+    trials: numbers of the test prompts.
+    """
 
     measure: str  # "picture", "tune" or "real"
-    arm: Variant
+    variant: Variant
     seed: int  # of the adapter's training
     objects: int
     scale: float
     trials: tuple[int, ...]
 
     def key(self, trial: int) -> tuple:
-        return self.measure, self.arm.name, self.seed, self.objects, self.scale, trial
+        return self.measure, self.variant.name, self.seed, self.objects, self.scale, trial
 
     def without(self, done: Container[tuple]) -> Part:
-        """Of it the trials whose keys are not done."""
+        """The same with only those trials whose keys are not in `done`."""
         return self._replace(trials=tuple(trial for trial in self.trials if self.key(trial) not in done))
 
 
 class Maker:
-    """given: precision "bf16" or "fp32", miniature, adapters, prompts, steps, guidance and sampler of the command."""
+    """Makes and measures pictures with the miniature.
+
+    given: the command's options precision ("bf16" or "fp32"), miniature, adapters, prompts, steps, guidance and
+        sampler.
+    """
 
     def __init__(self, given: argparse.Namespace):
         from ...miniature import comfy_bundle
@@ -62,7 +72,7 @@ class Maker:
             if self.vae.vae_dtype != dtype:
                 self.vae.vae_dtype = dtype
                 self.vae.first_stage_model.to(dtype)
-        self.model, self.clip, self.vision = model, _Remembering(clip), _Seen(vision)
+        self.model, self.clip, self.vision = model, _CachingClip(clip), _CachingVision(vision)
         self.trials: Callable[[int, str], TestPrompts] = lru_cache(16)(self._trials)
         self.adapter = lru_cache(64)(lambda kind, seed: load_adapter(trained.file(kind, seed, given.adapters)))
 
@@ -73,12 +83,15 @@ class Maker:
 
     @torch.inference_mode()
     def pictures(self, part: Part, keep: Callable[[int, Tensor], None]) -> list[dict[str, Any]]:
-        """A line for each trial: the judge's measures, CLIP-T and CLIP-I by the miniature's encoders."""
+        """One row per trial: the judge's measures, and CLIP-T and CLIP-I by the miniature's encoders.
+
+        keep: called with each trial and its picture [3, H, W].
+        """
         from .. import comfy_rows
 
         trials = self.trials(part.objects, part.measure)
         model = self.model
-        if part.arm.adapter:
+        if part.variant.adapter:
             model = comfy_rows.combine([self._apply(part, trials, trial)[0] for trial in part.trials])
         positive = comfy_rows.conditioning([self.clip.conditioning(trials.prompts[trial]) for trial in part.trials])
         negative = comfy_rows.conditioning([self.clip.conditioning("")])
@@ -104,11 +117,14 @@ class Maker:
 
     @torch.inference_mode()
     def real(self, part: Part) -> list[dict[str, Any]]:
-        """A line for each trial: the drawn scene itself, made noisy; how well does the model see through the noise with
-        the right references, with each object's reference given to the next, and whose text wins on its places?
+        """One row per trial, from a drawn scene with noise added and denoised in one step.
 
-        right, swapped: mean squared error of the denoised latent on the objects; map: share of the objects' positions
-        where the own share is the largest; share: its mean there. None for merges without relevance.
+        The scene is denoised twice: with the right references, and with each object's reference given to the next
+        object.
+
+        right, swapped: mean squared error of the denoised latent on the objects.
+        map: the share of the objects' positions where the object's own share is the largest.
+        share: the mean of the own share there. map and share are None for merges without relevance.
         """
         from .. import comfy_rows
 
@@ -128,14 +144,14 @@ class Maker:
                 error = (denoised - latents).square().mean(1)
                 name = "swapped" if swapped else "right"
                 sums[name] += (error * inside).sum((1, 2)) / inside.sum((1, 2))
-                if not swapped and part.arm.merge.strategy == "relevance":
+                if not swapped and part.variant.merge.strategy == "relevance":
                     shares = torch.cat([record.shares().cpu() for _, record in made], 1)  # [M, B, h, w]
                     own = shares.gather(0, owner[None])[0]
                     wins = (shares.argmax(0) == owner).float()
                     sums["map"] += (wins * inside).sum((1, 2)) / inside.sum((1, 2))
                     sums["share"] += (own * inside).sum((1, 2)) / inside.sum((1, 2))
         measured = {name: value / len(LEVELS) for name, value in sums.items()}
-        if part.arm.merge.strategy != "relevance":
+        if part.variant.merge.strategy != "relevance":
             measured |= dict.fromkeys(("map", "share"))
         return [
             {"key": part.key(trial), **{k: None if v is None else round(float(v[i]), 5) for k, v in measured.items()}}
@@ -143,25 +159,25 @@ class Maker:
         ]
 
     def _apply(self, part: Part, trials: TestPrompts, trial: int, swapped: bool = False) -> tuple[Any, RelevanceRecord]:
-        """What MIP Reference and MIP Apply make of a trial."""
+        """MIP Reference and MIP Apply for one trial. Returns the patched model and its relevance record."""
         from ...patching.apply import apply_references
 
-        adapter = self.adapter(part.arm.adapter, part.seed)
+        adapter = self.adapter(part.variant.adapter, part.seed)
         pictures = trials.references[trial].movedim(1, -1)
         if swapped:
             pictures = pictures.roll(1, 0)
         texts = trials.texts(trial)
         references = tuple(make_reference(picture[None], text) for picture, text in zip(pictures, texts, strict=True))
         record = RelevanceRecord(texts)
-        head = FusionHead(adapter.head, part.arm.gate, name=adapter.name)
+        head = FusionHead(adapter.head, part.variant.gate, name=adapter.name)
         model = apply_references(
             self.model, self.clip, self.vision, adapter, references,
-            scale=part.scale, merge=part.arm.merge, fusion_head=head, record=record,
+            scale=part.scale, merge=part.variant.merge, fusion_head=head, record=record,
         )  # fmt: skip
         return model, record
 
     def _drawn(self, scenes: Any) -> tuple[Tensor, Tensor]:
-        """Latents as the UNet knows them and masks of drawn scenes."""
+        """Model-space latents and masks of drawn scenes."""
         from ...miniature import world
 
         picture = world.render(scenes)
@@ -169,7 +185,7 @@ class Maker:
         return latents.float(), picture.masks
 
     def _denoise(self, model: Any, latents: Tensor, noise: Tensor, level: int, positive: list) -> Tensor:
-        """What the model takes the latents for, after one look at them at a noise level, without guidance."""
+        """The denoised latents after one UNet call at a noise level, without guidance."""
         import comfy.model_management
 
         comfy.model_management.load_models_gpu([model])
@@ -185,8 +201,8 @@ class Maker:
         return out.float().cpu()
 
 
-class _Remembering:
-    """A CLIP that encodes each text once: the same few dozen of object texts come again with every prompt."""
+class _CachingClip:
+    """A CLIP that caches its texts, because the same few dozen object texts come with every prompt."""
 
     def __init__(self, clip: Any):
         self.clip = clip
@@ -199,7 +215,7 @@ class _Remembering:
         return self._encode(tokens.text)[0]
 
     def conditioning(self, text: str) -> tuple[Tensor, Tensor]:
-        """Context [1, 77, X] and pooled [1, Y]."""
+        """Context [1, 77, X] and pooled text [1, Y]."""
         context, pooled = self._encode(text)
         return context, pooled
 
@@ -210,8 +226,8 @@ class _Tokens(dict):
         self.text = text
 
 
-class _Seen:
-    """An image encoder that remembers the pictures it saw last: all arms show it the same references."""
+class _CachingVision:
+    """An image encoder that caches its pictures, because all variants use the same references."""
 
     def __init__(self, vision: Any):
         self.vision = vision
@@ -229,5 +245,5 @@ class _Seen:
         return self._known[key]
 
     def embeddings(self, images: Tensor) -> Tensor:
-        """[B, D] of pictures [B, H, W, 3], each known by itself."""
+        """[B, D] of pictures [B, H, W, 3], each cached by itself."""
         return torch.cat([self.encode_image(image[None])["image_embeds"].float() for image in images])

@@ -1,8 +1,9 @@
 """`python mip.py arms`: every arm over the same prompts, measured by the judge; see variants.py for what they are.
 
-Pictures come from the nodes (MIP Reference, MIP Apply) and the host's sampler. Each measured picture is a line of JSON
-in the output folder, so that a run that was stopped goes on where it was, and several may work side by side, a shard
-each. What the lines were made with is written beside them: others' lines are never mixed in.
+The code calls an arm a variant. Pictures come from the nodes (MIP Reference, MIP Apply) and ComfyUI's sampler. Each
+measured picture is one line of JSON in the output folder. So a stopped run resumes where it was, and several processes
+can share the work, one shard each. plan.json records the weights and settings behind the lines, so that lines made with
+others are never mixed in.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from . import page, picture_grid, table, variants
 from .comfy_maker import BF16, Maker, Part
 from .variants import Variant
 
-SETTINGS = ("steps", "sampler", "guidance", "precision")  # that every line depends on
-BATCH = 16  # pictures at most: more of them leave the processor's cache
-GRID = 24  # prompts, of which the first training seed has every third: rows of the picture
+SETTINGS = ("steps", "sampler", "guidance", "precision")  # options that every line depends on
+BATCH = 16  # pictures at most: more do not fit into the processor's cache
+GRID = 24  # prompts looked at for the picture grid; the first training seed has every third of them
 
 
 def main(argv: list[str]) -> int:
@@ -92,26 +93,36 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class Run:
+    """One call of the command.
+
+    given: its options.
+    chosen: the variants to compare.
+    """
+
     def __init__(self, given: argparse.Namespace, chosen: Sequence[Variant]):
         if given.quick:
             given.prompts, given.objects, given.steps, given.no_tuning = 8, [2], 8, True
             given.every_seed = True
         if given.precision == "auto":
             given.precision = "bf16" if activations("cuda" if torch.cuda.is_available() else "cpu") == BF16 else "fp32"
-        self.given, self.arms = given, chosen
+        self.given, self.variants = given, chosen
         self.folder: Path = given.output
         self.folder.mkdir(parents=True, exist_ok=True)
         self.shard, self.shards = _share(given.shard)
         self.lines = self.folder / f"rows-{self.shard}-of-{self.shards}.jsonl"
         self.end = time.monotonic() + 60 * given.minutes
 
-    # ---- what is to be done ----
+    # ---- making the pictures ----
 
     def work(self) -> None:
-        """Pictures at the equal scale, scales to choose from, pictures at the best ones, real scenes. For the best ones
-        all shards' scales must be there; else say so, for the same command to go on later."""
+        """Make what is missing: pictures at the equal scale, pictures to choose scales, pictures at the best scales,
+        real scenes.
+
+        A best scale is known once all shards have tried all scales. Before that, a message asks to run the command
+        again.
+        """
         maker = Maker(self.given)
-        self._same_circumstances()
+        self._check_plan()
         done = {tuple(row["key"]) for row in self.rows()}
         tuned = (self._equal, self._tuning, self._best, self._real)
         for stage in (self._equal, self._real) if self.given.no_tuning else tuned:
@@ -127,13 +138,15 @@ class Run:
                 left -= len(rows)
                 pace = (time.monotonic() - begun) / made
                 print(
-                    f"{part.measure}: {part.arm.name}, seed {part.seed}, {part.objects} objects, scale {part.scale:g}: "
-                    f"{pace:.2f} s each, {pace * left / 60:.0f} min left",
+                    f"{part.measure}: {part.variant.name}, seed {part.seed}, {part.objects} objects, "
+                    f"scale {part.scale:g}: {pace:.2f} s each, {pace * left / 60:.0f} min left",
                     flush=True,
                 )
 
     def _mine(self, part: Part) -> bool:
-        """By what the part is, so that it stays the same shard's when other adapters or arms come."""
+        """Whether a batch belongs to this shard. It depends on the batch alone, not on which adapters or variants are
+        there.
+        """
         return zlib.crc32(repr(part.key(part.trials[0])).encode()) % self.shards == self.shard
 
     def _append(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -141,18 +154,18 @@ class Run:
             if out.tell():
                 out.seek(-1, os.SEEK_END)
                 if out.read() != b"\n":
-                    out.write(b"\n")  # what a kill left of a line stays a line of its own
+                    out.write(b"\n")  # ends a line that a killed process left unfinished
             out.writelines(f"{json.dumps(row)}\n".encode() for row in rows)
 
-    def _same_circumstances(self) -> None:
-        """Raises ValueError if the folder's lines were made by other weights or settings."""
+    def _check_plan(self) -> None:
+        """Write plan.json. Raises ValueError if the folder's lines were made with other weights or settings."""
         from ...miniature.comfy_bundle import PARTS
 
         now: dict[str, Any] = {name: getattr(self.given, name) for name in SETTINGS}
         now |= {part: _sha256(self.given.miniature / f"{part}.safetensors") for part in PARTS}
-        for arm in self.arms:
-            for seed in self._seeds(arm) if arm.adapter else ():
-                now[f"{arm.adapter}-{seed}"] = _sha256(trained.file(arm.adapter, seed, self.given.adapters))
+        for variant in self.variants:
+            for seed in self._seeds(variant) if variant.adapter else ():
+                now[f"{variant.adapter}-{seed}"] = _sha256(trained.file(variant.adapter, seed, self.given.adapters))
         before = self._plan()
         if not before and self.rows():
             raise ValueError(
@@ -167,34 +180,37 @@ class Run:
         atomic_write(self.folder / "plan.json", json.dumps(before | now, indent=1))
 
     def _plan(self) -> dict[str, Any]:
-        """What the folder's lines were made with; nothing for a new one."""
+        """What the folder's lines were made with; empty for a new folder."""
         plan = self.folder / "plan.json"
         return json.loads(plan.read_text()) if plan.is_file() else {}
 
-    def _seeds(self, arm: Variant) -> tuple[int, ...]:
-        there = trained.seeds(arm.adapter, self.given.adapters) if arm.adapter else trained.SEEDS
+    def _seeds(self, variant: Variant) -> tuple[int, ...]:
+        """The training seeds of a variant's adapter; all seeds for the variant without an adapter."""
+        there = trained.seeds(variant.adapter, self.given.adapters) if variant.adapter else trained.SEEDS
         return tuple(seed for seed in there if not self.given.seed or seed in self.given.seed)
 
     def _each(self, measure: str, scales: Callable[[Variant, int], Sequence[float]]) -> Iterator[Part]:
-        """A training seed after the other, so that a run that is stopped has something of everything."""
+        """Batches of all variants, one training seed after the other, so that a stopped run has covered something of
+        everything.
+        """
         shares = variants.shared_out(self.given.prompts, trained.SEEDS, self.given.every_seed)
         for seed in trained.SEEDS:
             for objects in self.given.objects:
-                for arm in self.arms:
-                    if seed in self._seeds(arm):
-                        for scale in scales(arm, objects):
-                            yield from _parts(measure, arm, seed, objects, scale, shares[seed])
+                for variant in self.variants:
+                    if seed in self._seeds(variant):
+                        for scale in scales(variant, objects):
+                            yield from _parts(measure, variant, seed, objects, scale, shares[seed])
 
     def _real(self) -> Iterator[Part]:
-        return self._each("real", lambda arm, _: (self.given.scale,) if arm.adapter else ())
+        return self._each("real", lambda variant, _: (self.given.scale,) if variant.adapter else ())
 
     def _tuning(self) -> Iterator[Part]:
-        """On training seed 0 alone, which every kind has."""
+        """Batches to choose scales from, on training seed 0 alone, which every kind of adapter has."""
         for objects in self.given.objects:
-            for arm in self.arms:
-                for scale in arm.scales if 0 in self._seeds(arm) else ():
+            for variant in self.variants:
+                for scale in variant.scales if 0 in self._seeds(variant) else ():
                     prompts = range(variants.prompts_to_choose(objects))
-                    yield from _parts("tune", arm, 0, objects, scale, prompts)
+                    yield from _parts("tune", variant, 0, objects, scale, prompts)
 
     def _equal(self) -> Iterator[Part]:
         return self._each("picture", lambda *_: (self.given.scale,))
@@ -202,10 +218,10 @@ class Run:
     def _best(self) -> Iterator[Part]:
         rows, missing = self.rows(), set()
 
-        def scales(arm: Variant, objects: int) -> tuple[float, ...]:
-            best = table.best_scale(rows, arm, objects)
-            if best is None and arm.scales:
-                missing.add(f"{arm.name}, {objects} objects")
+        def scales(variant: Variant, objects: int) -> tuple[float, ...]:
+            best = table.best_scale(rows, variant, objects)
+            if best is None and variant.scales:
+                missing.add(f"{variant.name}, {objects} objects")
             return () if best is None or best.scale == self.given.scale else (best.scale,)
 
         yield from self._each("picture", scales)
@@ -213,7 +229,7 @@ class Run:
             print(f"Not all scales are tried yet ({'; '.join(sorted(missing))}): run this again when they are.")
 
     def _keep(self, part: Part) -> Callable[[int, Tensor], None]:
-        """Keeps all pictures that count, to be looked at."""
+        """A function that saves the pictures of the comparison, for people to look at."""
 
         def keep(trial: int, image: Tensor) -> None:
             if part.measure == "picture":
@@ -222,13 +238,19 @@ class Run:
         return keep
 
     def _picture(self, key: Sequence[Any]) -> Path:
-        _, arm, seed, objects, scale, trial = key
-        return self.folder / "pictures" / f"{objects} objects" / f"{arm}, scale {scale:g}, seed {seed}" / f"{trial}.png"
+        _, variant, seed, objects, scale, trial = key
+        return (
+            self.folder
+            / "pictures"
+            / f"{objects} objects"
+            / f"{variant}, scale {scale:g}, seed {seed}"
+            / f"{trial}.png"
+        )
 
-    # ---- what came out ----
+    # ---- the results ----
 
     def rows(self) -> list[dict[str, Any]]:
-        """All lines of all shards; one cut off by a full disk or a kill is left out, and so made again."""
+        """The lines of all shards. A line cut off by a full disk or a kill is ignored, so it is made again."""
         rows = []
         for file in sorted(self.folder.glob("rows-*.jsonl")):
             for line in file.read_text().splitlines():
@@ -248,19 +270,23 @@ class Run:
         for objects in self.given.objects:
             trials = variants.make_test_prompts(GRID, objects, variants.SEED_TEST)
             columns = {
-                arm.name: [self._picture(("", arm.name, 0, objects, self.given.scale, trial)) for trial in range(GRID)]
-                for arm in self.arms
+                variant.name: [
+                    self._picture(("", variant.name, 0, objects, self.given.scale, trial)) for trial in range(GRID)
+                ]
+                for variant in self.variants
             }
             if (grid := picture_grid.draw_grid(trials, columns)) is not None:
                 grid.save(self.folder / f"arms, {objects} objects.png")
         print(f"{self.folder.resolve()}: variants.json, variants.md, and a picture for each number of objects")
 
 
-def _parts(measure: str, arm: Variant, seed: int, objects: int, scale: float, trials: Sequence[int]) -> Iterator[Part]:
-    """Batches of about one size."""
+def _parts(
+    measure: str, variant: Variant, seed: int, objects: int, scale: float, trials: Sequence[int]
+) -> Iterator[Part]:
+    """Batches of about equal size, with at most BATCH trials."""
     if trials:
         for some in torch.tensor(trials).tensor_split(math.ceil(len(trials) / BATCH)):
-            yield Part(measure, arm, seed, objects, scale, tuple(some.tolist()))
+            yield Part(measure, variant, seed, objects, scale, tuple(some.tolist()))
 
 
 def _share(text: str) -> tuple[int, int]:

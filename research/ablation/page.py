@@ -1,4 +1,4 @@
-"""The arms' numbers as a page that says what they mean."""
+"""The ablation's results as a Markdown page that explains them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ LIMITS = (
 
 
 def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """settings: those of the lines: prompts, every_seed, steps, sampler, guidance, precision."""
+    """The page.
+
+    results: by number of objects, from `table.summarise`.
+    settings: of the lines: prompts, every_seed, steps, sampler, guidance, precision.
+    """
     share = "all of them on every training seed" if settings["every_seed"] else "a third of them on each training seed"
     pairs = len(all_pairs(len(KINDS), reserved=True))
     lines = [
@@ -74,7 +78,7 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         lines += ["", f"## {objects.capitalize()}", "", *_verdict(objects, tables)]
         for title, name in (("At equal scale", "equal"), ("Each at its own best scale", "best")):
             if tables[name]:
-                lines += ["", f"### {title}", "", *_arm_table(tables[name])]
+                lines += ["", f"### {title}", "", *_variant_table(tables[name])]
         if tables["equal"]:
             lines += ["", "### By look, at equal scale, in %", "", BY_LOOK, "", *_look_table(tables["equal"])]
         for title, name in (
@@ -108,7 +112,7 @@ REAL_SCENES = (
 
 
 def _missing(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before he believes the tables."""
+    """A warning if seeds or pictures are missing, else nothing."""
     every = [row for tables in results.values() for row in tables["equal"] + tables["best"]]
     few = sorted({row["arm"] for row in every if row["seeds"] < len(SEEDS)})
     share = 1 if settings["every_seed"] else 1 / len(SEEDS)
@@ -125,7 +129,7 @@ def _missing(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[st
 
 
 def _verdict(objects: str, tables: Mapping[str, Any]) -> list[str]:
-    """The open question, at both scales."""
+    """The answer to the open question, at the equal scale and at the best scales."""
     lines = []
     for scale, name in (
         ("At equal scale", "effects"),
@@ -147,7 +151,7 @@ def _said(effect: Mapping[str, Any]) -> str:
     return f"{_points(effect['bound'])} points{unsure}"
 
 
-def _arm_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _variant_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     percent = ("bound", "binding", "clear", "confused", "present", "all present", "count right", "pattern")
     plain = ("margin", "look error", "CLIP-T", "CLIP-I")
     head = ["arm", "scale", "pictures", "bound %", "by seed", *(f"{name} %" for name in percent[1:]), *plain]
@@ -192,7 +196,7 @@ def _real_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         ["arm", "scenes", "error, right", "error, swapped", "swapped − right", "own map wins %", "own share %"]
     )
     for row in rows:
-        # Only a merge by relevance knows who is where; to the others the two are one.
+        # Only a merge by relevance knows where each object is. For the others swapping changes nothing.
         difference = _plain(row["swapped − right"], True) if row["map"] else "0, by symmetry"
         errors = [_plain(row["right"]), _plain(row["swapped"]), difference]
         maps = [_percent(row["map"], True), _percent(row["share"], False)]
@@ -200,9 +204,9 @@ def _real_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _names(arms: Iterable[str]) -> str:
-    """Some hold a comma."""
-    return ", ".join(f"*{arm}*" for arm in arms)
+def _names(variants: Iterable[str]) -> str:
+    """Names in italics, because some contain a comma."""
+    return ", ".join(f"*{variant}*" for variant in variants)
 
 
 def _head(names: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The arms in one picture: a row for each prompt, its references at the left, then a column for each arm."""
+"""The variants in one picture: a row per prompt with its references at the left, and a column per variant."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ INK, GREY = (20, 20, 20), (120, 120, 120)
 
 
 def save(image: Tensor, file: Path) -> None:
-    """A picture [3, S, S] in 0..1 as PNG."""
-    with atomic_file(file) as temporary:  # another share may be drawing the sheet
+    """Write a picture [3, S, S] in 0..1 as PNG."""
+    with atomic_file(file) as temporary:  # another shard may be drawing the grid
         to_pil(image).save(temporary, "PNG")
 
 
@@ -30,7 +30,11 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def draw_grid(trials: TestPrompts, columns: Mapping[str, Sequence[Path]]) -> Image.Image | None:
-    """columns: by arm, the files of its pictures, one for each trial; arms without any are left out."""
+    """The grid; None if there are no pictures.
+
+    trials: the prompts and references of the rows.
+    columns: by variant, the file of its picture for each trial. Variants without any picture are left out.
+    """
     columns = {name: files for name, files in columns.items() if any(file.is_file() for file in files)}
     if not columns:
         return None

@@ -1,6 +1,7 @@
-"""What is compared: arms (an adapter, a merge, a gate), and trials (a prompt, its references, a seed of the noise).
+"""What the ablation compares: variants (an adapter, a merge, a gate) over trials (a prompt, its references, a noise
+seed).
 
-The paper's reader asks whether its gain comes from the merging or from the training. So the arms cross the two.
+A reader of the paper asks whether its gain comes from the merging or from the training. So the variants cross the two.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from ...attention.options import Gate, Merge
 from ...miniature import world, world_words
 from ..miniature.trained import SEEDS
 
-SEED_TEST, SEED_TUNE = 5_000_000_000, 6_000_000_000  # of trials: the ones that count, and those that choose scales
+SEED_TEST, SEED_TUNE = 5_000_000_000, 6_000_000_000  # of trials: for the comparison, and for choosing scales
 REFERENCE_SIDE = 224  # pixels
 STEPS, SAMPLER, GUIDANCE = 12, "dpmpp_2m", 3.0  # as many objects as with 20 steps of euler, at half the cost
-SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # from which each arm's own best is chosen
-TUNED_ON = 96  # objects: as many at each number of them in a picture
+SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # each variant's best scale is one of these
+TUNED_ON = 96  # objects that choose a scale, for each number of objects in a picture
 
 
 class Variant(NamedTuple):
-    """adapter: a kind of `trained.KINDS`, "" for the base alone; gate: where the fusion head acts, "off" for an adapter
-    without one."""
+    """One column of the ablation.
+
+    adapter: a kind of `trained.KINDS`; "" for the base alone.
+    gate: where the fusion head acts; "off" for an adapter without one.
+    """
 
     name: str
     adapter: str
@@ -35,7 +39,7 @@ class Variant(NamedTuple):
 
     @property
     def scales(self) -> tuple[float, ...]:
-        """Those to choose from: none for "sum", which at scale s / M is "uniform" at s, to the last digit."""
+        """The scales to choose from. None for "sum": at scale s / M it equals "uniform" at s, to the last digit."""
         return SCALES if self.adapter and self.merge.strategy != "sum" else ()
 
 
@@ -64,8 +68,10 @@ METHOD = "mip + relevance"
 
 
 class Effect(NamedTuple):
-    """What changes from the arms `before` to the arms `after`, and nothing else; with two of each, how much more the
-    first change does than the second."""
+    """What changes from the variants `before` to the variants `after`, and nothing else.
+
+    With two variants each, it is how much more the first change does than the second.
+    """
 
     name: str
     after: tuple[str, ...]
@@ -97,11 +103,15 @@ EFFECTS = (
 
 @dataclass(frozen=True, eq=False)
 class TestPrompts:
-    """Prompts with their references. No two references of a prompt share a colour, so that it can be told whose colours
-    an object wears; every prompt holds a pair of kinds never seen together in training, and every two-coloured look is
-    one that training never showed.
+    """Prompts with their references.
 
-    scenes: drawn scenes of just these objects; references [N, M, 3, S, S]; prompts, seeds: one each.
+    No two references of a prompt share a colour, so it can be told whose colours an object wears. Every prompt has a
+    pair of kinds that training never shows together, and every two-coloured look is one that training never shows.
+
+    objects: M, how many each prompt names.
+    scenes: drawn scenes of these objects.
+    references: [N, M, 3, S, S] in 0..1.
+    prompts, seeds: one per trial.
     """
 
     objects: int
@@ -118,7 +128,7 @@ class TestPrompts:
 
 
 def make_test_prompts(count: int, objects: int, seed: int) -> TestPrompts:
-    """The first `count` trials of an endless row that depends on objects and seed alone."""
+    """The first `count` trials of an endless sequence that depends on `objects` and `seed` alone."""
     parts: list[world.Scenes] = []
     shown: list[world.Scenes] = []  # a reference of each object, one after another
     while sum(map(len, parts)) < count:
@@ -141,12 +151,12 @@ def make_test_prompts(count: int, objects: int, seed: int) -> TestPrompts:
 
 
 def prompts_to_choose(objects: int) -> int:
-    """On how many prompts of so many objects an arm's own scale is chosen."""
+    """How many prompts with so many objects choose a variant's scale."""
     return TUNED_ON // objects
 
 
 def _distinct(looks: Tensor) -> Tensor:
-    """[K] numbers of the scenes of looks [B, M, 3] of which no two objects share a colour."""
+    """[K] indices of those scenes in which no two objects share a colour. looks: [B, M, 3]."""
     _, objects, _ = looks.shape
     colours = looks[..., 1:]
     same = (colours[:, :, None, :, None] == colours[:, None, :, None, :]).flatten(3).any(-1)  # [B, M, M]
@@ -160,15 +170,15 @@ def _joined(parts: Sequence[world.Scenes]) -> world.Scenes:
 def shared_out(count: int, seeds: Sequence[int], every_seed: bool = False) -> dict[int, tuple[int, ...]]:
     """Which of `count` trials the adapter of each training seed gets: a share of its own, or all of them.
 
-    Shares cost a third, and more prompts tell more than the same prompt again. A trial's seed does not depend on which
-    adapters there are, so that all arms have the same trials on the same seed.
+    Shares cost a third, and more prompts tell more than the same prompt again. A seed's trials do not depend on which
+    adapters exist, so all variants have the same trials on the same seed.
     """
     return {seed: tuple(range(count) if every_seed else range(seed, count, len(SEEDS))) for seed in seeds}
 
 
 def chosen(names: Sequence[str] | None, kinds: Sequence[str]) -> list[Variant]:
-    """The arms of these names (all without any) whose adapters are there. ValueError for a name that there is not."""
-    known = {arm.name: arm for arm in VARIANTS}
+    """The variants with these names (all if None) whose adapters are there. Raises ValueError for an unknown name."""
+    known = {variant.name: variant for variant in VARIANTS}
     if wrong := [name for name in names or () if name not in known]:
         raise ValueError(f"There is no arm “{wrong[0]}”; choose from: {'; '.join(known)}.")
-    return [arm for arm in VARIANTS if arm.adapter in ("", *kinds) and (not names or arm.name in names)]
+    return [variant for variant in VARIANTS if variant.adapter in ("", *kinds) and (not names or variant.name in names)]

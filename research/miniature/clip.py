@@ -1,7 +1,7 @@
-"""CLIP's text and image models in plain torch, under the host's parameter names.
+"""CLIP's text and image models in plain torch, under ComfyUI's parameter names.
 
-The host's own cannot be trained: they add in place what the backward pass still needs. These give the same
-numbers (a test compares them), so the trained weights load into the host's classes as they are.
+ComfyUI's own cannot be trained: they add in place what the backward pass still needs. These give the same numbers (a
+test compares them), so the trained weights load into ComfyUI's classes unchanged.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 ACTIVATIONS = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": F.gelu}
 VOCABULARY, LENGTH = 49408, 77
 END = 49407
-PAD_L, PAD_G = END, 0  # what fills a text up to LENGTH in each of SDXL's two encoders
+PAD_L, PAD_G = END, 0  # padding token of each of SDXL's two text encoders
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -27,7 +27,7 @@ class Attention(nn.Module):
         q, k, v = (
             f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj)
         )
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # on a CPU far faster to train than the fused one
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # on a CPU this trains far faster than the fused kernel
         if causal:
             ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
             scores = scores.masked_fill(ahead, float("-inf"))
@@ -92,7 +92,7 @@ class TextTransformer(nn.Module):
 
 
 class Text(nn.Module):
-    """Token numbers [B, L ≤ 77] to penultimate hidden states [B, L, C] and the projected text [B, C]."""
+    """Token ids [B, L ≤ 77] to penultimate hidden states [B, L, C] and the projected text [B, C]."""
 
     def __init__(self, settings: Mapping):
         super().__init__()
@@ -103,7 +103,7 @@ class Text(nn.Module):
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         model = self.text_model
         last, penultimate = model.encoder(model.embeddings(ids))
-        end = (ids == END).int().argmax(1)  # the first one
+        end = (ids == END).int().argmax(1)  # the first end token
         pooled = model.final_layer_norm(last[torch.arange(len(ids), device=ids.device), end])
         return penultimate, self.text_projection(pooled)
 
@@ -145,13 +145,13 @@ class Vision(nn.Module):
         return penultimate, self.visual_projection(pooled)
 
     def hidden(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Penultimate hidden states and the pooled ones before the projection."""
+        """Penultimate hidden states, and the pooled state before the projection."""
         model = self.vision_model
         last, penultimate = model.encoder(model.pre_layrnorm(model.embeddings(pixels)))
         return penultimate, model.post_layernorm(last[:, 0])
 
 
 def normalised(images: Tensor) -> Tensor:
-    """0…1 pixels [B, 3, H, W] to what the image model expects."""
+    """Pixels [B, 3, H, W] in 0..1, normalised for the image model."""
     mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (MEAN, STD))
     return (images - mean) / std

@@ -1,4 +1,4 @@
-"""Seeded weights: adapters before training. The same numbers on every machine."""
+"""Seeded weights of untrained adapters: the same numbers on every machine."""
 
 import math
 import zlib
@@ -15,7 +15,7 @@ Shapes = Mapping[str, Iterable[int]]
 
 
 def normal(name: str, shape: Iterable[int], std: float = 1.0) -> Tensor:
-    """Normal numbers that depend on the name alone: a host's key order and extra keys do not matter."""
+    """Normal numbers that depend on the name alone, so the order of keys and additional keys do not matter."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     return torch.randn(tuple(shape), generator=generator) * std
 
@@ -38,7 +38,7 @@ def _tensor(name: str, key: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def base_adapter() -> dict[str, Tensor]:
-    """Official layout of the base family with a fusion head: linear projection to 4 tokens."""
+    """The base family in its official layout, with a fusion head and a linear projection to 4 tokens."""
     width, tokens = config.CONTEXT_DIM, config.BASE_TOKENS
     shapes = {
         "image_proj.proj.weight": (tokens * width, config.CLIP_VISION["projection_dim"]),
@@ -50,12 +50,12 @@ def base_adapter() -> dict[str, Tensor]:
 
 
 def plus_adapter() -> dict[str, Tensor]:
-    """Official layout of the plus family with a fusion head."""
+    """The plus family in its official layout, with a fusion head."""
     return plus_projection("plus") | _sites("plus")
 
 
 def plus_projection(part: str) -> dict[str, Tensor]:
-    """A Resampler to 16 tokens; other numbers for another `part`."""
+    """A Resampler to 16 tokens. A different `part` gives different numbers."""
     dim, inner = config.RESAMPLER["dim"], config.RESAMPLER["dim"] * config.RESAMPLER["ff_mult"]
     width = config.CONTEXT_DIM
     shapes: dict[str, tuple[int, ...]] = {
@@ -95,7 +95,7 @@ ADAPTERS = {"miniature_base.safetensors": base_adapter, "miniature_plus.safetens
 
 
 def write_adapters(folder: Path) -> list[Path]:
-    """Write the seeded adapters into a folder (made if missing); returns their paths."""
+    """Write the seeded adapters into a folder, made if missing. Returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in ADAPTERS]
     for path in paths:

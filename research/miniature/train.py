@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 STAGES = ("vae", "encoders", "base", "places")
-LATER = ("vision",)  # goes on with what the base does not rest on
-# On the finished base.
+LATER = ("vision",)  # continues the image encoder, which the base does not depend on
+# Trained on the finished base.
 ADAPTERS = ("stock", "mip", "uniform-trained", "one-object-trained", "head-only", "stock-plus", "mip-plus")
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def pack(module: str) -> Any:
-    """A module of the pack, imported as the pack's commands do."""
+    """A module of the pack, imported as the pack's commands import it."""
     spec = importlib.util.spec_from_file_location("package", ROOT / "launcher" / "package.py")
     assert spec and spec.loader
     package = importlib.util.module_from_spec(spec)

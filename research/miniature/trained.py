@@ -1,4 +1,4 @@
-"""The miniature's trained adapters: which there are, how each is trained, where their files lie."""
+"""The miniature's trained adapters: their kinds, how each is trained, and where their files lie."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from ...training.config import TrainConfig
 from ...training.filters import Filters
 
 RESEARCH = Path(__file__).resolve().parents[1]
-LISTED, OTHERS = "adapters", "arms"  # below an export: what Load MIP Adapter shows, and what only the ablation reads
+LISTED, OTHERS = "adapters", "arms"  # folders of an export: for Load MIP Adapter, and for the ablation alone
 SEEDS = (0, 1, 2)
 
 
 class Kind(NamedTuple):
-    """start: the adapter that it goes on from, of the same seed; None for a fresh one. listed: whether the first seed's
-    file is shown to artists, by this name."""
+    """One kind of adapter.
+
+    start: the kind whose adapter of the same seed it starts from; None for a new adapter.
+    recipe: how it is trained.
+    listed: the name under which the first seed's file is shown to users; "" if it is not.
+    """
 
     start: str | None
     recipe: TrainConfig
@@ -38,10 +42,10 @@ _ONE = replace(_ALL, train="all", merge="uniform", gate="off", min_objects=1, ma
 _TWO = replace(_ALL, train="adapter", merge="relevance", gate="image")
 
 KINDS = {
-    "stock": Kind(None, _ONE, "miniature_stock"),  # has never seen two references
+    "stock": Kind(None, _ONE, "miniature_stock"),  # never sees two references
     "mip": Kind("stock", _TWO, "miniature_mip"),
-    "uniform-trained": Kind("stock", replace(_TWO, merge="uniform")),  # the control: all but the merge as with mip
-    # The other control: all but the second object. With one alone every merge is the same.
+    "uniform-trained": Kind("stock", replace(_TWO, merge="uniform")),  # a control: like mip, except for the merge
+    # The other control: like mip, without the second object. With one object every merge is the same.
     "one-object-trained": Kind("stock", replace(_TWO, min_objects=1, max_objects=1)),
     "head-only": Kind("stock", replace(_TWO, train="head", steps=300, learning_rate=1e-2)),
     "stock-plus": Kind(None, _ONE, "miniature_stock_plus"),
@@ -50,7 +54,9 @@ KINDS = {
 
 
 def file(kind: str, seed: int, folder: Path | None = None) -> Path:
-    """Where the adapter of a kind and training seed lies, or would lie: in the repository, or below an export."""
+    """The path of an adapter by kind and training seed, whether it exists or not. folder: an export; None: the
+    repository.
+    """
     if KINDS[kind].listed and seed == 0:
         return (folder or MINIATURE) / LISTED / f"{KINDS[kind].listed}.safetensors"
     others = RESEARCH / "ablation" / "weights" if folder is None else folder / OTHERS
@@ -58,10 +64,10 @@ def file(kind: str, seed: int, folder: Path | None = None) -> Path:
 
 
 def logs(folder: Path | None = None) -> Path:
-    """Where losses, digests and the gate's result of the trainings lie: in the repository, or below an export."""
+    """The folder of the losses, digests and gate results of the trainings. folder: an export; None: the repository."""
     return (RESEARCH / "miniature" if folder is None else folder) / "checkpoints"
 
 
 def seeds(kind: str, folder: Path | None = None) -> tuple[int, ...]:
-    """The training seeds of which there are files."""
+    """The training seeds whose files exist."""
     return tuple(seed for seed in SEEDS if file(kind, seed, folder).is_file())

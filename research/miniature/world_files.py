@@ -1,4 +1,4 @@
-"""Scenes in the training-data layout of subject_dataset_10k, so that the trainer's dataset reads them."""
+"""Drawn scenes as files in the training-data layout of subject_dataset_10k, for the trainer's dataset."""
 
 import json
 import random
@@ -13,7 +13,9 @@ from ...miniature.world_shapes import KINDS
 
 
 def write(scenes: world.Scenes, folder: Path, rng: random.Random, size: int = world.SIZE) -> None:
-    """Write images/ID.png, masks/ID.png (0 behind, 1… the objects) and jsons/ID.json, ID counting from 000000."""
+    """Write images/ID.png, masks/ID.png (0 for the background, objects from 1 on) and jsons/ID.json; IDs start at
+    000000.
+    """
     for name in ("images", "masks", "jsons"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     captions = scenes.captions(rng)
@@ -38,7 +40,7 @@ def write(scenes: world.Scenes, folder: Path, rng: random.Random, size: int = wo
 
 
 def _numbered(masks: Tensor) -> Tensor:
-    """[S, S] the number of the object that a pixel mostly shows, from masks [M, S, S]."""
+    """[S, S] the number of the object that covers most of a pixel, from masks [M, S, S]."""
     share, owner = masks.max(0)
     return (owner + 1) * (share > 0.5)
 

@@ -1,1 +1,7 @@
-"""TODO"""
+"""Studies with the miniature.
+
+steering.py        the means of steering, each as a before and an after, and the picture of both
+comfy_steering.py  `python mip.py steer`: samples them with ComfyUI
+overlap.py         intersection over union of relevance maps with the objects
+comfy_overlap.py   `python mip.py overlap`: records the maps with ComfyUI
+"""

@@ -1,9 +1,10 @@
 """`python mip.py overlap`: do the relevance maps lie on the objects? Intersection over union with true silhouettes.
 
-Drawn scenes are made noisy and shown to the UNet once, by the host's own sampler. The maps that MIP Apply records are
-compared with the text attention alone (the softmax over the prompt's tokens, at the object's own word, of the model
-without an adapter), with random maps, and with the silhouettes themselves at the finest maps' resolution. All become
-shares by the merge's own equation and masks as MIP Relevance Maps makes them. Thresholds are chosen on other scenes.
+Noise is added to drawn scenes, and the UNet sees each once, called by ComfyUI's own sampler. The maps that MIP Apply
+records are compared with three others: the text attention alone (the softmax over the prompt's tokens, at the object's
+own word, of the model without an adapter), random maps, and the silhouettes themselves at the resolution of the finest
+maps. The merge's own equation turns all of them into shares, and masks are made as in MIP Relevance Maps. Thresholds
+are chosen on other scenes.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from ..ablation import variants
 from ..miniature import trained
 from . import overlap
 
-LEVELS = (200, 400, 600, 800)  # of the 1000 noise levels
-# With the background competitor nobody has a position that suits every text less than the average position does.
+LEVELS = (200, 400, 600, 800)  # out of 1000 noise levels
+# With the background competitor, no object owns a position that suits every text less than the average position does.
 MERGE = Merge(background=1.0)
 RELEVANCE, TEXT, CHANCE, TRUTH = "relevance", "text attention", "chance", "the silhouettes at that resolution"
 
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> int:
 
 
 def measure(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """By noise level, then by method."""
+    """Results by noise level, then by method."""
     from ...miniature import comfy_bundle
 
     adapter, bundle = load_adapter(given.adapter), comfy_bundle.load(given.miniature)
@@ -83,7 +84,7 @@ def measure(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def _overlaps(
     given: argparse.Namespace, adapter: Adapter, bundle: tuple, seed: int
 ) -> dict[int, dict[str, list[dict[str, Tensor]]]]:
-    """Of all scenes of a seed, by noise level and method."""
+    """The overlaps of every scene of a seed, by noise level and method."""
     from ...patching.apply import apply_references
 
     model, clip, vae, vision = bundle
@@ -124,7 +125,7 @@ def _overlaps(
 
 
 def _shares(maps: Tensor) -> Tensor:
-    """What the merge makes of maps [M, h, w] of anything as relevance."""
+    """The merge's shares of any maps [M, h, w] taken as relevance."""
     return shares(F.normalize(maps.flatten(1), p=1, dim=1), MERGE).view_as(maps)
 
 
@@ -134,7 +135,7 @@ def _conditioning(clip: Any, text: str) -> list:
 
 
 def _look(model: Any, latent: Tensor, noise: Tensor, level: int, positive: list) -> None:
-    """One call of the UNet, on the latent at a noise level, through the host's sampler without guidance."""
+    """One UNet call on the latent at a noise level, through ComfyUI's sampler, without guidance."""
     import comfy.sample
     import comfy.samplers
 
@@ -145,7 +146,7 @@ def _look(model: Any, latent: Tensor, noise: Tensor, level: int, positive: list)
 
 
 def _positions(clip: Any, prompt: str, text: str) -> list[int]:
-    """Where the prompt's tokens name the object."""
+    """The positions of the object's tokens in the prompt. Raises ValueError if the prompt does not name it."""
     numbers = [[token for token, *_ in clip.tokenize(words)["l"][0]] for words in (prompt, text)]
     whole, end = numbers[0], numbers[1][-1]
     content = numbers[1][1 : numbers[1].index(end, 1)]
@@ -157,7 +158,7 @@ def _positions(clip: Any, prompt: str, text: str) -> list[int]:
 
 @contextmanager
 def _text_attention(model: Any, words: list[list[int]]) -> Iterator[list[Observation]]:
-    """Collects every cross-attention's attention to the objects' words, mean over heads and tokens, as shares."""
+    """Collects every cross-attention to the objects' words as shares: the mean over heads and tokens."""
     from ...weights.sites import cross_attentions
 
     seen: list[Observation] = []

@@ -1,7 +1,7 @@
 """`python mip.py steer`: a before and an after for each way of steering, by the miniature, as pictures for the docs.
 
-What the nodes do, by the functions that they call, and the host's sampler as KSampler calls it. The judge counts whose
-colours the objects wear over more prompts than are shown.
+It calls the functions behind the nodes, and ComfyUI's sampler as KSampler calls it. The judge counts how many objects
+wear their own colours, over more prompts than are shown.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _save(picture: Any, file: Path) -> None:
 
 
 class Maker:
-    """Pictures of all trials under a setting; what several means share is made once."""
+    """Makes the pictures of all trials under a setting. Each setting is made once, also if several means share it."""
 
     def __init__(self, given: argparse.Namespace):
         from ...miniature import comfy_bundle

@@ -1,4 +1,4 @@
-"""How well maps of objects lie on the objects: intersection over union with the true silhouettes, which are known."""
+"""How well maps of objects cover the objects: intersection over union with the true silhouettes, which are known."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from ...relevance.maps import masks, upscale
 
 THRESHOLDS = tuple(i / 40 for i in range(40))
 
-# Of what the masks that MIP Relevance Maps gives are made: the largest share, nobody's included; the largest of the
-# objects' shares, within their silhouettes; a share above the threshold that suits the method best on other scenes.
+# How masks are made from shares, as in MIP Relevance Maps. owner: the largest share, the background's included.
+# owner on objects: the largest of the objects' shares, within the silhouettes. threshold: a share above the threshold
+# that suits the method best on other scenes.
 MEASURES = ("owner", "owner on objects", "threshold")
 
 
 def overlaps(shares: Tensor, silhouettes: Tensor) -> dict[str, Tensor]:
-    """Mean intersection over union of one scene's objects, from shares [M, h, w] and silhouettes [M, S, S] in 0..1.
+    """Mean intersection over union of one scene's objects, by measure.
 
-    Returns numbers, and for the thresholds a row of them.
+    shares: [M, h, w].
+    silhouettes: [M, S, S] in 0..1.
+
+    Returns a number for each measure; for "threshold", one per threshold.
     """
     shares = upscale(shares.float(), (silhouettes.shape[-2], silhouettes.shape[-1])).clamp(0, 1)
     truth = silhouettes > 0.5
@@ -34,13 +38,13 @@ def overlaps(shares: Tensor, silhouettes: Tensor) -> dict[str, Tensor]:
 
 
 def iou(cut: Tensor, truth: Tensor) -> Tensor:
-    """Mean over objects of masks [M, S, S] of 0 and 1 against bool [M, S, S]."""
+    """Mean intersection over union of masks [M, S, S] of 0 and 1 with bool [M, S, S]."""
     both, either = (cut.bool() & truth).flatten(1).sum(1), (cut.bool() | truth).flatten(1).sum(1)
     return (both / either.clamp_min(1)).mean()
 
 
 def summary(scenes: Sequence[Mapping[str, Tensor]], others: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
-    """Means over scenes with their standard errors, and the threshold, chosen on other scenes."""
+    """Means over scenes with their standard errors. The threshold is chosen on the other scenes."""
     best = int(torch.stack([scene["threshold"] for scene in others]).mean(0).argmax())
     columns = {name: torch.stack([scene[name] for scene in scenes]) for name in MEASURES}
     columns["threshold"] = columns["threshold"][:, best]
@@ -50,7 +54,7 @@ def summary(scenes: Sequence[Mapping[str, Tensor]], others: Sequence[Mapping[str
 
 
 def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Markdown: a row for each noise level and method."""
+    """A Markdown table with a row for each noise level and method."""
     lines = [f"| noise | maps | {' | '.join(MEASURES)} |", "|---|---|" + "---|" * len(MEASURES)]
     for level, methods in results.items():
         for method, numbers in methods.items():

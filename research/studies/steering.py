@@ -1,4 +1,4 @@
-"""Each way of steering, as a before and an after; and the picture that shows both."""
+"""Each means of steering as a before and an after, and the picture that shows both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...relevance.maps import dominance, overlay, upscale
 from ..ablation.picture_grid import to_pil
 from ..ablation.variants import TestPrompts
 
-FIRST_PASS = 6  # steps
+FIRST_PASS = 6  # steps of the first of two passes
 LEFT_HALF, RIGHT_HALF = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 SIDE, GAP, LINE = 160, 12, 20  # pixels
 INK, GREY = (25, 25, 25), (110, 110, 110)
@@ -25,8 +25,12 @@ INK, GREY = (25, 25, 25), (110, 110, 110)
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """merge: of MIP Merge; references: more inputs of each MIP Reference; two_pass: the shares come from the maps of a
-    short first pass, frozen."""
+    """How a picture is steered.
+
+    merge: of MIP Merge.
+    references: more inputs of each MIP Reference.
+    two_pass: freeze the relevance that a short first pass recorded.
+    """
 
     merge: Merge = field(default_factory=Merge)
     references: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})
@@ -34,9 +38,11 @@ class Setting:
 
 
 class Means(NamedTuple):
+    """A means of steering. what: a description of `after`."""
+
     before: Setting
     after: Setting
-    what: str  # is done in the second row
+    what: str
 
 
 def _halves(**more: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -63,8 +69,12 @@ MEANS = {
 
 
 class Shown(NamedTuple):
-    """One row: pictures [K, 3, S, S], shares [K, M, h, w], and how many objects clearly wear their own colours, of
-    how many."""
+    """One row of the picture.
+
+    pictures: [K, 3, S, S] in 0..1.
+    shares: [K, M, h, w].
+    clear, of: how many objects clearly wear their own colours, of how many.
+    """
 
     pictures: Tensor
     shares: Tensor
@@ -73,7 +83,9 @@ class Shown(NamedTuple):
 
 
 def draw_pair(name: str, trials: TestPrompts, before: Shown, after: Shown) -> Image.Image:
-    """Columns: the first trials, with their references; rows: before and after, each picture beside its map."""
+    """The picture of a means: a column per trial with its references, a row before and a row after, each picture beside
+    its map.
+    """
     columns, cell = len(before.pictures), 2 * SIDE + GAP
     head, thumb = 3 * LINE + GAP, 64
     row = LINE + SIDE + GAP

@@ -1,7 +1,7 @@
-"""The subgraph blueprints in subgraphs/: one node for a whole chain of references with MIP Apply.
+"""The subgraph blueprints in subgraphs/: one node for a chain of references with MIP Apply.
 
-Written here rather than by hand, so that two, three and four objects stay alike. ASCII only: the host opens the files
-in the platform's encoding.
+They are generated here, so that those for two, three and four objects stay alike. The files are ASCII only, because
+ComfyUI opens them in the platform's encoding.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from .paths import ROOT
 
 FOLDER = ROOT / "subgraphs"
 COUNTS = (2, 3, 4)
-INSIDE, OUTSIDE = -10, -20  # the host's ids of a subgraph's input and output node
+INSIDE, OUTSIDE = -10, -20  # ComfyUI's ids of a subgraph's input and output node
 DESCRIPTION = (
     "Every object takes its looks from its own picture. Connect the pictures, write each object's name, and use the "
     "same names in the prompt. More objects: connect a chain of MIP Reference nodes to “references”."
 )
-# What the blueprint's own widgets are called and begin with; the inner nodes' others keep their defaults.
+# The blueprint's own widgets with their initial values. All other widgets of the inner nodes keep their defaults.
 WIDGETS = {"text": "", "scale": 0.75, "weight": 1.0, "start_percent": 0.0, "end_percent": 1.0}
 
 
 class Slots(NamedTuple):
-    """A node as the frontend lays out its slots: sockets first, then widgets; both in the schema's order."""
+    """The slots of a node as the frontend lays them out: sockets first, then widgets, both in the schema's order."""
 
     sockets: list[tuple[str, str]]
     widgets: list[tuple[str, str, Any]]  # name, type, default
@@ -33,6 +33,7 @@ class Slots(NamedTuple):
 
     @classmethod
     def of(cls, schema: Any, widget: type) -> Slots:
+        """The slots of a node's schema. widget: the class of inputs that are widgets."""
         widgets = [(each.id, each.get_io_type(), each.default) for each in schema.inputs if isinstance(each, widget)]
         names = [each[0] for each in widgets]
         sockets = [(each.id, each.get_io_type()) for each in schema.inputs if each.id not in names]
@@ -41,11 +42,12 @@ class Slots(NamedTuple):
 
 
 def name(count: int) -> str:
+    """The blueprint's name for so many objects."""
     return f"Personalise with {count} objects"
 
 
 def blueprint(count: int, kinds: dict[str, Slots]) -> dict[str, Any]:
-    """A workflow of one subgraph node: the form in which the host serves blueprints."""
+    """A workflow with one subgraph node, which is how ComfyUI serves blueprints."""
     inner = Inner(count, kinds)
     kind = inner.uuid("definition")
     size = [320, 40 + 20 * len(inner.inputs) + 8 * len(inner.widgets())]
@@ -68,7 +70,7 @@ def blueprint(count: int, kinds: dict[str, Slots]) -> dict[str, Any]:
 
 
 class Inner:
-    """What is inside: references one below the other, MIP Apply beside them."""
+    """The inside of the subgraph: references one below the other, with MIP Apply beside them."""
 
     def __init__(self, count: int, kinds: dict[str, Slots]) -> None:
         self.count, self.kinds = count, kinds
@@ -87,7 +89,7 @@ class Inner:
         for i in range(count):
             self.take(f"text {i + 1}", i + 1, "text")
         self.take("scale", apply, "scale")
-        for entry in ("image_mask", "region"):  # from here on in the order in which they came
+        for entry in ("image_mask", "region"):  # from here on, inputs stay in the order in which they were added
             for i in range(count):
                 self.take(f"{entry} {i + 1}", i + 1, entry)
         for each in ("fusion_head", "frozen"):
@@ -120,11 +122,12 @@ class Inner:
         return {"id": self.uuid(f"{side} {called}"), "name": called, "type": socket, "linkIds": [link]}
 
     def take(self, called: str, node: int, entry: str) -> None:
-        """An input of the subgraph, and the link from it to a node's."""
+        """Add an input to the subgraph, linked to a node's input."""
         number = self.link(INSIDE, len(self.inputs), node, entry)
         self.inputs.append(self.end("input", called, self.links[-1]["type"], number))
 
     def link(self, source: int, out: int, target: int, entry: str | int) -> int:
+        """Link an output to an input. Returns the link's number."""
         number = len(self.links) + 1
         slot, socket = entry, ""
         if target != OUTSIDE:
@@ -142,7 +145,7 @@ class Inner:
         return number
 
     def widgets(self) -> dict[str, Any]:
-        """The inputs that are widgets, with their values."""
+        """The subgraph's inputs that are widgets, with their values."""
         return {each["name"]: WIDGETS[each["name"].split()[0]] for each in self.inputs
                 if each["name"].split()[0] in WIDGETS}  # fmt: skip
 
@@ -159,7 +162,7 @@ class Inner:
 
 
 def texts(kinds: dict[str, Slots]) -> dict[Path, str]:
-    """What each file should hold."""
+    """The expected content of each file."""
     return {
         FOLDER / f"{name(count)}.json": json.dumps(blueprint(count, kinds), indent=1, ensure_ascii=True) + "\n"
         for count in COUNTS

@@ -1,6 +1,6 @@
-"""The method written down once more, straight from its definition: float64, one row, one object, one head at a time.
+"""The method written a second time, straight from its definition: float64, one row, one object and one head at a time.
 
-Slow and plain on purpose, and independent of attention/: what the tests compare the pack with.
+It is slow and plain on purpose, and independent of attention/. The tests compare the pack with it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,15 @@ SiteKey = tuple[str, int, int]
 
 @dataclass
 class Direct:
-    """References and choices. tokens M × [T, X]; null [T, X]; texts M × [L, X]; regions M × ([H, W] or None) or None;
-    to_k, to_v: the adapter's [C, X] by site number, head [C] by site number (empty: none)."""
+    """References and settings.
+
+    tokens: M × [T, X]; null: [T, X].
+    texts: M × [L, X].
+    regions: M × ([H, W] or None), or None.
+    to_k, to_v: the adapter's [C, X] by site number.
+    head: [C] by site number; empty for none.
+    The others are those of MIP Merge, MIP Fusion Head and MIP Apply.
+    """
 
     tokens: Sequence[Tensor]
     null: Tensor
@@ -40,7 +47,12 @@ class Direct:
 
     def row(self, q: Tensor, text: Tensor, to_k: Tensor, number: int, heads: int, conditional: bool,
             regions: np.ndarray | None = None) -> Tensor:  # fmt: skip
-        """One row of one site: q and Z_text [N, C], the UNet's to_k [C, X], regions [M, N]. Returns Z [N, C]."""
+        """Z [N, C] of one row at one site.
+
+        q, text: [N, C], the queries and Z_text.
+        to_k: the UNet's [C, X].
+        regions: [M, N] at the site's resolution.
+        """
         q, text, to_k = q.double(), text.double(), to_k.double()
         gate = self.fusion_gate(text, number)[:, None]
         if conditional:
@@ -52,7 +64,7 @@ class Direct:
         return text + self.scale * gate * image
 
     def fusion_gate(self, text: Tensor, number: int) -> Tensor:
-        """g̃ [N]"""
+        """g̃ [N]."""
         if self.gate == "off" or number not in self.head:
             return torch.ones(len(text), dtype=torch.float64)
         g = 1 / (1 + torch.exp(-(text @ self.head[number].double())))
@@ -70,7 +82,7 @@ class Direct:
         return torch.stack([w * s[:, None] * z for w, s, z in zip(self.weights, share, each, strict=True)]).sum(0)
 
     def nothing(self, q: Tensor, number: int, heads: int, regions: np.ndarray | None) -> Tensor:
-        """The unconditional row: one set of image tokens for all objects, the empty text prefers no position."""
+        """The unconditional row: one set of image tokens for all objects. The empty text prefers no position."""
         flat = torch.full((len(self.tokens), len(q)), 1 / len(q), dtype=torch.float64)
         share = self.shares(flat, regions) if self.strategy != "concat" else self.shares(flat, regions, "uniform")
         total = torch.stack([w * s for w, s in zip(self.weights, share, strict=True)]).sum(0)
@@ -90,7 +102,7 @@ class Direct:
         return share * objects if strategy == "relevance" and self.normalization == "mean" else share
 
     def concatenated(self, q: Tensor, keys: list, values: list, heads: int, regions: np.ndarray | None) -> Tensor:
-        """One softmax over the tokens of all objects; regions act as log r on its logits."""
+        """One softmax over the tokens of all objects. Regions are added to its logits as log r."""
         width = q.shape[1] // heads
         owner = torch.tensor([i for i, k in enumerate(keys) for _ in range(len(k))])
         weight = torch.tensor(self.weights, dtype=torch.float64)[owner]
@@ -109,14 +121,14 @@ class Direct:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """q [N, C], k and v [T, C] -> [N, C]"""
+    """Attention of q [N, C] to k and v [T, C]: [N, C]."""
     width = q.shape[1] // heads
     parts = [slice(i * width, (i + 1) * width) for i in range(heads)]
     return torch.cat([(q[:, at] @ k[:, at].T / width**0.5).softmax(-1) @ v[:, at] for at in parts], 1)
 
 
 def object_relevance(q: Tensor, k: Tensor, heads: int) -> Tensor:
-    """A [N]: every token of k [L, C], every head, softmax over the positions of q [N, C]; their mean."""
+    """A [N]: the softmax over the positions of q [N, C], averaged over heads and over the tokens of k [L, C]."""
     width = q.shape[1] // heads
     parts = [slice(i * width, (i + 1) * width) for i in range(heads)]
     maps = [(q[:, at] @ token[at] / width**0.5).softmax(0) for at in parts for token in k]
@@ -124,7 +136,7 @@ def object_relevance(q: Tensor, k: Tensor, heads: int) -> Tensor:
 
 
 def region_at(region: Tensor | None, canvas: tuple[int, int], area: Sequence[int] | None, site: tuple[int, int]):
-    """A region [H, W] at a site's resolution [h·w], by Pillow: stretched to the canvas, cropped, resized."""
+    """A region [H, W] at a site's resolution [h·w]: stretched to the canvas, cropped, resized, all by Pillow."""
     if region is None:
         return np.ones(site[0] * site[1], np.float32)
     picture = Image.fromarray(region.numpy().astype(np.float32), "F")
@@ -136,9 +148,12 @@ def region_at(region: Tensor | None, canvas: tuple[int, int], area: Sequence[int
 
 
 class DirectPatch:
-    """A replacement for one cross-attention that does what `Direct` says.
+    """A replacement of one cross-attention that computes `Direct`.
 
-    branch(index, uuid) -> (conditional, area or None) for a chunk of the batch: the test knows it from its own graph.
+    branch: `branch(index, uuid)` gives (conditional, area or None) of the rows of one cond in the batch. The test knows
+        it from its own graph.
+    canvas: (height, width) in latent pixels.
+    window: the first and the last sigma at which the adapter acts.
     """
 
     def __init__(self, direct: Direct, attention2: Any, number: int, branch: Any, canvas: tuple[int, int],
@@ -150,13 +165,13 @@ class DirectPatch:
         return self
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
-        heads, chunks = options["n_heads"], options["cond_or_uncond"]
-        rows, size = len(q) // len(chunks), tuple(options["activations_shape"][-2:])
+        heads, conds = options["n_heads"], options["cond_or_uncond"]
+        rows, size = len(q) // len(conds), tuple(options["activations_shape"][-2:])
         sigma = float(options["sigmas"][0])
         out = []
         for row in range(len(q)):
             text = attention(q[row].double(), k[row].double(), v[row].double(), heads)
-            conditional, area = self.branch(chunks[row // rows], options["uuids"][row // rows])
+            conditional, area = self.branch(conds[row // rows], options["uuids"][row // rows])
             regions = None
             if self.direct.regions is not None:
                 regions = np.stack([region_at(r, self.canvas, area, size) for r in self.direct.regions])

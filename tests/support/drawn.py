@@ -1,5 +1,7 @@
-"""Drawn scenes of the miniature's world as a graph has them: pictures, references and true detections; and an encoder
-that sees nothing but colours, so that everyone can say what it must find."""
+"""Drawn scenes of the miniature's world as a graph has them: pictures, references and true detections.
+
+The encoder here only counts colours, so a test knows what it must find.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Drawn:
-    """images [B, S, S, 3]; the references are of the first scene's objects, in whose colours all scenes are drawn."""
+    """Drawn scenes with the same objects.
+
+    images: [B, S, S, 3].
+    references: of the objects of the first scene, whose colours all scenes use.
+    detections: the true boxes and masks.
+    """
 
     images: Tensor
     references: tuple[Reference, ...]
@@ -27,7 +34,11 @@ class Drawn:
 
 
 def draw(seed: int, objects: int = 3, pictures: int = 1, looks: Sequence[Sequence[int]] | None = None) -> Drawn:
-    """Scenes with the same objects at different places. looks: for every picture, whose look each object has."""
+    """Scenes with the same objects at different places.
+
+    pictures: how many scenes.
+    looks: for every picture, whose look each object has.
+    """
     scene = first = world.sample(1, seed, objects=(objects,))
     texts = tuple(KINDS[kind] for kind in scene.present(0))
     shown = world.render(world.references(scene, seed + 1)).images.movedim(1, -1)
@@ -52,7 +63,7 @@ def thing(box: Sequence[float], score: float = 0.9, mask: Tensor | None = None) 
 
 
 class Colours:
-    """How often each of 64 colours stands on what is not white."""
+    """An encoder: the share of each of 64 colours among the pixels that are not white."""
 
     name = "colour counter"
 

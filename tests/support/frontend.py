@@ -1,6 +1,6 @@
-"""ComfyUI's frontend in a headless browser: opening it as a user finds it, and asking it what it shows.
+"""ComfyUI's frontend in a headless browser: opened as a user finds it, and asked what it shows.
 
-With MIP_ARTIFACTS=FOLDER screenshots are left there.
+If MIP_ARTIFACTS names a folder, screenshots are saved there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FIT = """async () => {
 
 
 def stock(server: Any) -> Any:
-    """The server with a file for every name in the workflows."""
+    """The server, with a file for every name in the workflows."""
     browser.stock(server.base)
     return server
 
@@ -38,6 +38,6 @@ def screenshot(page: Any, name: str, *, fit: bool = True) -> None:
     if folder := os.environ.get("MIP_ARTIFACTS"):
         if fit:
             page.evaluate(FIT)
-        page.wait_for_timeout(2000)  # pictures load, the canvas draws
+        page.wait_for_timeout(2000)  # for pictures to load and the canvas to draw
         Path(folder).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=str(Path(folder) / f"{name}.png"))

@@ -1,4 +1,4 @@
-"""The official implementation's outputs, read from tests/data/golden."""
+"""Outputs of the official implementation, read from tests/data/golden."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ FOLDER = DATA / "golden"
 
 
 def read(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a golden file."""
     with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
+    """Norm of the error over the norm of the expected tensor."""
     return float((got.double() - expected.double()).norm() / expected.double().norm())
 
 
 def host_unet() -> torch.nn.Module:
-    """The golden UNet as a model of the host, float32 (call after the `host` fixture)."""
+    """The golden UNet as a ComfyUI model in float32. Call it after the `host` fixture."""
     import comfy.model_base
     import comfy.ops
     import comfy.supported_models

@@ -1,6 +1,6 @@
-"""Graphs in Python: nodes, the host's and ours, wired as a workflow wires them, around the small model of small.py.
+"""Graphs in Python: ComfyUI's nodes and ours, wired as in a workflow, around the small model of small.py.
 
-UNetCall after the `host` fixture. Whatever samples here is the host's own code.
+Call these after the `host` fixture. All sampling is ComfyUI's own code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .direct import Direct, DirectPatch
 from .golden import FOLDER
 
 SIZE = (16, 16)  # latent pixels
-TOLERANCE = 1e-4  # of the adapter's effect; float32 leaves about 1e-5, a wrong share or branch 1e-1
+TOLERANCE = 1e-4  # relative to the adapter's effect; float32 gives about 1e-5, a wrong share or branch 1e-1
 OBJECTS = ("cat", "red coffee cup")
 
 
@@ -32,28 +32,28 @@ class Bundle(NamedTuple):
 
 @cache
 def bundle() -> Bundle:
-    """Loaded once for all tests: nothing may change it, which is what some of them check."""
+    """The models, loaded once for all tests. Nothing may change them, and some tests check that."""
     from mip_adapter.weights.adapter import load_adapter
 
-    torch.set_num_threads(1)  # tensors of a few KB: threads would only wait for each other
+    torch.set_num_threads(1)  # with tensors of a few KB, threads would only wait for each other
     adapters = {family: load_adapter(FOLDER / f"{family}_ip_adapter.bin") for family in ("base", "plus")}
     return Bundle(small.model(), small.clip(), small.vision(), adapters)
 
 
 @atexit.register
 def release() -> None:
-    """The host's models want to go before its modules do."""
+    """Free the models before ComfyUI's modules are torn down."""
     bundle.cache_clear()
     gc.collect()
 
 
 def photo(number: int, height: int = 24, width: int = 32) -> Tensor:
-    """A picture [1, H, W, 3] that is noise, the same for the same number."""
+    """A picture [1, H, W, 3] of noise, the same for the same number."""
     return torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(number))
 
 
 def prompt(text: str, clip: Any = None) -> list:
-    """CLIPTextEncode"""
+    """The conditioning of CLIPTextEncode."""
     import nodes
 
     with torch.inference_mode():
@@ -61,7 +61,7 @@ def prompt(text: str, clip: Any = None) -> list:
 
 
 def references(texts: Sequence[str] = OBJECTS, **each: Sequence) -> tuple:
-    """A chain of MIPReference; each: one value an object, such as region=[a, None]."""
+    """A chain of MIPReference nodes. each: further inputs, one value per object, such as region=[a, None]."""
     from mip_adapter.nodes.reference import MIPReference
 
     chain: tuple = ()
@@ -74,7 +74,10 @@ def references(texts: Sequence[str] = OBJECTS, **each: Sequence) -> tuple:
 def apply(chain: tuple | None = None, *, model: Any = None, clip: Any = None, family: str = "base", adapter: Any = None,
           scale: float = 1.0, start: float = 0.0, end: float = 1.0, merge: dict | None = None,
           head: dict | None = None, fusion_head: Any = None) -> Any:  # fmt: skip
-    """MIPApply behind MIPMerge and MIPFusionHead (head: choices; fusion_head: an output). Returns the new MODEL."""
+    """MIPApply behind MIPMerge and MIPFusionHead. Returns the new MODEL.
+
+    head: settings of MIPFusionHead; fusion_head: an output of it.
+    """
     from mip_adapter.attention.options import FusionHead, Merge
     from mip_adapter.nodes.apply import MIPApply
 
@@ -92,6 +95,7 @@ Branch = Callable[[int, Any], tuple[bool, Sequence[int] | None]]
 
 
 def positive_first(index: int, uuid: Any) -> tuple[bool, None]:
+    """The branch of each cond in a plain graph: the positive has index 0."""
     return index == 0, None
 
 
@@ -99,7 +103,7 @@ def apply_directly(chain: tuple | None = None, *, branch: Branch = positive_firs
                    clip: Any = None, family: str = "base", scale: float = 1.0, start: float = 0.0, end: float = 1.0,
                    merge: dict | None = None, head: dict | None = None, size: tuple[int, int] = SIZE,
                    ) -> Any:  # fmt: skip
-    """What `apply` must equal: the definition, at every site, where `branch` says what each chunk of the batch is."""
+    """What `apply` must equal: a MODEL with the definition at every site. branch: as in `DirectPatch`."""
     from mip_adapter.patching.encode import encode_references
     from mip_adapter.weights.sites import cross_attentions, unet_sites
 
@@ -125,7 +129,7 @@ def apply_directly(chain: tuple | None = None, *, branch: Branch = positive_firs
 
 
 def guide(model: Any, positive: Any = None, negative: Any = None, cfg: float = 4.0) -> Any:
-    """CFGGuider"""
+    """A CFGGuider."""
     import comfy.samplers
 
     guider = comfy.samplers.CFGGuider(model)
@@ -135,13 +139,13 @@ def guide(model: Any, positive: Any = None, negative: Any = None, cfg: float = 4
 
 
 def output(result: Any) -> Any:
-    """The first output of a node of either API."""
+    """The first output of a node, of either node API."""
     return getattr(result, "args", result)[0]
 
 
 def sample(guider: Any, steps: int = 2, *, size: tuple[int, int] = SIZE, batch: int = 1, seed: int = 7,
            sampler: str = "euler", callback: Callable | None = None) -> Tensor:  # fmt: skip
-    """What SamplerCustomAdvanced does with a guider; a MODEL gets a CFGGuider with the default prompts."""
+    """What SamplerCustomAdvanced does with a guider. A MODEL gets a CFGGuider with the default prompts."""
     import comfy.samplers
 
     guider = guider if hasattr(guider, "sample") else guide(guider)
@@ -155,7 +159,7 @@ def sample(guider: Any, steps: int = 2, *, size: tuple[int, int] = SIZE, batch: 
 
 
 def deviation(got: Tensor, expected: Tensor, without: Tensor) -> float:
-    """The error in units of what the adapter changes at all: 0 is right, 1 is as good as no adapter."""
+    """The error relative to the adapter's effect: 0 is exact, 1 is no better than no adapter."""
     got, expected, without = got.double(), expected.double(), without.double()
     effect = float((expected - without).norm())
     assert effect > 1e-3 * float(without.norm()), "the adapter changes too little to tell right from wrong"
@@ -163,7 +167,7 @@ def deviation(got: Tensor, expected: Tensor, without: Tensor) -> float:
 
 
 def watch_calls(model: Any, calls: list[list[int]]) -> Any:
-    """A clone of the MODEL that notes the `cond_or_uncond` of every UNet call."""
+    """A clone of the MODEL that appends the `cond_or_uncond` of every UNet call to `calls`."""
 
     def noted(run: Callable, call: dict) -> Tensor:
         calls.append(call["cond_or_uncond"])
@@ -175,8 +179,10 @@ def watch_calls(model: Any, calls: list[list[int]]) -> Any:
 
 
 def in_tiles(model: Any, at_once: int) -> Any:
-    """As packs that sample in tiles do it: halves of the canvas, `at_once` of them stacked, all conds of the one after
-    all of the other."""
+    """A clone of the MODEL that evaluates halves of the canvas, as packs that sample in tiles do.
+
+    `at_once` halves are stacked in one call; all conds of the first half come before those of the second.
+    """
 
     def run(apply_model: Callable, call: dict) -> Tensor:
         halves, out = call["input"].chunk(2, -1), []
@@ -214,11 +220,13 @@ def little_memory(monkeypatch: Any) -> None:
 
 def compare(make_guider: Callable, *, order: Sequence[str] = (), areas: Sequence | None = None,
             sampling: dict | None = None, **options: Any) -> None:  # fmt: skip
-    """SamplingState with MIPApply must equal sampling with the definition.
+    """Sampling with MIPApply must equal sampling with the definition. Rows of the batch are known by their cond's uuid.
 
-    make_guider(model) wires everything behind MIPApply. Each chunk of a batch is known by its uuid. order: where the
-    host reuses a cond's uuid for the opposite branch, the names of the guider's conds in the order of evaluation.
-    areas: of the positives, in latent pixels, where the graph says it in other ways.
+    make_guider: `make_guider(model)` wires everything behind MIPApply.
+    order: the names of the guider's conds in the order of evaluation, where ComfyUI reuses a cond's uuid for the
+        opposite branch.
+    areas: of the positives, in latent pixels, where the graph sets them in another way than by the cond's own area.
+        sampling: options of `sample`.
     """
     table: dict[Any, tuple[str, Any]] = {}
 

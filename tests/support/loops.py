@@ -1,4 +1,4 @@
-"""Work beside the main thread, where Playwright's synchronous face keeps an event loop running."""
+"""Work in a separate thread, because Playwright's synchronous API keeps an event loop running in the main thread."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ T = TypeVar("T")
 
 
 def complete(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What `asyncio.run` gives, in a thread of its own."""
+    """The result of `asyncio.run`, in a thread of its own."""
     return aside(lambda: asyncio.run(coroutine))
 
 
 def aside(work: Callable[..., T], *arguments: Any) -> T:
-    """What `work(*arguments)` gives, in a thread of its own. Nobody waits for the thread once the test is over."""
+    """The result of `work(*arguments)`, in a daemon thread. A thread that hangs does not keep the process alive."""
     future: Future[T] = Future()
 
     def run() -> None:
         try:
             future.set_result(work(*arguments))
-        except BaseException as error:  # SystemExit among them: it is the caller's
+        except BaseException as error:  # the caller gets all of them, SystemExit too
             future.set_exception(error)
 
     Thread(target=run, daemon=True).start()

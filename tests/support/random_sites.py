@@ -1,4 +1,4 @@
-"""Random sites: the pack's equations and the definition's on the same numbers."""
+"""Random sites, to compare the pack's equations with the definition on the same numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEY = ("input", 4, 0)
 
 @dataclass(frozen=True)
 class Case:
-    """A random site with M objects of T tokens, N positions, h heads of width d, context width X."""
+    """A random site with M objects of T tokens, N positions, h heads of width d and context width X."""
 
     seed: int = 0
     objects: int = 2
@@ -29,7 +29,7 @@ class Case:
     heads: int = 2
     width: int = 8
     context: int = 6
-    sharp: float = 1.0  # size of the queries
+    sharp: float = 1.0  # factor of the queries
     merge: Merge = field(default_factory=Merge)
     gate: str = "image"
     strength: float = 1.0
@@ -41,7 +41,7 @@ class Case:
     device: str = "cpu"
 
     def numbers(self) -> dict[str, Any]:
-        """All tensors; `order` permutes the objects."""
+        """All tensors of the site. `order` permutes the objects."""
         g = torch.Generator().manual_seed(self.seed)
         make = lambda *shape: torch.randn(shape, generator=g)  # noqa: E731
         channels, x, m = self.heads * self.width, self.context, self.objects
@@ -73,7 +73,7 @@ class Case:
         return plan, plan.sites[KEY]
 
     def fused(self, conditional: tuple[bool, ...] = (True, True)) -> Tensor:
-        """Z of both rows, as the pack computes it."""
+        """Z of both rows, computed by the pack."""
         data, (plan, site) = self.numbers(), self.plan()
         given = SiteConstants.from_plan(plan, torch.stack(list(data["regions"])) if self.regional else None)
         q, text, to_k = (data[name].to(self.dtype) for name in ("q", "text", "to_k"))
@@ -84,7 +84,7 @@ class Case:
         return fuse(text[rows].clone(), text[rows], q[rows], plan, site, parts, lambda: site.object_text @ to_k.T)
 
     def defined(self, conditional: tuple[bool, ...] = (True, True)) -> Tensor:
-        """The same from the definition."""
+        """Z of both rows, computed from the definition."""
         data = self.numbers()
         direct = Direct(
             data["tokens"], data["null"], data["texts"], data["weights"], {1: data["to_k_ip"]}, {1: data["to_v_ip"]},

@@ -1,4 +1,4 @@
-"""What bad input gets: one sentence that says what, got, expected and how to mend."""
+"""Error messages for bad input: one sentence that says what, got, expected and how to fix it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ INPUTS = ("scale", "start_percent", "merge", "normalization", "background", "sha
 
 
 def told(call, *words: str) -> str:
-    """The call must fail with a sentence that contains all of the words."""
+    """The call must raise ValueError with a sentence that contains all of the words."""
     with pytest.raises(ValueError) as caught:
         call()
     return says(str(caught.value), *words)
 
 
 def says(said: str, *words: str) -> str:
-    """It must be a sentence that contains all of the words."""
+    """The text must be a sentence that contains all of the words."""
     assert all(word in said for word in words), said
     assert said[0] == "“" or said[0].isupper() or said.split()[0] in INPUTS, f"not a sentence: {said}"
     assert said.endswith(".") and "\n" not in said and 40 < len(said) < 500, f"not a sentence: {said}"

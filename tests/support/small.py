@@ -1,6 +1,6 @@
-"""The golden UNet with encoders to match, as the host's own objects: an SDXL of a few hundred KB.
+"""The golden UNet with matching encoders as ComfyUI's own objects: an SDXL of a few hundred KB.
 
-UNetCall after the `host` fixture.
+Call these after the `host` fixture.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VISION = {
 
 
 def patcher(model: torch.nn.Module, kind: Any = None) -> Any:
-    """The MODEL of a host's model; kind: a subclass of ModelPatcher."""
+    """The MODEL of one of ComfyUI's models. kind: a subclass of ModelPatcher."""
     import comfy.model_patcher
 
     kind = kind or comfy.model_patcher.ModelPatcher
@@ -36,11 +36,12 @@ def patcher(model: torch.nn.Module, kind: Any = None) -> Any:
 
 
 def model(kind: Any = None) -> Any:
+    """The golden UNet as a MODEL."""
     return patcher(host_unet(), kind)
 
 
 def stored_as(dtype: torch.dtype, compute: torch.dtype | None) -> Any:
-    """The same UNet as the host builds it for a dtype; compute: what it casts weights to while they run."""
+    """The same UNet as ComfyUI builds it for a dtype. compute: the dtype to which it casts weights while they run."""
     import comfy.model_base
     import comfy.supported_models
 
@@ -56,7 +57,7 @@ def stored_as(dtype: torch.dtype, compute: torch.dtype | None) -> Any:
 
 
 def sd15() -> Any:
-    """SD1.5's blocks: 16 sites, one transformer a block, convolutions around them, no pooled text."""
+    """A UNet with SD1.5's blocks: 16 sites, one transformer per block, convolutions around them, no pooled text."""
     import comfy.model_base
     import comfy.supported_models
 
@@ -76,7 +77,7 @@ def sd15() -> Any:
 
 
 def base_adapter(model: Any, name: str, tokens: int = 4) -> Any:
-    """An IP-Adapter of the base family, without a head, for the sites of a MODEL and the encoder of `vision`."""
+    """An IP-Adapter of the base family without a head, for the sites of a MODEL and the encoder of `vision`."""
     from mip_adapter.weights.adapter import build_adapter
     from mip_adapter.weights.sites import unet_sites
 
@@ -120,7 +121,9 @@ def vision(**changes: int) -> Any:
 
 
 def fill(module: torch.nn.Module) -> None:
-    """Weights where the host leaves empty memory: norms 1, biases 0, matrices normal over the root of their fan-in."""
+    """Fill the memory that ComfyUI leaves uninitialised: norms 1, biases 0, matrices normal over the root of their
+    fan-in.
+    """
     seeded = torch.Generator().manual_seed(0)
     for key, weight in module.state_dict().items():
         if weight.ndim < 2:

@@ -1,4 +1,4 @@
-"""Processes that tests start. None outlives the test, whatever fails."""
+"""Processes that tests start. None outlives its test, whatever fails."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from typing import Any
 
 import psutil
 
-# A variable that everything inherits that a process starts: also what left its group or lost its parent.
+# An environment variable. All descendants inherit it, also those that left the process group or lost their parent.
 MARK = "MIP_ADAPTER_TEST_PROCESS"
 
 
 @contextmanager
 def started(line: Sequence[str | Path], *, env: Mapping[str, str] | None = None, **options: Any) -> Iterator[Any]:
-    """A `Popen` in a session of its own. Leaving the block kills it and all that it has started.
+    """A `Popen` in a session of its own. Leaving the block kills it and all processes that it started.
 
-    env: its variables, by default ours. options: more for `Popen`.
+    env: environment variables; None for the current ones.
+    options: passed to `Popen`.
     """
     mark = uuid.uuid4().hex
     variables = {**(os.environ if env is None else env), MARK: mark}
@@ -41,8 +42,7 @@ def started(line: Sequence[str | Path], *, env: Mapping[str, str] | None = None,
 
 
 def finished(line: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, as `subprocess.run` does, with what it printed. How long it may take is the test's
-    limit."""
+    """Run a command to its end like `subprocess.run`, with its output as text. Only the test's limit applies."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
     with started(line, **pipes, **options) as process:
         said, complained = process.communicate()
@@ -50,15 +50,16 @@ def finished(line: Sequence[str | Path], **options: Any) -> subprocess.Completed
 
 
 def wait_for(process: Any, happened: Callable[[], bool]) -> None:
-    """Until `happened()` or the process ends."""
+    """Wait until `happened()` is true or the process ends."""
     while not happened() and process.poll() is None:
         time.sleep(0.01)
 
 
 @contextmanager
 def _heeding_interrupts() -> Iterator[None]:
-    """A shell makes the jobs in its background deaf to Ctrl-C, and children inherit that. A process that is started in
-    this block is not."""
+    """Start processes in this block with Ctrl-C enabled. A shell disables it for background jobs, and children inherit
+    that.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
@@ -67,7 +68,7 @@ def _heeding_interrupts() -> Iterator[None]:
 
 
 def _kill_marked(mark: str) -> None:
-    """Again and again, since they may start others meanwhile."""
+    """Kill all marked processes, repeatedly, because they may start others meanwhile."""
     deadline = time.monotonic() + 20
     while left := [each for each in psutil.process_iter() if _marked(each, mark)]:
         if time.monotonic() > deadline:
@@ -81,5 +82,5 @@ def _kill_marked(mark: str) -> None:
 def _marked(process: psutil.Process, mark: str) -> bool:
     try:
         return process.environ().get(MARK) == mark
-    except (psutil.Error, OSError):  # it is gone, or another user's
+    except (psutil.Error, OSError):  # it has ended, or belongs to another user
         return False

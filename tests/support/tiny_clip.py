@@ -1,4 +1,4 @@
-"""A CLIP of a few thousand random weights, in Hugging Face's layout: what every text-image encoder's folder holds."""
+"""A CLIP of a few thousand random weights in Hugging Face's layout, like the folder of any text-image encoder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write(folder: Path, seed: int = 0) -> Path:
-    """Makes the folder; a byte-level vocabulary without merges, so that any word has tokens of its own."""
+    """Write the model into a new folder. Its byte-level vocabulary has no merges, so any word has tokens of its own."""
     import torch
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 

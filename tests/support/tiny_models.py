@@ -1,4 +1,4 @@
-"""Random models of a few thousand weights in Hugging Face's layout: pictures in, vectors or boxes out."""
+"""Random models of a few thousand weights in Hugging Face's layout: encoders and detectors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ IMAGENET: dict[str, Any] = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0
 
 
 def dino(folder: Path) -> Path:
-    """As facebook/dino-vits16 is published: a ViT without a pooler, a preprocessor that squeezes bilinearly."""
+    """Like facebook/dino-vits16 as published: a ViT without a pooler, and a preprocessor that resizes to a square
+    bilinearly.
+    """
     from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
     torch.manual_seed(1)
@@ -33,7 +35,7 @@ def dinov2(folder: Path) -> Path:
 
 
 def dinov3(folder: Path) -> Path:
-    """As facebook publishes them, with the name that its processor had before transformers 5."""
+    """Like facebook's as published, with the name that its processor had before transformers 5."""
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
     torch.manual_seed(3)
@@ -54,14 +56,14 @@ def siglip(folder: Path) -> Path:
     words = letters(folder)
     text: dict[str, Any] = {**SMALL, "vocab_size": words, "max_position_embeddings": 16, "projection_size": 32}
     config = SiglipConfig(text_config=text, vision_config={**SMALL, "image_size": 32, "patch_size": 8})
-    # SigLIP's own tokenizer needs a SentencePiece file; its processor takes any.
+    # SigLIP's own tokenizer needs a SentencePiece file; its processor accepts any tokenizer.
     tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
     SiglipProcessor(SiglipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
     return saved(SiglipModel(config), folder)
 
 
 def siglip2(folder: Path) -> Path:
-    """NaFlex: pictures of any shape as patches with a mask. Its tokenizer does not say how long a text may be."""
+    """NaFlex: pictures of any shape as patches with a mask. Its tokenizer does not state how long a text may be."""
     from transformers import CLIPTokenizer, Siglip2Config, Siglip2ImageProcessor, Siglip2Model, Siglip2Processor
 
     torch.manual_seed(7)
@@ -74,7 +76,7 @@ def siglip2(folder: Path) -> Path:
 
 
 def grounding_dino(folder: Path, kind: str = "GroundingDino") -> Path:
-    """Real processor and post-processing around random weights; kind: or “MMGroundingDino”."""
+    """The real processor and post-processing around random weights. kind: “GroundingDino” or “MMGroundingDino”."""
     import transformers
     from transformers import (
         BertConfig,
@@ -89,7 +91,7 @@ def grounding_dino(folder: Path, kind: str = "GroundingDino") -> Path:
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "star", "ring", "cat", "dog", "red", "a"]
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
     tokenizer = BertTokenizer(str(folder / "vocab.txt"))
-    backbone: dict[str, Any] = {  # some versions of transformers declare out_features, all take it
+    backbone: dict[str, Any] = {  # all versions of transformers accept out_features, though not all declare it
         "image_size": 64, "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4,
         "out_features": ["stage2", "stage3", "stage4"],
     }  # fmt: skip
@@ -103,7 +105,7 @@ def grounding_dino(folder: Path, kind: str = "GroundingDino") -> Path:
     model = getattr(transformers, f"{kind}ForObjectDetection")(config)
     for name, weight in model.named_parameters():
         if "class_embed" in name and weight.ndim == 0:
-            weight.data.zero_()  # MM-Grounding-DINO begins with the belief that nothing is there
+            weight.data.zero_()  # MM-Grounding-DINO's initial bias detects nothing
     return saved(model, folder)
 
 
@@ -128,7 +130,7 @@ def owlv2(folder: Path) -> Path:
 
 
 def letters(folder: Path) -> int:
-    """A byte-level vocabulary without merges in CLIP's files; returns its size."""
+    """Write a byte-level vocabulary without merges as CLIP's files. Returns its size."""
     folder.mkdir(parents=True, exist_ok=True)
     signs = [chr(c) for c in range(33, 127)]
     words = [*signs, *(f"{c}</w>" for c in signs), "<|startoftext|>", "<|endoftext|>"]
@@ -138,7 +140,9 @@ def letters(folder: Path) -> int:
 
 
 def saved(model: Any, folder: Path) -> Path:
-    """With weights of size one, so that answers differ by picture and by word; boxes as they begin."""
+    """Save the model with weights large enough for outputs to differ by picture and word. Box heads keep their initial
+    weights.
+    """
     for name, weight in model.named_parameters():
         if weight.ndim > 1 and "class_embed" not in name and "bbox_embed" not in name:
             torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5 * 1.5)

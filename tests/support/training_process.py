@@ -1,7 +1,7 @@
 """A process that trains the plain model of the tests, alone or as one of `accelerate launch`.
 
-Arguments: data, output, batch size, steps and, if any, how many workers read the pictures. MIP_FAIL_AT: the step after
-which what watches the run fails.
+Arguments: data, output, batch size, steps and, optionally, how many workers read the pictures. The environment variable
+MIP_FAIL_AT is the step after which `on_step` fails.
 """
 
 import os
@@ -39,5 +39,5 @@ outcome = train(
     on_step=watch,
     asked_to_stop=stop_signal(),
 )
-# In one piece: the lines of several processes must not run into each other.
+# In one write, so that the lines of several processes do not mix.
 os.write(1, f"{processes.rank} {processes.count} {len(outcome.losses)} {outcome.stopped}\n".encode())

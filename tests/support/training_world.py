@@ -19,7 +19,7 @@ CONTEXT, EMBED, WIDTH, HEADS = 12, 9, 16, 2
 
 
 def write_folder(folder: Path, count: int = 8, size: tuple[int, int] = (96, 80), objects: int = 2) -> Path:
-    """`count` pictures with coloured rectangles side by side, in the training-data layout."""
+    """Write `count` pictures with coloured rectangles side by side, in the training-data layout."""
     rng = random.Random(0)
     for part in ("images", "masks", "jsons"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -42,11 +42,13 @@ def write_folder(folder: Path, count: int = 8, size: tuple[int, int] = (96, 80),
 
 
 def edit_json(folder: Path, number: int, **changes) -> None:
+    """Change entries of a picture's json."""
     path = folder / "jsons" / f"{number:03}.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def small_recipe(**changes):
+    """A recipe of a few small steps."""
     from mip_adapter.training.config import TrainConfig
 
     settings = {"steps": 4, "batch_size": 2, "resolution": 64, "workers": 0, "learning_rate": 1e-2, "save_every": 0}
@@ -84,6 +86,7 @@ def small_adapter(sites: tuple[tuple[int, int], ...] = ((1, WIDTH), (3, WIDTH)),
 
 
 def normal(name: str, *shape: int, std: float = 0.3) -> Tensor:
+    """Normal numbers that depend on the name and the shape alone."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()))) * std
 
 

@@ -1,4 +1,4 @@
-"""Adapters of every family as tensors: real shapes (on the meta device or from one stored number) or small ones."""
+"""Adapters of every family as tensors: of real shapes (on the meta device or from one stored number), or small."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ Fill = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Sample:
-    """family; X context; E encoder; C of every site; fusion head; tokens; the Resampler's sizes."""
+    """The shape of an adapter.
+
+    context: X.
+    encoder: width of the image encoder's output.
+    widths: C of every site.
+    head: whether it has a fusion head.
+    tokens: image tokens per picture.
+    dim, heads, depth: of the Resampler.
+    """
 
     family: str
     context: int
@@ -37,7 +45,7 @@ class Sample:
 _SDXL_PLUS = Sample("plus", 2048, 1280, SDXL_WIDTHS, tokens=16, dim=1280, heads=20)
 _SD15_PLUS = Sample("plus", 768, 1280, SD15_WIDTHS, tokens=16, dim=768, heads=12)
 
-FAMILIES = {  # every row of the design's table of weights that must load, as published
+FAMILIES = {  # all published weights that must load
     "MIP-Adapter model_sdxl": Sample("base", 2048, 1280, SDXL_WIDTHS, head=True),
     "MIP-Adapter model_sdxl_plus": replace(_SDXL_PLUS, head=True),
     "ip-adapter_sdxl": Sample("base", 2048, 1280, SDXL_WIDTHS),
@@ -51,7 +59,7 @@ FAMILIES = {  # every row of the design's table of weights that must load, as pu
     "ip-adapter-full-face_sd15": Sample("full-face", 768, 1280, SD15_WIDTHS),
 }
 
-SMALL = {  # the same kinds, a few KB
+SMALL = {  # the same families in a few KB
     "base": Sample("base", 12, 10, (8, 8, 16), head=True),
     "plus": Sample("plus", 12, 10, (8, 8, 16), head=True, tokens=3, dim=16, heads=2, depth=2),
     "full-face": Sample("full-face", 12, 10, (8, 8, 16)),
@@ -63,7 +71,7 @@ def meta(*shape: int) -> Tensor:
 
 
 def one_number(*shape: int) -> Tensor:
-    """A tensor of any shape that stores, and saves, a single number."""
+    """A tensor of any shape that stores only a single number, also when saved."""
     return torch.ones(1, dtype=torch.float16).expand(shape)
 
 
@@ -96,7 +104,7 @@ def nested(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def training(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As the official training script saves: other prefixes, and the UNet with it."""
+    """The layout that the official training script saves: other prefixes, and the UNet's weights too."""
     renamed = {
         key.replace("image_proj.", "image_proj_model.").replace("ip_adapter.", "adapter_modules."): tensor
         for key, tensor in tensors.items()

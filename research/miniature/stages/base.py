@@ -1,4 +1,7 @@
-"""Stage 3: the UNet, on captions that name kinds only. v-prediction, SDXL's schedule, captions dropped in 10 %."""
+"""Stage 3: the UNet, on captions that name kinds only.
+
+It predicts v, with SDXL's noise schedule. 10 % of the captions are dropped.
+"""
 
 import math
 import random
@@ -19,12 +22,14 @@ from .latents import Place, Shards
 from .precision import autocast
 from .prefetch import Ahead
 
-DROPPED = 0.1
+DROPPED = 0.1  # share of the captions
 WORKERS = 8  # processes that prepare batches for a GPU
 
 
 class Conditioner:
-    """Captions to what SDXL's UNet reads: hidden states of both encoders, and the pooled text with the size."""
+    """Captions to what SDXL's UNet reads: hidden states of both text encoders, and pooled text with the size
+    conditioning.
+    """
 
     def __init__(self, encoders: Encoders, words: Words, device: torch.device):
         self.encoders, self.words, self.device = encoders, words, device
@@ -35,31 +40,32 @@ class Conditioner:
         return self.encode(*(rows.to(self.device) for rows in self.rows(captions)))
 
     def rows(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """[B, 77] token numbers for either encoder."""
+        """Token ids [B, 77] for each of the two text encoders."""
         rows_l, rows_g = (self.words.rows(captions, pad, clip.LENGTH) for pad in (clip.PAD_L, clip.PAD_G))
         return rows_l, rows_g
 
     @torch.no_grad()
     def encode(self, rows_l: Tensor, rows_g: Tensor) -> tuple[Tensor, Tensor]:
+        """The same as calling it, from token ids."""
         context, pooled, _ = self.encoders.text(rows_l, rows_g)
         return context, torch.cat([pooled, self.size.expand(len(pooled), -1)], 1)
 
 
 def size_vector(size: int) -> Tensor:
-    """[1, 6·256] what SDXL's vector says of a square, uncropped picture: height, width, crops, target."""
+    """[1, 6·256] SDXL's size conditioning of a square, uncropped picture: height, width, crop, target size."""
     rates = torch.exp(-math.log(10_000) * torch.arange(128) / 128)
     angles = torch.tensor([size, size, 0, 0, size, size])[:, None] * rates
     return torch.cat([angles.cos(), angles.sin()], -1).reshape(1, -1)
 
 
 class Lesson(NamedTuple):
-    """What the number of a step decides."""
+    """What a step trains on. It follows from the step's number alone."""
 
     place: Place
     steps: Tensor  # [B] noise levels
-    rows_l: Tensor  # [B, 77] the captions, for either text encoder
+    rows_l: Tensor  # [B, 77] token ids of the captions, for each of the two text encoders
     rows_g: Tensor
-    spots: Tensor  # [B, M] at which token the caption names an object; 0: it does not
+    spots: Tensor  # [B, M] index of the caption's token that names the object; 0 if none does
 
 
 class Base:
@@ -68,7 +74,7 @@ class Base:
     batch_size = 512
 
     def __init__(self, model: nn.Module, call: Callable, shards: Shards, condition: Conditioner):
-        """`call(model, x, steps, context, vector)` is how the host's UNet is asked."""
+        """call: `call(model, x, steps, context, vector)` runs ComfyUI's UNet."""
         self.model, self.call = model.to(condition.device), call
         self.shards, self.condition, self.device = shards, condition, condition.device
         self.lessons = Ahead(self.lesson, 0 if self.device.type == "cpu" else WORKERS)
@@ -102,7 +108,7 @@ class Base:
     def error(
         self, latents: Tensor, eps: Tensor, steps: Tensor, context: Tensor, vector: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error of v, and the same by noise_schedule."""
+        """Mean squared error of v, and the same by range of noise levels for the log."""
         x, target = noise_schedule.noisy(latents, eps, steps)
         answer = self.answer(x, steps, context, vector)
         error = F.mse_loss(answer, target, reduction="none").mean((1, 2, 3))
@@ -111,7 +117,7 @@ class Base:
         return error.mean(), log
 
     def predict(self, x: Tensor, steps: Tensor, captions: Sequence[str]) -> Tensor:
-        """v [B, 4, h, w] of noisy latents at step numbers [B]."""
+        """v [B, 4, h, w] of noisy latents at noise levels `steps` [B]."""
         return self.answer(x, steps, *self.condition(captions))
 
     def answer(self, x: Tensor, steps: Tensor, context: Tensor, vector: Tensor) -> Tensor:
@@ -120,7 +126,7 @@ class Base:
 
     @torch.no_grad()
     def draw(self, captions: Sequence[str], seed: int, guidance: float = 3.0, count: int = 20) -> Tensor:
-        """Latents for captions, with classifier-free guidance."""
+        """Sampled latents for captions, with classifier-free guidance. count: steps."""
         g = torch.Generator().manual_seed(seed)
         start = torch.randn(len(captions), 4, world.SIZE // 8, world.SIZE // 8, generator=g).to(self.device)
         context, vector = self.condition([*captions, *[""] * len(captions)])

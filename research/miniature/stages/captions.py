@@ -1,4 +1,4 @@
-"""Captions to token numbers. Every word of the world is one token of CLIP's, so a table does."""
+"""Captions to token ids. Every word of the world is one CLIP token, so a table is enough."""
 
 import re
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ START = 49406
 
 
 class Words:
-    """A caption's token numbers, equal to the host's tokenizer's (a test compares them)."""
+    """Token ids of captions, equal to those of ComfyUI's tokenizer (a test compares them)."""
 
     def __init__(self, tokenize):
-        """`tokenize(text)` gives the host's token numbers of a text, with start and end."""
+        """tokenize: gives ComfyUI's token ids of a text, with start and end."""
         phrases = (*KINDS, *COLOURS, *PATTERNS, *world_words.OPENINGS, *world_words.LINKS, "a an ,")
         words = {word for phrase in phrases for word in _split(phrase)}
         self.numbers = {}
@@ -30,7 +30,7 @@ class Words:
             self.numbers[word] = content[0]
 
     def rows(self, captions: Sequence[str], pad: int, length: int | None = None) -> Tensor:
-        """[B, L] token numbers, filled up with `pad`; L fits the longest where no length is given."""
+        """[B, L] token ids, padded with `pad`. Without a length, L fits the longest caption."""
         rows = [[START, *(self.numbers[word] for word in _split(c)), clip.END] for c in captions]
         length = length or max(map(len, rows))
         return torch.tensor([row + [pad] * (length - len(row)) for row in rows])

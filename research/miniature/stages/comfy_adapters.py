@@ -1,4 +1,4 @@
-"""Stage 4: the adapters, by the trainer of `training/` over drawn scenes. Each kind and seed is a run of its own."""
+"""Stage 5: the adapters, by the trainer of `training/` over drawn scenes. Each kind and seed is a separate run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from .paired import Paired
 from .provenance import circumstances
 
 LOG_EVERY = 25  # steps
-HELD_OUT = 256  # scenes
+HELD_OUT = 256  # scenes of the held-out loss
 QUICK = {"steps": 12, "batch_size": 8, "warmup": 1, "ema": 0.5}
 
 
@@ -44,10 +44,14 @@ def train_all(
     kinds: Sequence[str], seeds: Sequence[int], work: Path, minutes: float, threads: int, quick: bool = False,
     steps: int | None = None, ungated: bool = False,
 ) -> None:  # fmt: skip
-    """Train adapters of these kinds and seeds until all are finished or the minutes are over; finished ones are left
-    as they are, unless the recipe has more steps by now. Checkpoints lie in work/adapters, in a folder for each base,
-    beside a file kind-seed.safetensors for each finished run. Raises ValueError for a base that has not passed its
-    gate, unless `ungated`."""
+    """Train adapters of these kinds and seeds until all are finished or the minutes are over.
+
+    A finished adapter is left as it is, unless the recipe has more steps by now. Checkpoints lie in work/adapters, in a
+    folder for each base, next to a file kind-seed.safetensors for each finished run.
+
+    steps: in place of the recipe's.
+    ungated: also train over a base that has not passed its gate. Without it, such a base raises ValueError.
+    """
     device = prepare(threads)
     stopped: list[int] = []
     handler = signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
@@ -71,7 +75,7 @@ def train_all(
 
 
 def check_gate(base: str, work: Path) -> None:
-    """Raises ValueError unless this base, a digest of its weights, has passed its gate."""
+    """Raises ValueError unless this base has passed its gate. base: the digest of its weights."""
     for file in (work / "gate.json", packing.FOLDER / "gate.json"):
         if file.is_file() and (gate := json.loads(file.read_text()))["base_weights_sha256"] == base:
             if gate["passes"]:
@@ -84,8 +88,10 @@ def check_gate(base: str, work: Path) -> None:
 
 
 def export(work: Path, folder: Path | None) -> list[Path]:
-    """Copy the adapters that are finished over the present base to where the miniature's are read, and their curves,
-    facts and digests beside the other stages'."""
+    """Copy the finished adapters of the present base to where the miniature's adapters are read.
+
+    Their loss curves, facts and digests go next to those of the other stages. Returns the adapters' paths.
+    """
     written, runs = [], runs_of(_parts(work, prepare(1))["unet"], work)
     for kind in trained.KINDS:
         for seed in trained.SEEDS:
@@ -104,29 +110,31 @@ def export(work: Path, folder: Path | None) -> list[Path]:
 
 
 def runs_of(unet: torch.nn.Module, work: Path) -> Path:
-    """The folder of the runs over a base: another base begins anew."""
+    """The folder of the runs over a base. A different base gets a different folder."""
     return work / "adapters" / weights_sha256(unet)[:12]
 
 
 def result(kind: str, seed: int, runs: Path) -> Path:
-    """The finished adapter; a folder of the same name without the ending holds its checkpoints and curve."""
+    """The file of a finished adapter. The folder of the same name, without the ending, holds its checkpoints and loss
+    curve.
+    """
     return runs / f"{kind}-{seed}.safetensors"
 
 
 def _steps_of(file: Path) -> int:
-    """How long a finished adapter was trained; 0 for one that is not there."""
+    """How many steps a finished adapter was trained for; 0 if it does not exist."""
     facts = file.with_suffix(".json")
     return json.loads(facts.read_text()).get("steps", 0) if file.is_file() and facts.is_file() else 0
 
 
 def _base_of(file: Path) -> str | None:
-    """The digest of the UNet that an adapter was trained on."""
+    """The digest of the UNet that an adapter was trained over."""
     with safe_open(file, "pt") as opened:
         return (opened.metadata() or {}).get("base_weights_sha256")
 
 
 def _thin(source: Path, target: Path) -> None:
-    """A curve of means over LOG_EVERY steps, as the other stages have."""
+    """Copy a loss curve as means over LOG_EVERY steps, like those of the other stages."""
     with source.open() as rows:
         losses = [float(row["loss"]) for row in csv.DictReader(rows)]
     with target.open("w", newline="") as out:
@@ -137,7 +145,7 @@ def _thin(source: Path, target: Path) -> None:
 
 
 def _parts(work: Path, device: torch.device) -> dict[str, Any]:
-    """The trained miniature as the stages before left it."""
+    """The trained models of the earlier stages."""
     encoders = finished("encoders", work, device)
     return {
         "unet": finished(last_of("base", work), work, device),
@@ -148,6 +156,8 @@ def _parts(work: Path, device: torch.device) -> dict[str, Any]:
 
 
 class _Run:
+    """The training of one adapter."""
+
     def __init__(self, kind: str, recipe: TrainConfig, work: Path, parts: Mapping[str, Any], quick: bool):
         self.kind, self.recipe, self.work = kind, recipe, work
         self.sha256, self.runs = weights_sha256(parts["unet"]), runs_of(parts["unet"], work)
@@ -160,7 +170,7 @@ class _Run:
         return Frozen(parts["unet"], parts["vision"], parts["condition"], drawn)
 
     def go(self, asked_to_stop) -> None:
-        """From the last checkpoint to the end, or until it is asked to stop."""
+        """Train from the last checkpoint to the end, or until asked to stop."""
         name, recipe, begun = f"{self.kind}-{self.recipe.seed}", self.recipe, time.monotonic()
         target = result(self.kind, recipe.seed, self.runs)
         start = self._start()
@@ -178,10 +188,12 @@ class _Run:
             losses = {"before": self.held_out(start), "after": self.held_out(outcome.adapter)}
             facts |= {"steps": recipe.steps, "held_out": losses, "base_weights_sha256": self.sha256, **circumstances()}
             say(f"{name}: held-out loss {losses['before']:.5f} before, {losses['after']:.5f} after")
-            save_adapter(outcome.adapter, target.parent, target.stem).replace(target)  # a shorter run's, too
+            # Also replaces the result of a shorter run.
+            save_adapter(outcome.adapter, target.parent, target.stem).replace(target)
         atomic_write(facts_file, json.dumps(facts))
 
     def _start(self) -> Adapter:
+        """The adapter to start from. Raises ValueError if the kind that it continues is not trained."""
         kind, seed = trained.KINDS[self.kind], self.recipe.seed
         if kind.start is not None:
             made, shipped = result(kind.start, seed, self.runs), trained.file(kind.start, seed)
@@ -200,8 +212,10 @@ class _Run:
 
     @torch.no_grad()
     def held_out(self, adapter: Adapter) -> float:
-        """Loss on scenes with looks, and pairs of kinds, that training never shows; the same noise for all adapters, of
-        all levels alike."""
+        """The loss on scenes with looks, and pairs of kinds, that training never shows.
+
+        The noise is the same for all adapters, with all noise levels equally likely.
+        """
         recipe = replace(self.recipe, seed=0, timesteps="uniform")
         objective = Objective(TrainableAdapter(adapter, recipe).to(self.test.device), self.test, recipe)
         rows, total = range(len(self.test.scenes)), 0.0
@@ -212,7 +226,7 @@ class _Run:
 
 
 class _Watch:
-    """A line every now and then."""
+    """Prints a line every LOG_EVERY steps."""
 
     def __init__(self, name: str):
         self.name, self.sum = name, 0.0

@@ -1,4 +1,4 @@
-"""The miniature as the frozen model of `training/`: drawn scenes in, the UNet with merged references out."""
+"""The miniature as the frozen model of `training/`, over scenes that are encoded already."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .base import Conditioner
 from .paired import Paired
 from .precision import activations
 
-REMEMBERED = 4096  # captions
+REMEMBERED = 4096  # captions whose encodings are cached
 
 
 class Frozen:
-    """A `training.objective.FrozenModel` whose pictures are encoded already.
+    """A `training.objective.FrozenModel` over encoded scenes.
 
-    The UNet is a copy in the dtype that activations have on this device; what is trained stays float32.
+    The UNet is a copy in the dtype of activations on this device. What is trained stays in float32.
     """
 
     prediction: Literal["eps", "v"] = "v"
@@ -37,14 +37,14 @@ class Frozen:
         self.vision, self.condition, self.scenes = vision, condition, scenes
         self.device = condition.device
         self.unet = deepcopy(unet).to(activations(self.device.type))
-        self.unet.dtype = activations(self.device.type)  # in which the host takes its inputs
+        self.unet.dtype = activations(self.device.type)  # ComfyUI's UNet casts its inputs to this dtype
         self.alphas = noise_schedule.alphas().float().to(self.device)
         self.sites: tuple[Site, ...] = unet_sites(self.unet)
         self.attentions = cross_attentions(self.unet)
         self.known: dict[str, tuple[Tensor, Tensor]] = {}
 
     def encode(self, samples: Sequence[Any], adapter: Adapter) -> Batch:
-        """The batch of `paired.Scene`s, with captions and references left out as the samples say."""
+        """The batch of these `paired.Scene`s, without the captions and references that a sample drops."""
         rows, output = [sample.row for sample in samples], adapter.spec.encoder.output
         context, vector = self.words(["" if sample.drop_text else sample.caption for sample in samples])
         features = self.scenes.features(rows, output)
@@ -63,7 +63,7 @@ class Frozen:
         )
 
     def words(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Context [B, 77, 128] and vector [B, Y]; captions met before are remembered."""
+        """Context [B, 77, 128] and vector [B, Y] of captions, cached."""
         if new := sorted({caption for caption in captions if caption not in self.known}):
             if len(self.known) > REMEMBERED:
                 self.known.clear()
@@ -74,12 +74,12 @@ class Frozen:
         return torch.stack([context for context, _ in found]).float(), torch.stack([vector for _, vector in found])
 
     def object_text(self, name: str) -> Tensor:
-        """[1, X]: a kind is one token, encoded on its own."""
+        """[1, X]: the name of a kind is one token, encoded on its own."""
         return self.words([name])[0][0, 1:2]
 
     @torch.no_grad()
     def nothing(self, output: str) -> Tensor:
-        """What the image encoder says where no reference is given; see attention/host_encode.null_features."""
+        """The image encoder's output where no reference is given; see `patching.encode.null_features`."""
         if output == "image_embeds":
             return torch.zeros(config.CLIP_VISION["projection_dim"])
         side = config.CLIP_VISION["image_size"]

@@ -1,4 +1,4 @@
-"""Which stage needs what: opens checkpoints, builds models, trains for a while."""
+"""What each stage needs: opens checkpoints, builds models, trains, runs the gate and exports."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ from .vae import Vae
 from .word_grounding import Places
 
 _SHORT = {"total": 15, "stop": 15}
-QUICK = {  # steps, and scenes in each
+QUICK = {  # settings of a quick run
     "vae": {"total": 30, "stop": 30, "batch_size": 3},
     **dict.fromkeys(("base", "places"), {**_SHORT, "batch_size": 32}),
     **dict.fromkeys(("encoders", "vision"), _SHORT),
@@ -34,9 +34,9 @@ QUICK = {  # steps, and scenes in each
 
 
 def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick: bool = False) -> None:
-    """Train these stages in their order, each for so many minutes from where its last checkpoint left it.
+    """Train these stages in order, each for so many minutes from its last checkpoint.
 
-    Quick: a few small steps each and from nothing, in a folder of its own.
+    quick: a few small steps of each from scratch, in a folder of their own.
     """
     device = prepare(threads)
     for name in stages:
@@ -54,7 +54,7 @@ def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick
 
 
 def check(work: Path, count: int, threads: int) -> bool:
-    """Put the base to the gate; writes gate.json and gate.png into `work`."""
+    """Run the gate on the base. Writes gate.json and gate.png into `work`; returns whether it passes."""
     device = prepare(threads)
     unet, facts = opened(last_of("base", work), work, device)
     result = gate(Base(unet, comfy_networks.run_unet, *_lessons(work, device)), count)
@@ -68,7 +68,7 @@ def check(work: Path, count: int, threads: int) -> bool:
 
 
 def export_files(work: Path, folder: Path, logs: Path) -> None:
-    """Write the miniature's four files from the last checkpoints; into `logs` the gate that the base passed or not."""
+    """Write the miniature's four files from the last checkpoints, and the result of the base's gate into `logs`."""
     device = prepare(2)
     names = {"unet": last_of("base", work), "vae": "vae", "clip": "encoders"}
     names["clip_vision"] = last_of("encoders", work)
@@ -84,19 +84,19 @@ def export_files(work: Path, folder: Path, logs: Path) -> None:
 
 
 def last_of(name: str, folder: Path) -> str:
-    """The stage that last worked on what `name` began: the one after it if that was run, else itself."""
+    """The last stage that trained the model of stage `name`: the one that continues it if it has run, else itself."""
     after = AFTER[name]
     return after if started(after, folder) else name
 
 
 def started(name: str, folder: Path) -> bool:
-    """Whether there is a checkpoint of a stage, in the folder or (not for quick runs) in the repository."""
+    """Whether a stage has a checkpoint, in the folder or (not for quick runs) in the repository."""
     return (folder / f"{name}.pt").exists() or (folder.name != "quick" and packing.unpack(name) is not None)
 
 
 def open_stage(name: str, folder: Path, device: torch.device, packed: bool = True) -> stage_trainer.Progress:
-    """A stage where its last checkpoint left it (the folder's, else the repository's), or at its beginning."""
-    torch.manual_seed(0)  # the first weights
+    """A stage at its last checkpoint (the folder's, else the repository's), or at its beginning."""
+    torch.manual_seed(0)  # for the initial weights
     progress = stage_trainer.Progress(BUILD[name](folder, device))
     file = folder / f"{name}.pt"
     if file.exists():
@@ -107,14 +107,17 @@ def open_stage(name: str, folder: Path, device: torch.device, packed: bool = Tru
 
 
 def finished(name: str, folder: Path, device: torch.device) -> Any:
-    """An earlier stage's model for a later one: its running mean, frozen. Raises ValueError if it never ran."""
+    """The model of an earlier stage, for a later one: its running mean, frozen. Raises ValueError if the stage never
+    ran.
+    """
     return opened(name, folder, device)[0]
 
 
 def opened(name: str, folder: Path, device: torch.device) -> tuple[Any, dict[str, Any]]:
-    """The same, with its stage, step and seconds: from a checkpoint, else from the files that the loader reads.
+    """The model of `finished`, and its stage, step and seconds. It comes from a checkpoint, else from the loader's
+    files.
 
-    In half precision, as it is shipped, so that what builds on it does not depend on where it came from.
+    It is rounded to half precision, as it is shipped. So what builds on it does not depend on where it came from.
     """
     if started(name, folder):
         progress = open_stage(name, folder, device, packed=folder.name != "quick")
@@ -134,14 +137,14 @@ def opened(name: str, folder: Path, device: torch.device) -> tuple[Any, dict[str
 
 
 def _shipped(name: str) -> tuple[nn.Module, dict[str, Any]] | None:
-    """A stage's model as the exported files have it; None if one of them is not there."""
+    """A stage's model from the exported files; None if one of them is missing."""
     build, parts = SHIPPED[name]
     files = {MINIATURE / f"{part}.safetensors": prefix for part, prefix in parts.items()}
     if not all(file.is_file() for file in files):
         return None
     model = build()
     tensors = {prefix + key: value for file, prefix in files.items() for key, value in load_file(file).items()}
-    model.load_state_dict(tensors, strict=False)  # what only the training needs is not in them
+    model.load_state_dict(tensors, strict=False)  # weights that only training needs are not exported
     return model, export.facts_of(next(iter(files)))
 
 
@@ -162,13 +165,13 @@ def _base(folder: Path, device: torch.device) -> Base:
 
 
 def _places(folder: Path, device: torch.device) -> Places:
-    # Begins with the base's weights; a checkpoint of its own brings all that it needs.
+    # Starts with the base's weights, unless it has a checkpoint of its own.
     unet = comfy_networks.unet() if started("places", folder) else finished("base", folder, device).requires_grad_(True)
     return Places(unet, comfy_networks.run_unet, *_lessons(folder, device))
 
 
 def _lessons(folder: Path, device: torch.device) -> tuple[Shards, Conditioner]:
-    """What the UNet learns from."""
+    """The data of the UNet's training: scenes as latents, and their captions' conditioning."""
     size = {"size": 64} if folder.name == "quick" else {}
     shards = Shards(finished("vae", folder, device), folder / "latents", device, **size)
     return shards, Conditioner(finished("encoders", folder, device), Words(comfy_networks.tokenize), device)
@@ -181,7 +184,7 @@ BUILD = {
     "places": _places,
     "vision": _vision,
 }
-# What can be taken from the exported files: how to build it, and its prefixes by file.
+# Stages that the exported files can restore: how to build the model, and its key prefix by file.
 SHIPPED: dict[str, tuple[Callable[[], nn.Module], Mapping[str, str]]] = {
     **dict.fromkeys(("base", "places"), (comfy_networks.unet, {"unet": ""})),
     "vae": (comfy_networks.vae, {"vae": ""}),
@@ -191,7 +194,9 @@ AFTER = {"base": "places", "encoders": "vision"}
 
 
 def prepare(threads: int) -> torch.device:
-    """Find ComfyUI (COMFYUI_PATH, or the one that `mip.py` unpacked) and the device."""
+    """Find ComfyUI (COMFYUI_PATH, or the one that `mip.py` unpacked) and the device. Raises ValueError if there is
+    none.
+    """
     mip = sys.modules["mip"]
     folder = mip.given_host() or mip.unpacked_host_folder()
     if not folder.is_dir():
@@ -203,7 +208,7 @@ def prepare(threads: int) -> torch.device:
 
 
 def save_grid(images: torch.Tensor, file: Path, columns: int = 8) -> None:
-    """Pictures [B, 3, S, S] as one PNG of whole rows."""
+    """Write pictures [B, 3, S, S] as one PNG. An incomplete last row is left out."""
     columns = min(columns, len(images))
     rows = (
         images[: len(images) // columns * columns]

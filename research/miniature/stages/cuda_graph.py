@@ -1,6 +1,6 @@
-"""A stage's loss with its backward pass: as it is, or on a GPU recorded once and replayed.
+"""A stage's loss and its backward pass. On a GPU they are recorded once as a CUDA graph and replayed.
 
-The miniature's networks are so small that a GPU computes them faster than Python can ask for it.
+The miniature's networks are so small that a GPU computes them faster than Python can launch the kernels.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ import torch
 from torch import Tensor, nn
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
-REHEARSALS = 3  # before a recording: in them the libraries choose their kernels
+REHEARSALS = 3  # runs before a recording, in which the libraries choose their kernels
 
 
 class Recording(NamedTuple):
+    """A recorded graph and its memory."""
+
     graph: torch.cuda.CUDAGraph
-    batch: Sequence[Tensor]  # where the graph reads
-    answer: tuple[Tensor, dict[str, Tensor]]  # where it writes
+    batch: Sequence[Tensor]  # the inputs that the graph reads
+    answer: tuple[Tensor, dict[str, Tensor]]  # the outputs that it writes: the loss and what to log
     gradients: Sequence[Tensor | None]
 
 
 class Backward:
-    """Called with a batch: fills the parameters' gradients, returns the loss and what to log beside it, detached."""
+    """Called with a batch: fills the parameters' gradients. Returns the loss and what to log with it, detached."""
 
     def __init__(self, loss: Loss, parameters: Sequence[nn.Parameter]):
         self.loss, self.parameters = loss, parameters
@@ -37,7 +39,7 @@ class Backward:
 
 
 class Graphed(Backward):
-    """The same as a CUDA graph, one for every set of shapes. A loss must not look at numbers on its way."""
+    """The same as a CUDA graph, one for every set of shapes. The loss must not read values back from the GPU."""
 
     def __init__(self, loss: Loss, parameters: Sequence[nn.Parameter]):
         super().__init__(loss, parameters)
@@ -64,11 +66,11 @@ class Graphed(Backward):
                 super().__call__(*own)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others prepare batches meanwhile
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads prepare batches meanwhile
             answer = super().__call__(*own)
         return Recording(graph, own, answer, [parameter.grad for parameter in self.parameters])
 
 
 def backward(loss: Loss, parameters: Sequence[nn.Parameter]) -> Backward:
-    """The faster one for where the parameters lie."""
+    """`Graphed` if the parameters are on a GPU, else `Backward`."""
     return (Graphed if parameters[0].is_cuda else Backward)(loss, parameters)

@@ -1,9 +1,9 @@
-"""Stage 2: text and image encoders, contrastively, as CLIP's are.
+"""Stage 2: text and image encoders, trained contrastively like CLIP's.
 
-Three kinds of pairs, each compared within itself: single objects with their looks in words, scenes with
-looks, and scenes with kinds only (which is all that diffusion captions say). Half of the described objects
-differ from another of the batch in one thing, so that the encoders must tell stripes from bands, and
-red on blue from blue on red. The token tables stay as they are seeded: random vectors are far apart already.
+There are three kinds of pairs, each compared within itself: single objects with their looks in words, scenes with
+looks, and scenes with kinds only, as in diffusion captions. Half of the described objects differ from another object of
+the batch in one property. So the encoders must tell stripes from bands, and red on blue from blue on red. The token
+tables keep their seeded values, because random vectors are far apart already.
 """
 
 import random
@@ -21,12 +21,12 @@ from .. import clip, seeded
 from .captions import Words
 from .precision import autocast
 
-SINGLES, SCENES = 96, 48
-LENGTH = 48  # tokens: no caption of the world is longer
+SINGLES, SCENES = 96, 48  # pairs of each kind in a batch
+LENGTH = 48  # tokens; no caption of the world is longer
 
 
 class Tower(nn.Module):
-    """One text encoder as it lies in the host's SDXL text model."""
+    """One text encoder, nested as in ComfyUI's SDXL text model."""
 
     def __init__(self, settings: dict):
         super().__init__()
@@ -34,8 +34,11 @@ class Tower(nn.Module):
 
 
 class Encoders(nn.Module):
-    """Both text encoders and the image encoder. The image's embeddings live in CLIP-G's space, as with SDXL;
-    CLIP-L learns through a projection of the image that is not needed afterwards."""
+    """Both text encoders and the image encoder.
+
+    The image embeddings live in CLIP-G's space, as with SDXL. CLIP-L is trained through a projection of the image that
+    is not needed afterwards.
+    """
 
     def __init__(self):
         super().__init__()
@@ -46,7 +49,7 @@ class Encoders(nn.Module):
         self._settle()
 
     def _settle(self) -> None:
-        """First weights: CLIP's small ones for positions, the seeded table for tokens, which stays."""
+        """Initial weights: small ones for positions, as CLIP's; the seeded table for tokens, which is not trained."""
         for name, parameter in self.named_parameters():
             if name.endswith("token_embedding.weight"):
                 key = name.removeprefix("clip.")
@@ -56,7 +59,7 @@ class Encoders(nn.Module):
                 nn.init.normal_(parameter, std=0.1)
 
     def text(self, rows_l: Tensor, rows_g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Penultimate states side by side [B, L, 128] (SDXL's context), pooled of G (SDXL's) and of L."""
+        """Penultimate states side by side [B, L, 128] (SDXL's context), the pooled text of G (SDXL's) and that of L."""
         clip: Any = self.clip
         hidden_l, pooled_l = clip["clip_l"].transformer(rows_l)
         hidden_g, pooled_g = clip["clip_g"].transformer(rows_g)
@@ -82,7 +85,7 @@ class EncoderStage:
         )
 
     def _pairs(self, scenes: world.Scenes, captions: list[str], looks: bool) -> tuple[Tensor, ...]:
-        """Pictures, their captions for either text encoder, and which of them say the same."""
+        """Pictures, token ids of their captions for both text encoders, and which of the captions mean the same."""
         images = clip.normalised(world.render(scenes, config.CLIP_VISION["image_size"], self.device).images)
         rows = (self.words.rows(captions, pad, LENGTH).to(self.device) for pad in (clip.PAD_L, clip.PAD_G))
         return images, *rows, same_meaning(scenes, looks).to(self.device)
@@ -95,7 +98,7 @@ class EncoderStage:
         return single + scene + kind, log
 
     def _compare(self, images: Tensor, rows_l: Tensor, rows_g: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
-        """Contrastive loss of pictures with their captions, and how often the image finds its text."""
+        """The contrastive loss of pictures and their captions, and how often a picture finds its own caption."""
         with autocast(self.device):
             _, pooled = self.model.vision.hidden(images)
             image_g, image_l = self.model.vision.visual_projection(pooled), self.model.project_l(pooled)
@@ -107,7 +110,7 @@ class EncoderStage:
 
 
 class VisionStage(EncoderStage):
-    """The image encoder alone, against texts that later stages already rely on."""
+    """The image encoder alone, against the texts that later stages already depend on."""
 
     name, rate, total, stop = "vision", 5e-4, 4_000, 4_000
 
@@ -119,7 +122,10 @@ class VisionStage(EncoderStage):
 
 
 def contrast(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
-    """CLIP's loss, both ways, over [B, D] pairs; pairs in `same` [B, B] are never held against each other."""
+    """CLIP's loss in both directions over [B, D] pairs, and the share of pictures that find their own text.
+
+    same: [B, B], pairs with the same meaning. They are never compared with each other.
+    """
     logits = scale * F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
     logits = logits.masked_fill(same & ~torch.eye(len(same), dtype=torch.bool, device=same.device), -1e4)
     own = torch.arange(len(logits), device=logits.device)
@@ -128,7 +134,9 @@ def contrast(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> tupl
 
 
 def same_meaning(scenes: world.Scenes, looks: bool) -> Tensor:
-    """[B, B] whether two captions of these scenes say the same, whatever the order of their words."""
+    """[B, B] whether two scenes' captions mean the same, in whatever order they name the objects. looks: compare looks
+    too.
+    """
     objects = scenes.kinds
     if looks:
         pattern, first, second = scenes.looks.unbind(-1)
@@ -138,10 +146,11 @@ def same_meaning(scenes: world.Scenes, looks: bool) -> Tensor:
 
 
 def varied(scenes: world.Scenes, seed: int) -> world.Scenes:
-    """The second half of the batch copies the first, changed in one thing: what the encoders must tell apart.
+    """Scenes whose second half copies the first half with one change, which the encoders must learn to see.
 
-    The change is of the first object: its kind, pattern or first colour, its two colours swapped, or (where
-    there is a second object) the two objects' looks exchanged. Looks kept for tests are left unchanged.
+    The change is in the first object: its kind, its pattern, its first colour, or its two colours swapped; or, if there
+    is a second object, the two objects' looks are exchanged. A change that would give a look kept for tests is not
+    made.
     """
     half = len(scenes) // 2
     g = torch.Generator().manual_seed(seed)
@@ -177,7 +186,7 @@ def varied(scenes: world.Scenes, seed: int) -> world.Scenes:
 
 
 def references(scenes: world.Scenes, seed: int) -> world.Scenes:
-    """One-object scenes, every other of them as a reference picture: on white."""
+    """One-object scenes, every other one as a reference picture on white."""
     first = world.references(scenes, seed).rows(slice(None, None, world.OBJECTS))
     on_white = (torch.arange(len(scenes)) + seed) % 2 == 0
     ground = torch.where(on_white[:, None], first.ground, scenes.ground)

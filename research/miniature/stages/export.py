@@ -1,4 +1,4 @@
-"""Trained stages as the four files that the miniature's loader reads, in half precision, under the host's names."""
+"""Trained stages as the four files that the miniature's loader reads, in half precision, under ComfyUI's names."""
 
 import hashlib
 import json
@@ -16,10 +16,12 @@ from ....miniature import config
 
 
 def write(folder: Path, models: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Write unet, clip, vae and clip_vision .safetensors and weights.json; returns each file's sha256.
+    """Write unet, clip, vae and clip_vision .safetensors and weights.json. Returns each file's sha256.
 
-    models: by part, clip and clip_vision as `Encoders`; facts: stage, step and seconds of each, kept with it. A file
-    that holds the same numbers already stays as it is.
+    models: by file name. clip and clip_vision are `Encoders`.
+    facts: stage, step and seconds of each model, stored in its metadata.
+
+    A file that holds the same numbers already is not written again.
     """
     scale = {f"{name}.logit_scale": torch.tensor(4.6055) for name in models["clip"].clip}
     shift = {"vae_scale": torch.tensor(config.VAE_SCALE), "vae_shift": torch.tensor(0.0)}

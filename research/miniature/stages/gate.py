@@ -1,10 +1,10 @@
-"""The gate before any adapter: does the base draw all objects it is told to, and do its words know where?
+"""The gate before any adapter: does the base draw all objects of a caption, and do its words know where they are?
 
-*Presence*: pictures for captions of two objects are drawn, decoded and judged from pixels; the gate asks it of pairs
-of kinds as training shows them, and tells it for pairs never seen beside. *Right word*: on
-drawn scenes made noisy, the relevance that the method reads (each object's own text against the queries of a
-cross-attention, softmax over positions) is compared between the objects of the scene; the share of an
-object's positions where its own text wins is counted, a site and a noise level at a time.
+*Presence*: pictures are sampled for captions of two objects and judged from their pixels. The gate requires it for
+pairs of kinds that training shows, and reports it for pairs that training never shows together. *Right word*: drawn
+scenes are made noisy, and the relevance that the method reads (each object's own text against the queries of a
+cross-attention, softmax over positions) is compared between the objects of a scene. Counted is the share of an object's
+positions where its own text has the highest relevance, by site resolution and noise level.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,15 +20,15 @@ from ....miniature.judge import judge
 from . import noise_schedule
 from .base import Base
 
-PRESENCE, RIGHT_WORD = 0.90, 0.85
-LEVELS = (200, 400, 600)  # of the 1000 steps
-SEED = 4_000_000_000  # of test scenes
-AT_ONCE = 64
+PRESENCE, RIGHT_WORD = 0.90, 0.85  # what the gate requires
+LEVELS = (200, 400, 600)  # noise levels, out of 1000
+SEED = 4_000_000_000  # of the test scenes
+AT_ONCE = 64  # pictures sampled in one batch
 
 
 @torch.no_grad()
 def gate(stage: Base, count: int = 64) -> dict[str, Any]:
-    """Both numbers with their parts, and whether they pass."""
+    """Both numbers with their details, and whether they pass."""
     right = right_words(stage, count)
     best = max(min(values.values()) for values in right.values())
     present, _ = presence(stage, count, held_out=False)
@@ -36,7 +36,7 @@ def gate(stage: Base, count: int = 64) -> dict[str, Any]:
     return {
         "presence": present,
         "presence_of_unseen_pairs": unseen,
-        "right_word": best,  # at the resolution where it is best, at the noise level where that is worst
+        "right_word": best,  # the best resolution by its worst noise level
         "right_word_by_resolution": right,
         "passes": present >= PRESENCE and best >= RIGHT_WORD,
         "pictures": pictures,
@@ -44,7 +44,10 @@ def gate(stage: Base, count: int = 64) -> dict[str, Any]:
 
 
 def presence(stage: Base, count: int, objects: int = 2, held_out: bool = True) -> tuple[float, Tensor]:
-    """Share of pictures that hold every object of their caption, on pairs of kinds never seen or not; the pictures."""
+    """The share of pictures that show every object of their caption, and the pictures.
+
+    held_out: with pairs of kinds that training never shows together.
+    """
     scenes = world.sample(count, SEED, objects=(objects,), held_out=held_out)
     wanted = [scenes.present(i) for i in range(count)]
     captions = [" and ".join(f"a {world_words.object_text(k)}" for k in kinds) for kinds in wanted]
@@ -59,9 +62,9 @@ def presence(stage: Base, count: int, objects: int = 2, held_out: bool = True) -
 
 
 def right_words(stage: Base, count: int) -> dict[int, dict[int, float]]:
-    """By side of the attention maps, then by noise level: how often the right object's text wins.
+    """How often the right object's text wins, by side of the relevance maps, then by noise level.
 
-    The maps of all cross-attentions of one side are averaged first, so that no single lucky one counts.
+    The maps of all cross-attentions with the same side are summed first, so that one good site alone does not decide.
     """
     scenes = world.sample(count, SEED + 1, objects=(2, 3), held_out=True)
     masks, there = world.render(scenes).masks.to(stage.device), (scenes.kinds >= 0).to(stage.device)
@@ -86,14 +89,18 @@ def right_words(stage: Base, count: int) -> dict[int, dict[int, float]]:
 
 
 def _object_texts(stage: Base, kinds: Tensor) -> Tensor:
-    """[B, M, C] the hidden state of each object's one content token, its text encoded on its own."""
+    """[B, M, C] the hidden state of each object's single content token, its text encoded on its own."""
     names = [world_words.object_text(max(kind, 0)) for kind in kinds.flatten().tolist()]
     context, _ = stage.condition(names)
     return context[:, 1].unflatten(0, tuple(kinds.shape))
 
 
 def relevance_maps(module: Any, hidden: Tensor, texts: Tensor) -> Tensor:
-    """[B, M, N] mean over heads of the softmax over positions of the keys of texts [B, M, C] against queries."""
+    """[B, M, N] relevance of texts [B, M, C]: the softmax over positions of key · query, averaged over heads.
+
+    module: the cross-attention.
+    hidden: its input.
+    """
     q = module.to_q(hidden.float()).unflatten(-1, (module.heads, -1))  # [B, N, h, d]
     k = module.to_k(texts.float()).unflatten(-1, (module.heads, -1))  # [B, M, h, d]
     scores = torch.einsum("bnhd,bmhd->bmhn", q, k) * q.shape[-1] ** -0.5
@@ -101,7 +108,7 @@ def relevance_maps(module: Any, hidden: Tensor, texts: Tensor) -> Tensor:
 
 
 def _wins(relevance: Tensor, masks: Tensor, there: Tensor) -> float:
-    """Share of the positions that lie mostly on one object where that object has the highest relevance."""
+    """The share of the positions mostly covered by one object where that object has the highest relevance."""
     side = int(relevance.shape[-1] ** 0.5)
     share, owner = F.adaptive_avg_pool2d(masks, side).flatten(2).max(1)  # [B, N]
     winner = relevance.masked_fill(~there[..., None], -1).argmax(1)
@@ -110,7 +117,7 @@ def _wins(relevance: Tensor, masks: Tensor, there: Tensor) -> float:
 
 @contextmanager
 def queries(unet: nn.Module) -> Iterator[dict[str, tuple[nn.Module, Tensor]]]:
-    """Collects what enters each cross-attention of the UNet while the context is open."""
+    """Collects the input of each cross-attention of the UNet, by name, while the context is open."""
     seen: dict[str, tuple[nn.Module, Tensor]] = {}
     handles = [
         module.register_forward_pre_hook(_keeper(seen, name))

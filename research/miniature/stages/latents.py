@@ -1,7 +1,7 @@
-"""Scenes as latents: drawn, encoded once, and seen many times with other words and noise.
+"""Scenes as latents: drawn and encoded once, then used many times with other captions and noise.
 
-Encoding a scene costs as much as training on it. So scenes come in shards; a window of shards is gone
-through many times before the next window is made. Which scenes a step sees follows from its number alone.
+Encoding a scene costs as much as a training step on it. So scenes come in shards, and a window of shards is used many
+times before the next window is made. The scenes of a step follow from its number alone.
 """
 
 from functools import lru_cache
@@ -17,18 +17,20 @@ from ....miniature import config, world
 from .precision import autocast
 
 SHARD = 2048  # scenes
-WINDOW, PASSES = 64, 48  # shards a window, times through it
-OBJECTS = (1, 2, 2, 2, 2, 3, 3, 3, 4, 4)  # mostly several, so that words must mean places
+WINDOW, PASSES = 64, 48  # shards of a window, passes through it
+OBJECTS = (1, 2, 2, 2, 2, 3, 3, 3, 4, 4)  # mostly several, so that words must learn places
 
 
 class Place(NamedTuple):
-    """Which scenes a batch holds: a shard, and rows of it."""
+    """The scenes of a batch: a shard and rows of it."""
 
     shard: int
     rows: Tensor  # [B]
 
 
 class Shards:
+    """The encoded scenes, cached on disk by the encoder's weights."""
+
     def __init__(self, vae: Any, folder: Path, device: torch.device, size: int = SHARD):
         self.vae, self.device, self.size = vae, device, size
         self.folder = folder / f"{fingerprint(vae.taesd_encoder):016x}"
@@ -36,9 +38,9 @@ class Shards:
         self.pictures = lru_cache(WINDOW)(self._pictures)
 
     def place(self, start: int, count: int) -> Place:
-        """Where the `count` scenes from number `start` of the endless row of passes lie; `count` divides a shard.
+        """The place of `count` scenes from number `start` of the endless sequence of passes. `count` divides a shard.
 
-        Each pass through a shard shows each of its scenes once, in another order.
+        Each pass through a shard shows each of its scenes once, in a new order.
         """
         visit, first = divmod(start, self.size)
         window, number = visit // (WINDOW * PASSES), visit % WINDOW
@@ -46,8 +48,9 @@ class Shards:
         return Place(window * WINDOW + number, order[first : first + count])
 
     def batch(self, place: Place) -> tuple[Tensor, Tensor]:
-        """Latents [B, 4, 16, 16], of about unit deviation, and masks [B, M, 16, 16]: how much of each place an object
-        covers."""
+        """Latents [B, 4, 16, 16] with a deviation of about 1, and masks [B, M, 16, 16]: the share that each object
+        covers.
+        """
         rows = place.rows.to(self.device)
         latents, masks = (each[rows].float() for each in self.pictures(place.shard))
         return latents, masks
@@ -56,7 +59,7 @@ class Shards:
         return world.sample(self.size, seed=1_000_000 + shard, objects=OBJECTS)
 
     def _pictures(self, shard: int) -> tuple[Tensor, Tensor]:
-        """Latents and masks of a shard, in half precision on the device; from disk where they are there already."""
+        """Latents and masks of a shard, in half precision on the device, read from disk if they are there."""
         file = self.folder / f"{shard}-{self.size}.pt"
         if not file.exists():
             scenes = self.scenes(shard)
@@ -89,7 +92,7 @@ class Shards:
 
 
 def fingerprint(model: nn.Module) -> int:
-    """A number that changes when the weights do, so that latents of another encoder are not taken for ours."""
+    """A number that depends on all weights, so that latents of another encoder are never reused."""
     total = 0
     for value in model.state_dict().values():
         bits = value.detach().float().cpu().contiguous().view(torch.int32).flatten().long()

@@ -1,4 +1,4 @@
-"""SDXL's discrete noise schedule and the v-prediction target, as the host samples with them."""
+"""SDXL's discrete noise schedule and the target of v-prediction, as in ComfyUI's sampling."""
 
 from functools import cache
 
@@ -10,25 +10,25 @@ STEPS = 1000
 
 @cache
 def alphas(device: torch.device | str = "cpu") -> Tensor:
-    """[1000] share of the picture's variance left at each step: square roots of the betas are linear."""
+    """[1000] ᾱ, the share of the picture's variance left at each step. The square roots of the betas are linear."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, STEPS, dtype=torch.float64) ** 2
     return (1 - betas).cumprod(0).to(device)
 
 
 def weights(steps: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, 1, 1, 1] factors of picture and noise at step numbers [B]; their squares sum to 1."""
+    """[B, 1, 1, 1] factors of the picture and of the noise at step numbers [B]. Their squares sum to 1."""
     share = alphas(steps.device)[steps].float()[:, None, None, None]
     return share.sqrt(), (1 - share).sqrt()
 
 
 def noisy(latents: Tensor, noise: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """What the network sees and what it shall answer: x = a·x0 + b·ε and v = a·ε − b·x0."""
+    """The network's input and target: x = a·x0 + b·ε and v = a·ε − b·x0."""
     a, b = weights(steps)
     return a * latents + b * noise, a * noise - b * latents
 
 
 def sample(predict, noise: Tensor, count: int = 20) -> Tensor:
-    """Latents by `count` deterministic (DDIM) steps; `predict(x, steps)` answers v."""
+    """Latents after `count` deterministic (DDIM) steps. predict: `predict(x, steps)` returns v."""
     path = torch.linspace(STEPS - 1, 0, count + 1).round().long()
     x = latents = noise
     for now, after in zip(path[:-1], path[1:], strict=True):

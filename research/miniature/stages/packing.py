@@ -1,6 +1,6 @@
 """Checkpoints small enough for the repository: the running mean in half precision, without the optimizer.
 
-A stretch that goes on from one warms its optimizer up again, which costs a few hundred steps.
+Training that continues from one warms its optimizer up again, which costs a few hundred steps.
 """
 
 import json
@@ -16,7 +16,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "checkpoints"
 
 
 def pack(name: str, work: Path) -> Path:
-    """Write the last checkpoint of a stage into the repository; returns its path."""
+    """Write the last checkpoint of a stage into the repository. Returns its path."""
     state = torch.load(work / f"{name}.pt", weights_only=True, map_location="cpu")
     tensors = {key: value.half().contiguous() for key, value in state["ema"].items()}
     file = FOLDER / f"{name}.safetensors"
@@ -29,7 +29,7 @@ def pack(name: str, work: Path) -> Path:
 
 
 def unpack(name: str) -> dict | None:
-    """The repository's checkpoint of a stage as `Progress.restore` takes it, or None where there is none."""
+    """The repository's checkpoint of a stage, in the form that `Progress.restore` takes; None if there is none."""
     file = FOLDER / f"{name}.safetensors"
     if not file.exists():
         return None

@@ -1,8 +1,8 @@
-"""Scenes with a reference picture of every object, encoded once: what adapters are trained on.
+"""Scenes with a reference picture of every object, encoded once: the training data of adapters.
 
-A picture of the world and its references are drawn, encoded and kept on disk, a shard at a time, as for the base
-(latents.py). References show the same kind and look in another pose on white; captions and object texts name kinds
-only, so the looks can come from nowhere but the references.
+Scenes and references are drawn, encoded and kept on disk, a shard at a time, as for the base (latents.py). References
+show the same kind and look in another pose on white. Captions and object texts name kinds only, so the looks can come
+only from the references.
 """
 
 from __future__ import annotations
@@ -28,12 +28,19 @@ from .latents import Shards, fingerprint
 
 SHARD, SHARDS = 2048, 8
 SEED, SEED_HELD_OUT = 2_000_000, 3_000_000_000
-BATCH = 128  # pictures that the image encoder sees at once
+BATCH = 128  # pictures encoded at once
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene of a step: its place in the row of samples and among the scenes, and what is said of it."""
+    """One scene of a step.
+
+    position: in the endless sequence of samples.
+    row: among the scenes.
+    names: the object texts.
+    drop_text, drop_image: drop the caption, drop the references.
+    broken: always empty; the trainer asks for it.
+    """
 
     id: str
     position: int
@@ -46,12 +53,12 @@ class Scene:
 
 
 class Paired:
-    """`paired[position]` for any position from 0 on, as the trainer asks for it. What it gives depends on
-    (seed, position) alone.
+    """`paired[position]` for any position from 0 on, as the trainer expects. It depends on (seed, position) alone.
 
-    latents [S, 4, 16, 16]; embeds [ΣM, 80] and hidden [ΣM, 65, 96]: the image encoder's two outputs for the references
-    of all scenes, one after another, scene s owning the rows from starts[s] on; masks [S, 16, 16]: how much of each
-    place is an object.
+    latents: [S, 4, 16, 16].
+    masks: [S, 16, 16], the share of each latent position that objects cover.
+    embeds: [ΣM, 80] and hidden: [ΣM, 65, 96], the image encoder's two outputs for the references of all scenes, one
+        after another. Those of scene s begin at row starts[s].
     """
 
     def __init__(
@@ -82,7 +89,7 @@ class Paired:
         return Scene(str(row), position, row, caption, names, drop_text, drop_image)
 
     def plain(self, row: int) -> Scene:
-        """A scene as it is, with nothing left out: for measuring."""
+        """A scene for measuring, with nothing dropped."""
         rng = random.Random(seed_of("plain", row))
         return Scene(str(row), row, row, world_words.caption(self.kinds[row], rng), self._names(row))
 
@@ -112,13 +119,13 @@ class Paired:
         return self._all("hidden", f"{fingerprint(self.vision):016x}", lambda scenes: self._see(scenes, 0))
 
     def features(self, rows: list[int], output: str) -> Tensor:
-        """The image encoder's output of this name for the references of these scenes, one after another."""
+        """The image encoder's output for the references of these scenes, one after another. output: its name."""
         own: Mapping[str, Any] = {"image_embeds": "embeds", "penultimate_hidden_states": "hidden"}
         at = [each for row in rows for each in range(self.starts[row], self.starts[row + 1])]
         return getattr(self, own[output])[at].float()
 
     def _all(self, what: str, encoder: str, encode) -> Tensor:
-        """What `encode` gives for all shards, from disk where it is there already."""
+        """The results of `encode` for all shards, read from disk where they are there."""
         parts = []
         for shard, scenes in enumerate(self.scenes):
             file = self.folder / encoder / f"{what}-{self._seed(shard)}-{len(scenes)}.pt"
@@ -131,7 +138,7 @@ class Paired:
 
     @torch.no_grad()
     def _see(self, scenes: world.Scenes, output: int) -> Tensor:
-        """Hidden states (0) or embeddings (1) of the references of all objects that are there."""
+        """Hidden states (output 0) or embeddings (1) of the references of all objects."""
         pictures = world.references(scenes, int(scenes.kinds.sum()))
         there = (pictures.kinds[:, 0] >= 0).nonzero().flatten()
         parts = []

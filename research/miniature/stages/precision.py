@@ -1,4 +1,4 @@
-"""The dtype of a stage's activations: bf16 where the device multiplies it, float32 where it would be emulated."""
+"""The dtype of activations in training: bf16 where the device computes in it, float32 where it would be emulated."""
 
 from functools import cache
 
@@ -7,7 +7,7 @@ import torch
 
 @cache
 def activations(device_type: str) -> torch.dtype:
-    """Emulated bf16 is slow: on a processor with AVX2 alone a matrix product takes 60 times as long as in float32."""
+    """Emulated bf16 is slow: on a processor with AVX2 alone, a matrix product takes 60 times as long as in float32."""
     fast = device_type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
 

@@ -1,4 +1,4 @@
-"""What the processor prepares of each step, ahead of time and in processes of its own where a GPU would wait for it."""
+"""Preparation of batches on the processor, ahead of time and in separate processes where a GPU would wait for it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Ahead(Dataset):
-    """Calls like `make(step)`; with workers, the steps after it are being made meanwhile."""
+    """Called like `make(step)`. With workers, the following steps are prepared meanwhile."""
 
     def __init__(self, make: Callable[[int], Any], workers: int):
         self.make = make
         self.workers = workers if "fork" in multiprocessing.get_all_start_methods() else 0
-        self.next, self.made = -1, iter(())  # the step that the workers' next answer is of
+        self.next, self.made = -1, iter(())  # the step of the workers' next result, and their results
 
     def __call__(self, step: int) -> Any:
         if not self.workers:

@@ -1,4 +1,4 @@
-"""Under which circumstances something was trained: what its log says beside losses and seeds."""
+"""On which machine and with which code something was trained, for its log."""
 
 import platform
 from pathlib import Path
@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def circumstances() -> dict[str, str | int]:
-    """The processor or GPU, the activations' dtype, threads, PyTorch, and the commit of the code ("" without one)."""
+    """The processor or GPU, the activations' dtype, the threads, PyTorch's version and the code's commit ("" if
+    unknown).
+    """
     gpu = torch.cuda.is_available()
     return {
         "machine": torch.cuda.get_device_name() if gpu else _processor(),
@@ -31,7 +33,7 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """Read by hand: a pack of the registry starts no programs."""
+    """Read from .git directly, because a pack in the registry must not start programs."""
     try:
         head = (ROOT / ".git" / "HEAD").read_text().strip()
         if head.startswith("ref: "):

@@ -1,7 +1,7 @@
-"""Training in stretches: a step at a time, with checkpoints that lose little when the machine goes away.
+"""The training loop of a stage, with checkpoints often enough to lose little when the machine goes away.
 
-All the chance in step n comes from a seed made of the stage's seed and n. So a checkpoint needs no state of
-any generator, and a stretch that was cut goes on with exactly the pictures that it would have seen.
+All randomness of step n comes from the stage's seed and n. So a checkpoint needs no generator state, and training that
+was cut off continues with exactly the pictures that it would have seen.
 """
 
 import csv
@@ -22,35 +22,37 @@ from ....training.optimizers import make_optimizers, set_rates
 from .cuda_graph import backward
 
 SAVE_EVERY_S = 180
-LOG_EVERY = 25
+LOG_EVERY = 25  # steps
 WARM_UP = 200  # steps
-DECAY = 0.01
+DECAY = 0.01  # weight decay
 
 
 class Stage(Protocol):
+    """One stage of the training."""
+
     name: str
-    model: nn.Module  # only its parameters that want gradients are trained and kept
-    rate: float  # learning rate at its highest
+    model: nn.Module  # only parameters that require gradients are trained and saved
+    rate: float  # the highest learning rate
     matrix_rate: float | None  # Muon's, for matrices; None: AdamW for all
     total: int  # steps over which the rate falls
-    stop: int  # the last step, where later stages took over
+    stop: int  # the last step; later stages continue from it
     ema_decay: float
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
-        """What one step learns from, on the model's device."""
+        """What one step trains on, on the model's device."""
         ...
 
     def loss(self, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one step and what to log beside it."""
+        """The loss of one step, and what to log with it."""
         ...
 
 
 class Progress:
-    """Weights, their running mean, the optimizers and the number of steps done."""
+    """The weights, their running mean, the optimizers and the number of steps made."""
 
     def __init__(self, stage: Stage):
         self.stage, self.step, self.seconds = stage, 0, 0.0
-        self.fresh = 0  # the step at which the optimizers knew nothing
+        self.fresh = 0  # the step at which the optimizers had no state
         self.weights = {k: p for k, p in stage.model.named_parameters() if p.requires_grad}
         self.ema = {k: p.detach().clone() for k, p in self.weights.items()}
         self.optimizers = make_optimizers(
@@ -59,7 +61,7 @@ class Progress:
         self.backward = backward(stage.loss, list(self.weights.values()))
 
     def advance(self) -> dict[str, Tensor]:
-        """One step; returns what to log."""
+        """Make one step. Returns what to log."""
         loss, log = self.backward(*self.stage.batch(self.step))
         norm = nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
         set_rates(self.optimizers, schedule(self.step, self.stage.total, self.fresh))
@@ -75,7 +77,7 @@ class Progress:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The model with the running mean for its weights."""
+        """The model with the running mean as its weights, inside the block."""
         kept = {k: p.detach().clone() for k, p in self.weights.items()}
         self._fill(self.ema)
         try:
@@ -84,7 +86,7 @@ class Progress:
             self._fill(kept)
 
     def use_mean(self) -> None:
-        """Leave the model with the running mean for good: for stages that build on this one."""
+        """Set the weights to the running mean for good, for stages that build on this one."""
         self._fill(self.ema)
 
     @torch.no_grad()
@@ -104,13 +106,13 @@ class Progress:
         }
 
     def restore(self, state: dict) -> None:
-        """Take up a checkpoint. Raises ValueError if it is of another model."""
+        """Continue from a checkpoint. Raises ValueError if it belongs to another model."""
         if wrong := sorted(self.weights.keys() ^ state["ema"].keys()):
             raise ValueError(
                 f"The checkpoint of stage {self.stage.name} is of another model: {wrong[0]} and {len(wrong) - 1} "
                 "more differ. Move it away to start the stage afresh."
             )
-        self._fill(state.get("weights") or state["ema"])  # a packed checkpoint may hold the mean only
+        self._fill(state.get("weights") or state["ema"])  # a packed checkpoint has the mean only
         for key, value in self.ema.items():
             value.copy_(state["ema"][key])
         self.step, self.seconds = state["step"], state["seconds"]
@@ -123,7 +125,7 @@ class Progress:
 
 
 def schedule(step: int, total: int, fresh: int = 0) -> float:
-    """Share of the full learning rate: half a cosine down to a twentieth, rising from fresh optimizers' step."""
+    """The share of the full learning rate: half a cosine down to a twentieth, with a warm-up from step `fresh` on."""
     fall = 0.5 + 0.5 * math.cos(math.pi * min(step / total, 1.0))
     return min((step - fresh + 1) / WARM_UP, 1.0) * (0.05 + 0.95 * fall)
 
@@ -140,8 +142,10 @@ def run(
     say: Callable[[str], None] = print,
     log_every: int = LOG_EVERY,
 ) -> None:
-    """Train for so long, to the recipe's end or to a SIGTERM, which ends the process; checkpoints to `file`, losses to
-    its .csv."""
+    """Train for so many seconds, to the stage's last step, or until a SIGTERM, which ends the process.
+
+    Checkpoints go to `file`, losses to the .csv of the same name.
+    """
     stopped: list[int] = []
     handler = signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     start = saved = time.monotonic()
@@ -167,7 +171,7 @@ def run(
     save(progress.state(), file)
     signal.signal(signal.SIGTERM, handler)
     if stopped:
-        sys.exit(143)  # later stages must not begin with a half-trained one
+        sys.exit(143)  # later stages must not start from a half-trained one
 
 
 def _log(file: Path, progress: Progress, means: dict[str, float]) -> None:

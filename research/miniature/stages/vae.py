@@ -1,7 +1,7 @@
 """Stage 1: the autoencoder, on crops of scenes.
 
-Latents are drawn towards mean 0 and deviation 1 a channel, which is what the UNet wants to see, and the
-decoder learns from slightly noisy latents, so that the UNet's small errors do not show.
+The loss pulls each channel of the latents towards mean 0 and deviation 1, which suits the UNet. The decoder is trained
+on slightly noisy latents, so that the UNet's small errors do not show.
 """
 
 from typing import Any
@@ -13,14 +13,14 @@ from torch import Tensor
 from ....miniature import world
 from .precision import autocast
 
-SMALL_UNTIL = 300  # at first small pieces, for more steps an hour
-SMALL, LATER = (32, 4), ((64, 4), (128, 1))  # pixels a side, and how many for each of the batch; later in turn
+SMALL_UNTIL = 300  # steps with small crops, which are faster
+SMALL, LATER = (32, 4), ((64, 4), (128, 1))  # side in pixels, and crops per unit of batch_size; LATER alternates
 
 
 class Vae:
     name, rate, total, stop, ema_decay = "vae", 1e-3, 3_000, 3_000, 0.998
     matrix_rate: float | None = None
-    batch_size = 48  # whole pictures; of pieces more
+    batch_size = 48  # full pictures; of smaller crops there are more
 
     def __init__(self, model: Any, device: torch.device):
         self.model, self.device = model.to(device, memory_format=torch.channels_last), device
@@ -47,7 +47,7 @@ class Vae:
 
 
 def crops(step: int, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
-    """[B, 3, c, c] pieces of scenes and references, or whole ones: half of them about an object, half anywhere."""
+    """[B, 3, c, c] crops of scenes or references. Every other one is about an object, the others are anywhere."""
     size, each = LATER[step % len(LATER)] if step >= SMALL_UNTIL else SMALL
     count = each * batch_size
     scenes = world.sample(count, step)

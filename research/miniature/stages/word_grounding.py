@@ -1,13 +1,13 @@
-"""Stage 4: the base goes on, and its words learn their places. A crutch, and reported as one
-(docs/miniature-training.md).
+"""Stage 4, places: the base is trained further, and its words learn where their objects are.
 
-By themselves the words of a base that has seen so few scenes find their objects at one resolution of three only. Beside
-the base's own loss this stage pulls the relevance of the *caption's* tokens towards the objects' masks:
+By themselves, the words of a base that has seen so few scenes find their objects at one resolution of three only. So
+this stage is a crutch, and reported as one (docs/miniature-training.md). Besides the base's own loss it pulls the
+relevance of the *caption's* tokens towards the objects' masks:
 
     A_i[n] = mean over heads of softmax_n(k_i · q_n / √d)
     loss   = mean over the objects' positions of −log (A_owner / Σ_j A_j)
 
-The method itself reads other vectors, those of each object's text encoded on its own, which this never shows it.
+The method itself reads other vectors: each object's text encoded on its own. This stage never shows the base those.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from .base import Base
 from .gate import queries, relevance_maps
 
-WEIGHT = 0.02  # of this loss beside the base's
-NOISIEST = 800  # later steps hide the objects: their words cannot know yet
+WEIGHT = 0.02  # of this loss; the base's has weight 1
+NOISIEST = 800  # higher noise levels hide the objects, so their words cannot know their places yet
 
 
 class Places(Base):
@@ -40,8 +40,13 @@ class Places(Base):
 
 
 def displaced(tokens: Tensor, there: Tensor, masks: Tensor, seen: Sequence[tuple[nn.Module, Tensor]]) -> Tensor:
-    """The loss above, averaged over sites. tokens [B, M, C]: the hidden states of the objects' words within the
-    captions; there [B, M]: which of them count; masks [B, M, 16, 16]."""
+    """The loss above, averaged over sites.
+
+    tokens: [B, M, C] hidden states of the objects' words within the captions.
+    there: [B, M] which of them count.
+    masks: [B, M, 16, 16].
+    seen: each cross-attention and its input.
+    """
     losses = []
     for module, hidden in seen:
         relevance = relevance_maps(module, hidden, tokens).masked_fill(~there[..., None], 0)  # [B, M, N]
