@@ -16,9 +16,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     On success it is renamed to `path`; on an error it is removed. Missing folders are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(
-        f".{path.name}.{uuid4().hex}.tmp"
-    )  # process ids are not unique among machines that share a folder
+    # A random name: machines that share a folder may have equal process ids.
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -109,7 +109,7 @@ def _no_cross_attention(unet: Any) -> str:
 
 
 def check_sites(spec: AdapterSpec, name: str, sites: Sequence[Site]) -> None:
-    """Raises ValueError if an adapter does not belong to the UNet with these sites. name: the adapter's, for messages."""
+    """Raises ValueError if an adapter does not belong to the UNet with these sites. name: used in messages."""
     context = sites[0].context_dim
     numbered = tuple((site.number, site.width) for site in sites)
     if context == spec.context_dim and numbered == spec.sites:
