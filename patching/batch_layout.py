@@ -36,11 +36,11 @@ class CondEvaluation(NamedTuple):
 
 
 class CondTreatment(NamedTuple):
-    """How the rows of one cond are treated. index: the cond's index in the evaluation."""
+    """How the rows of one cond are treated. position: index of the cond in the evaluation."""
 
     conditional: bool
     area: Area
-    index: int
+    position: int
 
 
 class BatchLayout:
@@ -88,14 +88,14 @@ class BatchLayout:
     def groups(self, count: int) -> list[CondRows]:
         """The `count` rows of a site as (start, stop, conditional, area); neighbours of equal treatment are merged."""
         if count not in self._groups:
-            # Attention couple repeats rows at every site, once per region. It repeats all conds but that of index 1.
-            repeated = sum(cond.index != 1 for cond in self._conds)
+            # Attention couple repeats rows at every site, once per region: all conds but the one at position 1.
+            repeated = sum(cond.position != 1 for cond in self._conds)
             left = count // self.pictures - (len(self._conds) - repeated)
             times = max(1, left // repeated) if repeated else 1
             groups: list[CondRows] = []
             stop = 0
-            for conditional, area, index in self._conds:
-                start, stop = stop, min(count, stop + self.pictures * (1 if index == 1 else times))
+            for conditional, area, position in self._conds:
+                start, stop = stop, min(count, stop + self.pictures * (1 if position == 1 else times))
                 if start == stop:
                     break
                 if groups and groups[-1][2:] == (conditional, area):
