@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The one command-line door of MIP-Adapter: `python mip.py demo`, `test`, `serve`, `bench`, `convert`, …
+"""The command line of MIP-Adapter: `python mip.py demo`, `test`, `serve`, `bench`, `convert`, …
 
-It needs nothing but Python 3.11 and its standard library. Everything else (PyTorch, a ComfyUI, the
-developers' tools) goes into an environment of its own outside the checkout, on first use.
+It needs only Python 3.11 and its standard library. Everything else (PyTorch, a ComfyUI, the developers' tools) is
+installed on first use into an environment outside the checkout.
 
-    MIP_ADAPTER_HOME     where environments and the host are kept (default: the user's cache folder)
-    MIP_ADAPTER_PYTHON   an interpreter to use in place of an environment of our own
+    MIP_ADAPTER_HOME     the folder of environments and the host (default: in the user's cache folder)
+    MIP_ADAPTER_PYTHON   an interpreter to use in place of the environment
     COMFYUI_PATH         a ComfyUI checkout to use in place of the one from the package registry
 """
 

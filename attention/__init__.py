@@ -1,8 +1,15 @@
 """The method: relevance-weighted merge of several references in a UNet's cross-attention (arXiv 2409.17920).
 
-relevance.py    A_i and its shares Ã_i           merge.py       gated block attention to the image tokens
-fusion_head.py  g̃                                site.py        one site, all equations together
-plan.py         references compiled for all sites reference.py  pictures and text of one object
-options.py      the artist's choices             noise.py       noise on Z_text, for the object relevance score
-host_*.py       the only files that know ComfyUI
+Pure PyTorch: no file here imports ComfyUI.
+
+relevance.py    relevance A_i and the shares Ã_i
+merge.py        gated block attention to the image tokens
+fusion_head.py  the gate g̃
+site.py         one cross-attention site: all equations together
+plan.py         references compiled for all sites
+options.py      what the artist chooses
+schedule.py     which objects act when
+reference.py    pictures and text of one object
+regions.py      boxes as masks, areas of the canvas
+noise.py        noise on Z_text, for the object relevance score
 """

@@ -1,11 +1,11 @@
 """Gated block attention to the image tokens of all objects at once (steps 2, 6 and 9 of the method).
 
-The definition, Σ_i gate_i · softmax(q K_iᵀ/√d) V_i, needs M attentions and M full-size products. The gates are one
-number per position, so they may as well multiply the probabilities: two thin matrix products do the whole merge,
+The definition, Σ_i gate_i · softmax(q K_iᵀ/√d) V_i, needs M attentions and M full-size products. A gate is one number
+per position, so it can multiply the probabilities instead. Two thin matrix products then do the whole merge:
 
     Z += [gate_1 P_1 … gate_M P_M] [V_1; …; V_M]        P_i = softmax over the T tokens of object i
 
-Everything is laid out [h, tokens, positions]: then the heads of q are a view of [B, N, C] without a copy, both
+All tensors are laid out [h, tokens, positions]. The heads of q are then a view of [B, N, C] without a copy, both
 softmaxes run along long contiguous rows, and the last product adds straight into the text attention's memory.
 """
 
@@ -23,34 +23,42 @@ def split_queries(q: Tensor, heads: int) -> Tensor:
 def block_attention(queries: Tensor, keys: Tensor, blocks: int) -> Tensor:
     """Attention probabilities with one softmax per object.
 
-    queries [h, d, P]; keys [h, blocks·T, d], already divided by sqrt(d). Returns [h, blocks, T, P].
+    queries: [h, d, P], P positions of all rows.
+    keys: [h, blocks·T, d], already divided by sqrt(d).
+    Returns [h, blocks, T, P].
     """
     return torch.bmm(keys, queries).unflatten(1, (blocks, -1)).softmax(2)
 
 
-def joint_attention(queries: Tensor, keys: Tensor, barred: Tensor) -> Tensor:
-    """One softmax over the tokens of all objects ("concat"), in which an object's tokens vanish outside its region and
-    the others take over: r_i exp(L_i) / Σ_j r_j exp(L_j), with r_i as log r_i on the logits L.
+def joint_attention(queries: Tensor, keys: Tensor, log_regions: Tensor) -> Tensor:
+    """One softmax over the tokens of all objects ("concat"), limited by regions.
 
-    queries and keys as above; barred [M, 1, P], see `log_region`. Returns [h, 1, M·T, P].
+    r_i exp(L_i) / Σ_j r_j exp(L_j), computed by adding log r_i to the logits L_i. Outside its region an object's tokens
+    vanish and the others take over.
+
+    queries, keys: as in `block_attention`, a block for each object.
+    log_regions: [M, 1, P], see `log_region`.
+    Returns [h, 1, M·T, P].
     """
-    logits = torch.bmm(keys, queries).unflatten(1, (barred.shape[0], -1))  # [h, M, T, P]
-    return (logits + barred.to(logits.dtype)).flatten(1, 2).softmax(1).unsqueeze(1)
+    logits = torch.bmm(keys, queries).unflatten(1, (log_regions.shape[0], -1))  # [h, M, T, P]
+    return (logits + log_regions.to(logits.dtype)).flatten(1, 2).softmax(1).unsqueeze(1)
 
 
 def log_region(region: Tensor) -> Tensor:
-    """log r_i, −87 where r_i is 0, float32."""
+    """log r_i in float32; about −87 where r_i is 0."""
     return region.float().clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
 def accumulate(out: Tensor, probabilities: Tensor, values: Tensor) -> None:
     """out += probabilities · values, in place.
 
-    out [B, N, h·d] contiguous; probabilities [h, blocks, T, P = B·N]; values [h, blocks·T, d].
+    out: [B, N, h·d], contiguous.
+    probabilities: [h, blocks, T, P], P = B·N.
+    values: [h, blocks·T, d].
     """
     heads, _, width = values.shape
     rows = probabilities.flatten(1, 2).transpose(1, 2)  # [h, P, blocks·T]
-    if torch.compiler.is_compiling():  # inductor cannot follow a product into a strided view, and fuses the sum itself
+    if torch.compiler.is_compiling():  # inductor cannot follow a product into a strided view, and it fuses the sum
         out += torch.bmm(rows, values).transpose(0, 1).reshape(out.shape)
     else:
         per_head = out.view(-1, heads, width).transpose(0, 1)  # [h, P, d], strided view of `out`

@@ -1,14 +1,14 @@
-"""Noise on the text attention, what the object relevance score is measured with: change Z_text where an object is said
-to be, and see whether the picture changes there (arXiv 2409.17920; evaluation/relevance_score/score.py).
+"""Noise on the text attention. The object relevance score is measured with it: change Z_text where the relevance places
+an object, and see whether the picture changes there (arXiv 2409.17920; evaluation/relevance_score/score.py).
 
     Z_text + s · sd(Z_text) · w[n] ε        ε normal, independent over positions and channels
 
-w = 1 ("uniform"), or in proportion to the share Ã of one object ("relevance"); mean_n w² = 1, so that both add the same
-energy. ε follows from the seed, the site, the step and the row alone: both modes add the same ε, a picture's noise does
-not depend on the batch around it, and nothing waits for the device.
+The weight w is 1 ("uniform") or proportional to the share Ã of one object ("relevance"). In both modes mean_n w² = 1:
+they add the same energy. ε is a function of seed, site, step and picture. Both modes therefore add the same ε, a
+picture's noise does not depend on its batch, and the device is never synchronised.
 
-Only conditional rows get noise. The unconditional branch has the empty text, whose relevance is flat: noise there would
-change the whole picture alike in both modes and hide what is measured.
+Only conditional rows get noise. The unconditional branch has the empty text, whose relevance is flat. Noise there would
+change the whole picture alike in both modes and hide the effect.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ WORD = 0xFFFFFFFF
 
 @dataclass(frozen=True, eq=False)
 class NoiseSite:
-    """One cross-attention: key of its random numbers; object_text and average as in `SitePlan`, None for "uniform"."""
+    """One cross-attention site.
+
+    key: the key of the site's random numbers.
+    heads: number of heads.
+    object_text, average: as in `SitePlan`; None for "uniform".
+    """
 
     key: int
     heads: int
@@ -44,7 +49,7 @@ class NoiseSite:
     average: Tensor | None = None
 
     def like(self, q: Tensor) -> NoiseSite:
-        """On q's device and in its dtype."""
+        """This site on q's device and in its dtype."""
         if self.object_text is None or self.average is None:
             return self
         if self.object_text.dtype == q.dtype and self.object_text.device == q.device:
@@ -54,7 +59,12 @@ class NoiseSite:
 
 @dataclass(frozen=True, eq=False)
 class NoisePlan:
-    """strength: standard deviations of Z_text; target: number of the object whose relevance weighs the noise."""
+    """The noise for all sites.
+
+    strength: in standard deviations of Z_text.
+    target: index of the object whose relevance weighs the noise.
+    sites: by site key.
+    """
 
     strength: float
     target: int
@@ -71,7 +81,12 @@ def compile_noise(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> NoisePlan:
-    """texts M × [L_i, X]: content tokens of all object texts for noise by relevance; none for uniform noise."""
+    """The noise plan of all sites.
+
+    texts: M × [L_i, X], content tokens of all object texts, for "relevance"; empty for "uniform".
+    strength, target: see `NoisePlan`.
+    seed: 64 bits.
+    """
     shared = SharedText(texts, torch.device(device), dtype) if texts else None
     plans = {}
     for site in sites:
@@ -86,22 +101,25 @@ def add_noise(
     q: Tensor,
     plan: NoisePlan,
     site: NoiseSite,
-    parts: Sequence[RowGroup],
+    groups: Sequence[RowGroup],
     pictures: Tensor,
     step: Tensor,
     object_keys: Callable[[], Tensor],
 ) -> Tensor:
     """Add the noise to the conditional rows of `out` [B, N, C], in place.
 
-    text [B, N, C] is Z_text; it may be `out` itself. q [B, N, C]; pictures [P]: the numbers of those that the rows of
-    one cond show, B is a multiple of P; step: the index of the sampling's step, an integer tensor [1]. object_keys()
-    gives the UNet's own to_k of `site.object_text`, [L, C].
+    text: [B, N, C], Z_text; it may be `out` itself.
+    q: [B, N, C], the queries.
+    groups: the rows of the batch by treatment.
+    pictures: [P], numbers of the pictures in the rows of one cond; B is a multiple of P.
+    step: index of the sampling step, an integer tensor [1].
+    object_keys: returns the UNet's own to_k of `site.object_text`, [L, C].
     """
-    parts = [rows for rows in parts if rows.conditional]
+    groups = [rows for rows in groups if rows.conditional]
     keys: Tensor | None = None
-    if parts and site.object_text is not None:
+    if groups and site.object_text is not None:
         keys = object_keys().unflatten(-1, (site.heads, -1)).transpose(0, 1)  # [h, L, d], a view
-    for rows in parts:
+    for rows in groups:
         clean = text[rows.at].float()
         amount = plan.strength * clean.std((1, 2), correction=0, keepdim=True)  # [b, 1, 1]
         if keys is not None and site.average is not None:
@@ -114,16 +132,17 @@ def add_noise(
 
 
 def relevance_weights(relevance: Tensor, target: int) -> Tensor:
-    """w [B, N] in proportion to the target's share Ã, with a mean square of 1 over positions; A is [M, B, N]."""
+    """w [B, N], proportional to the target's share Ã, with mean square 1 over positions. relevance: A, [M, B, N]."""
     share = shares(relevance, Merge())[target]
     return share / share.square().mean(-1, keepdim=True).sqrt()
 
 
 def random_bits(key: Tensor | int, index: Tensor) -> Tensor:
-    """Output number `index` of the generator SplitMix64 (Steele, Lea and Flood 2014) seeded with `key`: 64 random bits.
+    """64 random bits: output number `index` of SplitMix64 (Steele, Lea and Flood 2014) seeded with `key`.
 
-    Broadcasts; int64, where the generator counts without signs: products wrap alike. A generator that is a function,
-    unlike the host's own, gives the same numbers on every device, in any order, for a step that only the device knows.
+    The arguments broadcast. The result is int64; SplitMix64 is defined on uint64, and products wrap alike in both.
+    A stateless generator gives the same numbers on every device and in any order. It also takes a step index that
+    only the device knows.
     """
     bits = key + (index + 1) * _signed(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -132,20 +151,20 @@ def random_bits(key: Tensor | int, index: Tensor) -> Tensor:
 
 
 def normal(keys: Tensor, count: int) -> Tensor:
-    """Standard normal numbers [B, count], float32, one stream for each of keys [B], by Box and Muller."""
+    """Standard normal numbers [B, count], float32, one stream per key [B], by the Box–Muller transform."""
     bits = random_bits(keys.unsqueeze(1), torch.arange((count + 1) // 2, device=keys.device))
-    # Two numbers of 32 bits: the radius wants one in (0, 1], the angle any.
+    # 64 bits give two numbers of 32: one in (0, 1] for the radius, one for the angle.
     radius = (_shifted(bits, 32) + 1).float().mul_(2**-32).log_().mul_(-2).sqrt_()
     angle = (bits & WORD).float().mul_(math.tau * 2**-32)
     return torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :count]
 
 
 def _signed(number: int) -> int:
-    """The int64 with the bits of an unsigned number."""
+    """The int64 with the same bits as an unsigned number."""
     number &= 2**64 - 1
     return number - 2**64 if number >= 2**63 else number
 
 
 def _shifted(bits: Tensor, places: int) -> Tensor:
-    """To the right, zeros follow from the left."""
+    """Logical shift to the right: zeros come in from the left."""
     return (bits >> places) & ((1 << (64 - places)) - 1)

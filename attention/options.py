@@ -1,4 +1,4 @@
-"""What the artist chooses about the merge: frozen values, checked when they are made."""
+"""The artist's choices about the merge: frozen values, checked on construction."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GATES: tuple[str, ...] = get_args(Gate)
 
 
 def one_of(what: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raises ValueError, with what there is to choose from, for anything else."""
+    """Raises ValueError, listing the choices, when `value` is none of them. what: the setting's name."""
     if value not in allowed:
         raise ValueError(f"{what} is {value!r}; choose one of {', '.join(allowed)}.")
 
@@ -28,11 +28,13 @@ class Merge:
     """How the image features of several objects become one.
 
     strategy: "relevance" (the paper: Σ Ã_i Z_i), "uniform" (1/M each), "sum" (1 each), "concat" (one softmax over the
-    image tokens of all objects together: plain IP-Adapter with several pictures).
-    normalization: "sum" (official code, weights add up to 1) or "mean" (the paper's A_i / mean A, weights add up to M).
-    background: strength of a competitor that claims positions no object text cares about; 0 is the official behaviour,
-    1 competes like an object of average relevance. sharpness: power on the relevance; > 1 lets the winner take more.
-    The last three act on "relevance" only.
+        image tokens of all objects together: plain IP-Adapter with several pictures).
+    normalization: "sum" (official code, shares add up to 1) or "mean" (the paper's A_i / mean A, shares add up to M).
+    background: strength of a competitor that claims positions no object text points at. 0 is the official behaviour;
+        1 competes like an object of average relevance.
+    sharpness: power on the relevance; above 1 the most relevant object takes more.
+
+    The last three act on "relevance" only. Raises ValueError for values out of range.
     """
 
     strategy: Strategy = "relevance"
@@ -49,16 +51,21 @@ class Merge:
             raise ValueError(f"sharpness is {self.sharpness}; it must be above 0 (1 is the paper's merge).")
 
     def needs_relevance(self, objects: int) -> bool:
-        """A lone object without competitor has the share 1 everywhere: nothing to measure."""
+        """Whether sites must measure relevance. A lone object without a competitor has the share 1 everywhere."""
         return self.strategy == "relevance" and (objects > 1 or self.background > 0)
 
 
 @dataclass(frozen=True, eq=False)
 class FusionHead:
-    """The trained gate: one row per site (number N of the checkpoint -> [C]), where it acts, and how strongly.
+    """The trained gate, what it multiplies, and how strongly.
 
+    weights: site number N of the checkpoint -> row [C].
     gate: "image" multiplies the merged image features (official code), "text" the text features (the paper's formula),
-    "off" leaves it out. strength blends from 1 (no gate) at 0 to the trained gate at 1.
+        "off" disables it.
+    strength: blends from no gate (0) to the trained gate (1); up to 2 exaggerates it.
+    name: how messages call the file.
+
+    Raises ValueError for values out of range.
     """
 
     weights: Mapping[int, Tensor]

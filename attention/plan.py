@@ -1,9 +1,8 @@
 """The plan: everything the references contribute to every site, computed once and never changed.
 
-Keys and values of the image tokens depend on references and adapter only, not on the UNet, the step or a LoRA. So they
-are compiled when the references are applied (4 MB for two base objects on SDXL) and the adapter itself is needed by
-nobody while pictures are made. Constant factors (1/√d, scale, object weight, 1/M) are folded in, so that they cost
-nothing per step.
+Keys and values of the image tokens depend on the references and the adapter, not on the UNet, the step or a LoRA. They
+are compiled when the references are applied (4 MB for two base objects on SDXL). Sampling does not need the adapter
+itself. Constant factors (1/√d, scale, object weight, 1/M) are folded in and cost nothing per step.
 """
 
 from __future__ import annotations
@@ -22,11 +21,16 @@ from .relevance import flat_shares
 
 @dataclass(frozen=True, eq=False)
 class References:
-    """References as the method sees them: M objects, T image tokens each, X the width of the text context.
+    """Encoded references: M objects, T image tokens each, X the width of the text context.
 
-    tokens [M, T, X]; null_tokens [T, X], the unconditional branch's; texts M × [L_i, X], the content tokens of each
-    object's text encoded on its own; weights [M]; regions [M, H, W] in 0..1 on the whole canvas, or None; frozen
-    [M + 1, pictures, H, W], shares recorded by an earlier sampling, the last one nobody's, or None: measured.
+    names: the M object texts.
+    tokens: [M, T, X], image tokens.
+    null_tokens: [T, X], image tokens of the unconditional branch.
+    texts: M × [L_i, X], content tokens of each object text, encoded on its own.
+    weights: the M objects' weights.
+    regions: [M, H, W] in 0..1 over the whole canvas, or None.
+    frozen: [M + 1, pictures, H, W], shares recorded by an earlier sampling, the last one unclaimed. None: the shares
+        are measured.
     """
 
     names: tuple[str, ...]
@@ -38,7 +42,7 @@ class References:
     frozen: Tensor | None = None
 
     def only(self, objects: Sequence[int], confined: Sequence[int]) -> References:
-        """Some of the objects; regions hold only for the confined among them."""
+        """The references of these objects (indices). Regions hold only for those that are also in `confined`."""
         regions = None if self.regions is None else self.regions.clone()
         if regions is not None:
             regions[[i for i in range(len(regions)) if i not in confined]] = 1
@@ -56,11 +60,15 @@ class References:
 
 @dataclass(frozen=True, eq=False)
 class SitePlan:
-    """One cross-attention: h heads of width d.
+    """One cross-attention site: h heads of width d.
 
-    keys [h, M·T, d] and null_keys [h, T, d] are divided by sqrt(d); values and null_values of the same shapes carry
-    scale, object weights and constant shares; head [C] or None. object_text [L, X], all objects' content tokens over
-    sqrt(d), and average [M, h·L] (see `raw_relevance`) are shared by all sites of the same head layout.
+    keys, null_keys: [h, M·T, d] and [h, T, d], divided by sqrt(d).
+    values, null_values: same shapes; scale, object weights and constant shares are folded in.
+    head: [C], the fusion head's row, or None.
+    object_text: [L, X], content tokens of all objects, divided by sqrt(d).
+    average: [M, h·L], see `raw_relevance`.
+
+    Sites with the same heads and width share object_text and average.
     """
 
     heads: int
@@ -73,7 +81,7 @@ class SitePlan:
     average: Tensor
 
     def like(self, q: Tensor) -> SitePlan:
-        """On q's device and in its dtype: itself, unless the model runs elsewhere than it was compiled for."""
+        """This site on q's device and in its dtype; itself when it was compiled for them."""
         if self.keys.dtype == q.dtype and self.keys.device == q.device:
             return self
         names = ("keys", "values", "null_keys", "null_values", "head", "object_text")
@@ -83,12 +91,17 @@ class SitePlan:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """References compiled for all sites, shared by all patches of a model and never changed.
+    """References compiled for all sites. All patches of a model share it; it never changes.
 
-    names: the M object texts; gate and gate_strength: the fusion head's (see `FusionHead`), its rows lie with the
-    sites; weights [M, 1, 1] float32, the objects' own: folded into the values, but with regions the unconditional
-    branch needs them beside its one set of values; regions [M, H, W] and frozen [M + 1, pictures, H, W]: as in
-    `References`, float32, on the CPU: sites see little of them (`SiteConstants`).
+    names: the M object texts.
+    merge: how the objects' image features are merged.
+    gate, gate_strength: see `FusionHead`; the head's rows are in `sites`.
+    weights: [M, 1, 1] float32, the objects' weights. They are folded into the values. With regions the unconditional
+        branch also needs them here, because it has one set of values for all objects.
+    regions: [M, H, W], as in `References`; float32 on the CPU.
+    sites: by site key.
+    frozen: [M + 1, pictures, H, W], as in `References`; float32 on the CPU. `SiteConstants` holds what a site needs of
+        regions and frozen.
     """
 
     names: tuple[str, ...]
@@ -106,12 +119,12 @@ class Plan:
 
     @property
     def needs_relevance(self) -> bool:
-        """Whether the sites measure it: not where the shares are constants or come from frozen maps."""
+        """Whether sites measure relevance. They do not if the shares are constant or come from frozen maps."""
         return self.frozen is None and self.merge.needs_relevance(self.objects)
 
     @property
     def share_sum(self) -> float:
-        """What the shares of a position add up to where objects claim all of it."""
+        """The sum of the shares at a position that the objects claim completely."""
         return self.objects if (self.merge.strategy, self.merge.normalization) == ("relevance", "mean") else 1.0
 
     @property
@@ -130,17 +143,18 @@ def compile_plan(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Plan:
-    """Project the references through every site's to_k_ip and to_v_ip, in float32 on `device`; keep them as `dtype`."""
-    several = compile_plans(
-        adapter, sites, [references], scale=scale, merge=merge, head=head, device=device, dtype=dtype
-    )
-    return several[0]
+    """Project the references through every site's to_k_ip and to_v_ip.
+
+    The projection runs in float32 on `device`; the result is stored as `dtype`.
+    """
+    plans = compile_plans(adapter, sites, [references], scale=scale, merge=merge, head=head, device=device, dtype=dtype)
+    return plans[0]
 
 
 def compile_plans(
     adapter: Adapter,
     sites: Sequence[Site],
-    several: Sequence[References],
+    reference_sets: Sequence[References],
     *,
     scale: float,
     merge: Merge,
@@ -148,21 +162,23 @@ def compile_plans(
     device: torch.device,
     dtype: torch.dtype,
 ) -> list[Plan]:
-    """`compile_plan` for several sets of references. Every site's weights travel to `device` once, and only one site's
-    are there at a time."""
-    drafts = [_PlanBuilder(references, scale, merge, head, device, dtype) for references in several]
+    """`compile_plan` for several sets of references.
+
+    Each site's weights are moved to `device` once. Only one site's weights are there at a time.
+    """
+    builders = [_PlanBuilder(references, scale, merge, head, device, dtype) for references in reference_sets]
     for site in sites:
         weight = adapter.sites[site.number]
         to_k = weight.to_k.to(device, torch.float32)
         to_v = weight.to_v.to(device, torch.float32)
         row = head.weights[site.number].to(device, dtype) if head.active else None
-        for draft in drafts:
-            draft.add(site, to_k, to_v, row)
-    return [draft.plan() for draft in drafts]
+        for builder in builders:
+            builder.add(site, to_k, to_v, row)
+    return [builder.plan() for builder in builders]
 
 
 class _PlanBuilder:
-    """A plan in the making, site by site."""
+    """Builds a plan site by site."""
 
     def __init__(
         self,
@@ -201,7 +217,7 @@ class _PlanBuilder:
         )
 
     def plan(self) -> Plan:
-        def kept(maps: Tensor | None) -> Tensor | None:
+        def on_cpu(maps: Tensor | None) -> Tensor | None:
             return None if maps is None else maps.to("cpu", torch.float32)
 
         return Plan(
@@ -210,30 +226,35 @@ class _PlanBuilder:
             self.head.gate,
             self.head.strength,
             self.weights,
-            kept(self.references.regions),
+            on_cpu(self.references.regions),
             self.sites,
-            kept(self.references.frozen),
+            on_cpu(self.references.frozen),
         )
 
 
 def _constant_factors(weights: Tensor, scale: float, merge: Merge, references: References) -> tuple[Tensor, Tensor]:
-    """What can be folded into the values [M, 1, 1] and into the null values (one number).
+    """Factors to fold into the values ([M, 1, 1]) and into the null values (one number).
 
-    Shares that do not vary over positions are constants: all but relevance for the objects, and every strategy for the
-    unconditional branch, where the empty text prefers no position. With regions all of them vary, and nothing folds.
+    A share that does not vary over positions is a constant factor. For the objects that holds for every strategy but
+    relevance. For the unconditional branch it always holds, since the empty text prefers no position. With regions all
+    shares vary, and only weight and scale are folded.
     """
     objects = weights.shape[0]
     if references.regions is not None:
         return weights * scale, weights.new_tensor(scale)
     share = flat_shares(objects, merge).to(weights)
     null_scale = scale * (weights * share).sum()
-    # "concat" is one softmax over all tokens: its probabilities are the shares already.
+    # "concat" is one softmax over all tokens: its probabilities already contain the shares.
     varies = merge.strategy == "concat" or merge.needs_relevance(objects) or references.frozen is not None
     return (weights * scale if varies else weights * share * scale), null_scale
 
 
 class SharedText:
-    """Object texts scaled for a head width, and averaging matrices for a number of heads: a UNet has few distinct."""
+    """Object texts scaled for a head width, with their averaging matrices.
+
+    They are made once for each head layout; a UNet has few distinct layouts.
+    texts: M × [L_i, X], content tokens.
+    """
 
     def __init__(self, texts: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> None:
         self._text = torch.cat([text.to(device, torch.float32) for text in texts])  # [L, X]
@@ -242,10 +263,13 @@ class SharedText:
         self._made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def for_site(self, heads: int, width: int) -> tuple[Tensor, Tensor]:
-        """For h heads of width d: all texts over sqrt(d) [L, X] in the plan's dtype, and average [M, h·L] float32,
-        which is 1 / (h L_i) on the tokens of object i in every head (see `raw_relevance`)."""
+        """For h heads of width d: object_text and average.
+
+        object_text: [L, X], all texts divided by sqrt(d), in the plan's dtype.
+        average: [M, h·L] float32, 1 / (h L_i) on the tokens of object i in every head (see `raw_relevance`).
+        """
         if (heads, width) not in self._made:
-            # to_k is linear without bias: dividing the text by sqrt(d) divides the keys, once instead of at every step.
+            # to_k is linear without bias: dividing the text by sqrt(d) divides the keys, and does so only once.
             text = (self._text * width**-0.5).to(self._dtype)
             rows = torch.zeros(len(self._counts), sum(self._counts))
             start = 0

@@ -16,21 +16,28 @@ MAX_OBJECTS = 16
 MAX_WEIGHT = 3.0
 # CLIP sees 224 pixels; a picture of a few pixels is a mistake in the graph, not a reference.
 LEAST_SIDE = 8
-# Mask values below this do not count as the object when its bounding box is taken.
+# Mask values up to this are not part of the object's bounding box.
 MASK_THRESHOLD = 0.05
-# How far the aspect ratio of a mask may be from its picture's: a mask of half the size is rounded.
+# Relative tolerance between the aspect ratios of mask and picture: the sides of a smaller mask are rounded.
 SAME_SHAPE = 0.02
-# The same picture stays the same tensor, for `host_encode` to know it again.
+# The same input gives the same tensor object, so that patching/encode.py recognises it.
 _prepared = WeakCache()
 CENTRE, PAD, START, END = FITS = ("centre crop", "pad to square", "top or left", "bottom or right")
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """images [B, H, W, 3] in 0..1, one or more pictures of the object, ready for the image encoder; text names the
-    object; weight multiplies its image features; region [1, H', W'] in 0..1 limits where it may act, on any canvas. It
-    acts from start_percent to end_percent of the sampling, within its region up to region_until. more: batches of
-    other sizes, and what each of their pictures counts in the mean beside 1 for those of `images`."""
+    """One object.
+
+    images: [B, H, W, 3] in 0..1, one or more pictures of the object, ready for the image encoder.
+    text: the words that name the object.
+    weight: multiplies its image features.
+    region: [1, H', W'] in 0..1, where the object may act; it is stretched to any canvas. None: everywhere.
+    start_percent, end_percent: the fractions of the sampling between which the object acts.
+    region_until: the fraction of the sampling up to which the region holds.
+    more: further batches of other sizes, each with the weight of its pictures in the mean. The pictures of `images`
+        have weight 1.
+    """
 
     images: Tensor
     text: str
@@ -43,7 +50,7 @@ class Reference:
 
     @property
     def batches(self) -> tuple[tuple[Tensor, float], ...]:
-        """All pictures of the object: batches [B, H, W, 3], and what each picture counts."""
+        """All pictures of the object: batches [B, H, W, 3], each with the weight of its pictures in the mean."""
         return ((self.images, 1.0), *self.more)
 
 
@@ -61,10 +68,14 @@ def make_reference(
 ) -> Reference:
     """Check and prepare one reference.
 
-    image [B, H, W, 1, 3 or 4] (alpha is laid on white); image_mask [H, W] or [1 or B, H, W], 1 on the object: it is cut
-    out onto white and cropped to a square, as in the paper's training data; region [H, W] or [K, H, W], several are
-    united. more_pictures: their pictures join this object's, their weights say how much each counts. fit: which square
-    of a picture without mask is used.
+    image: [B, H, W, 1, 3 or 4]; a picture with alpha is composited onto white.
+    text, weight, start_percent, end_percent, region_until: see `Reference`.
+    image_mask: [H, W] or [1 or B, H, W], 1 on the object. The object is cut out onto white and cropped to a square, as
+        in the paper's training data.
+    region: [H, W] or [K, H, W]; several masks are united.
+    more_pictures: their pictures join this object's; their weights become the pictures' weights in the mean.
+    fit: which square of a picture without a mask is used, one of `FITS`.
+
     Raises ValueError with a sentence for the artist.
     """
     text = " ".join(text.split())  # one line for legends, reports and detectors
@@ -82,20 +93,20 @@ def make_reference(
     if fit not in FITS:
         raise ValueError(f"The fit of “{text}” is “{fit}”; it must be one of {', '.join(FITS)}.")
     if image_mask is None:
-        images = _prepared(lambda: _fitted(_rgb_on_white(image, text), fit), image, name=(fit, _mark(image)))
+        images = _prepared(lambda: _fitted(_rgb_on_white(image, text), fit), image, name=(fit, _checksum(image)))
     else:
 
         def cut_out() -> Tensor:
             return _cut_out(_rgb_on_white(image, text), _as_masks(image_mask, f"image_mask of “{text}”"), text)
 
-        images = _prepared(cut_out, image, image_mask, name=(_mark(image), _mark(image_mask)))
+        images = _prepared(cut_out, image, image_mask, name=(_checksum(image), _checksum(image_mask)))
     united = None if region is None else _check_region(region, text)
-    more = tuple((images, each.weight * counts) for each in more_pictures for images, counts in each.batches)
+    more = tuple((images, each.weight * share) for each in more_pictures for images, share in each.batches)
     return Reference(images, text, float(weight), united, start_percent, end_percent, region_until, more)
 
 
-def _mark(tensor: Tensor) -> int:
-    """Another one where a pack has written into the tensor since."""
+def _checksum(tensor: Tensor) -> int:
+    """CRC of the content: it shows whether another pack has written into the tensor."""
     return zlib.crc32(tensor.float().contiguous().numpy(force=True).data)
 
 
@@ -145,7 +156,7 @@ def _check_region(region: Tensor, text: str) -> Tensor:
 def _cut_out(images: Tensor, masks: Tensor, text: str) -> Tensor:
     """The object on white, cropped to its bounding box and padded to a square. Returns [B, S, S, 3].
 
-    Pictures of one batch are resized to the largest square of them.
+    All squares of a batch are resized to the largest of them.
     """
     count, height, width = images.shape[:3]
     if masks.shape[0] not in (1, count):
@@ -185,7 +196,7 @@ def _cut_out(images: Tensor, masks: Tensor, text: str) -> Tensor:
 
 
 def _fitted(images: Tensor, fit: str) -> Tensor:
-    """[B, H, W, 3]: the square to be used; for CENTRE all, as the image encoder takes the middle itself."""
+    """The square to use of pictures [B, H, W, 3]. CENTRE changes nothing: the image encoder takes the middle itself."""
     side = min(images.shape[1:3])
     if fit == START:
         return images[:, :side, :side]
@@ -195,7 +206,7 @@ def _fitted(images: Tensor, fit: str) -> Tensor:
 
 
 def _square(picture: Tensor) -> Tensor:
-    """[..., H, W, 3] centred on a white square."""
+    """The picture [..., H, W, 3] centred on a white square."""
     height, width = picture.shape[-3:-1]
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2

@@ -1,4 +1,4 @@
-"""Regions: boxes as masks, and what a cond shows of the canvas, in latent pixels and at the resolution of a site."""
+"""Regions and areas of the canvas, in latent pixels and at the resolution of a site. Boxes as masks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Size = tuple[int, int]  # height, width
-Area = tuple[int, int, int, int] | None  # (height, width, y, x) in latent pixels, or the whole canvas
+Area = tuple[int, int, int, int] | None  # (height, width, y, x) in latent pixels; None: the whole canvas
 
 
 def clipped(area: Area, canvas: Size) -> Area:
-    """The part of an area that lies on the canvas: more of it is never sampled."""
+    """The part of an area that lies on the canvas. The host samples only this part."""
     if area is None:
         return None
     height, width, y, x = area
@@ -22,23 +22,26 @@ def clipped(area: Area, canvas: Size) -> Area:
 
 
 def placed(area: Area, canvas: Size, site: Size) -> tuple[Size, Size]:
-    """Where a site of so many positions lies: the size (H, W) of the whole canvas at its resolution, and the corner
-    (y, x) of it that the site begins at.
+    """Where a site lies on the canvas, at the site's resolution.
 
-    A UNet halves k times, and each time rounds up: an area of n latent pixels has ceil(n / 2^k) positions. k is the
-    least number that fits both sides; the canvas' size follows from it, not from the area's rounded one.
+    area, canvas: in latent pixels.
+    site: (h, w), the positions of the site, which shows the area.
+    Returns the size (H, W) of the whole canvas and the corner (y, x) at which the site begins.
+
+    A UNet halves k times and rounds up each time: n latent pixels become ceil(n / 2^k) positions. k is the smallest
+    number that fits both sides. The canvas size is computed from k, since the area's own size is rounded.
     """
     if area is None:
         return site, (0, 0)
     height, width, y, x = area
     level = next(k for k in count() if _halved(height, k) <= site[0] and _halved(width, k) <= site[1])
-    # Another pack may resize between: then the canvas is at least as large as what is seen of it.
+    # Another pack may resize in between. The canvas is at least as large as the site.
     whole = max(_halved(canvas[0], level), site[0]), max(_halved(canvas[1], level), site[1])
     return whole, (min(y >> level, whole[0] - site[0]), min(x >> level, whole[1] - site[1]))
 
 
 def seen(maps: Tensor, area: Area, canvas: Size | None, site: Size) -> Tensor:
-    """Maps [..., H, W] of the whole canvas as a site sees them that shows an area of it: [..., N]."""
+    """Maps [..., H, W] of the whole canvas, cut to a site's area and resized to the site (h, w): [..., N]."""
     if area is not None and canvas is not None:
         height, width, y, x = area
         maps = resize(maps, canvas)[..., y : y + height, x : x + width]
@@ -46,7 +49,7 @@ def seen(maps: Tensor, area: Area, canvas: Size | None, site: Size) -> Tensor:
 
 
 def resize(maps: Tensor, size: Size) -> Tensor:
-    """[..., H, W] -> [..., h, w]"""
+    """[..., H, W] -> [..., h, w], bilinear with antialiasing."""
     if maps.shape[-2:] == size:
         return maps
     flat = maps.reshape(1, -1, *maps.shape[-2:])
@@ -62,22 +65,25 @@ SIDE = 256  # pixels of the mask; it is stretched to the canvas
 
 
 def box_region(boxes: Sequence[tuple[float, float, float, float]], feather: float = 0.0) -> Tensor:
-    """[1, SIDE, SIDE] in 0..1: white in any of the boxes (left, top, right, bottom), parts of the canvas in 0..1.
+    """A mask [1, SIDE, SIDE] in 0..1 that is white inside any of the boxes.
 
-    feather: width of the soft edge, half of it inside, as a part of the canvas; an edge on the canvas' border stays
-    hard. Raises ValueError for boxes that hold nothing of the canvas.
+    boxes: (left, top, right, bottom) as fractions of the canvas.
+    feather: width of the soft edge as a fraction of the canvas; half of it lies inside the box. An edge on the border
+        of the canvas stays hard.
+
+    Raises ValueError for a box that covers nothing of the canvas.
     """
-    at = (torch.arange(SIDE) + 0.5) / SIDE
+    centres = (torch.arange(SIDE) + 0.5) / SIDE
 
     def along(low: float, high: float) -> Tensor:
         low, high = max(low, 0.0), min(high, 1.0)
-        # At least one pixel, so that no box falls between two; at most the box, so that its middle is white.
+        # At least one pixel, so that no box falls between two pixels. At most the box, so that its middle is white.
         soft = max(min(feather, high - low), 1 / SIDE)
         inside = torch.ones(SIDE)
         if low > 0:
-            inside = inside * ((at - low) / soft + 0.5).clamp(0, 1)
+            inside = inside * ((centres - low) / soft + 0.5).clamp(0, 1)
         if high < 1:
-            inside = inside * ((high - at) / soft + 0.5).clamp(0, 1)
+            inside = inside * ((high - centres) / soft + 0.5).clamp(0, 1)
         return inside
 
     filled = []

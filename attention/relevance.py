@@ -10,18 +10,24 @@ from torch import Tensor
 
 from .options import Merge
 
-# Added to every A_i: far below any softmax over positions, yet where all of them underflow the shares become equal
-# instead of 0/0. A total of nothing but regions' zeros lies below LEAST and gives shares of 0.
+# Added to every A_i. It is far below any softmax over positions; where all A_i underflow it makes the shares equal
+# instead of 0/0.
 FLOOR = 1e-30
-LEAST = 1e-36
+# The smallest divisor. Where all regions are 0 the total is 0, and the shares become 0 instead of 0/0.
+MIN_TOTAL = 1e-36
 
 
 def raw_relevance(queries: Tensor, object_keys: Tensor, average: Tensor, rows: int) -> Tensor:
     """A_i[n] = mean over heads and content tokens of softmax_n(k_token . q_n / sqrt(d)).
 
-    queries [h, d, B·N]; object_keys [h, L, d], already divided by sqrt(d); average [M, h·L] float32, the mean over
-    each object's tokens and all heads as a matrix. The softmax runs over *positions*, in float32, because its values
-    are of the order 1/N and float16 would underflow. Returns [M, B, N] float32, each row summing to 1 over N.
+    queries: [h, d, B·N].
+    object_keys: [h, L, d], already divided by sqrt(d).
+    average: [M, h·L] float32, a matrix that takes the mean over each object's tokens and all heads.
+    rows: B.
+    Returns [M, B, N] float32; it sums to 1 over N.
+
+    The softmax runs over *positions*, not over tokens. It is computed in float32: its values are of the order 1/N, and
+    float16 would underflow.
     """
     logits = torch.bmm(object_keys, queries).unflatten(-1, (rows, -1))  # [h, L, B, N]
     attention = logits.softmax(-1, dtype=torch.float32)
@@ -32,20 +38,23 @@ def raw_relevance(queries: Tensor, object_keys: Tensor, average: Tensor, rows: i
 def shares(relevance: Tensor, merge: Merge, region: Tensor | None = None, nobody: Tensor | None = None) -> Tensor:
     """Share of every object at every position: A_i / Σ_j A_j, the Ã_i of the merge.
 
-    relevance [M, B, N] (or any [M, ...] with positions last) summing to 1 over N; region [M, 1, N] in 0..1 or None.
-    With a = N·A (1 where the text does not care), sharpness p and background β:
+    With a = N·A (1 where a text prefers no position), sharpness p, background β and regions r:
 
         Ã_i = c · r_i a_i^p / (Σ_j r_j a_j^p + β)     c = M for the paper's normalisation A_i / mean_j A_j, else 1
 
-    and regions scale the result by max_j r_j, so that soft edges fade and a position outside all regions gets nothing.
-    nobody [1, B, N] is one more competitor, in the units of the relevance, that gets no share.
+    Regions also scale the result by max_j r_j. Soft edges then fade, and a position outside all regions gets nothing.
+
+    relevance: [M, B, N] (or any [M, ...] with positions last), summing to 1 over N.
+    region: [M, 1, N] in 0..1, or None.
+    nobody: [1, B, N], in the units of the relevance: one more competitor, which gets no share itself.
+    Returns [M, B, N].
     """
     if merge.strategy == "sum":
         return torch.ones_like(relevance) if region is None else relevance.new_ones(()) * region
     background = None
     if merge.strategy == "relevance":
         if merge.sharpness != 1.0:
-            # a^p relative to the largest a that has a say here, so that high powers neither overflow nor vanish.
+            # a^p relative to the largest a inside its region, so that high powers neither overflow nor vanish.
             if region is not None:
                 relevance = relevance * (region > 0)
             peak = relevance.amax(0, keepdim=True).clamp_min(FLOOR)
@@ -63,7 +72,7 @@ def shares(relevance: Tensor, merge: Merge, region: Tensor | None = None, nobody
     if nobody is not None:
         total = total + nobody
     if region is not None:
-        share = relevance / total.clamp_min(LEAST) * region.amax(0, keepdim=True)
+        share = relevance / total.clamp_min(MIN_TOTAL) * region.amax(0, keepdim=True)
     else:
         share = relevance / total
     if merge.strategy == "relevance" and merge.normalization == "mean":
@@ -72,20 +81,25 @@ def shares(relevance: Tensor, merge: Merge, region: Tensor | None = None, nobody
 
 
 def flat_shares(objects: int, merge: Merge, region: Tensor | None = None) -> Tensor:
-    """Shares of a text that prefers no position (A_i = 1/N everywhere): the merge without relevance, and what the
-    empty object text "" of the unconditional branch gives. [M, 1, 1], or [M, 1, N] with regions."""
+    """Shares for texts that prefer no position (A_i = 1/N everywhere).
+
+    They apply to merges without relevance, and to the unconditional branch, whose object text is empty.
+    Returns [M, 1, 1], or [M, 1, N] with regions.
+    """
     like = region if region is not None else torch.ones(objects, 1, 1)
-    # One position with A = 1 is flat in the units of `shares`; expand so that N of the region does not rescale it.
+    # 1/N is flat in the units of `shares`, which reads N from the last axis.
     ones = like.new_full((objects, 1, like.shape[-1]), 1.0 / like.shape[-1])
     return shares(ones, merge, region)
 
 
 def frozen_shares(recorded: Tensor, merge: Merge, region: Tensor | None = None) -> Tensor:
-    """Shares from maps of an earlier sampling instead of a measurement.
+    """Shares from the maps of an earlier sampling instead of a measurement.
 
-    recorded [M + 1, B, N] in 0..1: its shares, the last one what nobody claimed. With the plain merge the recorded
-    shares come back as they are; its background, sharpness and regions act on them as on a relevance that is A_i = M/N
-    where an object has everything. Returns [M, B, N].
+    recorded: [M + 1, B, N] in 0..1, the recorded shares; the last one is unclaimed.
+    Returns [M, B, N].
+
+    The plain merge returns the recorded shares unchanged. Background, sharpness and regions act on them as on a
+    relevance that is A_i = M/N where an object has everything.
     """
     relevance = recorded * ((len(recorded) - 1) / recorded.shape[-1]) + FLOOR
     return shares(relevance[:-1], merge, region, relevance[-1:])

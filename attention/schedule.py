@@ -1,5 +1,8 @@
-"""When which object acts. Every stretch of the sampling in which the same objects act has a plan of its own, compiled
-beforehand: shares renormalise over those that act, and no step pays for the choice."""
+"""When which object acts.
+
+The sampling is divided into segments in which the same objects act. Each segment has its own plan, compiled
+beforehand. Shares are normalised over the objects that act, and switching plans costs nothing per step.
+"""
 
 from __future__ import annotations
 
@@ -11,74 +14,85 @@ from .plan import Plan
 
 
 class PercentRange(NamedTuple):
-    """When something acts: from one fraction of the sampling to another, both included. Which noise they stand for only
-    the model says that is being sampled."""
+    """When something acts: from one fraction of the sampling to another, both included.
+
+    The sampled model maps these fractions to noise levels.
+    """
 
     start: float
     end: float
 
     @classmethod
     def from_percents(cls, start_percent: float, end_percent: float) -> PercentRange | None:
-        """None for all steps, which needs no look at the noise."""
+        """None where the range covers all steps: it then needs no noise level."""
         return None if start_percent <= 0 and end_percent >= 1 else cls(start_percent, end_percent)
 
 
-Open = Callable[[PercentRange], bool]  # whether something with this window acts now
+IsOpen = Callable[[PercentRange], bool]  # whether the sampling is inside the range now
 
 
 class ObjectTiming(NamedTuple):
-    """Of one object: when it acts, and while it acts, when its region holds. None: always."""
+    """When one object acts, and when its region holds while it acts. None: always."""
 
     acts: PercentRange | None = None
     confined: PercentRange | None = None
 
 
 class ActiveSet(NamedTuple):
-    """What acts at one moment: indices of objects, and of those among them whose region holds."""
+    """What acts at one moment: the indices of the objects, and of those among them whose region holds."""
 
     objects: tuple[int, ...]
     confined: tuple[int, ...]
 
 
-def active_set(times: Sequence[ObjectTiming], is_open: Open) -> ActiveSet:
+def active_set(times: Sequence[ObjectTiming], is_open: IsOpen) -> ActiveSet:
+    """What acts now. times: one per object."""
     objects = tuple(i for i, each in enumerate(times) if each.acts is None or is_open(each.acts))
-    held = tuple(i for i in objects if (window := times[i].confined) is None or is_open(window))
-    return ActiveSet(objects, held)
+    confined = tuple(i for i in objects if (period := times[i].confined) is None or is_open(period))
+    return ActiveSet(objects, confined)
 
 
 def active_segments(times: Sequence[ObjectTiming]) -> list[ActiveSet]:
-    """Everything that `active_set` gives at any moment, in their order, those without objects left out."""
-    edges = sorted({0.0, 1.0, *(edge for each in times for window in each if window is not None for edge in window)})
+    """Every distinct result of `active_set` over the sampling, in order of time, without those that have no objects."""
+    edges = sorted({0.0, 1.0, *(edge for each in times for period in each if period is not None for edge in period)})
     between = [(early + late) / 2 for early, late in zip(edges, edges[1:], strict=False)]
 
     def at(moment: float) -> ActiveSet:
-        return active_set(times, lambda window: window.start <= moment <= window.end)
+        return active_set(times, lambda period: period.start <= moment <= period.end)
 
     return [each for each in dict.fromkeys(map(at, sorted(edges + between))) if each.objects]
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The plan of every stretch. times: one an object, in the references' order."""
+    """The plan of every segment.
+
+    times: one per object, in the references' order.
+    plans: by what acts.
+    """
 
     times: tuple[ObjectTiming, ...]
     plans: Mapping[ActiveSet, Plan]
 
     @classmethod
     def always(cls, plan: Plan) -> Schedule:
+        """A schedule in which all objects of one plan act at all steps."""
         everyone = tuple(range(plan.objects))
         return cls((ObjectTiming(),) * plan.objects, {ActiveSet(everyone, everyone): plan})
 
-    def at(self, is_open: Open) -> tuple[tuple[int, ...], Plan] | None:
-        """The objects that act now and their plan; None where none acts. `is_open` may cost a device sync and is asked
-        only if the answer depends on it."""
-        if not any(window for each in self.times for window in each):
+    def at(self, is_open: IsOpen) -> tuple[tuple[int, ...], Plan] | None:
+        """The objects that act now, and their plan; None where none acts.
+
+        `is_open` may cost a device sync. It is called only if the answer depends on it.
+        """
+        if not any(period for each in self.times for period in each):
             now, plan = next(iter(self.plans.items()))
             return now.objects, plan
         now = active_set(self.times, is_open)
         if now not in self.plans:
             if not now.objects:
                 return None
-            # Several moments of one noise level, as at the end of LCM's: windows that never meet may both be open.
+            # Several fractions can map to one noise level, as at the end of an LCM schedule. Ranges that never meet
+            # may then be open together; the plan with most of their objects is used.
             now = max(self.plans, key=lambda each: len({*each.objects} & {*now.objects}))
         return now.objects, self.plans[now]

@@ -1,4 +1,4 @@
-"""One cross-attention site: the equations of the method put together (step 6).
+"""One cross-attention site: all equations of the method together (step 6).
 
 image gate (official code):  Z = Z_text + Σ_i s w_i Ã_i g̃ Z_i        text gate (paper): Z = g̃ Z_text + Σ_i s w_i Ã_i Z_i
 """
@@ -18,10 +18,11 @@ from .relevance import flat_shares, frozen_shares, raw_relevance, shares
 
 
 class SiteConstants(NamedTuple):
-    """What a plan's regions and frozen maps come to at one resolution, whatever the queries are; None where nothing is.
+    """A plan's regions and frozen maps at one resolution: what does not depend on the queries.
 
-    share [M or 1, 1 or pictures, N] of conditional rows; null_share [1, 1, N] of unconditional ones, all objects'
-    together; region [M, 1, N], for a merge that depends on the queries: log r_i in "concat", else r_i.
+    share: [M or 1, 1 or pictures, N], shares of conditional rows. None: they are measured, or folded into the values.
+    null_share: [1, 1, N], share of unconditional rows, all objects together. None: folded into the null values.
+    region: [M, 1, N], for a merge that depends on the queries: log r_i for "concat", else r_i. None: no regions.
     """
 
     share: Tensor | None = None
@@ -30,7 +31,7 @@ class SiteConstants(NamedTuple):
 
     @classmethod
     def from_plan(cls, plan: Plan, region: Tensor | None = None, frozen: Tensor | None = None) -> SiteConstants:
-        """region [M, N] and frozen [M + 1, pictures, N]: the plan's, as the site sees them."""
+        """region: [M, N], frozen: [M + 1, pictures, N]; the plan's maps at the site's resolution."""
         region = None if region is None else region.unsqueeze(1)
         share = None if frozen is None else frozen_shares(frozen, plan.merge, region)
         if region is None:
@@ -45,13 +46,18 @@ class SiteConstants(NamedTuple):
 
 
 class RowGroup(NamedTuple):
-    """Consecutive rows of the batch that are treated alike: one branch of guidance, one area of the canvas. given: for
-    as many pictures as there are rows, or for one."""
+    """Consecutive rows of the batch that are treated alike.
+
+    start, stop: the rows.
+    conditional: the branch of guidance.
+    constants: their share is for one picture, or for as many as there are rows.
+    area: the area of the canvas that the rows show.
+    """
 
     start: int
     stop: int
     conditional: bool
-    given: SiteConstants = SiteConstants()
+    constants: SiteConstants = SiteConstants()
     area: Area = None
 
     @property
@@ -69,15 +75,20 @@ def fuse(
     q: Tensor,
     plan: Plan,
     site: SitePlan,
-    parts: Sequence[RowGroup],
+    groups: Sequence[RowGroup],
     object_keys: Callable[[], Tensor],
     observe: Callable[[RowGroup, Tensor | None, Tensor | None], None] | None = None,
 ) -> Tensor:
-    """`out` [B, N, C] with the objects' image features; it is written into unless the head gates the text.
+    """Add the objects' image features to `out` [B, N, C] and return it.
 
-    text [B, N, C] is Z_text, needed when the site has a head; it may be `out` itself. q [B, N, C] are the queries.
-    object_keys() gives the UNet's own to_k of `site.object_text`, [L, C]; it is called only for conditional rows, and
-    only where they need relevance. observe(rows, shares [M, B, N] or None, g̃ [B, N] or None) sees them.
+    `out` is changed in place, unless the head gates the text: then the result is a new tensor.
+
+    text: [B, N, C], Z_text, needed when the site has a head; it may be `out` itself.
+    q: [B, N, C], the queries.
+    groups: the rows of the batch by treatment.
+    object_keys: returns the UNet's own to_k of `site.object_text`, [L, C]. It is called only for conditional rows that
+        need relevance.
+    observe: called for conditional rows with (rows, shares [M, b, N] or None, g̃ [b, N] or None).
     """
     gate = image_gate = None
     if site.head is not None:
@@ -87,9 +98,9 @@ def fuse(
             out = out + (gate - 1).unsqueeze(-1).to(out.dtype) * text
         else:
             image_gate = gate
-    for rows in parts:
+    for rows in groups:
         queries = split_queries(q[rows.at], site.heads)
-        share, null_share, region = rows.given  # None: constants that the plan has folded into the values
+        share, null_share, region = rows.constants
         if rows.conditional:
             if plan.needs_relevance:
                 keys = object_keys().unflatten(-1, (site.heads, -1)).transpose(0, 1)  # [h, L, d], a view
@@ -113,7 +124,7 @@ def fuse(
 
 
 def _columns(maps: Tensor, rows: RowGroup) -> Tensor:
-    """[M or 1, B or 1, N] -> [M or 1, 1, B·N], as attention is laid out."""
+    """[M or 1, B or 1, N] -> [M or 1, 1, B·N], the layout of the attention."""
     return maps.expand(-1, rows.length, -1).flatten(1).unsqueeze(1)
 
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from uuid import uuid4
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, to be written to: one rename makes it `path`, an error removes it. Missing
-    folders are made."""
+    """Yields a temporary path beside `path` to write to.
+
+    On success it is renamed to `path`; on an error it is removed. Missing folders are made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # machines that share a folder share process ids
+    # A random name: machines that share a folder may have equal process ids.
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -23,5 +26,6 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a complete file or none. Text is encoded as UTF-8."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -1,4 +1,4 @@
-"""Work in batches, smaller ones where memory runs out."""
+"""Work in batches that shrink when memory runs out."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ from typing import Any, TypeVar
 
 import torch
 
-Tick = Callable[[int], None]  # told how many pieces were done since; may raise to stop
-OUT_OF_MEMORY = torch.cuda.OutOfMemoryError  # what the host waits for, too
+Tick = Callable[[int], None]  # called with the number of items just done; may raise to stop
+OUT_OF_MEMORY = torch.cuda.OutOfMemoryError  # the same exception that the host catches
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 def in_batches(
-    run: Callable[[Any], Answer], items: Sequence[Any] | torch.Tensor, size: int, tick: Tick | None = None
-) -> list[Answer]:
-    """run's answers, one a batch of at most `size` items. From one that does not fit into memory on they are halves."""
-    answers, start = [], 0
+    run: Callable[[Any], Result], items: Sequence[Any] | torch.Tensor, size: int, tick: Tick | None = None
+) -> list[Result]:
+    """The results of `run`, one per batch of at most `size` items.
+
+    When a batch does not fit into memory, the batch size is halved from there on. Raises the error for a single item.
+    tick: called after each batch with its number of items.
+    """
+    results, start = [], 0
     while start < len(items):
         batch = items[start : start + size]
         try:
-            answers.append(run(batch))
+            results.append(run(batch))
         except OUT_OF_MEMORY:
             if len(batch) == 1:
                 raise
@@ -31,5 +35,5 @@ def in_batches(
             if tick:
                 tick(len(batch))
             continue
-        torch.cuda.empty_cache()  # here, where the exception no longer holds what was computed
-    return answers
+        torch.cuda.empty_cache()  # only here: inside `except` the exception still holds the tensors
+    return results

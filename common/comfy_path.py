@@ -1,4 +1,4 @@
-"""ComfyUI on Python's path, for commands that run outside of it."""
+"""Puts ComfyUI on Python's path, for commands that run outside of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import sys
 
 
 def prepare_host(cpu: bool) -> None:
-    """Make ComfyUI importable; it must be told about the CPU before it is imported."""
+    """Make ComfyUI importable, from the folder in COMFYUI_PATH if it is set.
+
+    cpu: run on the CPU. ComfyUI must know this before its other modules are imported.
+    Raises ValueError if ComfyUI is not found.
+    """
     if folder := os.environ.get("COMFYUI_PATH"):
         sys.path.insert(0, folder)
     try:

@@ -1,4 +1,4 @@
-"""Boxes in pixels, and objects cut out of their pictures as in training: by box and mask, on white, in a square."""
+"""Boxes in pixels. Objects cut out of their pictures as in training: by box and mask, on white, in a square."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels, ends excluded
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels; x1 and y1 are excluded
 
 
 def bounds(mask: Tensor) -> Box:
-    """The box around what is set in a mask [H, W] bool, of which at least one pixel is."""
+    """The bounding box of a mask [H, W] bool; at least one pixel must be set."""
     rows, columns = (torch.nonzero(mask.any(axis)).flatten() for axis in (1, 0))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-SIDE = 224  # what CLIP sees
+SIDE = 224  # pixels of CLIP's input
 WHITE = np.uint8(255)
 
 
 def cut_out(pixels: np.ndarray, mask: np.ndarray | None) -> Image.Image:
-    """An object's pixels [h, w, 3] uint8 in the middle of a square; outside its mask [h, w] bool is white.
+    """An object in the middle of a white square.
 
-    Holes of the mask count as the object. The equal shares of the square's two margins are rounded to the left and up.
+    pixels: [h, w, 3] uint8.
+    mask: [h, w] bool; pixels outside become white. Holes of the mask belong to the object. None: all pixels are kept.
+
+    An odd margin leaves the object one pixel further to the left or up.
     """
     if mask is not None:
         pixels = np.where(fill_holes(mask)[..., None], pixels, WHITE)
@@ -38,26 +41,26 @@ def cut_out(pixels: np.ndarray, mask: np.ndarray | None) -> Image.Image:
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:
-    """Adds what has the object on all four sides, in its row and in its column."""
+    """Set every pixel that has mask pixels on all four sides, in its row and in its column."""
     across, down = mask.cumsum(1), mask.cumsum(0)
     between = (across > 0) & (across < across[:, -1:]) & (down > 0) & (down < down[-1:])
     return mask | between
 
 
 def window(box: Box) -> tuple[slice, slice]:
-    """A box as rows and columns of an array, of one pixel at least."""
+    """A box as slices of rows and columns, at least one pixel each."""
     x0, y0, x1, y1 = (max(0, int(round(edge))) for edge in box)
     return slice(y0, max(y1, y0 + 1)), slice(x0, max(x1, x0 + 1))
 
 
 def describe(box: Box) -> str:
-    """Left, top – right, bottom, in whole pixels."""
+    """The box as text: (left, top)–(right, bottom) in integer pixels."""
     x0, y0, x1, y1 = (round(edge) for edge in box)
     return f"({x0}, {y0})–({x1}, {y1})"
 
 
 def as_bytes(image: Tensor) -> np.ndarray:
-    """[..., 3] in 0..1 -> uint8"""
+    """[..., 3] in 0..1 -> uint8 in 0..255."""
     return (image.float().nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8).numpy(force=True)
 
 

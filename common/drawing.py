@@ -1,6 +1,6 @@
-"""What pictures for people share: a colour for every object, fonts that have its signs, a sheet of paper.
+"""Colours of objects, fonts and a canvas, for pictures that people read.
 
-On a machine without a font for an object's name the object goes by its number.
+Where no installed font has the characters of an object's name, the picture shows its number instead.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from PIL.ImageFont import FreeTypeFont
 
 Colour = tuple[int, int, int]
 
-# Okabe and Ito's, told apart by colour-blind people too; black is left for text.
+# Okabe and Ito's colours, which colour-blind people can tell apart too. Black is kept for text.
 FIRST = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233), (240, 228, 66))
-# Then hues by the golden angle, which meets none again, dark, light and middling in turn. With this beginning the first
-# two dozen colours lie about as far apart from each other as Okabe and Ito's do.
+# Further hues advance by the golden angle, which never repeats one; they are dark, light and medium in turn. With this
+# first hue the first two dozen colours are about as far apart as those of Okabe and Ito.
 BEGINNING, GOLDEN, LIGHTNESS, SATURATION = 115, 137.5, (0.25, 0.7, 0.55), 0.65
 
 
 def colour(number: int) -> Colour:
-    """Of the object of that number, from 0."""
+    """The colour of an object by its number, from 0."""
     if number < len(FIRST):
         return FIRST[number]
     turn = number - len(FIRST)
@@ -32,7 +32,7 @@ def colour(number: int) -> Colour:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-# Pillow's own, then files that Pillow finds where Linux, macOS and Windows keep their fonts.
+# Pillow's own font, then files that Pillow finds in the font folders of Linux, macOS and Windows.
 OWN = ""
 FILES = (
     OWN,
@@ -52,19 +52,19 @@ FILES = (
     "tahoma.ttf",
     "Nirmala.ttc",
 )
-SIMPLIFIED = {"NotoSansCJK-Regular.ttc": 2, "NotoSansCJK-VF.ttc": 2}  # the face of collections that begin with Japanese
-NO_SIGN = "\U0010ffff"  # which Unicode keeps free: a font draws it like all that it lacks
+SIMPLIFIED = {"NotoSansCJK-Regular.ttc": 2, "NotoSansCJK-VF.ttc": 2}  # index of the face; index 0 is Japanese
+NO_SIGN = "\U0010ffff"  # a noncharacter: a font draws it like every character it lacks
 
 
 def letters(words: str, size: int) -> FreeTypeFont:
-    """The first font that has all signs of the words; Pillow's own where none has."""
+    """The first font that has all characters of the words; Pillow's own if none has."""
     font = _font(_file(words) or OWN, size)
-    assert font is not None  # a file that has signs is there
+    assert font is not None  # _file returns only fonts that load
     return font
 
 
 def written(names: Sequence[str]) -> tuple[str, ...]:
-    """Objects' names as pictures can show them: “object 1” where no font has the signs of the first."""
+    """Objects' names as pictures can show them: “object 1” if no font has the characters of the first name."""
     return tuple(name if _file(name) is not None else f"object {number}" for number, name in enumerate(names, 1))
 
 
@@ -87,10 +87,10 @@ def _drawn(font: FreeTypeFont, sign: str) -> bytes:
 
 @cache
 def _font(file: str, size: int) -> FreeTypeFont | None:
-    """None where the machine does not have it."""
+    """A font of a size in pixels; None if the machine does not have it."""
     if file == OWN:
         own = ImageFont.load_default(size)
-        assert isinstance(own, FreeTypeFont)  # since a size was asked for
+        assert isinstance(own, FreeTypeFont)  # it is one when a size is given
         return own
     try:
         return ImageFont.truetype(file, size, SIMPLIFIED.get(file, 0))
@@ -98,14 +98,15 @@ def _font(file: str, size: int) -> FreeTypeFont | None:
         return None
 
 
-# Cividis, dark to light in the same order to all eyes (Nuñez, Anderton, Renslow, doi 10.1371/journal.pone.0199239).
+# Cividis: its order from dark to light looks the same with colour blindness (Nuñez, Anderton, Renslow,
+# doi 10.1371/journal.pone.0199239).
 CIVIDIS = ((0, 34, 78), (65, 77, 107), (124, 123, 120), (188, 175, 111), (254, 232, 56))
 BLACK, SOFT, PALE, WHITE = (0, 0, 0), (90, 90, 90), (226, 226, 226), (255, 255, 255)
 SMALLEST = 13  # pixels of a legible letter
 
 
 class Canvas:
-    """A white picture to draw on; coordinates in pixels from the upper left."""
+    """A white picture to draw on. Coordinates are in pixels from the upper left."""
 
     def __init__(self, width: int, height: int) -> None:
         self.image = Image.new("RGB", (width, height), WHITE)
@@ -115,7 +116,10 @@ class Canvas:
         self, at: tuple[float, float], words: str, size: int = 15, ink: Colour = BLACK, *, width: float | None = None,
         centred: bool = False,
     ) -> None:  # fmt: skip
-        """One line from its upper left, or about its upper middle; smaller, then shortened, where it is too wide."""
+        """Draw one line of text. `at` is its upper left, or its upper middle if `centred`.
+
+        A line wider than `width` gets a smaller font, then is shortened.
+        """
         words, font = fitted(words, size, width)
         x = at[0] - font.getlength(words) / 2 if centred else at[0]
         self.pen.text((x, at[1]), words, font=font, fill=ink)
@@ -125,7 +129,7 @@ class Canvas:
 
 
 def cividis(share: float) -> Colour:
-    """The colour at 0 to 1."""
+    """The colour of a share in 0..1."""
     at = min(max(share, 0.0), 1.0) * (len(CIVIDIS) - 1)
     i = min(int(at), len(CIVIDIS) - 2)
     red, green, blue = (round(p + (q - p) * (at - i)) for p, q in zip(CIVIDIS[i], CIVIDIS[i + 1], strict=True))
@@ -138,7 +142,7 @@ def ink_on(colour: Colour) -> Colour:
 
 
 def thumbnail(pixels: np.ndarray, side: int) -> Image.Image:
-    """A whole picture, uint8 [H, W, 3], in a white square with a thin frame."""
+    """A picture [H, W, 3] uint8, scaled to fit a white square with a thin frame."""
     image = Image.fromarray(pixels)
     scale = side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
@@ -162,7 +166,7 @@ def wrapped(words: str, size: int, width: float) -> list[str]:
 
 
 def fitted(words: str, size: int, width: float | None = None) -> tuple[str, FreeTypeFont]:
-    """The words, shortened if need be, and the font in which they take at most `width` pixels."""
+    """The words, shortened if necessary, and the font in which they take at most `width` pixels."""
     words = _plain(words)
     if width is None:
         return words, letters(words, size)
@@ -177,5 +181,5 @@ def fitted(words: str, size: int, width: float | None = None) -> tuple[str, Free
 
 
 def _plain(words: str) -> str:
-    """Signs that Pillow's own font lacks, by signs that it has."""
+    """Replaces characters that Pillow's own font lacks."""
     return words.replace("−", "-").replace("–", "-")

@@ -1,4 +1,4 @@
-"""What tells adapters, models, datasets and recipes apart."""
+"""Digests of weights, settings and files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SAMPLED = 16  # numbers of every tensor that tell one model from another
+SAMPLED = 16  # numbers of each tensor that `digest` reads
 
 
 def weights_sha256(weights: nn.Module | Mapping[str, Tensor]) -> str:
-    """Of all weights of a module, or of weights by name, in the order of their names."""
+    """The sha256 of all weights of a module, or of weights by name; sorted by name."""
     total = hashlib.sha256()
     for name, tensor in sorted((weights.state_dict() if isinstance(weights, nn.Module) else weights).items()):
         total.update(name.encode())
@@ -23,7 +23,7 @@ def weights_sha256(weights: nn.Module | Mapping[str, Tensor]) -> str:
 
 
 def digest(*parts: Any) -> str:
-    """A sha256 that tells recipes, adapters, models and lists of names apart; of large tensors a few numbers count."""
+    """A sha256 of settings, adapters, models or lists of names. Of a large tensor only a few numbers are read."""
     total = hashlib.sha256()
     for piece in _pieces(parts):
         total.update(piece)
@@ -43,13 +43,14 @@ def _pieces(part: Any) -> Iterator[bytes]:
     elif isinstance(part, Iterable):
         for each in part:
             yield from _pieces(each)
-    elif hasattr(part, "weights"):  # the host's form of a LoRA
+    elif hasattr(part, "weights"):  # a LoRA, as the host stores it
         yield from _pieces(part.weights)
 
 
 def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+    """The sha256 of a file, read in blocks."""
+    total = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        while block := stream.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()

@@ -1,7 +1,8 @@
-"""A long job in parts of fixed size: a finished part is a file, so killed runs go on and processes need no talk.
+"""Long runs in parts of fixed size. A finished part is a file, so a killed run can be resumed and processes need not
+communicate.
 
-Process r of w takes parts r, r + w, r + 2w, …; w may change between runs. Whoever finds all parts finished at its end
-does what comes after, so that processes never wait for each other.
+Process r of w takes parts r, r + w, r + 2w, …; w may change between runs. A process that finds all parts finished at
+its end does the work that follows, so processes never wait for each other.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Parts:
-    """folder: where the parts lie; ids: the whole job, in order; size: ids a part."""
+    """The parts of one run.
+
+    folder: holds a file for each finished part.
+    ids: all items of the run, in order.
+    size: items per part.
+    """
 
     folder: Path
     ids: tuple[str, ...]
@@ -35,28 +41,32 @@ class Parts:
         return self.folder / f"{part:06d}.jsonl"
 
     def todo(self, rank: int = 0, world: int = 1) -> Iterator[tuple[int, tuple[str, ...]]]:
-        """(number, ids) of this process's unfinished parts."""
+        """Number and ids of the unfinished parts that belong to process `rank` of `world`."""
         for part in range(rank, len(self), world):
             if not self.path(part).exists():
                 yield part, self.ids[part * self.size : (part + 1) * self.size]
 
     def finish(self, part: int, rows: Sequence[Row]) -> None:
+        """Write a finished part."""
         atomic_write(self.path(part), json_lines(rows))
 
     def finished(self) -> int:
+        """How many parts are finished, by all processes."""
         return sum(1 for _ in self.folder.glob("[0-9]*.jsonl"))
 
     def rows(self) -> Iterator[Row]:
-        """All rows in the order of the ids, whoever made them."""
+        """All rows in the order of the ids, from all processes."""
         for part in range(len(self)):
-            with self.path(part).open(encoding="utf-8") as lines:  # which end with \n alone, unlike str.splitlines()
+            with self.path(part).open(encoding="utf-8") as lines:  # splits at \n only, unlike str.splitlines()
                 yield from map(json.loads, lines)
 
 
 def open_parts(folder: Path, ids: Sequence[str], settings: Mapping[str, Any], size: int, fresh: bool = False) -> Parts:
-    """New parts, or those of an earlier run of the same job. fresh throws those away.
+    """New parts, or those of an earlier run with the same ids and settings.
 
-    Raises ValueError where the folder holds parts of another job: its rows must not be mixed with this one's.
+    settings: what the rows depend on; kept in plan.json.
+    fresh: delete earlier parts first.
+    Raises ValueError if the folder holds parts of other ids or settings, since rows of both must not be mixed.
     """
     digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
     plan = {**settings, "pictures": len(ids), "ids": digest, "part": size}
@@ -76,9 +86,10 @@ def open_parts(folder: Path, ids: Sequence[str], settings: Mapping[str, Any], si
 
 
 def json_lines(rows: Sequence[Row]) -> str:
+    """One JSON object per line."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def process() -> tuple[int, int]:
-    """(rank, world) under `accelerate launch` or torchrun; (0, 1) alone."""
+    """(rank, world) under `accelerate launch` or torchrun; (0, 1) for a single process."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -1,4 +1,4 @@
-"""Random numbers from names instead of from a state: the same for any number of workers, processes and restarts."""
+"""Random numbers from names instead of a state. They do not depend on workers, processes or restarts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 
 
 def seed_of(*names: int | str) -> int:
-    """63 bits from (seed, purpose, position, …)."""
+    """A seed of 63 bits from names such as (seed, purpose, position, …)."""
     digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def generator(*names: int | str) -> torch.Generator:
-    """A generator of its own on the CPU; the global one is never touched."""
+    """A new generator on the CPU, seeded by names. The global generator is not used."""
     return torch.Generator().manual_seed(seed_of(*names))

@@ -1,4 +1,4 @@
-"""Numbers in rows, for people who read a report."""
+"""Numbers in tables, for reports."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ NOTHING = "–"  # where there is nothing to measure
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """A Markdown table whose columns stand straight as plain text too; the first `words` columns to the left, the
-    others, numbers, to the right."""
+    """A Markdown table whose columns are also aligned as plain text.
+
+    words: how many of the first columns hold words, aligned left. The others hold numbers, aligned right.
+    """
     lines = [header, *rows]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(header))]
     ruler = ["-" * width if i < words else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
@@ -22,11 +24,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) 
 
 
 def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
-    """With a true minus sign; a dash for None."""
+    """A number as text with a true minus sign; a dash for None. sign: also write the plus."""
     if value is None:
         return NOTHING
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
 
 
 def percent(share: float) -> str:
+    """A share in 0..1 as a percentage."""
     return f"{share * 100:.0f} %"

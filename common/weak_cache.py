@@ -1,4 +1,4 @@
-"""What was worked out from frozen values, remembered while they live."""
+"""Results computed from frozen values, kept as long as these live."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from typing import Any
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-MOST = 32  # names beside the same objects
+MAX_NAMES = 32  # kept for the same objects
 
 
 class WeakCache:
-    """Tensors by the identity of the objects that they were made from, and by a name beside these. It keeps none of the
-    objects alive, and forgets a tensor with the first of them that goes; of names it keeps the last few made."""
+    """Tensors by the identity of the objects that they were made from, and by a name.
+
+    The cache keeps none of these objects alive. A tensor is dropped when the first of its objects goes. For the same
+    objects only the last `MAX_NAMES` names are kept.
+    """
 
     def __init__(self) -> None:
-        self._kept: Any = WeakIdKeyDictionary()
+        self._tensors: Any = WeakIdKeyDictionary()
 
     def __call__(self, make: Callable[[], Tensor], *made_from: object, name: Hashable = None) -> Tensor:
-        level = self._kept
+        """The kept tensor, or the result of `make`, which is then kept."""
+        level = self._tensors
         for each in made_from[:-1]:
             level = level.setdefault(each, WeakIdKeyDictionary())
         named = level.setdefault(made_from[-1], {})
         if name not in named:
             named[name] = make()
-            if len(named) > MOST:
+            if len(named) > MAX_NAMES:
                 del named[next(iter(named))]
         return named[name]

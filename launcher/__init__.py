@@ -1,6 +1,8 @@
-"""What `mip.py` starts: an environment, a ComfyUI, a server, commands. Python's standard library only.
+"""What `mip.py` starts: an environment, a ComfyUI, a server, commands. It uses only Python's standard library.
 
-environment.py  PyTorch, the host's needs and our tools in a venv     comfyui.py   a checkout, or the one of a wheel
-server.py       a real ComfyUI with this pack                         commands.py  the commands and their options
-package.py      the checkout imported as `mip_adapter`
+environment.py  a venv with PyTorch, the host's requirements and our tools
+comfyui.py      the ComfyUI to run: a given checkout, or the one inside a wheel
+server.py       a ComfyUI server with this pack
+commands.py     the commands and their options
+package.py      imports the checkout as `mip_adapter`
 """

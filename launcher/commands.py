@@ -1,4 +1,4 @@
-"""The commands of `mip.py`: a function each, or a line of `forward`."""
+"""The commands of `mip.py`. Each is a function here or is forwarded to a module of the pack."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {}
 
 
 def command(purpose: str):
-    """Register a function as the subcommand of its name. It gets the rest of the command line."""
+    """Register a function as the subcommand of its name. The function gets the rest of the command line."""
 
     def register(function: Callable[[list[str]], int]):
         COMMANDS[function.__name__] = (purpose, function)
@@ -32,9 +32,10 @@ def command(purpose: str):
 
 
 def forward(name: str, module: str, purpose: str, become: bool = False) -> None:
-    """Register a subcommand that hands all its arguments to the `main(argv)` of one of the pack's modules.
+    """Register a subcommand that passes all its arguments to `main(argv)` of a module of the pack.
 
-    become: our process turns into it where the system can do that, so that signals reach it and not us.
+    purpose: the subcommand's line in the usage.
+    become: replace the launcher's process with it where the system can, so that signals reach it directly.
     """
 
     def run(arguments: list[str]) -> int:
@@ -54,11 +55,13 @@ def forward(name: str, module: str, purpose: str, become: bool = False) -> None:
 
 
 def call(line: Sequence[str | Path], host: Path, cwd: Path | None = None, **more: str) -> int:
+    """Run a command line with COMFYUI_PATH and more environment variables. Returns its exit status."""
     variables = environ(COMFYUI_PATH=str(host), **more)
     return subprocess.call([str(part) for part in line], cwd=cwd, env=variables)
 
 
 def options(name: str) -> argparse.ArgumentParser:
+    """A parser for the options of a subcommand."""
     return argparse.ArgumentParser(prog=f"mip.py {name}", description=COMMANDS[name][0])
 
 
@@ -107,7 +110,7 @@ def test(arguments: list[str]) -> int:
         if call([python, "-m", *step], host, ROOT):
             failed.append(name)
     say("== pytest")
-    # tests/conftest.py repeats the failed steps at the end, where they are seen
+    # tests/conftest.py repeats the failed steps at the end of the output
     code = call([python, "-m", "pytest", *more], host, ROOT, MIP_ADAPTER_FAILED_STEPS=", ".join(failed))
     return code or int(bool(failed))
 
@@ -120,7 +123,7 @@ def serve(arguments: list[str]) -> int:
     chosen, more = parser.parse_known_args(arguments)
     python, host = prepare()
     base = cache_home() / "serve"
-    # Photographs for the workflows that ask for two of yours; without them the rest still works.
+    # Pictures for the workflows that ask for two of the user's own. Everything else works without them.
     call([python, *arguments_for("commands.demo"), "prepare", "--base-directory", base], host)
     say("Starting ComfyUI …")
     with Server(python, host, base, device_arguments(python) + more, port=chosen.port) as server:

@@ -1,4 +1,4 @@
-"""The environment: a venv in the user's cache folder, keyed by what is installed into it."""
+"""The environment: a venv in the user's cache folder, named by a hash of what is installed into it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import tomllib
 
 from .package import ROOT
 
-SIZE_GB, NEED_GB = (8, 12) if sys.platform == "linux" else (3, 5)  # on Linux PyTorch brings CUDA along
+SIZE_GB, NEED_GB = (8, 12) if sys.platform == "linux" else (3, 5)  # PyTorch for Linux includes CUDA
 
 
 class Problem(Exception):
@@ -30,7 +30,7 @@ def say(text: str) -> None:
 
 
 def cache_home() -> Path:
-    """Where environments and the host are kept: the platform's cache folder, or MIP_ADAPTER_HOME."""
+    """The folder of environments and the host: MIP_ADAPTER_HOME, or the platform's cache folder."""
     if given := os.environ.get("MIP_ADAPTER_HOME"):
         return Path(given).expanduser().resolve()
     if sys.platform == "win32":
@@ -47,13 +47,13 @@ def project() -> dict:
 
 
 def group(name: str) -> list[str]:
-    """One of pyproject's dependency groups (PEP 735), its included groups unfolded."""
+    """A dependency group of pyproject.toml (PEP 735), with its included groups."""
     items = project()["dependency-groups"][name]
     return [line for i in items for line in ([i] if isinstance(i, str) else group(i["include-group"]))]
 
 
 def requirements(checkout: Path | None) -> str:
-    """All that goes into the environment, as a requirements file. A given host brings its own list."""
+    """Everything that is installed into the environment, as a requirements file. A checkout has its own list."""
     lines = group("host")
     if checkout and (checkout / "requirements.txt").is_file():
         lines = group("torch") + (checkout / "requirements.txt").read_text("utf-8").splitlines()
@@ -62,6 +62,7 @@ def requirements(checkout: Path | None) -> str:
 
 
 def environment_folder(checkout: Path | None) -> Path:
+    """Its name depends on the requirements, Python's version and the platform."""
     key = repr((requirements(checkout), sys.version_info[:2], sys.platform, platform.machine()))
     return cache_home() / f"env-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
@@ -71,28 +72,31 @@ def interpreter(folder: Path) -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """A venv cannot be moved, so a marker written last tells a finished one from an interrupted one."""
+    """Whether a venv was built to its end.
+
+    A venv cannot be moved, so it cannot get its name last. A marker file, written last, shows that it is complete.
+    """
     return (folder / "complete").is_file() and interpreter(folder).exists()
 
 
 def environment(checkout: Path | None) -> str:
-    """The Python that has PyTorch, the host's needs and our tools; built on first use."""
+    """The Python with PyTorch, the host's requirements and our tools. Its venv is built on first use."""
     if given := os.environ.get("MIP_ADAPTER_PYTHON"):
         if found := shutil.which(given):
-            return os.path.abspath(found)  # other folders are entered later
+            return os.path.abspath(found)  # absolute, since commands run in other folders
         raise Problem(f"MIP_ADAPTER_PYTHON is {given}, which cannot be run. Name a Python interpreter.")
     folder = environment_folder(checkout)
     if not is_complete(folder):
         with lock("environment"):
             if not is_complete(folder):  # another run may have finished it while we waited
                 build(folder, requirements(checkout))
-    with contextlib.suppress(OSError):  # prepared by an administrator
-        (folder / "complete").touch()  # its age says when it was last used
+    with contextlib.suppress(OSError):  # an administrator may have made it
+        (folder / "complete").touch()  # its time says when the environment was last used
     return str(interpreter(folder))
 
 
 def build(folder: Path, wanted: str) -> None:
-    """Make the venv and install into it; the marker comes last."""
+    """Make the venv and install the requirements `wanted`. The marker is written last."""
     begin, log = time.monotonic(), cache_home() / f"{folder.name}.log"
     shutil.rmtree(folder, ignore_errors=True)
     remove_unused_environments()
@@ -112,6 +116,7 @@ def build(folder: Path, wanted: str) -> None:
 
 
 def remove_unused_environments(days: int = 30) -> None:
+    """Remove complete environments that no command has used for `days` days."""
     for marker in cache_home().glob("env-*/complete"):
         if time.time() - marker.stat().st_mtime > days * 86400:
             say(f"Removing {marker.parent}: not used for {days} days.")
@@ -124,7 +129,7 @@ def pip(python: str) -> list[str]:
 
 
 def pip_progress(line: str) -> str | None:
-    """What of pip's output is news to someone who waits: the big downloads and the long last step."""
+    """What the user sees of a line of pip's output: big downloads and the long last step. None for other lines."""
     if found := re.match(r"\s*(?:Downloading|Using cached) (\w+)-(\S+?)-\S+ \(([\d.]+ [MG]B)\)", line):
         return f"  {found[1]} {found[2]}, {found[3]}"
     if line.startswith("Installing collected packages"):
@@ -133,7 +138,10 @@ def pip_progress(line: str) -> str | None:
 
 
 def run_logged(line: list[str], log: Path, progress: Callable[[str], str | None] = lambda _: None) -> None:
-    """Run a command with its output in a log; `progress` picks the lines that the user sees."""
+    """Run a command with its output in a log. `progress` selects the lines that the user sees.
+
+    Raises Problem with the end of the log if the command fails.
+    """
     with (
         open(log, "w", encoding="utf-8") as file,
         subprocess.Popen(line, env=environ(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process,
@@ -152,14 +160,15 @@ def run_logged(line: list[str], log: Path, progress: Callable[[str], str | None]
 
 
 def tail(log: Path, lines: int) -> str:
+    """The last lines of a log, indented."""
     text = log.read_text("utf-8", "replace") if log.is_file() else ""
     return "\n".join("  | " + line for line in text.splitlines()[-lines:])
 
 
 def environ(**more: str) -> dict[str, str]:
-    """Our environment variables for a child, less those that would lead its Python elsewhere.
+    """Environment variables for a child process, without those that change where its Python looks for modules.
 
-    PYTHONSAFEPATH keeps modules of the current folder, such as a stranger's torch.py, from being imported.
+    PYTHONSAFEPATH prevents imports from the current folder, such as of an unrelated torch.py.
     """
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "PIP_USER")}
     return kept | {"PYTHONSAFEPATH": "1", "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"} | more
@@ -167,7 +176,7 @@ def environ(**more: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def lock(name: str) -> Iterator[None]:
-    """One process at a time; the system lets go of it when the process ends, however it ends."""
+    """Lets in one process at a time. The system releases the lock however the process ends."""
     cache_home().mkdir(parents=True, exist_ok=True)
     with open(cache_home() / f"{name}.lock", "a+") as file:
         if not try_lock(file.fileno()):
@@ -178,6 +187,7 @@ def lock(name: str) -> Iterator[None]:
 
 
 def try_lock(handle: int) -> bool:
+    """Lock an open file without waiting. Returns whether it succeeded."""
     try:
         if sys.platform == "win32":
             import msvcrt

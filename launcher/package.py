@@ -1,4 +1,4 @@
-"""The checkout, imported by the name `mip_adapter`, whatever its folder is called."""
+"""Imports the checkout by the name `mip_adapter`, whatever its folder is called."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def load_package(module: str = ""):
 
 
 def arguments_for(module: str) -> tuple[str, str]:
-    """Python's arguments that run `main(argv)` of one of the pack's modules."""
+    """Arguments of Python that run `main(argv)` of a module of the pack."""
     run = f"runpy.run_path({str(Path(__file__).resolve())!r})['run_module']"
     return "-c", f"import runpy, sys; sys.exit({run}({module!r}, sys.argv[1:]))"
 
 
 def run_module(module: str, arguments: list[str]) -> int:
-    """What `arguments_for` starts."""
+    """Runs a module's `main`; started by the arguments of `arguments_for`."""
     print_any_character()
     return load_package(module).main(arguments)
 
 
 def print_any_character() -> None:
-    """A console without our “…” is no reason to stop."""
+    """Replace characters that the console cannot show instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -1,4 +1,4 @@
-"""A real ComfyUI with this pack, started, watched and ended."""
+"""Starts, watches and stops a real ComfyUI with this pack."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .environment import Problem, environ, tail
 from .package import ROOT
 
 PACK = "ComfyUI-MIP-Adapter"  # its folder under custom_nodes
-# Runs the host's main.py, and ends it should our process be killed before it could stop the host.
+# Runs the host's main.py, and exits if the launcher's process ends without stopping it.
 RUN_HOST = """
 import os, runpy, sys, threading, time
 def watch(parent=os.getppid()):
@@ -35,10 +35,16 @@ PORT_TAKEN = re.compile(r"errno (98|48|10048)\b", re.IGNORECASE)  # EADDRINUSE: 
 
 
 class Server:
-    """A real ComfyUI with this pack, on the loopback interface; a context manager that always stops it.
+    """A real ComfyUI with this pack on the loopback interface. It is a context manager that always stops the server.
 
-    `base` holds its models, input, output and user folders, `log` is what it prints. Raises Problem with
-    the host's own words when it does not come up, or comes up without the pack.
+    python, host: the interpreter and ComfyUI's folder.
+    base: holds the server's models, input, output and user folders.
+    arguments: further arguments of ComfyUI.
+    port: default any free one.
+    log: the file for its output; default in `base`.
+    timeout: seconds to wait for the first answer.
+
+    Entering raises Problem with the end of the log if the server does not start, or starts without the pack.
     """
 
     def __init__(self, python: str, host: Path, base: Path, arguments: Sequence[str] = ("--cpu",), *,
@@ -69,7 +75,7 @@ class Server:
         self.stop()
 
     def start(self, tries: int = 3) -> None:
-        """Launch and wait; again on another port if someone took ours before the host bound it."""
+        """Launch and wait. Tries another port if the chosen one was taken before the host bound it."""
         self.port = free_port(0 if self.any_port else self.port)
         self.launch()
         if self.answers():
@@ -92,9 +98,9 @@ class Server:
             )
 
     def answers(self) -> bool:
-        """Wait for the first answer; False when the host ends or the time is up."""
+        """Wait for the first answer. False if the host ends or the time is up."""
         assert self.process
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy to ourselves
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy for the loopback interface
         deadline = time.monotonic() + self.timeout
         while self.process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(OSError), direct.open(f"{self.url}/system_stats", timeout=5):
@@ -103,7 +109,7 @@ class Server:
         return False
 
     def pack_failure(self) -> str | None:
-        """Why the host dropped the pack, or None: it goes on without packs that it cannot load."""
+        """Why the host could not load the pack, or None. The host runs on without packs that it cannot load."""
         lines = [line for line in self.log.read_text("utf-8", "replace").splitlines() if PACK in line]
         if not any("(IMPORT FAILED)" in line for line in lines):
             return None
@@ -111,25 +117,25 @@ class Server:
         return reasons[-1] if reasons else "it gives no reason"
 
     def stop(self) -> None:
-        """End the host and its children: ask, then insist."""
+        """Stop the host and its children: terminate them, then kill them after 10 seconds."""
         if self.process is None or self.process.poll() is not None:
             return
         if sys.platform == "win32":
             subprocess.run(["taskkill", "/T", "/F", "/PID", str(self.process.pid)], capture_output=True)
             self.process.wait()
             return
-        for insist in (signal.SIGTERM, signal.SIGKILL):
+        for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(self.process.pid, insist)
+                os.killpg(self.process.pid, number)
                 self.process.wait(10)
                 return
 
 
 def free_port(wanted: int = 0) -> int:
-    """`wanted` if nothing listens there; for 0 a port of the system's choice."""
+    """The port `wanted`; for 0 a free one chosen by the system. Raises Problem if the port is taken."""
     with socket.socket() as probe:
         if sys.platform != "win32":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one just let go of is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port released just now counts as free
         try:
             probe.bind(("127.0.0.1", wanted))
         except (OSError, OverflowError) as error:
@@ -140,22 +146,22 @@ def free_port(wanted: int = 0) -> int:
 
 
 def link_pack(link: Path) -> None:
-    """Put the checkout under custom_nodes: a link, so that the host runs what is being edited."""
+    """Link the checkout into custom_nodes, so that the host runs the files that are edited."""
     if link.resolve() == ROOT:
         return
-    link.unlink(missing_ok=True)  # one to another checkout, or to where this one was
+    link.unlink(missing_ok=True)  # it may lead to another checkout, or to a former place of this one
     try:
         link.symlink_to(ROOT, target_is_directory=True)
     except OSError:
         if sys.platform != "win32":
             raise
-        import _winapi  # symlinks need a privilege on Windows, junctions do not
+        import _winapi  # on Windows symlinks need a privilege; junctions do not
 
         _winapi.CreateJunction(str(ROOT), str(link))
 
 
 def device_arguments(python: str) -> list[str]:
-    """`--cpu` where PyTorch sees no accelerator: the host would not start without it."""
+    """`--cpu` if PyTorch finds no accelerator: the host would not start without it."""
     probe = "import torch as t; raise SystemExit(not getattr(t, 'accelerator', t.cuda).is_available())"
     found = subprocess.run([python, "-c", probe], env=environ(), capture_output=True).returncode == 0
     return [] if found else ["--cpu"]

@@ -1,4 +1,4 @@
-"""What the artist sees. Every node validates, makes one call into the core, and returns."""
+"""The nodes that artists use. Each validates its inputs, makes one call into the core, and returns."""
 
 from .comfy_version import require_host
 
@@ -53,7 +53,7 @@ NODES: list[type[io.ComfyNode]] = [
 
 class MIPAdapterExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        register_folders()  # here, because hosts up to 0.8.0 at least never call on_load
+        register_folders()  # not in on_load, which hosts up to at least 0.8.0 never call
         return NODES
 
 

@@ -1,3 +1,5 @@
+"""The adapter loader."""
+
 from comfy_api.latest import io
 
 from ..weights.adapter import load_adapter

@@ -1,3 +1,5 @@
+"""The node that applies references to a model."""
+
 from comfy_api.latest import io
 
 from ..patching.apply import apply_references

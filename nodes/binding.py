@@ -1,4 +1,4 @@
-"""Did every object take its look from its own reference, and which picture of a batch did it best?"""
+"""Whether every object took its look from its own reference, and which picture of a batch is best."""
 
 from comfy_api.latest import io
 

@@ -1,4 +1,4 @@
-"""The oldest host we run on, named in a sentence instead of a stack of import errors."""
+"""The oldest supported host. A clear error replaces import errors on an older one."""
 
 import re
 
@@ -6,7 +6,7 @@ OLDEST = (0, 3, 75)
 
 
 def require_host() -> None:
-    """Raise ImportError, which the host prints beside the pack's name, on a host without the API that we use."""
+    """Raises ImportError on a host that is too old for our API. The host prints it beside the pack's name."""
     try:
         from comfyui_version import __version__
     except ImportError:

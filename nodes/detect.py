@@ -1,4 +1,4 @@
-"""What is in pictures, and where: found by a detector, or marked by other nodes."""
+"""Which objects are in pictures, and where: found by a detector, or given by other nodes."""
 
 from comfy_api.latest import io
 
@@ -186,11 +186,12 @@ class MIPBoxes(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, boxes, texts, bbox_format, references=()) -> io.NodeOutput:
-        wanted = object_texts(texts) or tuple(each.text for each in references or ())  # a box or mask each
+        # Repeated texts stay: each has its own box or mask.
+        wanted = object_texts(texts) or tuple(each.text for each in references or ())
         found = read_boxes(boxes, wanted, *images.shape[:3], form=bbox_format)
         return io.NodeOutput(found, annotated(images, found))
 
 
 def _wanted(texts, references) -> tuple[str, ...]:
-    """What is written, else the references' texts; each once."""
+    """The written texts, else the references' texts; each once."""
     return object_texts(texts) or once(each.text for each in references or ())

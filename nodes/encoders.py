@@ -1,4 +1,4 @@
-"""What turns pictures and words into vectors for the scores."""
+"""Encoders that turn pictures and words into vectors for the scores."""
 
 from comfy_api.latest import io
 

@@ -1,3 +1,5 @@
+"""Keeps the relevance maps of a first pass for a second."""
+
 from comfy_api.latest import io
 
 from .types import CATEGORY, MIPRelevance

@@ -1,3 +1,5 @@
+"""Options of the merge and the fusion head."""
+
 from comfy_api.latest import io
 
 from ..attention.options import GATES, NORMALIZATIONS, STRATEGIES, FusionHead, Merge

@@ -1,4 +1,4 @@
-"""The miniature: a model for trying things without downloading anything, and pictures of its world."""
+"""The miniature, a model to try workflows without a download, and pictures of its world."""
 
 from comfy_api.latest import io, ui
 
@@ -59,7 +59,7 @@ class MIPMiniatureObject(io.ComfyNode):
                 ),
             ],
             outputs=[io.Image.Output(tooltip="The picture, for MIP Reference.")],
-            is_output_node=True,  # so that it shows its picture although the run took it from the cache
+            is_output_node=True,  # it then shows its picture even when the output comes from the cache
         )
 
     @classmethod

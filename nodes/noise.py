@@ -1,3 +1,5 @@
+"""Noise on the text attention, for the object relevance score."""
+
 from comfy_api.latest import io
 
 from ..attention.noise import MODES

@@ -1,4 +1,4 @@
-"""Do pictures follow their prompt, and their objects the references?"""
+"""Whether pictures follow their prompt, and their objects the references."""
 
 from comfy_api.latest import io
 

@@ -7,7 +7,10 @@ from comfy.utils import ProgressBar
 
 
 def ticking(total: int) -> Callable[[int], None]:
-    """Told how many of `total` pieces were done since, it moves the bar, or raises the host's exception."""
+    """A function that advances the bar by the number of items just done, out of `total`.
+
+    It raises the host's exception if the artist has interrupted.
+    """
     bar = ProgressBar(total)
 
     def tick(done: int) -> None:

@@ -1,4 +1,4 @@
-"""How well a picture's objects can be told apart and named."""
+"""The object quality score: whether objects look like their texts and unlike each other."""
 
 from comfy_api.latest import io
 

@@ -1,3 +1,5 @@
+"""One object of the chain of references."""
+
 from comfy_api.latest import io
 
 from ..attention.reference import CENTRE, FITS, MAX_OBJECTS, MAX_WEIGHT, make_reference

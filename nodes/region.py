@@ -1,3 +1,5 @@
+"""A region from a box."""
+
 from comfy_api.latest import io
 
 from ..attention.regions import box_region

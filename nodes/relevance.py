@@ -1,3 +1,5 @@
+"""The recorded relevance as pictures, masks and words."""
+
 from comfy_api.latest import io
 
 from ..relevance.maps import ALL, MASKS, RESOLUTIONS, draw_maps

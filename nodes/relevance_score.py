@@ -1,3 +1,5 @@
+"""The object relevance score."""
+
 from comfy_api.latest import io
 
 from ..evaluation.relevance_score.picture import draw_comparison

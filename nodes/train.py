@@ -1,3 +1,5 @@
+"""Training of an adapter or its fusion head, and saving of the result."""
+
 from comfy_api.latest import io, ui
 
 from ..attention.options import one_of
@@ -6,7 +8,7 @@ from ..training.config import Precision, TrainConfig, Trained
 from .types import CATEGORY, MIPAdapter
 
 TRAINING = f"{CATEGORY}/training"
-PARTS = ("adapter", "head only")  # of an adapter, to be saved
+PARTS = ("adapter", "head only")  # what is saved of an adapter
 TRAINED: dict[str, Trained] = {
     "adapter and head": "adapter",
     "head only": "head",
@@ -164,7 +166,7 @@ class MIPTrainAdapter(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, dataset_folder=None) -> bool | str:
         try:
-            if dataset_folder is not None:  # None: linked, known later
+            if dataset_folder is not None:  # None: linked, so unknown until the run
                 dataset_path(dataset_folder)
         except ValueError as error:
             return str(error)
@@ -209,7 +211,7 @@ class MIPTrainAdapter(io.ComfyNode):
             max_objects=max_objects,
             checkpointing=gradient_checkpointing,
             save_every=checkpoint_every,
-            workers=0,  # a process of the host must not be forked: it has threads and a GPU
+            workers=0,  # no worker processes: the host has threads and a GPU and must not be forked
         )
         return io.NodeOutput(
             *train_session(model, clip, vae, clip_vision, adapter, dataset_path(dataset_folder), recipe)

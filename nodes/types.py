@@ -1,4 +1,4 @@
-"""Sockets of this pack. Their names are promises to shared workflows."""
+"""Socket types of this pack. Saved workflows depend on their names."""
 
 from comfy_api.latest import io
 

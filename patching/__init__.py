@@ -1,1 +1,11 @@
-"""TODO"""
+"""The method inside ComfyUI: patches on a clone of a model.
+
+apply.py              references onto a model: encode, compile, install
+encode.py             pictures and words to features, with the host's encoders
+site_patch.py         the patch at each cross-attention site
+noise_patch.py        noise on the text attention
+unet_call.py          what a patch must know about the UNet call it is part of
+batch_layout.py       which rows of the batch are what
+sampling_wrappers.py  wrappers that collect this on the host's call stack
+preview.py            the relevance on the host's preview
+"""

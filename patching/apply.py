@@ -1,4 +1,4 @@
-"""References onto a model: encode, compile, install."""
+"""Apply references to a model: encode, compile, install."""
 
 from __future__ import annotations
 
@@ -35,10 +35,16 @@ def apply_references(
     record: RelevanceRecord | None = None,
     frozen: RecordedMaps | None = None,
 ) -> Any:
-    """A clone of `model` (ModelPatcher) whose cross-attention merges the references; `model` stays as it is. `record`
-    is filled while the clone samples. With `frozen` the shares come from these maps instead of being measured.
+    """A clone of `model` (ModelPatcher) whose cross-attention merges the references. `model` itself is not changed.
 
-    Raises ValueError with a sentence for the artist when the parts do not belong together.
+    scale: strength of all references; 0 disables them.
+    start_percent, end_percent: the fractions of the sampling between which the references act.
+    merge: default `Merge()`.
+    fusion_head: default the adapter's own head.
+    record: filled while the clone samples.
+    frozen: maps of an earlier sampling that replace the measured shares.
+
+    Raises ValueError with a sentence for the artist when the arguments do not belong together.
     """
     if not (math.isfinite(scale) and scale >= 0):
         raise ValueError(f"scale is {scale}; it must be 0 or more (0.75 suits base weights, 0.65 plus weights).")
@@ -51,35 +57,35 @@ def apply_references(
     merge = merge or Merge()
     if record is not None:
         record.off, record.strategy = scale == 0, merge.strategy
-    kept = None if frozen is None else _frozen_shares(frozen, tuple(each.text for each in references), merge)
+    shares = None if frozen is None else _frozen_shares(frozen, tuple(each.text for each in references), merge)
     if scale == 0:
-        return model.clone()  # adds nothing anywhere: the same bits as without us
-    encoded = replace(encode_references(references, adapter, clip, clip_vision), frozen=kept)
+        return model.clone()  # the same bits as without the references
+    encoded = replace(encode_references(references, adapter, clip, clip_vision), frozen=shares)
     times = tuple(
         ObjectTiming(
             PercentRange.from_percents(each.start_percent, each.end_percent),
-            # Without a region nothing is released, and no plan of its own is needed for afterwards.
+            # Without a region region_until changes nothing, and needs no segment.
             None if each.region is None else PercentRange.from_percents(0.0, each.region_until),
         )
         for each in references
     )
-    different = active_segments(times)
+    segments = active_segments(times)
     plans = compile_plans(
         adapter,
         sites,
-        [encoded.only(*each) for each in different],
+        [encoded.only(*each) for each in segments],
         scale=scale,
         merge=merge,
         head=head,
         device=model.load_device,
         dtype=compute_dtype(model),
     )
-    schedule = Schedule(times, dict(zip(different, plans, strict=True)))
+    schedule = Schedule(times, dict(zip(segments, plans, strict=True)))
     return install(model, schedule, start_percent, end_percent, record)
 
 
 def _frozen_shares(maps: RecordedMaps, names: tuple[str, ...], merge: Merge) -> Tensor:
-    """[M + 1, pictures, H, W]: the recorded shares, and what nobody claimed."""
+    """[M + 1, pictures, H, W]: the recorded shares, then what no object claimed."""
     if isinstance(maps, RelevanceRecord):
         raise ValueError(
             "The input “frozen” got the maps of a sampling that may not have run yet: put MIP Freeze Relevance "

@@ -1,7 +1,7 @@
-"""Which rows of a batch are what: conditional or not, of which area, of how many pictures, whole ones or tiles.
+"""Which rows of a batch are what: conditional or not, of which area, of how many pictures, complete or in tiles.
 
-`cond_or_uncond` tells it of the UNet call that the host makes; other packs then stack tiles in front of the UNet, or
-repeat rows at its sites.
+The host describes its batch in `cond_or_uncond`. Other packs may change the batch afterwards: they stack tiles before
+the UNet, or repeat rows at its sites.
 """
 
 from __future__ import annotations
@@ -29,67 +29,74 @@ class CondEvaluation(NamedTuple):
     window: list[int] | None
 
     def __deepcopy__(self, memo: dict) -> CondEvaluation:
-        return self  # other packs copy the options that it lies in, some at every step
+        return self  # other packs deep-copy the options that hold it, some at every step
 
 
-class CondChunk(NamedTuple):
-    """How the rows of one cond are treated; place: the cond's in the evaluation."""
+class CondTreatment(NamedTuple):
+    """How the rows of one cond are treated. position: index of the cond in the evaluation."""
 
     conditional: bool
     area: Area
-    place: int
+    position: int
 
 
 class BatchLayout:
-    """The batch of one UNet call; shape: [rows, channels, h, w], or the rows alone where nobody says.
+    """The batch of one UNet call.
 
-    pictures: rows of one cond; in_tiles: whether they show parts of the pictures, and nobody says which.
+    shape: [rows, channels, h, w], or [rows] where the rest is unknown.
+    options: the host's transformer_options.
+    evaluation: the evaluation that the call belongs to; None where the host runs without our wrappers.
+
+    pictures: rows of one cond.
+    in_tiles: whether the rows show parts of the pictures at unknown places.
     """
 
-    def __init__(self, shape: Sequence[int], options: Mapping[str, Any], frame: CondEvaluation | None) -> None:
-        self._frame = frame
-        self.pictures, self._chunks = self._read(shape[0], options)
+    def __init__(self, shape: Sequence[int], options: Mapping[str, Any], evaluation: CondEvaluation | None) -> None:
+        self._evaluation = evaluation
+        self.pictures, self._conds = self._read(shape[0], options)
         self.in_tiles = self._shows_tiles(shape, options.get("context_window"))
-        self._parts: dict[int, list[CondRows]] = {}
+        self._groups: dict[int, list[CondRows]] = {}
 
-    def _read(self, rows: int, options: Mapping[str, Any]) -> tuple[int, list[CondChunk]]:
+    def _read(self, rows: int, options: Mapping[str, Any]) -> tuple[int, list[CondTreatment]]:
         indices = options.get("cond_or_uncond") or [0]
         uuids = options.get("uuids") or [None] * len(indices)
-        frame, chunks = self._frame, []
+        known, conds = self._evaluation, []
         for index, uuid in zip(indices, uuids, strict=False):
-            conditional = frame.conditional[index] if frame and index < len(frame.conditional) else index == 0
-            chunks.append(CondChunk(conditional, frame.areas.get(uuid) if frame else None, index))
+            conditional = known.conditional[index] if known and index < len(known.conditional) else index == 0
+            conds.append(CondTreatment(conditional, known.areas.get(uuid) if known else None, index))
         pictures = max(1, rows // len(indices))
-        if frame is not None and pictures > frame.rows and pictures % frame.rows == 0:
-            # Tiled Diffusion stacks whole batches, all conds of one tile after all of another.
-            return frame.rows, chunks * (pictures // frame.rows)
-        return pictures, chunks
+        if known is not None and pictures > known.rows and pictures % known.rows == 0:
+            # Tiled Diffusion stacks complete batches: all conds of one tile, then all conds of the next.
+            return known.rows, conds * (pictures // known.rows)
+        return pictures, conds
 
     def _shows_tiles(self, shape: Sequence[int], window: Any) -> bool:
-        """Whether the UNet is given parts of the pictures, and nobody says which: by another pack, or by the host's
-        context windows along a side."""
+        """Whether the UNet gets parts of the pictures at unknown places.
+
+        Another pack may cut tiles, or the host's context windows may run along a side of the picture.
+        """
         if getattr(window, "dim", 0) != 0:
             return True
-        if self._frame is None or len(shape) < 4:
+        if self._evaluation is None or len(shape) < 4:
             return False
-        whole = (chunk.area[:2] if chunk.area else self._frame.canvas for chunk in self._chunks)
-        return any(tuple(shape[-2:]) != size for size in whole)
+        expected = (cond.area[:2] if cond.area else self._evaluation.canvas for cond in self._conds)
+        return any(tuple(shape[-2:]) != size for size in expected)
 
-    def parts(self, count: int) -> list[CondRows]:
-        """Consecutive rows of equal branch and area, merged: [(start, stop, conditional, area)]."""
-        if count not in self._parts:
-            # Attention couple repeats rows at every site, once a region: of every cond but the one in place 1.
-            several = sum(chunk.place != 1 for chunk in self._chunks)
-            left = count // self.pictures - (len(self._chunks) - several)
-            each = max(1, left // several) if several else 1
-            parts: list[CondRows] = []
+    def groups(self, count: int) -> list[CondRows]:
+        """The `count` rows of a site as (start, stop, conditional, area); neighbours of equal treatment are merged."""
+        if count not in self._groups:
+            # Attention couple repeats rows at every site, once per region: all conds but the one at position 1.
+            repeated = sum(cond.position != 1 for cond in self._conds)
+            left = count // self.pictures - (len(self._conds) - repeated)
+            times = max(1, left // repeated) if repeated else 1
+            groups: list[CondRows] = []
             stop = 0
-            for conditional, area, place in self._chunks:
-                start, stop = stop, min(count, stop + self.pictures * (1 if place == 1 else each))
+            for conditional, area, position in self._conds:
+                start, stop = stop, min(count, stop + self.pictures * (1 if position == 1 else times))
                 if start == stop:
                     break
-                if parts and parts[-1][2:] == (conditional, area):
-                    start = parts.pop()[0]
-                parts.append((start, stop, conditional, area))
-            self._parts[count] = parts
-        return self._parts[count]
+                if groups and groups[-1][2:] == (conditional, area):
+                    start = groups.pop()[0]
+                groups.append((start, stop, conditional, area))
+            self._groups[count] = groups
+        return self._groups[count]

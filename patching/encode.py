@@ -1,4 +1,4 @@
-"""Pictures and words to features, with the encoders that the host has loaded."""
+"""Encode pictures and words with the encoders that the host has loaded."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..weights.adapter import Adapter
 from ..weights.projection import project
 
 END_OF_TEXT = 49407  # CLIP's end token
-CLIPS = {"l", "g", "h"}  # the host's names for CLIPs' tokens
+CLIPS = {"l", "g", "h"}  # the host's names for the tokens of CLIP text encoders
 CLIP_WORDS = 75  # 77 positions without start and end
 
-# Another scale, range, merge, weight or region encodes nothing again: the encoders stay where they are, and the UNet on
-# its GPU. The host changes a CLIP, such as with a LoRA, in a clone of it.
+# A new scale, range, merge, weight or region encodes nothing again, so the encoders need not displace the UNet on the
+# GPU. Caching by identity is safe: the host applies changes to a CLIP, such as a LoRA, to a clone.
 _tokens, _null_tokens, _texts = WeakCache(), WeakCache(), WeakCache()
 
 
@@ -55,7 +55,7 @@ def encode_references(references: tuple[Reference, ...], adapter: Adapter, clip:
 
 
 def check_encoders(clip: Any, clip_vision: Any, adapter: Adapter) -> None:
-    """Raises ValueError where one is missing."""
+    """Raises ValueError if an encoder is missing."""
     check_clip(clip)
     if clip_vision is None:
         raise ValueError(
@@ -64,13 +64,13 @@ def check_encoders(clip: Any, clip_vision: Any, adapter: Adapter) -> None:
 
 
 def check_clip(clip: Any) -> None:
-    """Raises ValueError where a checkpoint had none."""
+    """Raises ValueError if the checkpoint contained no CLIP."""
     if clip is None:
         raise ValueError("The CLIP is missing: this checkpoint holds none. Load the CLIP on its own and connect that.")
 
 
 def encode_object_text(clip: Any, text: str, adapter: Adapter) -> Tensor:
-    """The content tokens [L, X] of an object text, in the width that the adapter was trained with."""
+    """The content tokens [L, X] of an object text. Raises ValueError if X is not the adapter's context width."""
     encoded = content_tokens(clip, text)
     if encoded.shape[-1] != adapter.spec.context_dim:
         raise ValueError(
@@ -81,10 +81,13 @@ def encode_object_text(clip: Any, text: str, adapter: Adapter) -> Tensor:
 
 
 def content_tokens(clip: Any, text: str) -> Tensor:
-    """The content tokens [L, X] of an object text, encoded on its own: positions 1…L of the text encoder's output."""
+    """The content tokens [L, X] of an object text, encoded on its own: positions 1…L of the text encoder's output.
+
+    Raises ValueError for a text without words or of more than 75 tokens, and for a text encoder that is no CLIP.
+    """
     tokens = clip.tokenize(text)
     chunks = tokens.get("l", next(iter(tokens.values()))) if isinstance(tokens, dict) else tokens
-    # Textual inversion puts vectors between the numbers; they count as content, too.
+    # Textual inversion puts vectors between the token numbers; they are content, too.
     ends = (i for i, (token, *_) in enumerate(chunks[0]) if isinstance(token, int) and token == END_OF_TEXT)
     count = next(ends, CLIP_WORDS + 2) - 1
     if count > CLIP_WORDS and isinstance(tokens, dict) and not tokens.keys() & CLIPS:
@@ -103,16 +106,16 @@ def content_tokens(clip: Any, text: str) -> Tensor:
 
 
 def image_tokens(clip_vision: Any, reference: Reference, adapter: Adapter) -> Tensor:
-    """[T, X]: of several pictures of one object the projected tokens are averaged (step 8), each with its weight."""
+    """[T, X], the image tokens of one object: the weighted mean over its pictures' projected tokens (step 8)."""
 
     def tokens(images: Tensor) -> Tensor:
         return project(adapter, encode_pictures(clip_vision, images, adapter))
 
-    every = torch.cat(  # [B, T, X]
+    all_tokens = torch.cat(  # [B, T, X]
         [_tokens(partial(tokens, images), images, adapter, clip_vision) for images, _ in reference.batches]
     )
-    counts = every.new_tensor([counts for images, counts in reference.batches for _ in images])
-    return torch.einsum("b,btx->tx", counts / counts.sum(), every)
+    weights = all_tokens.new_tensor([weight for images, weight in reference.batches for _ in images])
+    return torch.einsum("b,btx->tx", weights / weights.sum(), all_tokens)
 
 
 def encode_pictures(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tensor:
@@ -121,22 +124,25 @@ def encode_pictures(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tenso
 
 
 def null_features(clip_vision: Any, adapter: Adapter) -> Tensor:
-    """What the unconditional branch sees: a zero embedding (base family), or an encoded all-zero pixel tensor, zero
-    *after* normalisation (the families that read hidden states; that is what the official code feeds)."""
+    """The image features of the unconditional branch, [1, E] or [1, P, E].
+
+    For the base family they are a zero embedding. Families that read hidden states get the encoding of an all-zero
+    pixel tensor, zero *after* normalisation, as in the official code.
+    """
     need = adapter.spec.encoder
     if need.output == "image_embeds":
         return torch.zeros(1, need.width)
     side = getattr(clip_vision, "image_size", 224)
     device = getattr(clip_vision, "load_device", torch.device("cpu"))
     if (patcher := getattr(clip_vision, "patcher", None)) is not None:
-        # `encode_image` loads it, but whatever that gave may be remembered from before it was offloaded.
+        # `encode_image` loads the model, but its result may come from the cache and the model may be offloaded since.
         comfy.model_management.load_model_gpu(patcher)
     black = torch.zeros(1, 3, side, side, device=device)
     return clip_vision.model(pixel_values=black, intermediate_output=-2)[1].float().cpu()
 
 
 def _regions(references: tuple[Reference, ...]) -> Tensor | None:
-    """[M, H, W] at the largest region's size; an object without one may act everywhere. None if nobody has one."""
+    """[M, H, W] at the size of the largest region, 1 for an object without one. None if no object has a region."""
     given = [reference.region for reference in references if reference.region is not None]
     if not given:
         return None

@@ -19,7 +19,7 @@ from .unet_call import UNetCall
 
 
 class NoisePatch(SitePatch):
-    """Adds noise to Z_text, which everybody else in the slot reads without it."""
+    """Adds noise to the attention. Other patches in the slot still read Z_text without the noise."""
 
     needs_text = True
 
@@ -51,10 +51,16 @@ def apply_text_noise(
     start_percent: float = 0.0,
     end_percent: float = 1.0,
 ) -> Any:
-    """A clone of `model` (ModelPatcher) with noise on its text attention; `model` stays as it is.
+    """A clone of `model` (ModelPatcher) with noise on its text attention. `model` itself is not changed.
 
-    texts: the words of all objects; target: the one whose relevance weighs the noise, by its words or number, empty for
-    the first. Neither matters to "uniform". Raises ValueError with a sentence for the artist.
+    texts: the texts of all objects. "uniform" ignores it.
+    mode: "relevance" or "uniform", see attention/noise.py.
+    target: the object whose relevance weighs the noise, by its text or number; empty: the first. "uniform" ignores it.
+    strength: standard deviation of the noise, in units of that of the text attention.
+    seed: the noise's own.
+    start_percent, end_percent: the fractions of the sampling between which the noise acts.
+
+    Raises ValueError with a sentence for the artist.
     """
     if mode not in MODES:
         raise ValueError(f"The mode of the noise is {mode!r}; choose one of {', '.join(MODES)}.")
@@ -74,7 +80,7 @@ def apply_text_noise(
                 "the CLIP of the checkpoint that is being sampled."
             )
     if strength == 0:
-        return model.clone()  # adds nothing anywhere: the same bits as without us
+        return model.clone()  # the same bits as without noise
     plan = compile_noise(
         sites,
         strength=strength,

@@ -1,8 +1,8 @@
-"""The host's preview while sampling, with the relevance drawn over it: switched on in the frontend's settings.
+"""Draws the relevance over the host's preview while sampling. A setting of the frontend switches it on.
 
-The sampler's own callback makes the preview, by whatever method the user has chosen, and reports it to the host's
-progress handlers. For the length of that callback the one that talks to the frontend rests and one of ours listens;
-then the frontend gets the picture once, with the objects' colours.
+The sampler's callback makes the preview with the user's chosen method and reports it to the host's progress handlers.
+During that callback the frontend's handler is disabled and one of ours receives the preview. The frontend then gets
+the picture once, with the objects' colours.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ log = logging.getLogger(__name__)
 
 
 def wanted() -> bool:
-    """Whether the frontend's setting is on. The host keeps it in a file of the user's; with --multi-user it does not
-    say whose pictures are being made, and the answer is no."""
+    """Whether the frontend's setting is on. The host stores it in a file per user.
+
+    With --multi-user the host does not say which user is sampling; the answer is then no.
+    """
     if args.multi_user:
         return False
     try:
@@ -44,7 +46,7 @@ def wanted() -> bool:
 
 
 class _Listener(ProgressHandler):
-    """Keeps the last progress that was reported."""
+    """Keeps the last progress that the host reported."""
 
     def __init__(self) -> None:
         super().__init__("mip-adapter")
@@ -55,9 +57,14 @@ class _Listener(ProgressHandler):
 
 
 def with_relevance(callback: Callable, records: Sequence[RelevanceRecord], latent_format: Any) -> Callable:
-    """A sampler's callback whose preview shows the last of the records that are being filled."""
+    """Wraps a sampler's callback so that its preview shows the relevance of the last record.
 
-    def drawn(step: int, x0: Tensor, x: Tensor, total_steps: int) -> Any:
+    callback: the sampler's, called with (step, x0, x, total_steps).
+    records: those that the sampling has filled so far.
+    latent_format: the model's.
+    """
+
+    def with_overlay(step: int, x0: Tensor, x: Tensor, total_steps: int) -> Any:
         registry, listener = get_progress_state(), _Listener()
         frontend = registry.handlers.get(FRONTEND)
         if not records or frontend is None or not frontend.enabled:
@@ -74,23 +81,24 @@ def with_relevance(callback: Callable, records: Sequence[RelevanceRecord], laten
             registry.update_progress(node, value, total, _picture(image, x0, records[-1], latent_format))
         return result
 
-    return drawn
+    return with_overlay
 
 
 def _picture(image: Any, x0: Tensor, record: RelevanceRecord, latent_format: Any) -> Any:
-    """The host's preview (format, picture, limit of its size), or one of our own where it makes none, drawn over."""
+    """The host's preview (format, picture, size limit), or a small picture if it is None, with the relevance on it."""
     try:
-        kind, picture, limit = image or ("JPEG", _plain(x0, latent_format), SIDE)
+        kind, picture, limit = image or ("JPEG", _small_picture(x0, latent_format), SIDE)
         shares, confusion = record.shares()[:, 0], record.confusion_by_picture()
         first = None if confusion is None else confusion[0]
         drawn = preview(picture.convert("RGB"), shares, record.names, first, limit or SIDE)
         return kind, drawn, limit
-    except Exception as error:  # whatever another pack's preview is: no reason to lose the picture that is being made
+    except Exception as error:  # another pack's preview may be anything, and must not stop the sampling
         log.debug("No relevance on the preview: %s", error)
         return image
 
 
-def _plain(x0: Tensor, latent_format: Any) -> Image.Image:
+def _small_picture(x0: Tensor, latent_format: Any) -> Image.Image:
+    """A picture of the latent's size: its approximate colours, or grey where the format has none."""
     if latent_format.latent_rgb_factors is None:
         return Image.new("RGB", (x0.shape[-1], x0.shape[-2]), "grey")
     previewer = latent_preview.Latent2RGBPreviewer(

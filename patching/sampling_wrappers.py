@@ -1,4 +1,5 @@
-"""Wrappers that carry down the host's call stack what it does not tell a patch: host_call.py says what for."""
+"""Wrappers around the host's sampling functions. They pass down what the host does not tell a patch; unet_call.py
+explains what that is."""
 
 from __future__ import annotations
 
@@ -14,18 +15,20 @@ from torch import Tensor
 from ..attention.regions import Area, clipped
 from . import preview
 from .batch_layout import CondEvaluation
-from .unet_call import CALL, FRAME, PREDICTION, RECORDS, SAMPLING, GuiderStep, SamplingState, UNetCall
+from .unet_call import CALL, GUIDER_STEP, RECORDS, SAMPLING, GuiderStep, SamplingState, UNetCall
 
 
 def install_wrappers(model_options: dict) -> None:
-    """Once per model, however many times the adapter is applied. They lie beside the patches in transformer_options, so
-    that they go wherever the patches go."""
+    """Install the wrappers once per model, however often an adapter is applied.
+
+    They are stored beside the patches in transformer_options and so go wherever the patches go.
+    """
     for kind, wrapper in WRAPPERS:
         if not comfy.patcher_extension.get_wrappers_with_key(kind, CALL, model_options, is_model_options=True):
             comfy.patcher_extension.add_wrapper_with_key(kind, CALL, wrapper, model_options, is_model_options=True)
 
 
-# Parameters are called as the host calls them: other packs' wrappers may pass them on by name.
+# Parameters have the host's names: other packs' wrappers may pass them on by name.
 
 
 def _sample(
@@ -39,8 +42,7 @@ def _sample(
     *rest: Any,
     **more: Any,
 ):
-    """OUTER_SAMPLE: a sampling run from its beginning to its end. The guider's options are its own for as long as it
-    lasts."""
+    """OUTER_SAMPLE: one sampling run. The guider's model_options belong to this run, so they can hold its state."""
     executing = get_executing_context()
     guider = executor.class_obj
     hooked = any(cond.get("hooks") is not None for group in _conds(guider).values() for cond in group)
@@ -50,7 +52,7 @@ def _sample(
     options[SAMPLING] = sampling
     records = options.get(RECORDS, ())
     for record in records:
-        record.begin(sampling.run)  # also where nothing acts: its maps are none, not the last sampling's
+        record.begin(sampling.run)  # also where no reference acts: the last run's maps must not remain
     if callback is not None and preview.wanted():
         latent_format = guider.model_patcher.model.latent_format
         callback = preview.with_relevance(callback, sampling.records, latent_format)
@@ -61,23 +63,27 @@ def _sample(
 
 
 def _name_conds(executor: Any, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None):
-    """PREDICT_NOISE: note which cond goes by which name in the guider. Lists are told apart by their first cond, since
-    the host appends copies of other lists' conds to even out areas."""
+    """PREDICT_NOISE: record the guider's name for each list of conds.
+
+    The first cond identifies a list, since the host appends copies of other lists' conds to cover all areas.
+    """
     names = {group[0].get("uuid"): name for name, group in _conds(executor.class_obj).items() if group}
-    return executor(x, timestep, _with(model_options, **{PREDICTION: GuiderStep(names, set())}), seed)
+    return executor(x, timestep, _with(model_options, **{GUIDER_STEP: GuiderStep(names, set())}), seed)
 
 
-def _frame_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timestep: Tensor, model_options: dict):
-    """CALC_COND_BATCH: which indices of this evaluation are conditional, and which areas they cover."""
+def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timestep: Tensor, model_options: dict):
+    """CALC_COND_BATCH: record which indices of this evaluation are conditional, and the areas of its conds."""
     options = model_options.get("transformer_options", {})
-    prediction: GuiderStep = options.get(PREDICTION) or GuiderStep({}, set())
+    step: GuiderStep = options.get(GUIDER_STEP) or GuiderStep({}, set())
     canvas = x_in.shape[-2], x_in.shape[-1]
     firsts = [group[0].get("uuid") if group else None for group in conds]
-    names = [prediction.names.get(first) for first in firsts]
-    # Unknown ones: positive first, as the host has them; one alone, and none of the guider's, is an empty prompt (the
-    # old Perp-Neg's).
-    positive_first = len(conds) > 1 or not prediction.names
-    which = tuple(i == 0 and positive_first if name is None else "negative" not in name for i, name in enumerate(names))
+    names = [step.names.get(first) for first in firsts]
+    # Lists without a name: the host puts the positive one first. A single list that is not one of the guider's is an
+    # empty prompt, as in the old Perp-Neg.
+    positive_first = len(conds) > 1 or not step.names
+    conditional = tuple(
+        i == 0 and positive_first if name is None else "negative" not in name for i, name in enumerate(names)
+    )
     areas = {cond.get("uuid"): clipped(_area(cond.get("area")), canvas) for group in conds if group for cond in group}
     shown = [first for first, conditional in zip(firsts, which, strict=True) if first and conditional]
     window = _window(options, model_options.get("context_handler"))
@@ -100,7 +106,7 @@ def _window(options: Mapping[str, Any], handler: Any) -> list[int] | None:
 
 
 def _conds(guider: Any) -> Mapping[str, list]:
-    """Its lists of conds by their names."""
+    """The guider's lists of conds by name."""
     return getattr(guider, "conds", {})
 
 
@@ -118,7 +124,7 @@ def _describe_call(
     transformer_options: dict,
     **more: Any,
 ):
-    """DIFFUSION_MODEL: one UNetCall for all sites of this UNet call."""
+    """DIFFUSION_MODEL: make one UNetCall, shared by all sites of this call."""
     call = UNetCall(executor.class_obj, x.shape, transformer_options)
     out = executor(x, timesteps, context, y, control, {**transformer_options, CALL: call}, **more)
     call.close()
@@ -126,12 +132,13 @@ def _describe_call(
 
 
 def _with(options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """A copy of model_options with more entries in transformer_options."""
     return {**options, "transformer_options": {**options.get("transformer_options", {}), **more}}
 
 
 WRAPPERS = (
     (WrappersMP.OUTER_SAMPLE, _sample),
     (WrappersMP.PREDICT_NOISE, _name_conds),
-    (WrappersMP.CALC_COND_BATCH, _frame_conds),
+    (WrappersMP.CALC_COND_BATCH, _classify_conds),
     (WrappersMP.DIFFUSION_MODEL, _describe_call),
 )

@@ -1,4 +1,4 @@
-"""Patches: thin shells around a frozen plan, one at every cross-attention site of a ModelPatcher's clone."""
+"""Patches: thin shells around a frozen plan, one at every cross-attention site of a cloned ModelPatcher."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ SHELLS = "mip_adapter"  # our callback's name in a ModelPatcher
 
 
 class Place(NamedTuple):
-    """Where a patch stands and when it acts; unet: for hosts that do not say which one is running."""
+    """Where a patch stands and when it acts.
+
+    key: the site's.
+    unet: used where the host does not say which UNet is running.
+    window: when the patch acts; None: at all steps.
+    occupant: the patch that was in the slot before, or None.
+    """
 
     key: SiteKey
     unet: Any
@@ -33,12 +39,14 @@ class Place(NamedTuple):
 
 
 class SitePatch(ABC):
-    """Replacement for one cross-attention, chained to whatever stood there before.
+    """Replacement for one cross-attention, chained to the slot's previous occupant.
 
-    All that stand in one slot add their terms to the attention and see the same q and the same clean Z_text, so that
-    their order makes no difference. What a patch knows is shared by all of its copies, one for every clone of a model
-    (`renew_shells`). A shell may gain guests: IPAdapter_plus, applied after us, hands its callback to the slot's
-    occupant with `add`; the clone that it works on then has its own list, and its parent keeps sampling as before.
+    All patches in one slot add their terms to the attention. They see the same q and the same clean Z_text, so their
+    order makes no difference. Every clone of a model has its own copies of the patches (`renew_shells`), which share
+    the plan.
+
+    A patch may have guests: IPAdapter_plus, applied after this pack, passes its callback to the slot's occupant with
+    `add`. Only the clone that it works on gets the guest; its parent samples as before.
     """
 
     needs_text: bool  # whether `act` reads Z_text
@@ -49,13 +57,13 @@ class SitePatch(ABC):
 
     @abstractmethod
     def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: UNetCall) -> Tensor:
-        """`out` [B, N, C] with this patch's term, written in place where that helps; text may be `out` itself."""
+        """`out` [B, N, C] plus this patch's term; `out` may be changed in place. text may be `out` itself."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
         return self._attend(q, k, v, extra_options, keep_text=False)[0].to(q.dtype)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, options: dict, keep_text: bool) -> tuple[Tensor, Tensor | None]:
-        """The attention with our term and our guests', and Z_text where somebody needs it unchanged."""
+        """The attention with the terms of this patch and its guests, and Z_text, unchanged if keep_text is set."""
         call = UNetCall.from_options(options, q.shape[0], self.unet)
         acts = self.window is None or call.within(self.window)
         out, text = self._before(q, k, v, options, keep_text or (acts and self.needs_text))
@@ -69,7 +77,7 @@ class SitePatch(ABC):
         return out, text
 
     def _before(self, q: Tensor, k: Tensor, v: Tensor, options: dict, needs_text: bool) -> tuple[Tensor, Tensor | None]:
-        """What the slot would give without us, and Z_text. `out` is ours to write into; it may be `text` itself."""
+        """The slot's output without this patch, and Z_text. The output may be written into; it may be Z_text itself."""
         if isinstance(self.occupant, SitePatch):
             return self.occupant._attend(q, k, v, options, keep_text=needs_text)
         if self.occupant is None:
@@ -79,28 +87,30 @@ class SitePatch(ABC):
         return self.occupant(q, k, v, options).clone(), text
 
     def add(self, callback: Callable, **kwargs: Any) -> None:
-        """Protocol of IPAdapter_plus: out += callback(out, q, k, v, extra_options, **kwargs) within its sigmas."""
+        """Protocol of IPAdapter_plus: out += callback(out, q, k, v, extra_options, **kwargs) within its sigma range."""
         self.guests += ((callback, kwargs),)
 
     def to(self, device_or_dtype: Any) -> SitePatch:
-        """The host moves patches with their model. The plan stays, cast at use; an occupant may move."""
+        """The host moves patches with their model. The plan stays and is cast at use; the occupant is moved."""
         move = getattr(self.occupant, "to", None)
         if move is not None:
             self.occupant = move(device_or_dtype)
         return self
 
     def models(self) -> list:
-        """Models the host must load with this patch: none of ours, perhaps the occupant's."""
+        """Models that the host must load with this patch: only the occupant's, if any."""
         models = getattr(self.occupant, "models", None)
         return models() if models is not None else []
 
     def __deepcopy__(self, memo: dict) -> SitePatch:
-        return copy(self)  # a new shell: same plan, same occupant, its own (immutable) tuple of guests
+        return copy(self)  # a new shell with the same plan and occupant; the tuple of guests is immutable
 
 
 def renew_shells(_: Any, clone: Any) -> None:
-    """ON_CLONE: the clone gets shells of its own, one for each of its parent's, however many slots share it. Hosts
-    since 2026 copy only the dictionaries around them, older ones the shells too (`__deepcopy__`)."""
+    """ON_CLONE: give the clone its own copies of the patches. Slots that share a patch share its copy.
+
+    Hosts since 2026 copy only the dictionaries around the patches. Older hosts also copy the patches (`__deepcopy__`).
+    """
     slots, shells = _slots(clone), {}
     for key, patch in slots.items():
         if isinstance(patch, SitePatch):
@@ -108,18 +118,18 @@ def renew_shells(_: Any, clone: Any) -> None:
 
 
 def _slots(model: Any) -> dict[tuple, Any]:
-    """What stands at the cross-attentions of a MODEL, by the names of the sites."""
+    """The patches at the cross-attentions of a model (ModelPatcher), by site key."""
     return model.model_options.get("transformer_options", {}).get("patches_replace", {}).get("attn2", {})
 
 
 def text_attention(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
-    """Z_text by the host's attention of choice: sage, flash and overrides keep working."""
+    """Z_text, computed with the host's attention function: sage, flash and overrides keep working."""
     precision = options.get("attn_precision")
     return optimized_attention(q, k, v, options["n_heads"], attn_precision=precision, transformer_options=options)
 
 
 class MergePatch(SitePatch):
-    """Adds the image features of the objects that act: the method."""
+    """Adds the image features of the objects that act now: the method."""
 
     def __init__(self, place: Place, schedule: Schedule, record: RelevanceRecord | None) -> None:
         super().__init__(place)
@@ -127,10 +137,10 @@ class MergePatch(SitePatch):
         self.needs_text = any(plan.sites[self.key].head is not None for plan in schedule.plans.values())
 
     def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: UNetCall) -> Tensor:
-        now = self.schedule.at(call.within)
-        if now is None:
+        active = self.schedule.at(call.within)
+        if active is None:
             return out
-        objects, plan = now
+        objects, plan = active
         site = plan.sites[self.key]
         size = tuple(options["activations_shape"][-2:])
         return fuse(
@@ -148,7 +158,7 @@ class MergePatch(SitePatch):
 def install(
     model: Any, schedule: Schedule, start_percent: float, end_percent: float, record: RelevanceRecord | None = None
 ) -> Any:
-    """A clone of `model` (ModelPatcher) that samples with the plans and fills the record; `model` stays as it is."""
+    """A clone of `model` (ModelPatcher) that samples with the plans and fills the record. `model` is not changed."""
     keys = next(iter(schedule.plans.values())).sites
     clone = patched(model, keys, start_percent, end_percent, lambda place: MergePatch(place, schedule, record))
     if record is not None:
@@ -164,7 +174,7 @@ def patched(
     end_percent: float,
     make: Callable[[Place], SitePatch],
 ) -> Any:
-    """A clone of `model` (ModelPatcher) with a patch in the slots of these sites; `model` stays as it is."""
+    """A clone of `model` (ModelPatcher) with a patch in the slot of each site in `keys`. `model` is not changed."""
     clone = model.clone()
     window = PercentRange.from_percents(start_percent, end_percent)
     unet, keys = model.model.diffusion_model, tuple(keys)
@@ -173,16 +183,16 @@ def patched(
         patch = make(Place(key, unet, window, occupied.get(key, occupied.get(key[:2]))))
         clone.set_model_attn2_replace(patch, *key)
         if (*key[:2], 1) not in keys:
-            # A block of one transformer, such as SD1.5's: IPAdapter_plus looks for us under the block's own name.
+            # A block with one transformer, as in SD1.5: IPAdapter_plus looks for patches under the block's own key.
             clone.set_model_attn2_replace(patch, *key[:2])
     install_wrappers(clone.model_options)
-    clone.remove_callbacks_with_key(CallbacksMP.ON_CLONE, SHELLS)  # applied twice, renewed once
+    clone.remove_callbacks_with_key(CallbacksMP.ON_CLONE, SHELLS)  # however often applied, one callback
     clone.add_callback_with_key(CallbacksMP.ON_CLONE, SHELLS, renew_shells)
     return clone
 
 
 def check_percents(start_percent: float, end_percent: float) -> None:
-    """Raises ValueError for a range of steps that is none."""
+    """Raises ValueError unless 0 <= start_percent <= end_percent <= 1."""
     if not 0 <= start_percent <= end_percent <= 1:
         raise ValueError(
             f"start_percent is {start_percent} and end_percent {end_percent}; both must lie in 0 to 1, start before "
@@ -191,5 +201,5 @@ def check_percents(start_percent: float, end_percent: float) -> None:
 
 
 def compute_dtype(model: Any) -> torch.dtype:
-    """The dtype activations have while sampling: fp8 and other storage formats are cast to it."""
+    """The dtype of activations while sampling. Weights in fp8 and other storage formats are cast to it."""
     return model.get_model_object("manual_cast_dtype") or model.model.get_dtype()

@@ -18,12 +18,17 @@ from .record import PHASES, RecordedMaps, nobody
 MASKS = ("owner", "soft", "threshold")
 ALL, COARSEST, FINEST = "all", "coarsest", "finest"
 RESOLUTIONS = (ALL, COARSEST, FINEST)
-UNMEASURED = "no relevance was measured"  # in the legend; the report says why
+UNMEASURED = "no relevance was measured"  # in the legend; the report gives the reason
 
 
 class Drawn(NamedTuple):
-    """overlays [B·(M + 1), H', W, 3]: each picture with all objects, then with each alone; masks [B·M, H, W], or of
-    one object [B, H, W]; gates [B, H, W, 3], the fusion head's map; shares [M, B, h, w] as they were chosen."""
+    """The maps of B pictures and M objects, drawn.
+
+    overlays: [B·(M + 1), H', W, 3], each picture with all objects, then with each object alone.
+    masks: [B·M, H, W], or [B, H, W] for one object.
+    gates: [B, H, W, 3], the fusion head's map.
+    shares: [M, B, h, w], at the chosen resolution and steps.
+    """
 
     overlays: Tensor
     masks: Tensor
@@ -41,11 +46,17 @@ def draw_maps(
     threshold: float,
     wanted: str = "",
 ) -> Drawn:
-    """The maps of a sampling on its decoded pictures [B, H, W, 3]. resolution: of `RESOLUTIONS`; steps: `ALL` or one of
-    `PHASES`; mask, threshold: see `masks`; wanted: whose masks, see `objects_named`. Raises ValueError for pictures of
-    another sampling and unknown choices.
+    """Draw the maps of a sampling on its decoded pictures.
 
-    Where the sampling measured nothing the overlays are the pictures [B, H', W, 3], and the masks are black.
+    images: [B, H, W, 3].
+    opacity: of the colours, 0..1.
+    resolution: one of `RESOLUTIONS`.
+    steps: `ALL` or one of `PHASES`.
+    mask, threshold: see `masks`.
+    wanted: whose masks, see `objects_named`.
+
+    If the sampling measured nothing, the overlays are the captioned pictures [B, H', W, 3] and the masks are black.
+    Raises ValueError for pictures of another sampling and for unknown choices.
     """
     images = images[..., :3].expand(-1, -1, -1, 3)  # alpha is left out, grey pictures become coloured ones
     one_of("resolution", resolution, RESOLUTIONS)
@@ -66,7 +77,7 @@ def draw_maps(
             overlays += draw_overlays(image, shares[:, i], maps.names, opacity, notes[i])
         else:
             overlays.append(captioned(image, [(UNMEASURED, None)]))
-    # A legend takes a line more where its words do not fit: all get the room of the longest.
+    # A long legend takes more lines. All pictures are padded to the tallest.
     tallest = max(each.shape[0] for each in overlays)
     return Drawn(
         torch.stack([F.pad(each, (0, 0, 0, 0, 0, tallest - each.shape[0]), value=1.0) for each in overlays]),
@@ -77,12 +88,12 @@ def draw_maps(
 
 
 def objects_named(wanted: str, names: Sequence[str]) -> list[int]:
-    """The one that is named by its words or its number (`object_number`), all where nothing is written."""
+    """Indices: of the object named by its text or number (`object_number`), or of all if `wanted` is empty."""
     return [object_number(wanted, names)] if wanted.strip() else list(range(len(names)))
 
 
 def _check_belonging(shares: Tensor, images: Tensor) -> None:
-    """Raises ValueError where maps [M, B, h, w] and pictures [B, H, W, 3] are not of one sampling."""
+    """Raises ValueError if maps [M, B, h, w] and pictures [B, H, W, 3] cannot be of one sampling."""
     (count, height, width), (pictures, h, w) = images.shape[:3], shares.shape[1:]
     mend = (
         "connect the decoded images of the last sampling with this MIP Apply's model, or put MIP Freeze Relevance "
@@ -90,7 +101,7 @@ def _check_belonging(shares: Tensor, images: Tensor) -> None:
     )
     if pictures != count:
         raise ValueError(f"There are {count} images and maps of {pictures}: {mend}.")
-    # Every halving on the way to a site rounds up, so a side is known to one position.
+    # Every halving on the way to a site rounds up, so a side is exact to one position only.
     if (h - 1) * width > (w + 1) * height or (w - 1) * height > (h + 1) * width:
         raise ValueError(
             f"The images are {width}×{height} pixels and the maps {w}×{h} positions, another shape: the last sampling "
@@ -99,15 +110,15 @@ def _check_belonging(shares: Tensor, images: Tensor) -> None:
 
 
 def upscale(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """[..., h, w] -> [..., H, W]"""
+    """[..., h, w] -> [..., H, W], bicubic; values may leave 0..1."""
     flat = F.interpolate(maps.reshape(1, -1, *maps.shape[-2:]), size=size, mode="bicubic", align_corners=False)
     return flat.reshape(*maps.shape[:-2], *size)
 
 
 def masks(shares: Tensor, kind: str, threshold: float) -> Tensor:
-    """One mask an object from shares [M, ..., H, W], same shape, 0..1.
+    """One mask per object from shares [M, ..., H, W]: same shape, 0..1.
 
-    "owner": see `owners`; "soft": the share itself; "threshold": 1 where the share exceeds `threshold`.
+    kind: "owner" (see `owners`), "soft" (the share itself) or "threshold" (1 where the share exceeds `threshold`).
     """
     one_of("mask", kind, MASKS)
     if kind == "soft":
@@ -118,23 +129,32 @@ def masks(shares: Tensor, kind: str, threshold: float) -> Tensor:
 
 
 def owners(shares: Tensor) -> Tensor:
-    """[M + 1, ...] from shares [M, ...]: 1 where one has the largest share, the last where nobody's is larger still."""
+    """Who has the largest share, from shares [M, ...]: [M + 1, ...] of 0 and 1. The last entry stands for no object."""
     return F.one_hot(torch.cat([shares, nobody(shares)]).argmax(0), len(shares) + 1).movedim(-1, 0).float()
 
 
 def dominance(shares: Tensor) -> Tensor:
-    """How far each object's share [M, ..., H, W] stands above an equal part of what the objects claim there: 0 at that
-    part or below, 1 where it has everything. Of one object alone, above its least: nothing where it has everything
-    everywhere."""
+    """How far each object's share exceeds an equal part of what the objects claim at a position.
+
+    0 at the equal part or below, 1 where the object has everything. A lone object's share is compared with its minimum
+    over the positions; a constant share gives 0.
+
+    shares: [M, ..., H, W]. Returns the same shape, 0..1.
+    """
     if len(shares) == 1:
         return (shares - shares.amin((-2, -1), keepdim=True)).clamp(0, 1)
-    equal = shares.mean(0, keepdim=True)  # 1/M of what nobody leaves
+    equal = shares.mean(0, keepdim=True)  # 1/M of what the objects claim
     return ((shares - equal) / (1 - equal).clamp_min(1e-6)).clamp(0, 1)
 
 
 def overlay(image: Tensor, strengths: Tensor, numbers: list[int], opacity: float) -> Tensor:
-    """Lay colours over a picture. image [H, W, 3]; strengths [K, H, W] in 0..1, of the K objects of these numbers."""
-    grey = image.mean(-1, keepdim=True).expand(-1, -1, 3)  # the picture steps back so that the colours speak
+    """Lay the objects' colours over a picture.
+
+    image: [H, W, 3].
+    strengths: [K, H, W] in 0..1.
+    numbers: the K objects' numbers, from 0; they select the colours.
+    """
+    grey = image.mean(-1, keepdim=True).expand(-1, -1, 3)  # a greyer picture makes the colours stand out
     out = torch.lerp(image, grey, 0.5 * opacity)
     total = strengths.sum(0).clamp_min(1)
     for strength, number in zip(strengths / total, numbers, strict=True):
@@ -144,7 +164,7 @@ def overlay(image: Tensor, strengths: Tensor, numbers: list[int], opacity: float
 
 
 def legend(entries: list[tuple[str, int | None]], width: int) -> Image.Image:
-    """A strip of words, each with the swatch of an object's number or none."""
+    """A strip `width` pixels wide with words. Each entry has an object's number, for its colour swatch, or None."""
     size = max(10, min(22, width // 24), width // 40)
     x, y, line = size // 2, size // 2, round(size * 1.5)
     placed = []
@@ -172,7 +192,7 @@ def captioned(image: Tensor, entries: list[tuple[str, int | None]]) -> Tensor:
 
 
 def draw_overlays(image: Tensor, shares: Tensor, names: tuple[str, ...], opacity: float, note: str) -> list[Tensor]:
-    """All objects on one picture, then each alone: [H', W, 3] each. shares [M, H, W]."""
+    """One picture with all objects, then with each alone: [H', W, 3] each. shares: [M, H, W]; note: for the legend."""
     strengths = dominance(shares)
     everyone = list(range(len(names)))
     entries = [*zip(written(names), everyone, strict=True)]
@@ -185,32 +205,34 @@ def draw_overlays(image: Tensor, shares: Tensor, names: tuple[str, ...], opacity
 def preview(
     picture: Image.Image, shares: Tensor, names: tuple[str, ...], confusion: float | None, side: int
 ) -> Image.Image:
-    """A picture with all objects' colours, its longer side so many pixels, and their legend below it.
+    """A picture with all objects' colours and their legend below it.
 
-    shares [M, h, w]; confusion: this picture's, the mean over steps, None where it was not measured.
+    shares: [M, h, w].
+    confusion: the picture's mean over steps; None if it was not measured.
+    side: the longer side of the result without the legend, in pixels.
     """
     scale = side / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     if scale < 1:
         picture = picture.resize(size, Image.Resampling.BILINEAR)
-    # The colours are soft: they are laid on before the picture grows, which costs a fraction.
+    # The colours are smooth. They are laid on before the picture is enlarged, which costs far less.
     image = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3)
     strengths = dominance(upscale(shares, (picture.height, picture.width)).clamp(0, 1))
     everyone = list(range(len(names)))
     covered = overlay(image / 255, strengths, everyone, 0.6)
-    grown = Image.fromarray((covered * 255).round().byte().numpy()).resize(size, Image.Resampling.BILINEAR)
-    under = legend([*zip(written(names), everyone, strict=True), (confused(confusion), None)], grown.width)
-    whole = Image.new("RGB", (grown.width, grown.height + under.height))
-    whole.paste(grown, (0, 0))
-    whole.paste(under, (0, grown.height))
-    return whole
+    enlarged = Image.fromarray((covered * 255).round().byte().numpy()).resize(size, Image.Resampling.BILINEAR)
+    under = legend([*zip(written(names), everyone, strict=True), (confused(confusion), None)], enlarged.width)
+    sheet = Image.new("RGB", (enlarged.width, enlarged.height + under.height))
+    sheet.paste(enlarged, (0, 0))
+    sheet.paste(under, (0, enlarged.height))
+    return sheet
 
 
 def confused(confusion: float | None) -> str:
-    """A note for the legend."""
+    """The confusion as a note for the legend; empty if it was not measured."""
     return "" if confusion is None else f"confusion {confusion:.0%}"
 
 
 def heat(gate: Tensor) -> Tensor:
-    """The fusion head's map g̃ [B, H, W] as grey pictures [B, H, W, 3]: mid-grey is 1, white is twice that or more."""
+    """The fusion head's map g̃ [B, H, W] as grey pictures [B, H, W, 3]: mid-grey is 1, white is 2 or more."""
     return (gate / 2).clamp(0, 1).unsqueeze(-1).expand(-1, -1, -1, 3)

@@ -1,7 +1,7 @@
-"""What sampling leaves behind about the objects' relevance: running means, on the device, of bounded size.
+"""What sampling records about the objects' relevance: running means of bounded size, on the device.
 
-Each UNet call hands over what its sites measured, all at once. Nothing here waits for the device: the step that a call
-belongs to is an index tensor.
+Each UNet call passes the measurements of all its sites at once. Adding them never waits for the device: the index of
+the step is a tensor.
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ from torch import Tensor
 from ..attention.regions import resize
 
 PHASES = ("early", "middle", "late")  # thirds of the steps
-KEPT = 8  # runs whose maps are remembered by the latent that they gave
-SAME = 5e-4  # of a fingerprint's largest value: rounding stays below, another sampling lies above
+KEPT = 8  # finished runs whose maps are kept, found by their latent
+SAME = 5e-4  # tolerance relative to a fingerprint's largest value: rounding stays below, another sampling above
 
 
 class RunId(NamedTuple):
-    """key: an object that tells runs apart; pictures: in its batch; prompt: the queued graph that it belongs to, None
-    where the host does not say."""
+    """One sampling run.
+
+    key: an object that identifies the run.
+    pictures: in its batch.
+    prompt: id of the queued graph that it belongs to; None where the host does not say.
+    """
 
     key: object
     pictures: int
@@ -34,10 +38,15 @@ class RunId(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """One site's rows of C conds of P pictures, cond after cond. shares [M, C·P, h, w] or None where the merge has
-    constant ones; gate [C·P, h, w], the fusion head's g̃, or None; canvas (H, W) at this site's resolution and the
-    corner (y, x) of it that the rows show; acting: how many of the objects act, the others' shares are 0; pictures:
-    which P of the run's, all or a list of numbers."""
+    """What one site measured on its rows: C conds of P pictures, cond after cond.
+
+    shares: [M, C·P, h, w]; None where the merge has constant shares.
+    gate: [C·P, h, w], the fusion head's g̃, or None.
+    canvas: (H, W) of the whole canvas at the site's resolution.
+    corner: (y, x) of the canvas at which the rows begin.
+    acting: how many of the objects act; the others' shares are 0.
+    pictures: which pictures of the run: all, or a list of P numbers.
+    """
 
     shares: Tensor | None
     gate: Tensor | None
@@ -48,15 +57,18 @@ class Observation(NamedTuple):
 
 
 class _Sums:
-    """At one resolution: total [phases, *, B, H, W] of what was measured, and weight [phases, B, H, W], how often a
-    position was seen (by how many sites, for how many conds)."""
+    """Sums of measurements at one resolution.
+
+    total: [phases, *, B, H, W], the sums.
+    weight: [phases, B, H, W], how often each position was measured, over sites and conds.
+    """
 
     def __init__(self, shape: Sequence[int], device: torch.device) -> None:
         self.total = torch.zeros(len(PHASES), *shape, device=device)
         self.weight = torch.zeros(len(PHASES), *shape[-3:], device=device)
 
     def add(self, phase: Tensor, values: Tensor, where: Observation) -> None:
-        """phase [phases], 1 for the one and 0 for the others; values [S, *, C, P, h, w] of S sites."""
+        """Add values [S, *, C, P, h, w] of S sites. phase: [phases], 1 for the current one, 0 for the others."""
         (y, x), (height, width) = where.corner, values.shape[-2:]
         place = (..., where.pictures, slice(y, y + height), slice(x, x + width))
         summed = values.sum((0, -4))
@@ -64,22 +76,26 @@ class _Sums:
         self.weight[place] += phase.view(-1, 1, 1, 1) * (values.shape[0] * values.shape[-4])
 
     def mean(self, phases: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Over some of the phases, [*, B, H, W], 0 where nothing was seen, and where something was, [B, H, W]."""
+        """The mean over some phases, [*, B, H, W], and where anything was measured, [B, H, W] of 0 and 1."""
         weight = self.weight[phases].sum(0)
         return self.total[phases].sum(0) / weight.clamp_min(1), (weight > 0).float()
 
     def copy(self) -> _Sums:
-        """On the CPU."""
+        """A copy on the CPU."""
         other = copy(self)
         other.total, other.weight = (each.to("cpu", copy=True) for each in (self.total, self.weight))
         return other
 
 
 def confusion(shares: Tensor, objects: int) -> Tensor:
-    """How evenly the objects claim the same places, a number in 0..1 for each picture, [P]: 0 where every position has
-    one owner, 1 where all claim everything alike. shares [S, M, C, P, h, w] of S sites and C conds; `objects` of M act.
+    """How evenly the objects claim the same positions: 0 if every position has one owner, 1 if all claim all alike.
 
-    The entropy of the shares of what is claimed, over log(objects); its mean over positions, weighted by their claim.
+    It is the entropy of the shares of what is claimed, divided by log(objects), averaged over positions with the
+    claimed amount as weight.
+
+    shares: [S, M, C, P, h, w], S sites and C conds.
+    objects: how many of the M objects act, at least 2.
+    Returns [P], a number in 0..1 for each picture.
     """
     claimed = shares.sum(1)
     entropy = torch.special.xlogy(claimed, claimed) - torch.special.xlogy(shares, shares).sum(1)
@@ -88,21 +104,25 @@ def confusion(shares: Tensor, objects: int) -> Tensor:
 
 
 def nobody(shares: Tensor) -> Tensor:
-    """What of every position no object claims: shares [M, ...] -> [1, ...]"""
+    """The unclaimed share of every position: shares [M, ...] -> [1, ...]."""
     return (1 - shares.sum(0, keepdim=True)).clamp_min(0)
 
 
 def fingerprint(latent: Tensor) -> Tensor:
-    """What a latent [..., h, w] is known by, wherever the host keeps it: local means of all of it, on the CPU."""
+    """Local means of a latent [..., h, w], on the CPU. They identify it on whatever device the host keeps it."""
     return F.adaptive_avg_pool2d(latent.flatten(0, -3).float(), 8).cpu()
 
 
 class RecordedMaps:
     """Maps of one sampling run, by resolution (H, W) and phase.
 
-    names: the object texts, in the maps' order. frozen: whether the shares were not measured but came from an earlier
-    sampling. off: whether the scale is 0, so that nothing acts. strategy: the merge's. runs: which run of its model and
-    prompt it was, from 1. Shares add up to 1 where objects claim all of a position, whatever the merge's normalisation.
+    names: the object texts, in the maps' order.
+    frozen: whether the shares came from an earlier sampling instead of a measurement.
+    off: whether the scale is 0, so that no reference acts.
+    strategy: the merge's.
+    runs: which run of its model and prompt this was, from 1.
+
+    Shares add up to 1 where the objects claim all of a position, whatever the merge's normalisation.
     """
 
     def __init__(self, names: tuple[str, ...], frozen: bool = False) -> None:
@@ -111,8 +131,8 @@ class RecordedMaps:
         self.runs = 0
         self._shares: dict[tuple[int, int], _Sums] = {}
         self._gates: dict[tuple[int, int], _Sums] = {}
-        self._confusion = torch.zeros(2, 0, 0)  # by step and picture: sum, how many
-        self._calls = torch.zeros(0)  # of the UNet, by step
+        self._confusion = torch.zeros(2, 0, 0)  # [sum or count, steps, pictures]
+        self._calls = torch.zeros(0)  # [steps], the number of UNet calls
 
     @property
     def resolutions(self) -> list[tuple[int, int]]:
@@ -120,27 +140,31 @@ class RecordedMaps:
         return _coarse_to_fine(self._shares)
 
     def shares(self, resolution: tuple[int, int] | None = None, phase: str | None = None) -> Tensor:
-        """Mean share of every object, [M, B, H, W] on the CPU; by default over all resolutions (at the finest's size)
-        and all steps. Raises ValueError when nothing was recorded."""
+        """Mean share of every object, [M, B, H, W] on the CPU.
+
+        resolution: default all of them, at the size of the finest.
+        phase: one of `PHASES`; default all steps.
+        Raises ValueError if nothing was recorded.
+        """
         self.require_shares()
         return self._mean(self._shares, resolution, phase)
 
     def gate(self, resolution: tuple[int, int] | None = None, phase: str | None = None) -> Tensor | None:
-        """Mean g̃ of the fusion head, [B, H, W] on the CPU; None without an active head."""
+        """Mean g̃ of the fusion head, [B, H, W] on the CPU; None without an active head. Arguments as in `shares`."""
         return self._mean(self._gates, resolution, phase) if self._gates else None
 
     def confusion(self) -> Tensor:
-        """[steps, B] on the CPU, see the function of that name; NaN for steps that measured none."""
+        """[steps, B] on the CPU, see the function `confusion`; NaN for steps without a measurement."""
         total, count = self._confusion.cpu()
         return total / count
 
     def confusion_by_picture(self) -> list[float] | None:
-        """Over the steps that measured it; None where none did."""
+        """Each picture's mean over the measured steps; None if no step was measured."""
         each = self.confusion()
         return each.nanmean(0).tolist() if each.isfinite().any() else None
 
     def mean_confusion(self) -> float | None:
-        """Over steps and pictures."""
+        """The mean over steps and pictures; None if no step was measured."""
         each = self.confusion_by_picture()
         return None if each is None else sum(each) / len(each)
 
@@ -149,7 +173,7 @@ class RecordedMaps:
         return self._calls.cpu() > 0
 
     def absent(self) -> str | None:
-        """Why there is nothing to draw; None where there is. Raises ValueError where a sampling would change that."""
+        """Why there is nothing to draw; None if there are maps. Raises ValueError if no sampling has run yet."""
         if self._shares:
             return None
         if self.off:
@@ -174,19 +198,19 @@ class RecordedMaps:
         )
 
     def require_shares(self) -> None:
-        """Raises ValueError when nothing was recorded."""
+        """Raises ValueError if no shares were recorded."""
         if (why := self.absent()) is not None:
             raise ValueError(why)
 
     def for_latent(self, latent: Tensor) -> RecordedMaps:
-        """The maps of the run that gave this latent. Raises ValueError when nothing was recorded."""
+        """The maps of the run that made this latent. Raises ValueError if nothing was recorded."""
         self.require_shares()
         return self
 
     def _mean(
         self, recorded: Mapping[tuple[int, int], _Sums], resolution: tuple[int, int] | None, phase: str | None
     ) -> Tensor:
-        """Resolutions count alike, each where it saw something."""
+        """The mean over resolutions, at the finest's size. All count alike, each at the positions that it measured."""
         chosen = [resolution] if resolution else _coarse_to_fine(recorded)
         phases = list(range(len(PHASES))) if phase is None else [PHASES.index(phase)]
         total = weight = torch.zeros(())
@@ -199,12 +223,12 @@ class RecordedMaps:
 
 
 def _coarse_to_fine(sizes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sizes (H, W) by area."""
     return sorted(sizes, key=lambda size: size[0] * size[1])
 
 
 class RelevanceRecord(RecordedMaps):
-    """The maps of the last run of a model: every new run starts them afresh. Those of the last few that came to their
-    end are remembered beside them, on the CPU."""
+    """The maps of a model's latest run. A new run starts them afresh. The last finished runs are kept on the CPU."""
 
     def __init__(self, names: tuple[str, ...], frozen: bool = False) -> None:
         super().__init__(names, frozen)
@@ -213,11 +237,16 @@ class RelevanceRecord(RecordedMaps):
         self._finished: deque[tuple[Tensor, RecordedMaps]] = deque(maxlen=KEPT)  # by the latent's fingerprint
 
     def __deepcopy__(self, memo: dict) -> RelevanceRecord:
-        return self  # one for all clones of its model, whose options the host copies
+        return self  # all clones of a model share its record, and the host copies their options
 
     def add(self, run: RunId, step: Tensor, steps: int, observations: Sequence[Observation]) -> None:
-        """What all sites observed in one UNet call of a run. step: its index among `steps`, an integer tensor [1].
-        May be called from several threads, each with its own device: the first one keeps the maps."""
+        """Add what all sites measured in one UNet call of a run.
+
+        step: index of the step, an integer tensor [1].
+        steps: number of steps.
+
+        Several threads may call it, each with its own device. The maps stay on the device of the first call.
+        """
         with self._lock:
             self._add_call(run, step, steps, observations)
 
@@ -247,20 +276,21 @@ class RelevanceRecord(RecordedMaps):
                 self._add(self._gates, phase, self._stacked(gates, group[0]), group[0])
 
     def begin(self, run: RunId) -> None:
-        """Nothing is known of this run yet, and nothing of the one before counts. A run that nobody begins begins with
-        what is added first."""
+        """Start a run: the maps of the run before are dropped. The first `add` of an unknown run calls this."""
         self.runs = self.runs + 1 if run.prompt == self._run.prompt else 1
         self._run, self._shares, self._gates = run, {}, {}
         self._confusion, self._calls = torch.zeros(2, 0, 0), torch.zeros(0)
 
     def finish(self, run: RunId, latent: Tensor) -> None:
-        """A run has come to its end with this latent. Waits for the device, as whoever reads the latent does."""
+        """End a run with this latent and keep its maps. Waits for the device, since it reads the latent."""
         if run.key is self._run.key:
             self._finished.append((fingerprint(latent), self._copy()))
 
     def for_latent(self, latent: Tensor) -> RecordedMaps:
-        """The maps of the run that gave this latent: they never change. Raises ValueError when nothing was recorded, or
-        when the latent came out of none of several runs."""
+        """The maps of the run that made this latent; later samplings do not change them.
+
+        Raises ValueError if nothing was recorded, or if there are several finished runs and none made this latent.
+        """
         mark = fingerprint(latent)
         same = [maps for known, maps in self._finished if _alike(known, mark)]
         if not same and len(self._finished) > 1:
@@ -273,8 +303,10 @@ class RelevanceRecord(RecordedMaps):
         return known[-1].for_latent(latent) if known else self.snapshot()
 
     def snapshot(self) -> RecordedMaps:
-        """A copy of the last run's maps, on the CPU, that no sampling changes. Raises ValueError when nothing was
-        recorded."""
+        """A copy of the last run's maps on the CPU; later samplings do not change it.
+
+        Raises ValueError if nothing was recorded.
+        """
         self.require_shares()
         return self._copy()
 
@@ -287,24 +319,30 @@ class RelevanceRecord(RecordedMaps):
         return taken
 
     def _stacked(self, values: list[Tensor], where: Observation) -> Tensor:
-        """Of S sites, each [*, C·P, h, w]: [S, *, C, P, h, w]"""
+        """Values of S sites, each [*, C·P, h, w], as one tensor [S, *, C, P, h, w]."""
         shown = len(where.pictures) if isinstance(where.pictures, list) else self._run.pictures
         return torch.stack(values).to(self._calls).unflatten(-3, (-1, shown))
 
     def _add(self, to: dict[tuple[int, int], _Sums], phase: Tensor, values: Tensor, where: Observation) -> None:
-        """values [S, *, C, P, h, w] of S sites"""
+        """Add values [S, *, C, P, h, w] of S sites to the sums of their canvas."""
         if where.canvas not in to:
             to[where.canvas] = _Sums((*values.shape[1:-4], self._run.pictures, *where.canvas), values.device)
         to[where.canvas].add(phase, values, where)
 
     def _add_confusion(self, now: Tensor, shares: Tensor, where: Observation) -> None:
-        """Weighted by sites and conds, so that it makes no difference whether the host evaluates conds together. now
-        [steps], 1 for the one and 0 for the others; shares [S, M, C, P, h, w]."""
+        """Add the confusion of one step.
+
+        It is weighted by sites and conds, so that it does not matter whether the host evaluates conds together.
+
+        now: [steps], 1 for the current step, 0 for the others.
+        shares: [S, M, C, P, h, w].
+        """
         each, weight = confusion(shares, where.acting), shares.shape[0] * shares.shape[2]
         measured = torch.stack([each, torch.ones_like(each)]).unsqueeze(1) * weight  # [2, 1, P]
         self._confusion[:, :, where.pictures] += now.view(1, -1, 1) * measured
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two fingerprints are of the same latent, up to rounding."""
     rounding = SAME * float(one.nan_to_num(0, 0, 0).abs().max())
     return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=rounding, equal_nan=True)

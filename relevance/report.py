@@ -1,4 +1,4 @@
-"""What a sampling's maps say, in words."""
+"""The maps of a sampling, described in words."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from ..common.text import plain
 from .maps import owners
 from .record import RecordedMaps
 
-LEAK = 0.35  # of the place that an object owns; more in another's hands mixes looks visibly
-SMALL = 0.02  # of the picture
-MIXED = 0.85  # confusion above this: the texts find no places at all
+LEAK = 0.35  # another object's mean share of an object's place; above it looks mix visibly
+SMALL = 0.02  # part of the picture; an object that owns less has no place of its own
+MIXED = 0.85  # confusion; above it the texts find no places
 
 
 def places(shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Who owns how much, and what happens there, from shares [M, B, H, W].
+    """How much of the picture each object owns, and how the objects share its place.
 
-    Returns owned [M], the part of the picture where the object has the largest share, nobody's included, and held
-    [M, M]: row i is every object's mean share of i's place, zeros where it has none.
+    shares: [M, B, H, W].
+    Returns owned [M], the part of the picture where the object's share is the largest, the unclaimed share included;
+    and held [M, M]: row i is the mean share of every object over the place of object i, zeros if it has none.
     """
     owner = owners(shares)[:-1].flatten(1)  # [M, P]
     held = owner @ shares.flatten(1).T
@@ -27,8 +28,10 @@ def places(shares: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def relevance_report(maps: RecordedMaps, shares: Tensor) -> str:
-    """Lines for the artist: what was measured, who claims what, how confusion went, what to do; or why nothing was
-    measured. shares [M, B, H, W]."""
+    """Lines for the artist: what was measured, who claims what, the confusion, and advice.
+
+    If nothing was measured they give the reason. shares: [M, B, H, W].
+    """
     if (why := maps.absent()) is not None:
         return why
     owned, held = places(shares)
@@ -49,7 +52,7 @@ def relevance_report(maps: RecordedMaps, shares: Tensor) -> str:
 def _sampling(maps: RecordedMaps) -> str:
     seen = (maps.steps_seen().nonzero().flatten() + 1).tolist()
     steps = len(maps.steps_seen())
-    acted = f"all of {steps} steps" if len(seen) == steps else f"{len(seen)} of {steps} steps: {_stretches(seen)}"
+    acted = f"all of {steps} steps" if len(seen) == steps else f"{len(seen)} of {steps} steps: {_ranges(seen)}"
     sizes = ", ".join(f"{width}×{height}" for height, width in maps.resolutions)
     said = f"Maps of {sizes} positions; the references acted in {acted}."
     if maps.runs > 1:
@@ -59,15 +62,15 @@ def _sampling(maps: RecordedMaps) -> str:
     return said
 
 
-def _stretches(numbers: list[int]) -> str:
-    """1, 2, 3, 5 -> 1–3, 5"""
+def _ranges(numbers: list[int]) -> str:
+    """[1, 2, 3, 5] -> "1–3, 5"."""
     first = [n for n in numbers if n - 1 not in numbers]
     last = [n for n in numbers if n + 1 not in numbers]
     return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in zip(first, last, strict=True))
 
 
 def _confusion(maps: RecordedMaps, shares: Tensor) -> list[str]:
-    """The mean over the batch, then a line a picture where there are several, with who owns how much of it."""
+    """The mean over the batch. Several pictures get a line each, with who owns how much of it."""
     pictures = maps.confusion_by_picture()
     if pictures is None:
         return []
@@ -83,6 +86,7 @@ def _confusion(maps: RecordedMaps, shares: Tensor) -> list[str]:
 
 
 def _advice(maps: RecordedMaps, owned: Tensor, held: Tensor) -> list[str]:
+    """What to change; owned and held: see `places`."""
     names, advice = maps.names, []
     if len(names) < 2:
         return []

@@ -1,1 +1,13 @@
-"""Adapter checkpoints: read, recognise, validate, project, map to the UNet's sites. Pure torch."""
+"""Adapter checkpoints: files to adapters, mapped to the UNet's sites. Only comfy_files.py imports ComfyUI.
+
+files.py        weights files to tensors
+pickles.py      what a pickle would call, read without running it
+layout.py       published key layouts, brought to one
+foreign.py      files that are no adapters, recognised and named
+spec.py         what an adapter is, by its keys and shapes
+families.py     the image projections: keys and shapes
+adapter.py      an adapter in memory
+projection.py   image embeddings to image tokens
+sites.py        the UNet's cross-attention sites
+comfy_files.py  where models are stored
+"""

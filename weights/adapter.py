@@ -19,7 +19,11 @@ from .spec import PARTS, AdapterSpec, detect, site_numbers
 
 
 class SiteWeights(NamedTuple):
-    """One site: to_k and to_v [C, X]; head [C] is the fusion head's row w, or None."""
+    """An adapter's weights at one site.
+
+    to_k, to_v: [C, X].
+    head: [C], the fusion head's row w, or None.
+    """
 
     to_k: Tensor
     to_v: Tensor
@@ -28,7 +32,11 @@ class SiteWeights(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """image_proj: keys without prefix; sites: by number N. Tensors are mapped from the file, on the CPU."""
+    """An adapter. Its tensors are memory-mapped from the file, on the CPU.
+
+    image_proj: the image projection's tensors, keys without prefix.
+    sites: by number N.
+    """
 
     name: str
     spec: AdapterSpec
@@ -41,13 +49,14 @@ class Adapter:
         return {number: site.head for number, site in self.sites.items() if site.head is not None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Adapter:
-        return self  # frozen, up to 1 GB: a copy of whatever refers to it shares it
+        return self  # frozen and up to 1 GB: copies share it
 
 
 def load_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapter:
-    """Reads, recognises and validates a file. name: how messages call it, the file's name by default.
+    """Reads, recognises and validates a file.
 
-    Raises ValueError, one plain sentence, for every file that is not a sound adapter.
+    name: how messages call the adapter; default: the file's name.
+    Raises ValueError with a sentence for the artist for every file that is not a valid adapter.
     """
     name = name or Path(path).name
     tensors, _ = read_tensors(path)
@@ -55,24 +64,30 @@ def load_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapt
 
 
 def build_adapter(tensors: Mapping[str, Tensor], name: str) -> Adapter:
-    """tensors: flat keys (`image_proj.…`, `ip_adapter.…`); they are kept, not copied."""
+    """An adapter from tensors by flat key (`image_proj.…`, `ip_adapter.…`). The tensors are not copied.
+
+    Raises ValueError if they are not a valid adapter.
+    """
     spec = detect(tensors, name)
     check_finite(tensors, name)
     sites = {}
     for number, _ in spec.sites:
         to_k, to_v, head = (tensors.get(f"ip_adapter.{number}.{part}") for part in PARTS)
-        assert to_k is not None and to_v is not None  # detect has seen them
+        assert to_k is not None and to_v is not None  # detect checks this
         sites[number] = SiteWeights(to_k, to_v, None if head is None else head[0])
     projection = {k.removeprefix("image_proj."): t for k, t in tensors.items() if k.startswith("image_proj.")}
     return Adapter(name, spec, MappingProxyType(projection), MappingProxyType(sites))
 
 
 def load_head(path: str | os.PathLike[str], name: str | None = None) -> Mapping[int, Tensor]:
-    """The fusion head's rows w [C] by site number, from a head's own file or any adapter that has one."""
+    """The fusion head's rows w [C] by site number, from a file with only a head or an adapter that has one.
+
+    Raises ValueError with a sentence for the artist if the file has no valid head.
+    """
     name = name or Path(path).name
     tensors, _ = read_tensors(path)
     rows = {k.removeprefix("ip_adapter."): t for k, t in tensors.items() if k.endswith(PARTS[2])}
-    if len(rows) < len(tensors):  # more than a head: it must be a sound adapter
+    if len(rows) < len(tensors):  # more than a head: it must be a valid adapter
         spec = detect(tensors, name)
         if not spec.has_head:
             raise ValueError(
@@ -107,7 +122,7 @@ def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
 
 
 def _finite(tensor: Tensor) -> bool:
-    """One vectorised pass: a NaN or an infinity shows in the extremes."""
+    """Whether all numbers are finite. One vectorised pass: minimum and maximum show any NaN or infinity."""
     if tensor.is_meta or tensor.numel() == 0:
         return True
     if tensor.dtype.itemsize == 1:  # fp8 has no arithmetic on the CPU

@@ -1,5 +1,8 @@
-"""Where models lie: adapters, files in the host's model folders `ipadapter` and `mip_adapter`; encoders and detectors,
-Hugging Face folders in `mip_encoders` and `grounding-dino`."""
+"""Where models are stored.
+
+Adapters are files in the host's model folders `mip_adapter` and `ipadapter`. Encoders and detectors are Hugging Face
+folders in `mip_encoders` and `grounding-dino`.
+"""
 
 from __future__ import annotations
 
@@ -12,48 +15,51 @@ import folder_paths
 from ..common import bundled
 
 FOLDERS = ("mip_adapter", "ipadapter")
-MINIATURE = str(bundled.MINIATURE / "adapters")  # the ones that come with the pack
+MINIATURE = str(bundled.MINIATURE / "adapters")  # the adapters that come with the pack
 EXTENSIONS = {".safetensors", ".bin", ".pt", ".pth"}
 ENCODERS, DETECTORS = "mip_encoders", "grounding-dino"
 
 
 def register_folders() -> None:
-    """Make the folders known without taking away what other packs or the user's config registered."""
+    """Register our folders with the host. What other packs or the user's config registered stays."""
     for key in (*FOLDERS, ENCODERS, DETECTORS):
         paths, extensions = folder_paths.folder_names_and_paths.get(key, ([], set()))
         default = os.path.join(folder_paths.models_dir, key)
         ours = [default, str(output_folder()), MINIATURE] if key == "mip_adapter" else [default]
-        # A new set: registered ones are often the host's own shared set of model extensions.
+        # A new set, since the registered one is often shared by all of the host's folders.
         folder_paths.folder_names_and_paths[key] = (
             [*paths, *(folder for folder in ours if folder not in paths)],
             set(extensions) | EXTENSIONS,
         )
-        with contextlib.suppress(OSError):  # a models folder that is read-only
+        with contextlib.suppress(OSError):  # the models folder may be read-only
             os.makedirs(default, exist_ok=True)
 
 
 def output_folder() -> Path:
-    """Where nodes save adapters: below output, as the host's own nodes save LoRAs, and listed by the loaders."""
+    """Where nodes save adapters: in the output folder, as the host's nodes do with LoRAs. Loaders list this folder."""
     return Path(folder_paths.get_output_directory(), "mip_adapter")
 
 
 def adapter_names() -> list[str]:
-    """Files an artist can choose, ours last, without the `._*` shadows that macOS leaves on foreign drives."""
+    """Adapter files to choose from; the pack's own come last. `._*` files, which macOS makes, are left out."""
     names = {name for key in FOLDERS for name in folder_paths.get_filename_list(key)}
     files = (n for n in names if Path(n).suffix.lower() in EXTENSIONS and not Path(n).name.startswith("._"))
     return sorted(files, key=lambda name: (Path(MINIATURE, name).is_file(), name))
 
 
 def adapter_path(name: str) -> Path:
-    """The file behind a name of `adapter_names`, or the same with another ending: workflows name .safetensors where
-    their readers may have a .bin. Raises ValueError for anything else."""
+    """The file of a name in `adapter_names`.
+
+    If it is missing, the same name with another extension is accepted: a workflow may name a .safetensors file where
+    its reader has a .bin. Raises ValueError if there is no such file.
+    """
     if not name:
         raise ValueError(f"No adapter is chosen. Put one into {_places()} and press R to refresh the lists.")
     endings = sorted(EXTENSIONS) if Path(name).suffix.lower() in EXTENSIONS else []
-    for written in (name, *(str(Path(name).with_suffix(ending)) for ending in endings)):
+    for candidate in (name, *(str(Path(name).with_suffix(ending)) for ending in endings)):
         for key in FOLDERS:
             for folder in folder_paths.get_folder_paths(key):
-                path = Path(folder, written)
+                path = Path(folder, candidate)
                 if not _below(path, folder):
                     raise ValueError(f"“{name}” leads out of the models folder; choose a file from the list.")
                 if path.is_file():
@@ -65,14 +71,14 @@ def adapter_path(name: str) -> Path:
 
 
 def cure(path: Path) -> str:
-    """A sentence on how to get a file back that comes with the pack; nothing for an artist's own."""
+    """A sentence on how to restore a file that comes with the pack; empty for any other file."""
     if path.parent != Path(MINIATURE):
         return ""
     return f" {bundled.cure(f'adapters/{path.name}', '--stage adapters” and “--export miniature')}"
 
 
 def model_folders(key: str) -> list[str]:
-    """Folders an artist can choose below models/KEY: those with a config or weights, such as “facebook/dino-vits16”."""
+    """Folders to choose from below models/KEY: those with a config or weights, such as “facebook/dino-vits16”."""
     names = set()
     for base in folder_paths.get_folder_paths(key):
         for folder, below, files in os.walk(base, followlinks=True):
@@ -84,7 +90,7 @@ def model_folders(key: str) -> list[str]:
 
 
 def model_folder(key: str, name: str) -> Path:
-    """The folder behind a name of `model_folders`. Raises ValueError for anything else."""
+    """The folder of a name in `model_folders`. Raises ValueError if there is none."""
     place = os.path.join(folder_paths.models_dir, key)
     if not name:
         raise ValueError(f"No model is chosen. Put its folder into {place} and press R to refresh the lists.")
@@ -98,17 +104,17 @@ def model_folder(key: str, name: str) -> Path:
 
 
 def _below(path: Path, folder: str) -> bool:
-    """Links inside the folder may lead elsewhere, names may not: compared before links are followed."""
+    """Whether a path is inside a folder. Links are not followed: they may lead elsewhere, names may not."""
     return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
 
 
 def folder_fingerprint(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Changes whenever a file of the folder does."""
+    """A value that changes whenever a file of the folder does."""
     return tuple(fingerprint(file) for file in sorted(path.iterdir()) if file.is_file())
 
 
 def fingerprint(path: Path) -> tuple[str, int, int]:
-    """Changes whenever the file does."""
+    """A value that changes whenever the file does."""
     stat = path.stat()
     return str(path), stat.st_mtime_ns, stat.st_size
 

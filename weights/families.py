@@ -18,13 +18,15 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class Dims(NamedTuple):
+    """Widths of a projection."""
+
     context: int  # X
-    tokens: int | None  # T; None: as many as the encoder gives
+    tokens: int | None  # T; None: one per token of the encoder
     encoder: int  # E
 
 
 def family_of(projection: Mapping[str, Tensor]) -> Literal["base", "plus", "full-face"] | None:
-    """projection: keys without 'image_proj.'."""
+    """The family of an image projection, or None if unknown. projection: keys without 'image_proj.'."""
     if "latents" in projection:
         return "plus"
     if "proj.3.weight" in projection:
@@ -33,9 +35,9 @@ def family_of(projection: Mapping[str, Tensor]) -> Literal["base", "plus", "full
 
 
 def projection_shapes(family: str, projection: Mapping[str, Tensor]) -> tuple[Dims, Shapes]:
-    """Widths and the shape every key must have, derived from the family's leading tensors.
+    """The projection's widths, and the shape that every key must have. Both follow from a few leading tensors.
 
-    A missing or misshapen leading tensor gives width 0, so that the comparison names it.
+    A missing or misshapen leading tensor gives width 0, so that the later comparison names it.
     """
     table: dict[str, Callable[[Mapping[str, Tensor]], tuple[Dims, Shapes]]] = {
         "base": _base, "plus": _plus, "full-face": _full_face,
@@ -95,5 +97,5 @@ def _plus(projection: Mapping[str, Tensor]) -> tuple[Dims, Shapes]:
 
 
 def depth(projection: Mapping[str, Tensor]) -> int:
-    """Number of Resampler layers: those that any key names."""
+    """Number of Resampler layers that the keys name."""
     return len({key.split(".")[1] for key in projection if key.startswith("layers.")})

@@ -1,6 +1,6 @@
-"""Weights files to tensors: `.safetensors`, and torch pickles that are never executed.
+"""Weights files to tensors: `.safetensors`, and torch pickles, which are never executed.
 
-The format is read from the first bytes, not from the name: many a `.bin` was renamed to `.safetensors`.
+The first bytes decide the format, not the name: many `.bin` files were renamed to `.safetensors`.
 Tensors stay memory-mapped, on the CPU, in their own dtype.
 """
 
@@ -39,14 +39,14 @@ _NOT_WEIGHTS = (  # first bytes -> what the file is
 
 
 class _Sentence(ValueError):
-    """Already worded for the user, unlike the ValueErrors of the libraries underneath."""
+    """An error already worded for the user, unlike the ValueErrors of the libraries below."""
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by flat key (`image_proj.…`, `ip_adapter.…`, whatever nesting the file has) and metadata.
+    """Tensors by flat key (`image_proj.…`, `ip_adapter.…`), whatever the file's nesting, and metadata.
 
-    Keys of files that are no adapters come back as they are, so that they can be named. Raises
-    ValueError, one sentence, for everything that is not a readable file of tensors.
+    Keys of files that are no adapters are not changed, so that the kind of file can be recognised.
+    Raises ValueError with a sentence for the user if the file is not a readable file of tensors.
     """
     path = Path(path)
     kind = _sniff(path)
@@ -59,13 +59,13 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
             metadata = {}
     except _Sentence:
         raise
-    except (Exception, MemoryError) as error:  # safetensors, torch, zipfile and pickle each have their own
+    except (Exception, MemoryError) as error:  # safetensors, torch, zipfile and pickle raise different ones
         raise ValueError(_broken(path, error)) from error
     return _checked(flat_keys(tensors, path.name), others, path.name), metadata
 
 
 def _sniff(path: Path) -> str:
-    """'safetensors', 'zip' (torch), 'pickle' (torch before 1.6); ValueError for anything else."""
+    """The format: 'safetensors', 'zip' (torch) or 'pickle' (torch before 1.6). Raises ValueError for any other."""
     name = path.name
     if path.is_dir():
         raise ValueError(f"“{name}” is a folder, expected a .safetensors or .bin file inside it. {_FOLDERS}")
@@ -125,7 +125,7 @@ def _read_torch(path: Path, zipped: bool) -> Any:
             records = archive.infolist()
         if not any(record.filename.endswith("data.pkl") for record in records):
             raise _Sentence(f"“{path.name}” is a zip archive, not a torch file: unpack it first.")
-        # A compressed record cannot be mapped: its bytes are not the numbers.
+        # A compressed record cannot be memory-mapped.
         mmap = all(record.compress_type == zipfile.ZIP_STORED for record in records)
     bad = forbidden_name(path, zipped)
     if bad is not None:
@@ -142,7 +142,7 @@ def _read_torch(path: Path, zipped: bool) -> Any:
 
 
 def _flatten(loaded: Any, name: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Nested mappings to dotted keys; also the keys whose values are not tensors."""
+    """Tensors of nested mappings by dotted key, and the keys whose values are not tensors."""
     if not isinstance(loaded, Mapping):
         got = type(loaded).__name__
         raise _Sentence(f"“{name}” holds a {got}, expected named tensors. Choose an adapter file.")
@@ -163,7 +163,7 @@ def _flatten(loaded: Any, name: str) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _checked(tensors: dict[str, Tensor], others: list[str], name: str) -> dict[str, Tensor]:
-    """Refuses values that are no plain tensors, naming the kind of file when its keys tell it."""
+    """The tensors. Raises ValueError if a value is not a plain tensor, naming the kind of file if its keys show it."""
     others = others + [k for k, t in tensors.items() if t.layout != torch.strided or t.is_quantized]
     if others or not tensors:
         reject_foreign(tensors, name)

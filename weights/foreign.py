@@ -1,4 +1,4 @@
-"""Files that are often chosen in place of an adapter, recognised by their keys and named."""
+"""Recognises and names files that are often chosen in place of an adapter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _FACE = "It reads face embeddings (InsightFace), not pictures. Choose a plus-fac
 _UNSUPPORTED = f"It is not supported. {_ADAPTER}"
 _UNSUPPORTED_FACE = f"It is not supported. {_FACE}"
 
-# kind; what must occur in its keys (lines: all of them, |: one of them); how to mend. First match wins.
+# (kind; patterns that must occur in the keys; what to do). A line is a list of alternatives, separated by |. Every line
+# must match. The first match wins.
 _BY_KEY = (
     ("a PuLID adapter", "pulid_encoder.|pulid_ca.|id_adapter|image_proj.mapping_|id_embedding_mapping.",
      _UNSUPPORTED),
@@ -51,9 +52,9 @@ _BY_KEY = (
 
 
 def reject_foreign(tensors: Mapping[str, Tensor], name: str) -> None:
-    """Raises ValueError if the file is recognised as something else than an adapter we support.
+    """Raises ValueError if the file is recognised as anything but a supported adapter.
 
-    tensors: flat keys as `read_tensors` gives them. Says nothing of files it does not recognise.
+    tensors: by flat key, from `read_tensors`. Files that are not recognised pass.
     """
     kind, mend = _by_shape(tensors) or _by_key(tensors) or (None, "")
     if kind is not None:
@@ -71,7 +72,7 @@ def _by_key(keys: Iterable[str]) -> tuple[str, str] | None:
 
 
 def _by_shape(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
-    """IP-Adapters whose keys look like ours and whose numbers do not."""
+    """Recognises unsupported IP-Adapters that have the keys of a supported one, but other shapes."""
 
     def shape(key: str) -> tuple[int, ...]:
         return tuple(tensors[key].shape) if key in tensors else ()

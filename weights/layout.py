@@ -1,4 +1,4 @@
-"""The key layouts in which the same adapter is published, brought to one."""
+"""Brings the key layouts in which adapters are published to one."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from ..common.text import shown
 
 T = TypeVar("T")
 
-# What the official training script saves, and what is published.
+# The prefixes that the official training script saves -> the published ones.
 _PREFIXES = (("image_proj_model.", "image_proj."), ("adapter_modules.", "ip_adapter."))
 _BARE_SITE = re.compile(r"\d+\.(to_k_ip|to_v_ip|text_to_weight)\.weight")
 
 
 def flat_keys(tensors: dict[str, T], name: str) -> dict[str, T]:
-    """`image_proj.…` and `ip_adapter.N.…` keys; a training checkpoint's `unet.…` is dropped.
+    """Rename keys to `image_proj.…` and `ip_adapter.N.…`. A training checkpoint's `unet.…` keys are dropped.
 
-    Keys of other files are left alone. Raises ValueError where two keys would become one.
+    Keys of other files do not change. Raises ValueError if two keys would become one. name: the file's, for messages.
     """
     training = any(key.startswith(old) for key in tensors for old, _ in _PREFIXES)
     flat: dict[str, T] = {}

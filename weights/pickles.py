@@ -1,7 +1,7 @@
 """What a torch file's pickle would call, read without running it.
 
-`torch.load(weights_only=True)` already refuses foreign code. We look first, because other packs replace
-`torch.load`, old torch versions had holes in it, and because this way the offending name can be told.
+`torch.load(weights_only=True)` already refuses foreign code. The file is checked first for three reasons: other packs
+replace `torch.load`, old torch versions had holes, and the error message can name what the file would call.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _SAFE = {
     "torch.storage UntypedStorage",
 }
 _SAFE_TORCH = re.compile(r"torch(\.cuda)? (\w+Storage|b?float\w*|u?int\d+|double|half|bool|long|short|uint8)")
-# Opcodes that fetch or build objects by other ways than GLOBAL; torch.save (protocol 2) writes none of them.
+# Opcodes other than GLOBAL that import or build objects. torch.save (protocol 2) writes none of them.
 _NEVER = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"}
 _LEGACY_PICKLES = 5  # magic number, protocol, machine, the object, the storages' keys; raw numbers follow
-_LARGEST = 1 << 26  # bytes of pickle, some 100 a tensor; a zip can unpack to far more than its size
+_LARGEST = 1 << 26  # bytes of pickle (about 100 per tensor); a zip can unpack to far more than its size
 
 
 def forbidden_name(path: Path, zipped: bool) -> str | None:
-    """The first thing the file's pickles would call that weights do not need, or None.
+    """The first name the file's pickles would call that weights do not need, or None.
 
-    Raises whatever a broken pickle or archive raises: the caller words it.
+    Errors of a broken pickle or archive are not caught; the caller explains them.
     """
     if not zipped:
         with path.open("rb") as stream:
@@ -47,7 +47,7 @@ def forbidden_name(path: Path, zipped: bool) -> str | None:
 
 
 def _scan(stream: BinaryIO) -> str | None:
-    """Reads one pickle up to its STOP."""
+    """`forbidden_name` for one pickle, read up to its STOP."""
     strings = [""]
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name in _NEVER:

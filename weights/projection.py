@@ -1,6 +1,6 @@
-"""Image embeddings to image tokens: the adapter's image projection, functional, in float32.
+"""Image embeddings to image tokens: the adapter's image projection as functions, in float32.
 
-Weights are moved to the embeddings' device tensor by tensor and not kept there.
+Each weight is moved to the embeddings' device when it is used and is not kept there.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Weights:
 def project(adapter: Adapter, embeds: Tensor) -> Tensor:
     """embeds [B, E] (base) or [B, P, E] (plus, full-face) -> image tokens [B, T, X], float32.
 
-    Raises ValueError, naming the encoder that is needed, if the embeddings are of another encoder.
+    Raises ValueError, naming the required encoder, if the embeddings come from another one.
     """
     _check_encoder(adapter, embeds)
     weights = _Weights(adapter, embeds.device)
@@ -65,7 +65,7 @@ def _perceive(weights: _Weights, key: str, x: Tensor, latents: Tensor) -> Tensor
     both = torch.cat((weights.norm(x, f"{key}.norm1"), latents), dim=1)  # [B, P + T, D]
     q = _heads(weights.linear(latents, f"{key}.to_q"))
     k, v = (_heads(part) for part in weights.linear(both, f"{key}.to_kv").chunk(2, dim=-1))
-    scale = DIM_HEAD**-0.25  # on both sides, as the adapters were trained: products stay small
+    scale = DIM_HEAD**-0.25  # on q and k each, as in training: products stay small
     out = ((q * scale) @ (k * scale).transpose(-2, -1)).softmax(dim=-1) @ v  # [B, h, T, d]
     return weights.linear(out.transpose(1, 2).flatten(2), f"{key}.to_out")
 

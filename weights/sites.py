@@ -1,7 +1,7 @@
 """The UNet's cross-attention sites: where they are, how adapters number them, whether an adapter fits.
 
-Walks the host's blocks by their attributes only, so that it needs no table of architectures and works
-on the meta device.
+The sites are found by the attributes of the host's blocks. That needs no table of architectures, and it works on the
+meta device.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ _ARCHITECTURE_NAMES = {  # the host's class -> what its users call it
 
 @dataclass(frozen=True)
 class Site:
-    """One cross-attention. number N: how adapters call it; width C; context_dim: the text's width."""
+    """One cross-attention.
+
+    key: the host's patch key.
+    number: N, the site's number in adapters.
+    width: C.
+    heads: number of heads.
+    context_dim: X, the width of the text.
+    """
 
     key: SiteKey
     number: int
@@ -39,8 +46,8 @@ class Site:
 def unet_sites(unet: Any) -> tuple[Site, ...]:
     """All sites in the order of their numbers.
 
-    N counts every attention in diffusers' order: down blocks, up blocks, middle last; a transformer
-    block counts its self-attention, then its cross-attention. Raises ValueError without any site.
+    N counts every attention in diffusers' order: down blocks, up blocks, middle block. Within a transformer block the
+    self-attention comes first, then the cross-attention. Raises ValueError if the model has no site.
     """
     if not hasattr(unet, "input_blocks") or not hasattr(unet, "output_blocks"):
         raise ValueError(_no_cross_attention(unet))
@@ -60,7 +67,7 @@ def unet_sites(unet: Any) -> tuple[Site, ...]:
 
 
 def cross_attentions(unet: Any) -> dict[SiteKey, Any]:
-    """The attn2 module of every site: it has to_q, to_k, to_v, to_out."""
+    """The attn2 module of every site, with to_q, to_k, to_v and to_out."""
     return {key: block.attn2 for key, block in _transformer_blocks(unet) if getattr(block, "attn2", None) is not None}
 
 
@@ -87,7 +94,7 @@ def _rows(linear: Any) -> int:
 
 
 def _columns(linear: Any) -> int:
-    # in_features first: quantised layers keep their weight in other shapes
+    # in_features first, because quantised layers store their weight in other shapes
     return getattr(linear, "in_features", None) or linear.weight.shape[1]
 
 
@@ -102,7 +109,7 @@ def _no_cross_attention(unet: Any) -> str:
 
 
 def check_sites(spec: AdapterSpec, name: str, sites: Sequence[Site]) -> None:
-    """Raises ValueError if the adapter (spec, name) does not belong to the UNet that has these sites."""
+    """Raises ValueError if an adapter does not belong to the UNet with these sites. name: used in messages."""
     context = sites[0].context_dim
     numbered = tuple((site.number, site.width) for site in sites)
     if context == spec.context_dim and numbered == spec.sites:
@@ -133,7 +140,7 @@ def check_head(head: Mapping[int, Tensor], name: str, sites: Sequence[Site]) -> 
 
 
 def _called(context_dim: int, count: int, known: str) -> str:
-    """Name and shape of a UNet, as an artist knows it."""
+    """A UNet's name, or for a custom one its shape in words."""
     if known != "custom":
         return known
     families = {2048: "SDXL's family", 768: "SD1.x", 1024: "SD2.x", 1280: "the SDXL refiner"}

@@ -1,6 +1,6 @@
-"""What an adapter is, read from its keys and shapes alone.
+"""What an adapter is, determined from its keys and shapes alone.
 
-Keys of its sites are `N.to_k_ip.weight`, `N.to_v_ip.weight`, `N.text_to_weight.weight`, N odd.
+The keys of its sites are `N.to_k_ip.weight`, `N.to_v_ip.weight`, `N.text_to_weight.weight`, with odd N.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ENCODERS = {
     ("penultimate_hidden_states", 1280): "CLIP ViT-H/14",
     ("penultimate_hidden_states", 1024): "CLIP ViT-L/14",
 }
-# Context width and (sites, width C) runs in the order of their numbers: down, up, middle.
+# Context width, then runs of (count of sites, width C) in the order of the sites' numbers: down, up, middle.
 ARCHITECTURES = {
     "SDXL": (2048, ((4, 640), (20, 1280), (30, 1280), (6, 640), (10, 1280))),
     "SD1.5": (768, ((2, 320), (2, 640), (2, 1280), (3, 1280), (3, 640), (3, 320), (1, 1280))),
@@ -36,9 +36,11 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class EncoderNeed:
-    """The image encoder an adapter was trained with, and which of its outputs it reads.
+    """The image encoder an adapter was trained with, and the output that it reads.
 
-    name: as the model pages call it, e.g. 'CLIP ViT-H/14'; a phrase where the width is of none we know.
+    name: from the model's page, such as 'CLIP ViT-H/14'; a phrase if the width is unknown.
+    output: the encoder's output that the adapter reads.
+    width: E, of that output.
     """
 
     name: str
@@ -47,7 +49,7 @@ class EncoderNeed:
 
 
 def encoder_need(output: Output, width: int) -> EncoderNeed:
-    """Names the encoder by the width of its output."""
+    """The encoder need, with the encoder's name derived from the output and its width."""
     what = "image embeddings" if output == "image_embeds" else "hidden states"
     name = ENCODERS.get((output, width), f"an image encoder with {width}-wide {what}")
     return EncoderNeed(name, output, width)
@@ -55,8 +57,12 @@ def encoder_need(output: Output, width: int) -> EncoderNeed:
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """family, widths and sites of one adapter. tokens is None where the encoder's token count decides.
+    """Family, widths and sites of one adapter.
 
+    context_dim: X, the width of the text context.
+    tokens: T, image tokens per picture; None if the encoder's token count decides.
+    encoder: the image encoder that it needs.
+    has_head: whether it has a fusion head.
     sites: (number N, width C), ascending N.
     """
 
@@ -83,7 +89,7 @@ class AdapterSpec:
 
 
 def architecture(context_dim: int, sites: Iterable[tuple[int, int]]) -> str:
-    """Names the UNet that has exactly these sites; 'custom' if it is none we know."""
+    """The name of the UNet with exactly these sites (number N, width C); 'custom' if it is unknown."""
     widths = [width for _, width in sites]
     for name, (context, runs) in ARCHITECTURES.items():
         if context == context_dim and widths == [width for count, width in runs for _ in range(count)]:
@@ -92,10 +98,12 @@ def architecture(context_dim: int, sites: Iterable[tuple[int, int]]) -> str:
 
 
 def detect(tensors: Mapping[str, Tensor], name: str = "this file") -> AdapterSpec:
-    """tensors: flat keys as `read_tensors` gives them.
+    """The spec of an adapter.
 
-    Raises ValueError naming the file's kind if it is no adapter we support, or every key that is
-    missing, too many or of the wrong shape.
+    tensors: by flat key, from `read_tensors`.
+    name: for messages.
+    Raises ValueError. It names the file's kind if the file is no supported adapter, or the keys that are missing,
+    unexpected or of the wrong shape.
     """
     reject_foreign(tensors, name)
     projection = {k.removeprefix("image_proj."): t for k, t in tensors.items() if k.startswith("image_proj.")}
@@ -144,7 +152,7 @@ def _check_layout(
 
 
 def _check_complete(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], name: str) -> None:
-    """wanted: the shape of every key the adapter must have, and no other key."""
+    """Raises ValueError unless the tensors have exactly the keys and shapes in `wanted`."""
     problems = []
     if missing := [k for k in wanted if k not in tensors]:
         problems.append(f"missing {some(missing)}")
@@ -174,10 +182,10 @@ _KEY = re.compile(r"(0|[1-9]\d{0,4})\.(to_k_ip|to_v_ip|text_to_weight)\.weight")
 
 
 def site_shapes(kv: Mapping[str, Tensor], context_dim: int) -> dict[str, tuple[int, ...]]:
-    """The shape every site's key must have. kv: keys without 'ip_adapter.'.
+    """The shape that every site's key must have. kv: keys without 'ip_adapter.'.
 
-    Each transformer block counts its self-attention, then its cross-attention, so the sites' numbers
-    are 1, 3, 5, … without a gap. A head must be there for all sites or for none.
+    Each transformer block numbers its self-attention first, then its cross-attention. The sites' numbers are therefore
+    1, 3, 5, … without a gap. Either all sites have a row of the fusion head or none has.
     """
     with_head = any(key.endswith(PARTS[2]) for key in kv)
     shapes: dict[str, tuple[int, ...]] = {}
@@ -192,6 +200,6 @@ def site_shapes(kv: Mapping[str, Tensor], context_dim: int) -> dict[str, tuple[i
 
 
 def site_numbers(keys: Mapping[str, Tensor]) -> range:
-    """1, 3, … as many as there are distinct numbers in the keys."""
+    """1, 3, 5, …, as many as there are distinct numbers in the keys."""
     numbers = {match[1] for key in keys if (match := _KEY.fullmatch(key))}
     return range(1, 2 * max(1, len(numbers)), 2)

@@ -146,12 +146,12 @@ def test_nothing_is_kept_alive() -> None:
 
 
 def test_of_the_names_the_last_few_are_kept() -> None:
-    from mip_adapter.common.weak_cache import MOST, WeakCache
+    from mip_adapter.common.weak_cache import MAX_NAMES, WeakCache
 
     memo, thing = WeakCache(), Counted(None)
     first = memo(lambda: torch.zeros(1), thing, name=0)
     assert memo(lambda: torch.ones(1), thing, name=0) is first
-    for name in range(1, MOST + 1):
+    for name in range(1, MAX_NAMES + 1):
         memo(lambda: torch.zeros(1), thing, name=name)
     assert memo(lambda: torch.ones(1), thing, name=0) == 1
 
