@@ -15,10 +15,15 @@ CondRows = tuple[int, int, bool, Area]  # start, stop, conditional, area
 
 
 class CondEvaluation(NamedTuple):
-    """One evaluation of several conds: per index whether it is conditional, per uuid its area, the rows and the size of
-    the latents that each is evaluated on, whether it is the guider's own, the one to record, and the model's
-    `model_sampling`; window: the numbers of the run's pictures that a context window of the host shows, None without
-    one."""
+    """One evaluation of several conds by the host.
+
+    conditional: for each index in `cond_or_uncond`, whether it is conditional.
+    areas: by the cond's uuid.
+    rows, canvas: number and size (h, w) of the latents that each cond is evaluated on.
+    main: whether the guider itself evaluates them. Only such evaluations are recorded.
+    model_sampling: the sampled model's.
+    window: the numbers of the run's pictures that a context window of the host shows, None without one.
+    """
 
     conditional: tuple[bool, ...]
     areas: Mapping[Any, Area]

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..attention.regions import Area, clipped
 from . import preview
 from .batch_layout import CondEvaluation
-from .unet_call import CALL, GUIDER_STEP, RECORDS, SAMPLING, GuiderStep, SamplingState, UNetCall
+from .unet_call import CALL, EVALUATION, GUIDER_STEP, RECORDS, SAMPLING, GuiderStep, SamplingState, UNetCall
 
 
 def install_wrappers(model_options: dict) -> None:
@@ -85,12 +85,11 @@ def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timest
         i == 0 and positive_first if name is None else "negative" not in name for i, name in enumerate(names)
     )
     areas = {cond.get("uuid"): clipped(_area(cond.get("area")), canvas) for group in conds if group for cond in group}
-    shown = [first for first, conditional in zip(firsts, which, strict=True) if first and conditional]
+    shown = [first for first, is_cond in zip(firsts, conditional, strict=True) if first and is_cond]
+    main = step.is_first_evaluation(shown, options)
     window = _window(options, model_options.get("context_handler"))
-    frame = CondEvaluation(
-        which, areas, len(x_in), canvas, prediction.begins(shown, options), model.model_sampling, window
-    )
-    return executor(model, conds, x_in, timestep, _with(model_options, **{FRAME: frame}))
+    evaluation = CondEvaluation(conditional, areas, len(x_in), canvas, main, model.model_sampling, window)
+    return executor(model, conds, x_in, timestep, _with(model_options, **{EVALUATION: evaluation}))
 
 
 def _window(options: Mapping[str, Any], handler: Any) -> list[int] | None:

@@ -169,7 +169,7 @@ class UNetCall:
         """
         if self._batch.in_tiles:
             return None
-        window = self._frame.window if self._frame else None
+        window = self._evaluation.window if self._evaluation else None
         if window is not None and len(window) == self._batch.pictures:
             return window
         return slice(None) if self._batch.pictures == self.sampling_run.pictures else None

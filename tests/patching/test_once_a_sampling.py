@@ -12,6 +12,7 @@ from ..relevance.test_record import freeze
 from ..support import graphs
 from ..support.graphs import bundle, guide, prompt, sample
 from ..support.random_sites import Case
+from .test_models import lora  # noqa: F401
 from .test_steering import applied
 
 pytestmark = pytest.mark.usefixtures("host")
