@@ -277,7 +277,7 @@ class Run:
             }
             if (grid := picture_grid.draw_grid(trials, columns)) is not None:
                 grid.save(self.folder / f"arms, {objects} objects.png")
-        print(f"{self.folder.resolve()}: variants.json, variants.md, and a picture for each number of objects")
+        print(f"{self.folder.resolve()}: arms.json, arms.md, and a picture for each number of objects")
 
 
 def _parts(
