@@ -1,7 +1,7 @@
 """The demo: a shipped workflow, posted to a running server and followed to its pictures.
 
-    prepare --base-directory DIR      photographs for a server's other workflows
-    run --server URL --output DIR     post, follow, download
+prepare --base-directory DIR      photographs for a server's other workflows
+run --server URL --output DIR     post, follow, download
 """
 
 import argparse

@@ -159,7 +159,7 @@ def train_in_graph(
             folder=folder,
             on_step=on_step,
             validate=validate,
-            interrupts=management.InterruptProcessingException,
+            interrupts=(management.InterruptProcessingException,),  # newer hosts' is no Exception
             about=about,
         )
 

@@ -58,7 +58,7 @@ class Outcome:
 
     adapter: TrainedAdapter
     losses: tuple[float, ...]
-    stopped: Exception | None = None
+    stopped: BaseException | None = None
 
 
 class Stopped(Exception):
@@ -76,7 +76,7 @@ def train(
     on_step: Callable[[Progress], None] | None = None,
     validate: Callable[[int, TrainedAdapter], None] | None = None,
     asked_to_stop: Callable[[], bool] = lambda: False,
-    interrupts: type[Exception] | tuple[type[Exception], ...] = (),
+    interrupts: tuple[type[BaseException], ...] = (),
     about: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Train `adapter` on samples.
@@ -85,9 +85,10 @@ def train(
     folder: where checkpoints and the loss curve go. A run that left checkpoints there is resumed as if it had never
         stopped; with other samples, it continues with those.
     on_step, validate: called in the first process. An Exception from on_step ends training after the step.
-        asked_to_stop: called after every step.
-    interrupts: exceptions that the model may raise within a step to end training. That step is then not made. about:
-        metadata of the result.
+    asked_to_stop: called after every step.
+    interrupts: exceptions that end training and need not be an Exception: raised by on_step after a step, or by the
+        model within one, which is then not made.
+    about: metadata of the result.
 
     Raises ValueError if the adapter does not fit the model, the loss is not finite, or too many samples are broken.
     """
@@ -130,12 +131,12 @@ class Trainer:
         on_step: Callable[[Progress], None] | None,
         validate: Callable[[int, TrainedAdapter], None] | None,
         asked_to_stop: Callable[[], bool],
-        interrupts: type[Exception] | tuple[type[Exception], ...] = (),
-    ) -> Exception | None:
+        interrupts: tuple[type[BaseException], ...] = (),
+    ) -> BaseException | None:
         """Train to the end. Returns what stopped it early, else None."""
         recipe, started, first_step = self.recipe, time.monotonic(), self.step
         stream = batches(self.samples, recipe, self.processes, self.step)
-        stopped: Exception | None = None
+        stopped: BaseException | None = None
         smooth = self.losses[-1] if self.losses else None
         while self.step < recipe.steps and stopped is None:
             try:
@@ -147,12 +148,12 @@ class Trainer:
                 return error
             smooth = loss if smooth is None else smooth + 0.05 * (loss - smooth)
             pace = (time.monotonic() - started) / (self.step - first_step)
-            failure: Exception | None = None
+            failure: BaseException | None = None
             if on_step is not None and self.first:
                 try:
                     left = pace * (recipe.steps - self.step)
                     on_step(Progress(self.step, recipe.steps, loss, smooth, pace, left, ids))
-                except Exception as error:
+                except (Exception, *interrupts) as error:
                     failure = error
             if self._any_process(failure is not None or asked_to_stop()):
                 stopped = failure or Stopped(f"stopped at step {self.step}, as asked")

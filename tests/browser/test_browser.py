@@ -98,7 +98,7 @@ def test_a_template_runs_and_its_picture_brings_the_workflow_back(page, stocked)
     card.dispatch_event("click")
     page.wait_for_function("() => app.graph._nodes.some(node => node.type === 'MIPApply')")
 
-    page.get_by_test_id("queue-button").locator("button").first.dispatch_event("click")
+    page.locator(frontend.RUN).first.dispatch_event("click")
     page.wait_for_function(DONE, timeout=240_000)
     pictures, masks, said = page.evaluate(ARRIVED)
     assert len(masks) == 4 * 2 and "onfusion" in said  # four pictures, two objects

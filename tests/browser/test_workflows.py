@@ -6,15 +6,14 @@ With MIP_ARTIFACTS=FOLDER a screenshot of every workflow is left there (frontend
 import io
 import json
 import re
-import time
 from pathlib import Path
 
-import httpx
 import pytest
 from mip_adapter.commands import demo
 
 from ..support import frontend
 from ..support.paths import API, ROOT
+from ..support.queueing import get, history, post, queue, run, wait_for, wait_until_idle
 
 WORKFLOWS = frontend.WORKFLOWS
 MINIATURE = ROOT / "workflows" / "start here - miniature.json"
@@ -197,7 +196,7 @@ def without_titles(prompt: dict) -> dict:
 
 @each_workflow
 def test_sockets_are_the_servers(stocked, path):
-    known = httpx.get(f"{stocked.url}/object_info", timeout=60).json()
+    known = get(stocked, "object_info").json()
     for node in load(path)["nodes"]:
         if node["type"] in NOTES:
             continue
@@ -210,22 +209,10 @@ def test_sockets_are_the_servers(stocked, path):
 
 @each_workflow
 def test_the_server_accepts_it(stocked, path):
-    answer = httpx.post(f"{stocked.url}/prompt", json={"prompt": load(converted(path))}, timeout=60)
-    httpx.post(f"{stocked.url}/queue", json={"clear": True})
-    httpx.post(f"{stocked.url}/interrupt")
+    queue(stocked, load(converted(path)))
+    post(stocked, "queue", {"clear": True})
+    post(stocked, "interrupt")
     wait_until_idle(stocked)
-    assert answer.status_code == 200, answer.text
-    assert not answer.json()["node_errors"]
-
-
-def wait_until_idle(server, patience_s: float = 120) -> None:
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
-        queue = httpx.get(f"{server.url}/queue", timeout=60).json()
-        if not queue["queue_running"] and not queue["queue_pending"]:
-            return
-        time.sleep(0.2)
-    raise AssertionError("the server is still busy")
 
 
 def test_the_miniature_runs_in_the_browser(page, stocked):
@@ -233,20 +220,18 @@ def test_the_miniature_runs_in_the_browser(page, stocked):
     page.evaluate(OPEN, load(MINIATURE))
     before = set(history(stocked))
     page.evaluate("async () => { await app.queuePrompt(0, 1) }")
-    deadline = time.monotonic() + 180
-    while not (new := set(history(stocked)) - before) and time.monotonic() < deadline:
-        time.sleep(0.3)
-    run = history(stocked)[new.pop()]
-    assert run["status"]["status_str"] == "success", run["status"]["messages"]
-    pictures = [picture for node in run["outputs"].values() for picture in node.get("images", ())]
+    (new,) = wait_for(lambda: set(history(stocked)) - before)
+    entry = history(stocked)[new]
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
+    pictures = [picture for node in entry["outputs"].values() for picture in node.get("images", ())]
     assert len(pictures) == 2 + 4 + 4 + 12 + 8  # what was drawn, both merges, the maps, the masks
     by_title = {
-        node["title"]: run["outputs"].get(str(node["id"]), {}) for node in load(MINIATURE)["nodes"] if "title" in node
+        node["title"]: entry["outputs"].get(str(node["id"]), {}) for node in load(MINIATURE)["nodes"] if "title" in node
     }
     assert len(by_title["Masks: relevance, one an object"]["images"]) == 4 * 2
     assert "onfusion" in by_title["The same in words"]["text"][0]
     for picture in pictures:
-        assert httpx.get(f"{stocked.url}/view", params=picture).content.startswith(b"\x89PNG")
+        assert get(stocked, "view", **picture).content.startswith(b"\x89PNG")
     frontend.screenshot(page, f"{MINIATURE.stem} - after")
 
 
@@ -255,16 +240,10 @@ def test_two_passes_run_and_their_maps_change_the_picture(stocked):
     prompt = load(API / "two passes.json")
     for node in prompt.values():
         node["inputs"] |= {key: 2 for key in ("steps", "batch_size") if isinstance(node["inputs"].get(key), int)}
-    number = httpx.post(f"{stocked.url}/prompt", json={"prompt": prompt}, timeout=60).json()["prompt_id"]
-    wait_until_idle(stocked)
-    run = history(stocked)[number]
-    assert run["status"]["status_str"] == "success", run["status"]["messages"]
-    made = {node["_meta"]["title"]: run["outputs"].get(key, {}).get("images", ()) for key, node in prompt.items()}
+    outputs = run(stocked, prompt)["outputs"]
+    made = {node["_meta"]["title"]: outputs.get(key, {}).get("images", ()) for key, node in prompt.items()}
     assert len(made["Maps after the first pass"]) == 2 * 3 and len(made["Masks after the first pass"]) == 2 * 2
-    two, one = (
-        httpx.get(f"{stocked.url}/view", params=made[f"Picture: {name}"][0]).content
-        for name in ("two passes", "one pass")
-    )
+    two, one = (get(stocked, "view", **made[f"Picture: {name}"][0]).content for name in ("two passes", "one pass"))
     assert two.startswith(b"\x89PNG") and pixels(two) != pixels(one)
 
 
@@ -272,7 +251,3 @@ def pixels(png: bytes) -> bytes:
     from PIL import Image
 
     return Image.open(io.BytesIO(png)).tobytes()
-
-
-def history(server) -> dict:
-    return httpx.get(f"{server.url}/history", timeout=60).json()

@@ -5,19 +5,17 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
 import torch
 from safetensors import safe_open
 
-from ..support import graphs
+from ..support import graphs, queueing
 from ..support.training_world import BEFORE, make_early, write_folder
 
 ADAPTER, HEAD, ALL = "adapter and head", "head only", "adapter, head and projection"
@@ -338,25 +336,22 @@ def test_through_the_server(server: Any):
     base = Path(server.base)
     write_adapters(base / "models" / "mip_adapter")
     write_folder(base / "input" / "pictures", 4)
-    with httpx.Client(base_url=server.url, timeout=30) as client:
-        first = queue(client, steps=100_000, checkpoint_every=1)
-        runs = base / "output" / "mip_adapter_training"
-        wait_for(lambda: list(runs.glob("adapter-*/checkpoints/step-*.pt")) or finished(client, first))
-        client.post("/interrupt").raise_for_status()
-        status = wait_for(lambda: finished(client, first))["status"]
-        assert "execution_interrupted" in [name for name, _ in status["messages"]], status
-        step = max(int(path.stem.removeprefix("step-")) for path in runs.glob("adapter-*/checkpoints/step-*.pt"))
-        assert 1 <= step < 100_000
-        assert f"Training was interrupted after step {step} of 100000" in Path(server.log).read_text("utf-8", "replace")
-        second = queue(client, steps=step)
-        done = wait_for(lambda: finished(client, second))
-        assert done["status"]["status_str"] == "success", done["status"]
-        assert done["outputs"]["6"]["text"] == [f"Saved {base / 'output' / 'mip_adapter' / 'served.safetensors'}"]
-        assert done["outputs"]["7"]["images"]
-        known = client.get("/object_info/MIPAdapterLoader").json()["MIPAdapterLoader"]["input"]["required"]
-        assert "served.safetensors" in str(known["adapter_name"])
-        wrong = client.post("/prompt", json={"prompt": graph(dataset_folder="nowhere")})
-        assert wrong.status_code == 400 and "no training data at" in wrong.text
+    first = queueing.queue(server, graph(steps=100_000, checkpoint_every=1))
+    runs = base / "output" / "mip_adapter_training"
+    queueing.wait_for(lambda: [*runs.glob("adapter-*/checkpoints/step-*.pt")] or queueing.history(server, first))
+    queueing.post(server, "interrupt").raise_for_status()
+    status = queueing.ended(server, first)["status"]
+    assert "execution_interrupted" in [name for name, _ in status["messages"]], status
+    step = max(int(path.stem.removeprefix("step-")) for path in runs.glob("adapter-*/checkpoints/step-*.pt"))
+    assert 1 <= step < 100_000
+    assert f"Training was interrupted after step {step} of 100000" in Path(server.log).read_text("utf-8", "replace")
+    outputs = queueing.run(server, graph(steps=step))["outputs"]
+    assert outputs["6"]["text"] == [f"Saved {base / 'output' / 'mip_adapter' / 'served.safetensors'}"]
+    assert outputs["7"]["images"]
+    known = queueing.get(server, "object_info/MIPAdapterLoader").json()["MIPAdapterLoader"]["input"]["required"]
+    assert "served.safetensors" in str(known["adapter_name"])
+    wrong = queueing.post(server, "prompt", {"prompt": graph(dataset_folder="nowhere")})
+    assert wrong.status_code == 400 and "no training data at" in wrong.text
 
 
 def graph(**settings: Any) -> dict[str, Any]:
@@ -369,21 +364,3 @@ def graph(**settings: Any) -> dict[str, Any]:
         "6": {"class_type": "MIPSaveAdapter", "inputs": {"adapter": ["5", 0], "filename_prefix": "mip_adapter/served"}},
         "7": {"class_type": "PreviewImage", "inputs": {"images": ["5", 1]}},
     }
-
-
-def queue(client: httpx.Client, **settings: Any) -> str:
-    answer = client.post("/prompt", json={"prompt": graph(**settings)})
-    assert answer.status_code == 200, answer.text
-    return answer.json()["prompt_id"]
-
-
-def finished(client: httpx.Client, prompt: str) -> dict[str, Any] | None:
-    return client.get(f"/history/{prompt}").json().get(prompt)
-
-
-def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (got := what()):
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.05)
-    return got

@@ -290,7 +290,7 @@ def test_listed_adapters_lie_where_the_host_looks():
     assert "miniature" in {part.name for folder in listed for part in folder.parents}
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_quick_training_runs_every_stage_and_improves_each(host, tmp_path):
     """The command that CI runs: from nothing to adapters, a few steps a stage."""
     line = [sys.executable, str(ROOT / "miniature" / "train.py"), "--quick", "--threads", "1", "--work", str(tmp_path)]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,7 @@ from mip_adapter.research.miniature import seeded
 from PIL import Image
 from safetensors.torch import save_file
 
-LIMIT_S = 120
+from ..support.queueing import ended, get, post
 
 
 @pytest.fixture(scope="module")
@@ -71,25 +69,17 @@ def graph() -> dict:
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
 
 
-def post(server, changes: dict) -> tuple[str | None, str]:
+def ran(server, changes: dict) -> tuple[str | None, str]:
     """Run the graph with inputs changed: {"node.input": value}. Returns (node, message), or (None, "") for success."""
     prompt = graph()
     for place, value in changes.items():
         node, name = place.split(".")
         prompt[node]["inputs"][name] = value
-    answer = httpx.post(f"{server.url}/prompt", json={"prompt": prompt}, trust_env=False, timeout=60).json()
+    answer = post(server, "prompt", {"prompt": prompt}).json()
     if answer.get("node_errors"):
         ((node, found),) = answer["node_errors"].items()
         return node, json.dumps(found["errors"], ensure_ascii=False)
-    for _ in range(LIMIT_S * 10):
-        history = httpx.get(f"{server.url}/history/{answer['prompt_id']}", trust_env=False, timeout=60).json()
-        if history and history[answer["prompt_id"]]["status"]["completed"] is not None:
-            return _outcome(history[answer["prompt_id"]])
-        time.sleep(0.1)
-    raise AssertionError(f"nothing after {LIMIT_S} s")
-
-
-def _outcome(entry: dict) -> tuple[str | None, str]:
+    entry = ended(server, answer["prompt_id"])
     for kind, message in entry["status"]["messages"]:
         if kind == "execution_error":
             return message["node_id"], f"{message['exception_type']}: {message['exception_message']}"
@@ -124,7 +114,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_the_node_that_caused_it_says_why(prepared, case: str) -> None:
     changes, node, words = BAD[case]
-    where, said = post(prepared, changes)
+    where, said = ran(prepared, changes)
     assert where == node and words in said, (where, said)
     assert not any(crash in said for crash in ("RuntimeError", "TypeError", "KeyError", "AttributeError", "IndexError"))
 
@@ -144,12 +134,12 @@ GOOD = {
 
 @pytest.mark.parametrize("case", GOOD)
 def test_afterwards_good_prompts_run(prepared, case: str) -> None:
-    assert post(prepared, GOOD[case]) == (None, "")
+    assert ran(prepared, GOOD[case]) == (None, "")
 
 
 def test_the_list_shows_what_can_be_chosen(prepared) -> None:
     """Without the shadows that macOS leaves on foreign drives."""
     (Path(prepared.base) / "models" / "ipadapter" / "._miniature_base.safetensors").write_bytes(b"\x00\x05\x16\x07")
-    info = httpx.get(f"{prepared.url}/object_info/MIPAdapterLoader", trust_env=False, timeout=60).json()
+    info = get(prepared, "object_info/MIPAdapterLoader").json()
     names = info["MIPAdapterLoader"]["input"]["required"]["adapter_name"][1]["options"]
     assert "miniature_base.safetensors" in names and not [name for name in names if name.startswith("._")]

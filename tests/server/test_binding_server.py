@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-
-import httpx
+from ..support.queueing import run
 
 LOOKS = {"star": ("striped", "yellow", "green"), "fish": ("plain", "blue", "blue")}
 
@@ -59,21 +57,8 @@ def graph(exchanged: bool) -> dict:
     return prompt
 
 
-def ran(server, prompt: dict) -> dict:
-    answer = httpx.post(f"{server.url}/prompt", json={"prompt": prompt}, timeout=60).json()
-    assert "prompt_id" in answer, answer
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        if run := httpx.get(f"{server.url}/history/{answer['prompt_id']}", timeout=60).json():
-            (only,) = run.values()
-            assert only["status"]["status_str"] == "success", only["status"]["messages"]
-            return only["outputs"]
-        time.sleep(0.2)
-    raise AssertionError("the server did not answer in time")
-
-
 def test_right_and_exchanged_looks_are_told_apart(server):
-    right, exchanged = (ran(server, graph(exchanged)) for exchanged in (False, True))
+    right, exchanged = (run(server, graph(exchanged))["outputs"] for exchanged in (False, True))
     assert "wear each other's looks" in exchanged["said"]["text"][0], exchanged["said"]["text"][0]
     assert "All is well: both objects were found" in right["said"]["text"][0], right["said"]["text"][0]
     assert "2 of 2" in right["ranking"]["text"][0] and len(right["matrix"]["images"]) == 1

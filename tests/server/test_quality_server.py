@@ -3,29 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
-
-import httpx
 
 from ..support.paths import API
+from ..support.queueing import run
 
 WORKFLOW = API / "quality of a picture's objects.json"
-
-
-def run(server, prompt: dict) -> dict:
-    """The outputs by node."""
-    answer = httpx.post(f"{server.url}/prompt", json={"prompt": prompt}, timeout=60)
-    assert answer.status_code == 200, answer.text
-    number = answer.json()["prompt_id"]
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        history = httpx.get(f"{server.url}/history/{number}", timeout=60).json()
-        if number in history and history[number]["status"]["completed"]:
-            return history[number]["outputs"]
-        if number in history:
-            raise AssertionError(history[number]["status"]["messages"][-1])
-        time.sleep(0.2)
-    raise AssertionError("the server did not finish in time")
 
 
 def test_the_workflow_runs_and_boxes_come_back(server):
@@ -41,7 +23,7 @@ def test_the_workflow_runs_and_boxes_come_back(server):
         scored = {**prompt[score]["inputs"], "detections": [name, 0]}
         prompt[f"score of {name}"] = {"class_type": "MIPObjectQualityScore", "inputs": scored}
         prompt[f"said of {name}"] = {"class_type": "PreviewAny", "inputs": {"source": [f"score of {name}", 3]}}
-    outputs = run(server, prompt)
+    outputs = run(server, prompt)["outputs"]
     reports = [outputs[node]["text"][0] for node in (known["PreviewAny"], "said of masks", "said of boxes")]
     assert all("| mean " in report and "nan" not in report for report in reports)
     assert reports[0] == reports[1] != reports[2]

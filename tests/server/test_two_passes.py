@@ -3,12 +3,10 @@ model for both they are the first one's, whenever they are asked for."""
 
 from __future__ import annotations
 
-import time
-
-import httpx
 import pytest
 from mip_adapter.commands import demo
 
+from ..support import queueing
 from .test_live_preview import prompt
 
 
@@ -43,15 +41,7 @@ def two_passes(seed: int) -> dict:
 
 def run(server, graph: dict) -> tuple[dict[str, str], set[str]]:
     """What the two reports say, and which nodes came from the cache."""
-    answer = httpx.post(f"{server.url}/prompt", json={"prompt": graph}, trust_env=False, timeout=60).json()
-    found: dict = {}
-    for _ in range(1200):
-        found = httpx.get(f"{server.url}/history/{answer['prompt_id']}", trust_env=False, timeout=60).json()
-        if found:
-            break
-        time.sleep(0.1)
-    (entry,) = found.values()
-    assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
+    entry = queueing.run(server, graph)
     (cached,) = [message["nodes"] for kind, message in entry["status"]["messages"] if kind == "execution_cached"]
     outputs = entry["outputs"]
     return {name: outputs[name]["text"][0] for name in ("said", "first said") if name in outputs}, set(cached)

@@ -14,6 +14,8 @@ from mip_adapter.docs import browser
 FOCUS, OPEN, SET, WORKFLOWS = browser.FOCUS, browser.OPEN, browser.SET, browser.WORKFLOWS
 configure, open_frontend = browser.configure, browser.open_frontend
 
+RUN = "[data-testid=queue-button] button"  # the button that queues the workflow
+
 FIT = """async () => {
     const {graph} = app.canvas
     const boxes = [...graph._nodes.map(n => [...n.getBounding()]), ...graph._groups.map(g => [...g._bounding])]

@@ -36,8 +36,9 @@ def run(data: Path, folder: Path | None = None, adapter=None, model=None, on_ste
     from mip_adapter.training.dataset import SubjectFolder
     from mip_adapter.training.trainer import train
 
-    recipe = small_recipe(**changes)
     more = {} if asked is None else {"asked_to_stop": asked}
+    more |= {"interrupts": changes.pop("interrupts")} if "interrupts" in changes else {}
+    recipe = small_recipe(**changes)
     samples = SubjectFolder(data, recipe)
     return train(
         model or PlainModel(), samples, adapter or small_adapter(), recipe, folder=folder, on_step=on_step, **more
@@ -116,6 +117,28 @@ def test_resuming_equals_not_stopping_bit_by_bit(data: Path, tmp_path: Path, cha
     assert (tmp_path / "part" / "loss.csv").read_text().splitlines()[0::7] == ["step,loss", f"7,{whole.losses[-1]!r}"]
     left = sorted(path.name for path in (tmp_path / "part" / "checkpoints").iterdir())
     assert left == ["step-00000006.pt", "step-00000007.pt"]  # nothing of the write that was killed
+
+
+class Interrupt(BaseException):
+    """As newer hosts' interrupt: `except Exception` does not catch it."""
+
+
+@pytest.mark.parametrize("where", ["after a step", "in the middle of one"])
+def test_an_interrupt_keeps_the_steps_before_it(data: Path, tmp_path: Path, where: str) -> None:
+    class Interrupted(PlainModel):
+        def predict(self, noisy, steps, batch, merging):
+            if where == "in the middle of one" and len(self.seen) > 2 * 2:
+                raise Interrupt
+            return super().predict(noisy, steps, batch, merging)
+
+    def stop(progress) -> None:
+        if where == "after a step" and progress.step == 2:
+            raise Interrupt
+
+    part = run(data, tmp_path, model=Interrupted(), on_step=stop, steps=4, interrupts=(Interrupt,))
+    assert isinstance(part.stopped, Interrupt) and len(part.losses) == 2
+    rest, whole = run(data, tmp_path, steps=4), run(data, steps=4)
+    assert rest.losses == whole.losses and equal(rest.adapter, whole.adapter)
 
 
 def test_the_curve_needs_pillow_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
