@@ -64,7 +64,7 @@ def test_on_a_machine_without_fonts(tmp_path: Path) -> None:
     ask = f"""
 import runpy
 load = runpy.run_path({str(ROOT / "launcher" / "package.py")!r})["load_package"]
-print(*load("attention.letters").written(["cat", "猫"]), sep=", ")
+print(*load("common.drawing").written(["cat", "猫"]), sep=", ")
 """
     empty = {"XDG_DATA_HOME": str(tmp_path), "XDG_DATA_DIRS": str(tmp_path), "HOME": str(tmp_path)}
     done = finished([sys.executable, "-c", ask], env=empty, cwd=tmp_path)

@@ -267,7 +267,7 @@ def test_folders_in_the_hosts_care(host, folders: Path):
         torch.testing.assert_close(encoder.images(photos()), load_encoder(place / name).images(photos()))
         assert management.loaded_models()
         management.unload_all_models()
-        assert not management.loaded_models()
+        assert not [model for model in management.loaded_models() if model is not None]  # None: of another test, gone
         torch.testing.assert_close(encoder.images(photos()), load_encoder(place / name).images(photos()))
         assert MIPEncoderLoader.validate_inputs(name) is True
     assert "leads out" in str(MIPEncoderLoader.validate_inputs("../ipadapter"))

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 from mip_adapter.commands import demo
+from mip_adapter.common.bundled import MINIATURE
 from mip_adapter.miniature import config
 from mip_adapter.research.miniature import seeded
 
@@ -103,7 +104,7 @@ def files(host, tmp_path):
     from mip_adapter.miniature import comfy_bundle
 
     for part in comfy_bundle.PARTS:
-        shutil.copy(comfy_bundle.FOLDER / f"{part}.safetensors", tmp_path)
+        shutil.copy(MINIATURE / f"{part}.safetensors", tmp_path)
     return tmp_path
 
 
@@ -111,7 +112,7 @@ def test_it_is_small_and_loads_fast(host):
     """All that is shipped, adapters of the arms included; and what an artist waits for."""
     from mip_adapter.miniature import comfy_bundle
 
-    assert sum(file.stat().st_size for file in comfy_bundle.FOLDER.rglob("*.safetensors")) <= 60e6
+    assert sum(file.stat().st_size for file in MINIATURE.rglob("*.safetensors")) <= 60e6
     begun = time.process_time()
     with torch.inference_mode():
         comfy_bundle.load()
@@ -122,10 +123,10 @@ def test_its_files_are_those_of_the_log(host):
     """weights.json says what was trained how; its digests are the files'."""
     from mip_adapter.miniature import comfy_bundle
 
-    log = json.loads((comfy_bundle.FOLDER / "weights.json").read_text())
+    log = json.loads((MINIATURE / "weights.json").read_text())
     assert set(log) == {f"{part}.safetensors" for part in comfy_bundle.PARTS}
     for name, about in log.items():
-        assert hashlib.sha256((comfy_bundle.FOLDER / name).read_bytes()).hexdigest() == about["sha256"]
+        assert hashlib.sha256((MINIATURE / name).read_bytes()).hexdigest() == about["sha256"]
         assert about["step"] > 500 and about["seconds"] > 0
 
 

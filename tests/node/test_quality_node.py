@@ -53,7 +53,8 @@ def test_equals_the_definition(encoder: TextImageEncoder):
 
 def test_equals_the_score_of_training_data(encoder: TextImageEncoder, tmp_path: Path):
     """Masks of a training folder, as MIPBoxes reads them: the crops, and so the scores, are those of `curate`."""
-    from mip_adapter.commands.curation.read import Folder, Objects
+    from mip_adapter.commands.curation.read import Folder
+    from mip_adapter.commands.curation.score import LabelledCrops
     from mip_adapter.evaluation.quality.score import object_quality
     from mip_adapter.miniature import world
     from mip_adapter.research.miniature import world_files
@@ -63,7 +64,7 @@ def test_equals_the_score_of_training_data(encoder: TextImageEncoder, tmp_path: 
     folder = Folder(tmp_path, filters=Filters(area_min=0.01, fill=0.3, in_caption=False))
     for name in folder.ids():
         objects = folder.objects(name)
-        assert isinstance(objects, Objects)
+        assert isinstance(objects, LabelledCrops)
         values = torch.tensor(np.asarray(Image.open(tmp_path / "masks" / f"{name}.png")))
         entries = {entry["label"]: entry["value"] for entry in folder.data(name)["final_masks"]}
         masks = torch.stack([values == entries[label] for label in objects.labels]).float()

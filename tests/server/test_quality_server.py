@@ -14,6 +14,9 @@ def test_the_workflow_runs_and_boxes_come_back(server):
     """Boxes of MIPDetectObjects through a link of another type into MIPBoxes: the same scores but for the masks."""
     prompt = json.loads(WORKFLOW.read_text("utf-8"))
     known = {node["class_type"]: number for number, node in prompt.items()}
+    for node in prompt.values():  # poses of its own: what another test has drawn would come from the cache
+        if "pose" in node["inputs"]:
+            node["inputs"]["pose"] += 40
     found, score = known["MIPDetectObjects"], known["MIPObjectQualityScore"]
     images = prompt[found]["inputs"]["images"]
     masks, boxes = ({"images": images, "boxes": [found, slot], "texts": "star, heart",
