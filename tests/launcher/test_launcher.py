@@ -309,7 +309,7 @@ def test_a_port_lost_to_another_program_is_given_up(copy: Path, tmp_path: Path):
 def test_the_server_ends_even_when_mip_is_killed(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COMFYUI_PATH", str(fake_host(tmp_path / "host", ANSWERS)))
     monkeypatch.setenv("MIP_ADAPTER_PYTHON", sys.executable)
-    port = load(copy).free_port()
+    port = load(copy).server.free_port()
     with started([sys.executable, copy / "mip.py", "serve", "--port", str(port)], stdout=PIPE, text=True) as serving:
         assert any("Ctrl-C" in text for text in serving.stdout)
         serving.kill()
@@ -321,7 +321,7 @@ def test_the_server_ends_even_when_mip_is_killed(copy: Path, tmp_path: Path, mon
 def test_ctrl_c_stops_the_server(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COMFYUI_PATH", str(fake_host(tmp_path / "host", ANSWERS)))
     monkeypatch.setenv("MIP_ADAPTER_PYTHON", sys.executable)
-    port = load(copy).free_port()
+    port = load(copy).server.free_port()
     line = [sys.executable, copy / "mip.py", "serve", "--port", str(port)]
     with started(line, stdout=PIPE, stderr=PIPE, text=True) as serving:
         assert any("Ctrl-C" in text for text in serving.stdout)

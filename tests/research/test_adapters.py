@@ -283,17 +283,24 @@ def test_a_training_of_today_would_use_the_recipes_of_the_files():
 
 
 def test_listed_adapters_lie_where_the_host_looks():
-    from mip_adapter.research.miniature import trained as module
 
     listed = {trained.file(kind, 0).parent for kind, about in trained.KINDS.items() if about.listed}
-    assert listed == {Path(module.__file__).parent / "adapters"}
+    assert listed == {ROOT / "miniature" / "adapters"}
     assert "miniature" in {part.name for folder in listed for part in folder.parents}
 
 
 @pytest.mark.timeout(3600)
 def test_quick_training_runs_every_stage_and_improves_each(host, tmp_path):
     """The command that CI runs: from nothing to adapters, a few steps a stage."""
-    line = [sys.executable, str(ROOT / "miniature" / "train.py"), "--quick", "--threads", "1", "--work", str(tmp_path)]
+    line = [
+        sys.executable,
+        str(ROOT / "research" / "miniature" / "train.py"),
+        "--quick",
+        "--threads",
+        "1",
+        "--work",
+        str(tmp_path),
+    ]
     done = finished([*line, "--export", tmp_path / "made"])
     assert done.returncode == 0, done.stderr
     # The base's loss depends mostly on the noise levels that were drawn, so it is compared at like levels.

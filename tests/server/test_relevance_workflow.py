@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from types import ModuleType
 
 import numpy as np
 import pytest
-
-from ..support.paths import ROOT
 
 WORDS = {"star", "ring", "heart", "cross", "moon", "square", "triangle", "arrow", "drop", "flower", "fish", "mushroom"}
 
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    path = ROOT / "benchmarks" / "relevance_score.py"
-    spec = importlib.util.spec_from_file_location("relevance_benchmark", path)
-    assert spec and spec.loader
-    sys.modules["relevance_benchmark"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from mip_adapter.benchmarks import relevance_score
+
+    return relevance_score
 
 
 @pytest.fixture(scope="module")
