@@ -14,7 +14,8 @@ from mip_adapter.docs import browser
 FOCUS, OPEN, SET, WORKFLOWS = browser.FOCUS, browser.OPEN, browser.SET, browser.WORKFLOWS
 configure, open_frontend = browser.configure, browser.open_frontend
 
-RUN = "[data-testid=queue-button] button"  # the button that queues the workflow
+# The button that queues the workflow: inside the marked element, and on newer frontends that element itself.
+RUN = 'button[data-testid="queue-button"], [data-testid="queue-button"] button'
 
 FIT = """async () => {
     const {graph} = app.canvas
