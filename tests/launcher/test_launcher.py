@@ -193,7 +193,8 @@ def test_an_interrupted_install_is_not_taken_for_a_finished_one(copy: Path, monk
     (folder / "half-installed").touch()
 
     # two runs at once: one builds, the other waits for it, and neither keeps the leftovers
-    line = [sys.executable, "-c", "from launcher.environment import environment; print(environment(None))"]
+    ask = "from launcher.environment import environment; print(environment(None))"
+    line = [sys.executable, "-c", f"import sys; sys.path.insert(0, '.'); {ask}"]
     with ExitStack() as stack:
         both = [stack.enter_context(started(line, cwd=copy, stdout=PIPE, text=True)) for _ in range(2)]
         said = [process.communicate()[0] for process in both]
