@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 
 from ....common.bundled import MINIATURE
 from ....common.hashing import weights_sha256
+from ....launcher import comfyui
 from .. import comfy_networks
 from . import export, packing, stage_trainer
 from .base import Base, Conditioner
@@ -197,8 +197,7 @@ def prepare(threads: int) -> torch.device:
     """Find ComfyUI (COMFYUI_PATH, or the one that `mip.py` unpacked) and the device. Raises ValueError if there is
     none.
     """
-    mip = sys.modules["mip"]
-    folder = mip.given_host() or mip.unpacked_host_folder()
+    folder = comfyui.given_host() or comfyui.unpacked_host_folder()
     if not folder.is_dir():
         raise ValueError("No ComfyUI here yet: run `python mip.py demo` once, or set COMFYUI_PATH to a checkout.")
     comfy_networks.use_host(folder)
