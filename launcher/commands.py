@@ -93,11 +93,13 @@ def demo(arguments: list[str]) -> int:
 def test(arguments: list[str]) -> int:
     parser = options("test")
     parser.add_argument("--fast", action="store_true", help="without the tests that serve, browse or train")
+    parser.add_argument("-m", dest="marked", metavar="MARKS", help="only tests with these marks, as pytest's -m")
     chosen, more = parser.parse_known_args(arguments)
-    if not any(Path(each.partition("::")[0]).exists() for each in more):  # all tests: a process for each core
-        more = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile", *more]
-    if chosen.fast:
-        more = ["-m", "not slow", *more]
+    named = [ROOT / each.partition("::")[0] for each in more]
+    if not any(path.exists() and ROOT / "tests" in (path, *path.parents) for path in named):  # a process for each core
+        more = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal", *more]
+    if marks := [f"({each})" for each in (chosen.fast and "not slow", chosen.marked) if each]:
+        more = ["-m", " and ".join(marks), *more]
     python, host = prepare()
     steps = {
         "ruff check": ["ruff", "check"],

@@ -146,6 +146,34 @@ def test_a_full_disk_gets_a_sentence(copy: Path, monkeypatch: pytest.MonkeyPatch
         mip.environment.environment(None)
 
 
+@pytest.mark.parametrize(
+    ("given", "marked", "in_parallel"),
+    [
+        ([], None, True),
+        (["--fast"], "(not slow)", True),
+        (["--fast", "-m", "not host or slow", "-x"], "(not slow) and (not host or slow)", True),
+        (["-m", "not host", "-k", "weights"], "(not host)", True),
+        (["--fast", "tests/weights/test_sites.py::test_all", "-x"], "(not slow)", False),
+        (["tests"], None, False),
+    ],
+)
+def test_what_pytest_is_told(
+    given: list[str], marked: str | None, in_parallel: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In any folder: paths are the checkout's."""
+    mip, lines = load(ROOT), []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mip.commands, "prepare", lambda: ("its python", Path("host")))
+    monkeypatch.setattr(mip.commands, "call", lambda line, *_, **__: lines.append(line) and 0)
+    assert mip.commands.main(["test", *given]) == 0
+    told = lines[-1]
+    assert (told[told.index("-m", 2) + 1] if "-m" in told[2:] else None) == marked
+    assert ("-n" in told) == in_parallel
+    assert [each for each in given if each.startswith("tests") or each == "-x"] == [
+        each for each in told if each.startswith("tests") or each == "-x"
+    ]
+
+
 # ---- the environment ----
 
 
