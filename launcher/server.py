@@ -31,6 +31,7 @@ sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 FOLDERS = ("custom_nodes", "input", "models", "output", "temp", "user")
+LEVEL = re.compile(r"^(\x1b\[\d+m)*\[[A-Z]+\]\x1b\[0m ")  # newer hosts begin each line of the log with it
 PORT_TAKEN = re.compile(r"errno (98|48|10048)\b", re.IGNORECASE)  # EADDRINUSE: Linux, macOS, Windows
 
 
@@ -110,7 +111,8 @@ class Server:
 
     def pack_failure(self) -> str | None:
         """Why the host could not load the pack, or None. The host runs on without packs that it cannot load."""
-        lines = [line for line in self.log.read_text("utf-8", "replace").splitlines() if PACK in line]
+        log = self.log.read_text("utf-8", "replace").splitlines()
+        lines = [LEVEL.sub("", line) for line in log if PACK in line]
         if not any("(IMPORT FAILED)" in line for line in lines):
             return None
         reasons = [line for line in lines if line.startswith(("Cannot import", "Error while", "Skip"))]
