@@ -186,12 +186,18 @@ def test_the_frontend_opens_it(page, stocked, path):
     assert not [lack for lack in page.evaluate(NOTES_LACK) if lack > 0], "a note needs more pixels of height"
     for node in workflow["nodes"]:
         assert opened["widgets"][str(node["id"])] == node.get("widgets_values", []), node["type"]
-    assert without_titles(opened["output"]) == without_titles(load(converted(path)))
+    saved = load(converted(path))
+    assert classes_and_inputs(opened["output"], saved) == classes_and_inputs(saved, saved)
 
 
-def without_titles(prompt: dict) -> dict:
-    """Class and inputs of every node; titles are translated."""
-    return {number: (node["class_type"], node["inputs"]) for number, node in prompt.items()}
+def classes_and_inputs(prompt: dict, saved: dict) -> dict:
+    """Of every node but its title, which is translated. A newer host's own nodes have inputs that were not saved."""
+    found = {}
+    for number, node in prompt.items():
+        given, known = node["inputs"], saved.get(number, node)["inputs"]
+        ours = node["class_type"].startswith("MIP")
+        found[number] = node["class_type"], {key: given[key] for key in given if ours or key in known}
+    return found
 
 
 @each_workflow
@@ -203,8 +209,10 @@ def test_sockets_are_the_servers(stocked, path):
         about = known[node["type"]]
         accepted = [name for part in ("required", "optional") for name in about["input_order"].get(part, [])]
         assert {entry["name"] for entry in node["inputs"]} <= set(accepted)
-        assert [output["type"] for output in node["outputs"]] == about["output"]
-        assert [output["name"] for output in node["outputs"]] == about["output_name"]
+        # A newer host's own nodes may have more outputs, behind those that were saved.
+        count = len(about["output"]) if node["type"].startswith("MIP") else len(node["outputs"])
+        assert [output["type"] for output in node["outputs"]] == about["output"][:count]
+        assert [output["name"] for output in node["outputs"]] == about["output_name"][:count]
 
 
 @each_workflow
