@@ -47,7 +47,8 @@ def _same_numbers_every_time() -> None:
     torch.manual_seed(0)
 
 
-SLOW = {"server", "browser"}  # fixtures
+# Besides what is marked where it is written: fixtures and folders.
+SLOW = {"server", "browser"}
 SLOW_FOLDERS = ("server", "browser", "training", "research", "launcher", "benchmarks", "commands")
 
 

@@ -15,6 +15,8 @@ from ..weights.test_sites import build
 TOKENS = {"base": 4, "plus": 16, "full-face": 257}
 META = torch.device("meta")
 
+pytestmark = pytest.mark.slow
+
 
 def patched(kind: str, family: str, strategy: str = "relevance", regional: bool = False, objects: int = 3):
     """(UNet, transformer_options) as MIPApply leaves them."""

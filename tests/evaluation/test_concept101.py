@@ -395,6 +395,7 @@ def test_two_processes_make_the_same_table(alone: Path, data: Path, encoders, tm
         assert file.read_bytes() == (tmp_path / file.relative_to(alone)).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_two_processes_are_killed_and_one_goes_on(host, alone: Path, data: Path, encoders, tmp_path: Path):
     from mip_adapter.commands.concept101.command import main
@@ -409,6 +410,7 @@ def test_two_processes_are_killed_and_one_goes_on(host, alone: Path, data: Path,
     assert_same_table(table(tmp_path), table(alone))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_two_processes_are_killed_while_scoring_and_two_go_on(host, encoders, tmp_path: Path):
     """With pictures of another method, so that there is nothing but scoring."""

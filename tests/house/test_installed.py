@@ -28,6 +28,9 @@ print(len(files), "modules")
 """
 
 
+pytestmark = pytest.mark.slow
+
+
 def ignored() -> list[str]:
     return (ROOT / ".comfyignore").read_text("utf-8").split()
 

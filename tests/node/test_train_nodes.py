@@ -21,6 +21,8 @@ from ..support.training_world import BEFORE, make_early, write_folder
 ADAPTER, HEAD, ALL = "adapter and head", "head only", "adapter, head and projection"
 SETTINGS = {"steps": 4, "learning_rate": 1e-3, "batch_size": 2, "train": ADAPTER, "seed": 3, "resolution": 64}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(host: SimpleNamespace) -> str:

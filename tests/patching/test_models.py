@@ -153,6 +153,7 @@ def test_low_vram(lora) -> None:
     assert deviation(got, sample(graphs.apply_directly(model=merged)), sample(merged)) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_torch_compile(host, monkeypatch) -> None:
     """TorchCompileModel's own way, with a backend that does all but make kernels, on one transformer so that it takes
     seconds. (The order of the nodes makes no difference: the model is compiled while it samples.)"""
