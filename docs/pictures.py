@@ -1,7 +1,8 @@
 """`python mip.py pictures`: the pictures of the workflows and of the help pages, made anew in the real frontend.
 
-Starts ComfyUI with this pack and a headless Chromium (CHROME_PATH, or one on the PATH). Workflows on the miniature are
-run first; the others need files that this command does not have, and are shown as they are opened.
+Starts ComfyUI with this pack and a headless Chromium (CHROME_PATH, or one on the PATH). A workflow on the miniature is
+run, and its picture shows what went in and what came out, since a card of the template list is too small for a graph.
+The others need files that this command does not have, and are shown as they are opened.
 
     python mip.py pictures                                  all: workflows/*.jpg and web/docs/images/*.jpg
     python mip.py pictures --nodes                          the help pages' alone; --workflows: the workflows' alone
@@ -29,6 +30,7 @@ from . import browser
 
 ROOT = Path(__file__).resolve().parents[1]
 MARGIN = 12  # canvas pixels around what is shown
+CARD_HEIGHT = 640  # pixels of a picture of results
 WORKFLOW_WIDTH = 960  # pixels; a picture is taken at twice this width and then reduced
 NODE_ZOOM = 1.5
 QUALITIES = (85, 75, 65)  # JPEG qualities; the first that stays below the limit is taken, or the last
@@ -68,6 +70,13 @@ ALONE = """type => {
     node.pos = [0, 0]
     node.setSize([Math.max(node.size[0], 320), node.size[1]])
     app.graph.add(node)
+}"""
+DRAWS = ("MIPMiniatureObject", "SaveImage")
+# The pictures that the nodes of a kind have made, of all nodes that draw or of the first that saves.
+MADE = """kind => {
+    const nodes = app.graph._nodes.filter(node => node.type === kind && app.nodeOutputs[node.id]?.images)
+    const taken = kind === "SaveImage" ? nodes.slice(0, 1) : nodes
+    return taken.flatMap(node => app.nodeOutputs[node.id].images)
 }"""
 # A help page shows its node under the node's own title.
 NAME = """type => {
@@ -165,6 +174,9 @@ class Maker:
             print(f"{name}: no picture, because {problem}", file=sys.stderr, flush=True)
             self.page.keyboard.press("Escape")  # closes the frontend's error dialog
             return False
+        if "MIPMiniatureLoader" in kinds:
+            self.save(self.results(), Path("workflows", f"{name}.jpg"), time.monotonic() - begin)
+            return True
         boxes = self.page.evaluate(BOXES, None)
         width = max(x + w for x, _, w, _ in boxes) - min(x for x, *_ in boxes)
         zoom = 2 * WORKFLOW_WIDTH / (width + 2 * MARGIN)
@@ -172,6 +184,25 @@ class Maker:
         small = picture.resize((WORKFLOW_WIDTH, picture.height // 2), Image.Resampling.LANCZOS)
         self.save(small, Path("workflows", f"{name}.jpg"), time.monotonic() - begin)
         return True
+
+    def results(self) -> Image.Image:
+        """What the open workflow has made: the references on the left, beside them the first saved pictures, large."""
+        drawn, made = ([self.fetched(each) for each in self.page.evaluate(MADE, kind)] for kind in DRAWS)
+        side, edge = CARD_HEIGHT // 2, CARD_HEIGHT // 60
+        card = Image.new("RGB", (WORKFLOW_WIDTH, CARD_HEIGHT), "white")
+        for i, picture in enumerate(drawn[:2]):
+            card.paste(picture.resize((side - 2 * edge,) * 2, Image.Resampling.BICUBIC), (edge, i * side + edge))
+        columns = [(side + edge, 0), (2 * side + edge, 0), (side + edge, side), (2 * side + edge, side)]
+        if len(made) < len(columns):  # one, as large as all of them
+            columns, side = columns[:1], 2 * side
+        for picture, (x, y) in zip(made, columns, strict=False):
+            card.paste(picture.resize((side - edge,) * 2, Image.Resampling.BICUBIC), (x, y + edge // 2))
+        return card
+
+    def fetched(self, picture: dict[str, str]) -> Image.Image:
+        """A picture that the server keeps, by what /view needs for it."""
+        answer = self.page.request.get(f"{self.page.evaluate('location.origin')}/view", params=picture)
+        return Image.open(io.BytesIO(answer.body())).convert("RGB")
 
     def node(self, name: str) -> None:
         """Makes the picture of a help page: a scene, or a node in the smallest workflow that has it, else alone."""
