@@ -92,16 +92,16 @@ def test_a_template_runs_and_its_picture_brings_the_workflow_back(page, stocked)
     card = page.get_by_test_id(f"template-workflow-{TEMPLATE}")
     card.wait_for(state="attached")
     cards = page.locator('[data-testid^="template-workflow-"]').evaluate_all("all => all.map(e => e.dataset.testid)")
-    assert {each.removeprefix("template-workflow-") for each in cards} >= {
-        path.stem for path in (ROOT / "workflows").glob("*.json")
-    }
+    ours = {path.stem for path in (ROOT / "workflows").glob("*.json")}
+    listed = [name for each in cards if (name := each.removeprefix("template-workflow-")) in ours]
+    assert set(listed) == ours and listed[0] == TEMPLATE and listed.index("regions") < listed.index("two passes")
     card.dispatch_event("click")
     page.wait_for_function("() => app.graph._nodes.some(node => node.type === 'MIPApply')")
 
     page.locator(frontend.RUN).first.dispatch_event("click")
     page.wait_for_function(DONE, timeout=240_000)
-    pictures, masks, said = page.evaluate(ARRIVED)
-    assert len(masks) == 4 * 2 and "onfusion" in said  # four pictures, two objects
+    pictures = page.evaluate(ARRIVED)
+    assert len(pictures) == 2 + 4 + 4 * 3  # drawn, made, and the maps of two objects
     for picture in pictures:
         content = httpx.get(f"{stocked.url}/view", params=picture, timeout=60).content
         assert content.startswith((b"\x89PNG", b"\xff\xd8"))
@@ -116,18 +116,10 @@ def test_a_template_runs_and_its_picture_brings_the_workflow_back(page, stocked)
 
 
 DONE = """() => {
-    const shows = ["SaveImage", "PreviewImage", "MaskPreview"]
-    const nodes = app.graph._nodes.filter(node => shows.includes(node.type))
-    const said = app.graph._nodes.filter(node => node.type === "PreviewAny")
-    return nodes.length > 2 && nodes.every(node => app.nodeOutputs[node.id]?.images?.length) &&
-        said.length && said.every(node => app.nodeOutputs[node.id]?.text?.length)
+    const nodes = app.graph._nodes.filter(node => ["SaveImage", "MIPMiniatureObject"].includes(node.type))
+    return nodes.length === 4 && nodes.every(node => app.nodeOutputs[node.id]?.images?.length)
 }"""
-# All pictures, those of the masks among them, and the maps in words.
-ARRIVED = """() => {
-    const of = type => app.graph._nodes.filter(node => node.type === type).map(node => app.nodeOutputs[node.id])
-    const pictures = Object.values(app.nodeOutputs).flatMap(output => output.images ?? [])
-    return [pictures, of("MaskPreview").flatMap(output => output.images), of("PreviewAny")[0].text[0]]
-}"""
+ARRIVED = "() => Object.values(app.nodeOutputs).flatMap(output => output.images ?? [])"
 DROP = """async picture => {
     const file = await (await fetch("/api/view?" + new URLSearchParams(picture))).blob()
     const dataTransfer = new DataTransfer()
@@ -375,8 +367,127 @@ COLOURFUL = """() => {
 }"""
 
 
+SAID = """async ([objects, prompt]) => {
+    const {mistakesIn} = await import("/extensions/PACK/js/mistakes.js")
+    return mistakesIn(objects.map(([text, connected]) => ({text, connected})), prompt)
+}""".replace("PACK", PACK)
+
+
+def test_likely_mistakes_are_named(page) -> None:
+    chain = [
+        ["cat", True],
+        ["dragon", True],
+        ["Cup", False],
+        ["", True],
+        ["cat", True],
+        ["my very old red coffee cup", True],
+    ]
+    said = page.evaluate(SAID, [chain, "a cat and a cup, dragonflies"])
+    assert said == [
+        "same text twice",
+        "not in the prompt",
+        "no picture",
+        "no text",
+        "same text twice",
+        "too many words",
+    ]
+    assert page.evaluate(SAID, [chain[1:2], None]) == [""]
+    texts = ["red coffee cup", "猫", "c++", "(cat:1.3)"]
+    right = [[each, True] for each in texts]
+    assert page.evaluate(SAID, [right, "a (red  coffee:1.2) cup, 一只猫, C++ and a cat"]) == [""] * 4
+
+
+PROMPT_OF = """async () => {
+    const {promptOf} = await import("/extensions/PACK/js/chain.js")
+    return promptOf(app.graph._nodes.find(node => node.type === "MIPApply"))
+}""".replace("PACK", PACK)
+WIRED = """() => {
+    const given = LiteGraph.createNode("PrimitiveString")
+    app.graph.add(given)
+    given.widgets[0].value = "a cup alone"
+    const apply = app.graph._nodes.find(node => node.type === "MIPApply")
+    given.connect(0, apply, "prompt")
+}"""
+
+
+def test_the_prompt_is_found_behind_the_sampler_and_at_the_input(page) -> None:
+    positive = next(node for node in WORKFLOW["nodes"] if node["title"] == "Prompt")["widgets_values"][0]
+    assert page.evaluate(PROMPT_OF) == positive
+    page.evaluate("() => app.graph._nodes.find(node => node.title === 'Prompt').widgets[0].value = '(cat:1.2)'")
+    assert page.evaluate(PROMPT_OF) == "(cat:1.2)"
+    page.evaluate(WIRED)
+    assert page.evaluate(PROMPT_OF) == "a cup alone"
+
+
+# ---- errors ----
+
+TOASTS = """() => [...document.querySelectorAll(".p-toast-message")].map(toast => toast.innerText)"""
+MARKED = """type => app.graph._nodes.filter(node => node.type === type && app.lastNodeErrors?.[node.id])
+    .map(node => app.lastNodeErrors[node.id].errors.map(error => error.extra_info?.input_name))"""
+
+
+def run_and_read(page) -> str:
+    """What the toasts say after Run."""
+    page.evaluate("async () => { await app.queuePrompt(0, 1) }")
+    page.wait_for_function("() => document.querySelector('.p-toast-message')")
+    said = "\n".join(page.evaluate(TOASTS))
+    page.evaluate("() => app.extensionManager.toast.removeAll?.()")
+    page.keyboard.press("Escape")  # the older frontend's dialog
+    return said
+
+
+def test_mistakes_speak_before_anything_runs(page) -> None:
+    """Also where the host queues another part of the graph and says nothing: nodes that draw a picture are outputs."""
+    page.evaluate(OPEN, json.loads((ROOT / "workflows" / f"{TEMPLATE}.json").read_text("utf-8")))
+    page.evaluate("""() => {
+        const [first] = app.graph._nodes.filter(node => node.type === "MIPReference")
+        first.widgets.find(widget => widget.name === "text").value = " "
+    }""")
+    said = run_and_read(page)
+    assert "The object text is empty" in said
+    assert page.evaluate(MARKED, "MIPReference") == [["text"]]
+    page.evaluate("""() => {
+        const apply = app.graph._nodes.find(node => node.type === "MIPApply")
+        apply.disconnectInput(apply.inputs.findIndex(input => input.name === "references"))
+    }""")
+    said = run_and_read(page)
+    assert "MIP Apply" in said and "Nothing is connected to “references”" in said and "chain" in said
+    page.evaluate("""() => {
+        const loader = app.graph._nodes.find(node => node.type === "MIPAdapterLoader")
+        loader.widgets[0].value = "gone.safetensors"
+    }""")
+    assert "gone.safetensors" in run_and_read(page)
+
+
+def test_errors_of_a_run_are_toasts(page) -> None:
+    """Of our nodes, and of the sampler where our code raised them; other nodes' are the host's affair."""
+    tell = """detail => app.api.dispatchCustomEvent("execution_error", {prompt_id: "p", executed: [], ...detail})"""
+    sampler = {"node_id": "1", "node_type": "KSampler", "exception_type": "ValueError"}
+    page.evaluate(
+        tell, sampler | {"exception_message": "Theirs.", "traceback": ['  File "/host/nodes.py", line 1, in x']}
+    )
+    ours = f'  File "/x/custom_nodes/{PACK}/patching/apply.py", line 1, in x'
+    page.evaluate(tell, sampler | {"exception_message": "Ours in the sampler.", "traceback": [ours]})
+    node = sampler | {"node_id": "2", "node_type": "MIPReference"}
+    page.evaluate(tell, node | {"exception_message": "Ours in the node.", "traceback": []})
+    page.wait_for_function("() => document.querySelectorAll('.p-toast-message').length >= 2")
+    said = "\n".join(page.evaluate(TOASTS))
+    assert "Ours in the sampler." in said and "Ours in the node." in said and "Theirs." not in said
+    page.evaluate("() => app.extensionManager.toast.removeAll?.()")
+    page.keyboard.press("Escape")
+
+
+# ---- colours ----
+
+
 def test_the_colours_are_those_of_the_maps(page) -> None:
-    from mip_adapter.common.drawing import colour
+    from mip_adapter.common.drawing import MAP_COLOURS, chosen_colour, colour, colour_numbers
+
+    chosen = [*MAP_COLOURS, "automatic", "green", "automatic"]
+    numbers = page.evaluate(
+        f"""async chosen => (await import("/extensions/{PACK}/js/objects.js")).colourNumbers(chosen)""", chosen
+    )
+    assert numbers == list(colour_numbers(map(chosen_colour, chosen)))
 
     drawn = page.evaluate(f"""async () => {{
         const {{colour}} = await import("/extensions/{PACK}/js/objects.js")

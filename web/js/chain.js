@@ -5,7 +5,7 @@
  * One subgraph can stand in a workflow several times, so the node alone does not say what flows into it.
  *
  * @typedef {{ node: object, path: object[] }} Place
- * @typedef {{ picture: string | null, connected: boolean, text: string }} ObjectOfChain
+ * @typedef {{ picture: string | null, connected: boolean, text: string, mapColor: unknown }} ObjectOfChain
  *   picture: a /view query, null where there is none or it is not known; connected: something gives one
  */
 
@@ -25,10 +25,61 @@ export function objectsOf(node) {
   let at = source({ node, path: pathTo(node.graph) }, "references")
   while (at?.node?.comfyClass === "MIPReference" && found.length < MOST_OBJECTS) {
     const connected = source(at, "image") !== null
-    found.unshift({ picture: pictureFor(at), connected, text: String(value(at, "text") ?? "").trim() })
+    const text = String(value(at, "text") ?? "").trim()
+    found.unshift({ picture: pictureFor(at), connected, text, mapColor: value(at, "map_color") })
     at = source(at, "references")
   }
   return found
+}
+
+/**
+ * The prompt that the model of a MIPApply is sampled with: what its input says, else the texts of the positive
+ * conditioning of the samplers behind it.
+ *
+ * @param {object} node a MIPApply
+ * @returns {string | null} null where some part of it is not written in a widget, or there is no sampler beside it
+ */
+export function promptOf(node) {
+  const at = { node, path: pathTo(node.graph) }
+  if (node.inputs?.find((each) => each.name === "prompt")?.link != null) return written(source(at, "prompt"))
+  const texts = samplersBehind(node).map((sampler) => {
+    const name = sampler.inputs.find((each) => ["positive", "conditioning"].includes(each.name)).name
+    return textsOf(source({ node: sampler, path: at.path }, name))
+  })
+  return texts.length && !texts.includes(null) ? texts.join("\n") : null
+}
+
+/** The nodes of the same graph that take a node's model, through other nodes too, together with a conditioning. */
+function samplersBehind(node) {
+  const found = new Set()
+  const seen = new Set([node])
+  for (const each of seen) {
+    for (const id of each.outputs?.flatMap((output) => (output.type === "MODEL" ? (output.links ?? []) : [])) ?? []) {
+      const taker = each.graph.getNodeById(each.graph.getLink(id)?.target_id)
+      if (!taker) continue
+      seen.add(taker)
+      if (taker.inputs.some((input) => ["positive", "conditioning"].includes(input.name))) found.add(taker)
+    }
+  }
+  return [...found]
+}
+
+/** All texts that a conditioning is made of; null if one of them is not written in a widget. */
+function textsOf(at, steps = MOST_STEPS) {
+  const into = at?.node?.inputs?.filter((each) => each.type === "CONDITIONING" && each.link != null) ?? []
+  if (!at?.node || steps <= 0) return null
+  if (!into.length) return at.node.inputs?.some((each) => each.type === "CLIP") ? written(at) : null
+  const texts = into.map((each) => textsOf(source(at, each.name), steps - 1))
+  return texts.includes(null) ? null : texts.join("\n")
+}
+
+/** The text in a node's widgets, where no other node gives a part of it. */
+function written(at) {
+  if (!at?.node) return typeof at?.value === "string" ? at.value : null
+  const texts = at.node.widgets?.filter((each) => typeof each.value === "string" && each.type !== "combo") ?? []
+  const linked = texts.filter((each) => at.node.inputs?.find((input) => input.name === each.name)?.link != null)
+  const parts = texts.map((each) => (linked.includes(each) ? written(source(at, each.name)) : each.value))
+  return parts.length && !parts.includes(null) ? parts.join("\n") : null
 }
 
 /**

@@ -1,5 +1,6 @@
 /** How the pack's nodes look: the colour of their title bar, of their links, and what a folded node says. */
 
+import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 
 const TITLE_BAR = "#37305a"
@@ -16,13 +17,29 @@ const LINKS = {
 // The widget that tells folded nodes of one kind apart.
 const TOLD_APART_BY = { MIPReference: "text", MIPMerge: "strategy", MIPAdapterLoader: "adapter_name" }
 
-// What people type who do not know our names yet; frontends that do not know aliases pass over them.
-const ALIASES = {
-  MIPAdapterLoader: ["ipadapter loader", "load ip-adapter"],
-  MIPReference: ["ipadapter", "reference image", "subject", "multiple subjects"],
-  MIPApply: ["ipadapter", "apply ip-adapter", "personalize", "multi subject"],
-  MIPMerge: ["combine embeds", "ipadapter combine"],
-  MIPRelevanceMaps: ["attention map", "heatmap", "segment objects"],
+/** What a folded node says before its title, to tell nodes of one kind apart; nothing where the user named the node. */
+function toldApart(node) {
+  const widgetName = TOLD_APART_BY[node.comfyClass]
+  const value = widgetName && node.flags?.collapsed && node.widgets?.find((each) => each.name === widgetName)?.value
+  return value && node.title === node.constructor.title ? `${value} · ` : ""
+}
+
+const rules = document.createElement("style")
+
+/**
+ * Nodes that Vue draws know neither the colour of a class nor `getTitle`: a style sheet gives them both, for the nodes of
+ * the graph that is shown. A colour that the user gave a node stands on its element and wins.
+ */
+function styleTitles() {
+  const ours = (app.canvas?.graph?.nodes ?? []).filter((node) => node.constructor.color === TITLE_BAR)
+  rules.textContent = ours
+    .map((node) => {
+      const element = `.lg-node[data-node-id="${node.id}"]`
+      const words = JSON.stringify(toldApart(node)) // which is a CSS string too
+      return `${element} > [data-testid="node-inner-wrapper"] { background-color: ${TITLE_BAR} }
+        ${element}[data-collapsed] [data-testid="node-title"]::before { content: ${words}; white-space: pre }`
+    })
+    .join("\n")
 }
 
 /** Colours of our sockets, unless the user's palette has its own. */
@@ -37,23 +54,24 @@ function colourLinks() {
 
 app.registerExtension({
   name: "MIP-Adapter.Look",
-  addCustomNodeDefs(defs) {
-    for (const [type, aliases] of Object.entries(ALIASES)) if (defs[type]) defs[type].search_aliases ??= aliases
-  },
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (!nodeData.name?.startsWith("MIP") || !nodeData.category?.startsWith("MIP-Adapter")) return
     nodeType.color ??= TITLE_BAR // of the class: not saved, and a colour that the user gives a node wins
-    const widgetName = TOLD_APART_BY[nodeData.name]
-    if (!widgetName) return
+    if (!(nodeData.name in TOLD_APART_BY)) return
     const getTitle = nodeType.prototype.getTitle
     nodeType.prototype.getTitle = function () {
-      const title = getTitle.call(this)
-      const value = this.flags?.collapsed && this.widgets?.find((each) => each.name === widgetName)?.value
-      return value && this.title === nodeType.title ? `${value} · ${title}` : title
+      return toldApart(this) + getTitle.call(this)
     }
   },
-  afterConfigureGraph: colourLinks, // the palette is read later than the extensions' setup
+  nodeCreated: () => setTimeout(styleTitles), // when it has its id
+  afterConfigureGraph() {
+    colourLinks() // the palette is read later than the extensions' setup
+    styleTitles()
+  },
   setup() {
+    document.head.append(rules)
+    api.addEventListener("graphChanged", styleTitles)
+    app.canvas?.canvas.addEventListener("litegraph:set-graph", () => setTimeout(styleTitles))
     app.ui.settings.addEventListener?.("Comfy.ColorPalette.change", () => setTimeout(colourLinks))
   },
 })

@@ -2,7 +2,8 @@
 
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
-import { objectsOf } from "./chain.js"
+import { objectsOf, promptOf } from "./chain.js"
+import { mistakesIn } from "./mistakes.js"
 import { learn, say } from "./words.js"
 
 const COLUMNS = 4
@@ -12,10 +13,24 @@ const GAP = 6
 const ABOVE = 8
 const NODE_MARGIN = 15
 const MOST_KEPT = 64
+const [WRONG, WRONG_TEXT] = ["#b3261e", "#ff6b60"]
 // As in common/drawing.py, which says why.
 const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442"]
 
-/** @param {number} number of an object, from 0 @returns {string} its colour */
+const NAMES = ["blue", "orange", "green", "pink", "red", "light blue", "yellow"] // the choices of map_color
+
+/** @param {unknown[]} chosen map_color of every object @returns {number[]} the number of every object's colour */
+export function colourNumbers(chosen) {
+  const numbers = chosen.map((each) => NAMES.indexOf(each))
+  let next = 0
+  const left = () => {
+    while (numbers.includes(next)) next++
+    return next++
+  }
+  return numbers.map((number) => (number < 0 ? left() : number))
+}
+
+/** @param {number} number of a colour, from 0 @returns {string} */
 export function colour(number) {
   const turn = number - COLOURS.length
   return COLOURS[number] ?? `hsl(${(115 + turn * 137.5) % 360}, 65%, ${[25, 70, 55][turn % 3]}%)`
@@ -59,7 +74,10 @@ function refresh() {
 /** The objects, or none while a workflow is being loaded or is in a state that cannot be read. */
 function objects(node) {
   try {
-    return objectsOf(node)
+    const all = objectsOf(node)
+    const mistakes = mistakesIn(all, promptOf(node))
+    const numbers = colourNumbers(all.map((each) => each.mapColor))
+    return all.map((each, i) => ({ ...each, ink: colour(numbers[i]), mistake: mistakes[i] }))
   } catch (error) {
     console.debug("MIP-Adapter: the chain of references cannot be read", error)
     return []
@@ -85,6 +103,24 @@ function drawInstead(ctx, connected, text, ink, x, y) {
   ctx.font = font
 }
 
+/** On a red ground over the picture's lower edge: what is likely wrong with the object. */
+function drawMistake(ctx, mistake, x, y) {
+  const lines = [""]
+  const font = ctx.font
+  ctx.font = `10px ${LiteGraph.NODE_FONT ?? "sans-serif"}`
+  for (const word of mistake.split(" ")) {
+    const longer = `${lines.at(-1)} ${word}`.trim()
+    if (ctx.measureText(longer).width < SIDE - 4 || !lines.at(-1)) lines[lines.length - 1] = longer
+    else lines.push(word)
+  }
+  const height = 12 * lines.length + 2
+  ctx.fillStyle = WRONG
+  ctx.fillRect(x, y + SIDE - height, SIDE, height)
+  ctx.fillStyle = "white"
+  lines.forEach((line, i) => ctx.fillText(line, x + SIDE / 2, y + SIDE - height + 7 + 12 * i))
+  ctx.font = font
+}
+
 /** @returns {string} the text, cut so that it fits under a thumbnail */
 function fitted(ctx, text) {
   if (ctx.measureText(text).width <= SIDE + GAP - 2) return text
@@ -103,7 +139,7 @@ function draw(ctx, node, width, top, _height, lowQuality) {
   ctx.textAlign = "center"
   ctx.textBaseline = "middle"
   ctx.font = `12px ${LiteGraph.NODE_FONT ?? "sans-serif"}`
-  all.forEach(({ picture, connected, text }, i) => {
+  all.forEach(({ picture, connected, text, ink, mistake }, i) => {
     const x = left + (i % COLUMNS) * (SIDE + GAP)
     const y = top + ABOVE + Math.floor(i / COLUMNS) * (SIDE + TEXT + GAP)
     const middle = x + SIDE / 2
@@ -111,13 +147,15 @@ function draw(ctx, node, width, top, _height, lowQuality) {
     ctx.fillStyle = LiteGraph.WIDGET_BGCOLOR
     ctx.fillRect(x, y, SIDE, SIDE)
     if (loaded?.complete && loaded.naturalWidth) drawPicture(ctx, loaded, x, y)
-    else if (!lowQuality) drawInstead(ctx, connected, text, colour(i), middle, y + SIDE / 2)
+    else if (!lowQuality) drawInstead(ctx, connected, text, ink, middle, y + SIDE / 2)
     ctx.fillStyle = LiteGraph.WIDGET_SECONDARY_TEXT_COLOR
-    ctx.strokeStyle = colour(i)
+    ctx.strokeStyle = ink
     ctx.lineWidth = 2
     ctx.strokeRect(x, y, SIDE, SIDE)
     if (lowQuality) return
-    if (text) ctx.fillStyle = LiteGraph.WIDGET_TEXT_COLOR
+    if (mistake) drawMistake(ctx, mistake, x, y)
+    ctx.fillStyle = mistake ? WRONG_TEXT : LiteGraph.WIDGET_SECONDARY_TEXT_COLOR
+    if (text && !mistake) ctx.fillStyle = LiteGraph.WIDGET_TEXT_COLOR
     ctx.fillText(fitted(ctx, text || say("no text")), middle, y + SIDE + TEXT / 2 + 2)
   })
   ctx.restore()
@@ -130,6 +168,7 @@ app.registerExtension({
     if (node.comfyClass !== "MIPApply") return
     node.addCustomWidget({
       name: WIDGET,
+      label: say("objects"), // in the parameters panel
       type: "custom",
       value: null,
       serialize: false, // nothing of it is saved: it shows what the links say

@@ -1,0 +1,83 @@
+/** Says what is wrong with our nodes where it is heard: the sentence in a toast. The host marks the inputs. */
+
+import { api } from "../../../scripts/api.js"
+import { app } from "../../../scripts/app.js"
+import { learn, nodeWords, say } from "./words.js"
+
+const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-3)) // of the pack in custom_nodes
+const LIFE = 15_000 // milliseconds
+
+/** @typedef {{ type: string, message: string, details: string, extra_info?: { input_name?: string } }} HostError */
+
+/**
+ * The sentences about our nodes in the host's answer to a prompt, each once.
+ *
+ * @param {Record<string, { class_type: string, errors: HostError[] }>} errors by the node's id
+ * @returns {{ id: string, type: string, sentence: string }[]}
+ */
+export function sentencesOf(errors) {
+  const found = new Map()
+  for (const [id, { class_type: type, errors: each }] of Object.entries(errors ?? {})) {
+    if (!type.startsWith("MIP")) continue
+    for (const error of each) {
+      const sentence = sentenceOf(type, error)
+      found.set(`${id} ${sentence}`, { id, type, sentence })
+    }
+  }
+  return [...found.values()]
+}
+
+/** One error of the host in our words; where the host already has a sentence of ours, that one. */
+function sentenceOf(type, { type: kind, message, details, extra_info: extra }) {
+  const name = extra?.input_name ?? details
+  const words = nodeWords(type)?.inputs?.[name]
+  const { required, optional } = LiteGraph.registered_node_types[type]?.nodeData?.input ?? {}
+  const tooltip = words?.tooltip ?? (required?.[name] ?? optional?.[name])?.[1]?.tooltip ?? ""
+  if (kind === "required_input_missing") {
+    return `${say("Nothing is connected to “%s”.").replace("%s", words?.name ?? name)} ${tooltip}`.trim()
+  }
+  if (kind === "custom_validation_failed") return details.replace(`${name} - `, "")
+  return `${message}: ${details}`
+}
+
+/** The node with an id of the host, “12” or “12:3” inside a subgraph. */
+function nodeOf(id) {
+  let [graph, node] = [app.rootGraph ?? app.graph, null]
+  for (const step of String(id).split(":")) {
+    node = graph?.getNodeById(step) ?? graph?.getNodeById(Number(step))
+    graph = node?.subgraph
+  }
+  return node
+}
+
+function toast(id, type, sentence) {
+  const title = nodeOf(id)?.getTitle?.() ?? nodeWords(type)?.display_name ?? type
+  app.extensionManager.toast.add({ severity: "error", summary: title, detail: sentence, life: LIFE })
+}
+
+/** Whether the last line of a traceback is in our code: an error of ours that comes up in the sampler. */
+const raisedHere = (traceback) =>
+  traceback?.findLast?.((line) => line.includes('File "'))?.replaceAll("\\", "/").includes(`/${FOLDER}/`)
+
+app.registerExtension({
+  name: "MIP-Adapter.Errors",
+  init: learn,
+  setup() {
+    const queuePrompt = api.queuePrompt
+    api.queuePrompt = async function (...given) {
+      const speak = (errors) => sentencesOf(errors).forEach((each) => toast(each.id, each.type, each.sentence))
+      try {
+        const answer = await queuePrompt.call(this, ...given)
+        speak(answer?.node_errors) // the host queues what else it can, and says nothing
+        return answer
+      } catch (error) {
+        speak(error?.response?.node_errors)
+        throw error
+      }
+    }
+    api.addEventListener("execution_error", ({ detail }) => {
+      const { node_id: id, node_type: type, exception_message: message, traceback } = detail
+      if (type?.startsWith("MIP") || raisedHere(traceback)) toast(id, type, message.trim())
+    })
+  },
+})
