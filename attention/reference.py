@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..common.drawing import colour_numbers
 from ..common.weak_cache import WeakCache
 
 MAX_OBJECTS = 16
@@ -37,6 +38,8 @@ class Reference:
     region_until: the fraction of the sampling up to which the region holds.
     more: further batches of other sizes, each with the weight of its pictures in the mean. The pictures of `images`
         have weight 1.
+    map_color: number of the colour in which the object is drawn (`common/drawing.py`: `colour`). None: by its place in
+        the chain.
     """
 
     images: Tensor
@@ -47,11 +50,24 @@ class Reference:
     end_percent: float = 1.0
     region_until: float = 1.0
     more: tuple[tuple[Tensor, float], ...] = ()
+    map_color: int | None = None
 
     @property
     def batches(self) -> tuple[tuple[Tensor, float], ...]:
         """All pictures of the object: batches [B, H, W, 3], each with the weight of its pictures in the mean."""
         return ((self.images, 1.0), *self.more)
+
+
+def colours_of(references: Iterable[Reference]) -> tuple[int, ...]:
+    """The number of each object's colour in maps, boxes and tables."""
+    return colour_numbers(each.map_color for each in references)
+
+
+def object_text(text: str) -> str:
+    """The text in one line, for legends, reports and detectors. Raises ValueError if it is empty."""
+    if not (line := " ".join(text.split())):
+        raise ValueError("The object text is empty: name the object of this picture in a word or two, such as “cat”.")
+    return line
 
 
 def make_reference(
@@ -65,11 +81,12 @@ def make_reference(
     region_until: float = 1.0,
     more_pictures: Sequence[Reference] = (),
     fit: str = CENTRE,
+    map_color: int | None = None,
 ) -> Reference:
     """Check and prepare one reference.
 
     image: [B, H, W, 1, 3 or 4]; a picture with alpha is composited onto white.
-    text, weight, start_percent, end_percent, region_until: see `Reference`.
+    text, weight, start_percent, end_percent, region_until, map_color: see `Reference`.
     image_mask: [H, W] or [1 or B, H, W], 1 on the object. The object is cut out onto white and cropped to a square, as
         in the paper's training data.
     region: [H, W] or [K, H, W]; several masks are united.
@@ -78,9 +95,7 @@ def make_reference(
 
     Raises ValueError with a sentence for the artist.
     """
-    text = " ".join(text.split())  # one line for legends, reports and detectors
-    if not text:
-        raise ValueError("The object text is empty: name the object of this picture in a word or two, such as “cat”.")
+    text = object_text(text)
     if not 0 <= weight <= MAX_WEIGHT:
         raise ValueError(f"The weight of “{text}” is {weight}; it must lie between 0 and {MAX_WEIGHT:g}.")
     if not 0 <= start_percent <= end_percent <= 1:
@@ -102,7 +117,7 @@ def make_reference(
         images = _prepared(cut_out, image, image_mask, name=(_checksum(image), _checksum(image_mask)))
     united = None if region is None else _check_region(region, text)
     more = tuple((images, each.weight * share) for each in more_pictures for images, share in each.batches)
-    return Reference(images, text, float(weight), united, start_percent, end_percent, region_until, more)
+    return Reference(images, text, float(weight), united, start_percent, end_percent, region_until, more, map_color)
 
 
 def _checksum(tensor: Tensor) -> int:

@@ -6,8 +6,9 @@ Where no installed font has the characters of an object's name, the picture show
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import count
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -20,16 +21,33 @@ FIRST = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94,
 # Further hues advance by the golden angle, which never repeats one; they are dark, light and medium in turn. With this
 # first hue the first two dozen colours are about as far apart as those of Okabe and Ito.
 BEGINNING, GOLDEN, LIGHTNESS, SATURATION = 115, 137.5, (0.25, 0.7, 0.55), 0.65
+# What a user can choose for an object; the named ones are those of FIRST.
+AUTOMATIC = "automatic"
+MAP_COLOURS = (AUTOMATIC, "blue", "orange", "green", "pink", "red", "light blue", "yellow")
 
 
 def colour(number: int) -> Colour:
-    """The colour of an object by its number, from 0."""
+    """The colour with a number, from 0. `colour_numbers` says which is an object's."""
     if number < len(FIRST):
         return FIRST[number]
     turn = number - len(FIRST)
     hue = (BEGINNING + turn * GOLDEN) / 360
     red, green, blue = colorsys.hls_to_rgb(hue % 1, LIGHTNESS[turn % len(LIGHTNESS)], SATURATION)
     return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def chosen_colour(name: str) -> int | None:
+    """The number of a colour by its name, one of `MAP_COLOURS`; None for `AUTOMATIC`. Raises ValueError for others."""
+    if name not in MAP_COLOURS:
+        raise ValueError(f"The map colour is “{name}”; it must be one of {', '.join(MAP_COLOURS)}.")
+    return None if name == AUTOMATIC else MAP_COLOURS.index(name) - 1
+
+
+def colour_numbers(chosen: Iterable[int | None]) -> tuple[int, ...]:
+    """The number of each object's colour: the one chosen for it, else the first that is left."""
+    chosen = tuple(chosen)
+    left = (number for number in count() if number not in chosen)
+    return tuple(next(left) if number is None else number for number in chosen)
 
 
 # Pillow's own font, then files that Pillow finds in the font folders of Linux, macOS and Windows.

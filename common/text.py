@@ -30,6 +30,8 @@ def spoken(words: str) -> str:
     return re.sub(r" ([,.;])", r"\1", words)
 
 
+MOST_WORDS = 5  # of an object text: a sentence points at the whole picture instead of a thing in it
+
 # Brackets without a backslash before them; a closing one includes the weight in front of it.
 _WEIGHTS = re.compile(r"(?<!\\)\(|(?::\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?\s*)?(?<!\\)\)")
 _EMBEDDINGS = re.compile(r"(?:(?<=\s)|^)embedding:\S+")
@@ -38,6 +40,11 @@ _EMBEDDINGS = re.compile(r"(?:(?<=\s)|^)embedding:\S+")
 def plain(words: str) -> str:
     """The form in which object texts and labels are compared: as spoken, without regard to case and spaces."""
     return spoken(words).casefold()
+
+
+def holds(prompt: str, words: str) -> bool:
+    """Whether a prompt holds the words, one after the other and not as a part of other words; both as `plain`."""
+    return re.search(rf"(?<![a-z0-9]){re.escape(plain(words))}(?![a-z0-9])", plain(prompt)) is not None
 
 
 def object_number(wanted: str, texts: Sequence[str]) -> int:

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..weights.adapter import load_adapter
 from ..weights.comfy_files import adapter_names, adapter_path, cure, fingerprint
-from .types import CATEGORY, MIPAdapter
+from .types import CATEGORY, MIPAdapter, found_by
 from .validation import found
 
 
@@ -15,6 +15,7 @@ class MIPAdapterLoader(io.ComfyNode):
             node_id="MIPAdapterLoader",
             display_name="Load MIP Adapter",
             category=CATEGORY,
+            **found_by("ip adapter", "ipadapter loader", "load ip-adapter", "multi subject", "加载适配器"),
             description="Loads a MIP-Adapter or IP-Adapter file for SDXL or SD1.5. What it is (family, image encoder "
             "it needs, fusion head or none) is read from its tensors, never from its name.",
             inputs=[

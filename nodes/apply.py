@@ -2,15 +2,18 @@
 
 from comfy_api.latest import io
 
+from ..attention.reference import colours_of
 from ..patching.apply import apply_references
 from ..relevance.record import RelevanceRecord
 from .types import (
+    ADVANCED,
     CATEGORY,
     MIPAdapter,
     MIPFusionHeadOptions,
     MIPMergeOptions,
     MIPReferences,
     MIPRelevance,
+    found_by,
 )
 
 
@@ -21,6 +24,24 @@ class MIPApply(io.ComfyNode):
             node_id="MIPApply",
             display_name="MIP Apply",
             category=CATEGORY,
+            **found_by(
+                "multi",
+                "reference",
+                "subject",
+                "multi subject",
+                "character",
+                "face",
+                "style",
+                "image prompt",
+                "ip adapter",
+                "ipadapter",
+                "apply ip-adapter",
+                "personalize",
+                "personalise",
+                "应用参考",
+                "多主体",
+                "个性化",
+            ),
             description="Gives the model its references: every object of the picture takes its looks from its own "
             "reference. Place it between the model (after LoRAs) and the sampler; the prompt must name the objects.",
             inputs=[
@@ -50,6 +71,7 @@ class MIPApply(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
+                    **ADVANCED,
                     tooltip="References act from here on. A little above 0 leaves the composition to the prompt.",
                 ),
                 io.Float.Input(
@@ -58,6 +80,7 @@ class MIPApply(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
+                    **ADVANCED,
                     tooltip="References act up to here. Below 1 leaves the finest details to the model.",
                 ),
                 MIPMergeOptions.Input("merge", optional=True, tooltip="From MIP Merge. Without it: relevance."),
@@ -71,6 +94,13 @@ class MIPApply(io.ComfyNode):
                     optional=True,
                     tooltip="From MIP Freeze Relevance: the maps of a first pass decide who gets which part of the "
                     "picture. Without it the relevance is measured at every step.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    force_input=True,
+                    optional=True,
+                    tooltip="The prompt, as the text encoder gets it. It changes no picture: the thumbnails here and "
+                    "the report of MIP Relevance Maps then say which object texts it does not hold.",
                 ),
             ],
             outputs=[
@@ -97,8 +127,10 @@ class MIPApply(io.ComfyNode):
         merge=None,
         fusion_head=None,
         frozen=None,
+        prompt="",
     ) -> io.NodeOutput:
-        record = RelevanceRecord(tuple(reference.text for reference in references), frozen=frozen is not None)
+        names, colours = tuple(reference.text for reference in references), colours_of(references)
+        record = RelevanceRecord(names, frozen is not None, colours, prompt or "")
         patched = apply_references(
             model,
             clip,

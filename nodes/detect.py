@@ -12,7 +12,7 @@ from ..miniature.pixel_detector import NAME, PixelDetector
 from ..relevance.maps import objects_named
 from ..weights.comfy_files import DETECTORS, folder_fingerprint, model_folder, model_folders
 from .progress import ticking
-from .types import SCORES, MIPDetections, MIPDetector, MIPReferences
+from .types import SCORES, MIPDetections, MIPDetector, MIPReferences, found_by
 from .validation import found
 
 BoundingBox = io.Custom("BOUNDING_BOX")
@@ -27,6 +27,7 @@ class MIPDetectorLoader(io.ComfyNode):
             node_id="MIPDetectorLoader",
             display_name="Load MIP Detector",
             category=SCORES,
+            **found_by("grounding dino", "owl", "detection", "检测器"),
             description="Loads what finds objects by their words: a local Hugging Face folder (Grounding DINO, "
             "MM-Grounding-DINO, LLMDet, OWLv2), or the miniature world's own, which needs no file. Nothing is "
             "downloaded.",
@@ -65,6 +66,7 @@ class MIPDetectObjects(io.ComfyNode):
             node_id="MIPDetectObjects",
             display_name="MIP Detect Objects",
             category=SCORES,
+            **found_by("grounding dino", "find objects", "bounding box", "segment", "检测", "方框"),
             description="Finds objects by their words in every picture of a batch: boxes and masks for the scores and "
             "for other nodes, and a picture that shows them.",
             inputs=[
@@ -138,6 +140,7 @@ class MIPDetectObjects(io.ComfyNode):
         wanted = _wanted(texts, references)
         kept = objects_named(object, wanted)
         found = detect(detector, images, wanted, threshold, text_threshold, most, ticking(len(images)))
+        found = found.in_colours_of(references or ())
         masks = to_masks(found, kept)
         return io.NodeOutput(found, to_bounding_boxes(found), masks, annotated(images, found), detection_report(found))
 
@@ -149,6 +152,7 @@ class MIPBoxes(io.ComfyNode):
             node_id="MIPBoxes",
             display_name="MIP Objects from Boxes",
             category=SCORES,
+            **found_by("bbox", "bounding box", "segs", "masks", "方框"),
             description="Takes boxes or masks of objects from any other node, or painted by hand, in place of a "
             "detector, for the scores.",
             inputs=[
@@ -188,7 +192,7 @@ class MIPBoxes(io.ComfyNode):
     def execute(cls, images, boxes, texts, bbox_format, references=()) -> io.NodeOutput:
         # Repeated texts stay: each has its own box or mask.
         wanted = object_texts(texts) or tuple(each.text for each in references or ())
-        found = read_boxes(boxes, wanted, *images.shape[:3], form=bbox_format)
+        found = read_boxes(boxes, wanted, *images.shape[:3], form=bbox_format).in_colours_of(references or ())
         return io.NodeOutput(found, annotated(images, found))
 
 

@@ -6,7 +6,7 @@ from ..evaluation.comfy_models import managed
 from ..evaluation.encoders.comfy_encoder import host_encoder
 from ..evaluation.encoders.encoder import load_encoder
 from ..weights.comfy_files import ENCODERS, folder_fingerprint, model_folder, model_folders
-from .types import SCORES, MIPEncoder
+from .types import SCORES, MIPEncoder, found_by
 from .validation import found
 
 
@@ -17,6 +17,7 @@ class MIPEncoderLoader(io.ComfyNode):
             node_id="MIPEncoderLoader",
             display_name="Load MIP Encoder",
             category=SCORES,
+            **found_by("clip", "siglip", "dino", "embedding", "编码器"),
             description="Loads an image encoder for scores from a local Hugging Face folder: CLIP or SigLIP for words "
             "and pictures, DINO, DINOv2, DINOv3 or a plain ViT for pictures. Nothing is downloaded.",
             inputs=[
@@ -50,6 +51,7 @@ class MIPEncoderFromModels(io.ComfyNode):
             node_id="MIPEncoderFromModels",
             display_name="MIP Encoder from CLIP Vision",
             category=SCORES,
+            **found_by("clip vision", "embedding", "编码器"),
             description="Makes an encoder for scores of models that are loaded already: any CLIP vision for pictures, "
             "together with the CLIP of the same space for words too, such as ViT-bigG's vision and SDXL's CLIP.",
             inputs=[

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..attention.options import GATES, NORMALIZATIONS, STRATEGIES, FusionHead, Merge
 from ..weights.adapter import load_head
 from ..weights.comfy_files import adapter_names, adapter_path, fingerprint
-from .types import CATEGORY, MIPAdapter, MIPFusionHeadOptions, MIPMergeOptions
+from .types import CATEGORY, MIPAdapter, MIPFusionHeadOptions, MIPMergeOptions, found_by
 from .validation import found
 
 FROM_ADAPTER = "from the adapter"
@@ -18,6 +18,7 @@ class MIPMerge(io.ComfyNode):
             node_id="MIPMerge",
             display_name="MIP Merge",
             category=CATEGORY,
+            **found_by("combine embeds", "ipadapter combine", "relevance", "sharpness", "background", "合并"),
             description="How the image features of several objects become one. Without this node: relevance, as "
             "in the paper's official code. Connect it to compare strategies or to sharpen the separation.",
             inputs=[
@@ -69,6 +70,7 @@ class MIPFusionHead(io.ComfyNode):
             node_id="MIPFusionHead",
             display_name="MIP Fusion Head",
             category=CATEGORY,
+            **found_by("gate", "fusion", "融合"),
             description="The small trained gate of MIP-Adapter weights: where image features should speak. Without "
             "this node the adapter's own head gates the image features, as in the official code.",
             inputs=[

@@ -2,8 +2,10 @@
 
 from comfy_api.latest import io
 
-from ..attention.reference import CENTRE, FITS, MAX_OBJECTS, MAX_WEIGHT, make_reference
-from .types import CATEGORY, MIPReferences
+from ..attention.reference import CENTRE, FITS, MAX_OBJECTS, MAX_WEIGHT, make_reference, object_text
+from ..common.drawing import AUTOMATIC, MAP_COLOURS, chosen_colour
+from .types import ADVANCED, CATEGORY, MIPReferences, found_by
+from .validation import found
 
 
 class MIPReference(io.ComfyNode):
@@ -13,6 +15,24 @@ class MIPReference(io.ComfyNode):
             node_id="MIPReference",
             display_name="MIP Reference",
             category=CATEGORY,
+            **found_by(
+                "multi",
+                "reference",
+                "reference image",
+                "subject",
+                "multiple subjects",
+                "character",
+                "face",
+                "style",
+                "image prompt",
+                "ip adapter",
+                "ipadapter",
+                "参考图",
+                "角色",
+                "人脸",
+                "风格",
+                "多主体",
+            ),
             description="One object: its pictures and the words that name it in the prompt. Chain several, one node an "
             "object, through “references”.",
             inputs=[
@@ -58,6 +78,7 @@ class MIPReference(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
+                    **ADVANCED,
                     tooltip="This object acts from here on. Before, the others share the whole picture, its place too. "
                     "To leave the layout to the prompt use start_percent of MIP Apply.",
                 ),
@@ -68,6 +89,7 @@ class MIPReference(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
+                    **ADVANCED,
                     tooltip="This object acts up to here; then the others take over its place.",
                 ),
                 io.Float.Input(
@@ -77,6 +99,7 @@ class MIPReference(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
+                    **ADVANCED,
                     tooltip="The region holds up to here, then the object text finds the place: try 0.2–0.4 to make "
                     "the region a hint. 1: to the end.",
                 ),
@@ -91,8 +114,18 @@ class MIPReference(io.ComfyNode):
                     options=list(FITS),
                     default=CENTRE,
                     optional=True,
+                    **ADVANCED,
                     tooltip="Which square of a tall or wide picture is used: the middle, all of it on white, or one "
                     "end. With image_mask the object is cut out instead.",
+                ),
+                io.Combo.Input(
+                    "map_color",
+                    options=list(MAP_COLOURS),
+                    default=AUTOMATIC,
+                    optional=True,
+                    **ADVANCED,
+                    tooltip="This object's colour in maps, boxes, tables and thumbnails. automatic: by its place in "
+                    "the chain.",
                 ),
             ],
             outputs=[
@@ -102,6 +135,10 @@ class MIPReference(io.ComfyNode):
                 )
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, text: str | None) -> bool | str:
+        return found(object_text, text)
 
     @classmethod
     def execute(
@@ -117,9 +154,11 @@ class MIPReference(io.ComfyNode):
         region_until=1.0,
         more_pictures=(),
         fit=CENTRE,
+        map_color=AUTOMATIC,
     ) -> io.NodeOutput:
         times = start_percent, end_percent, region_until
-        new = make_reference(image, text, weight, image_mask, region, *times, more_pictures or (), fit)
+        colour = chosen_colour(map_color)
+        new = make_reference(image, text, weight, image_mask, region, *times, more_pictures or (), fit, colour)
         chain = (*(references or ()), new)
         if len(chain) > MAX_OBJECTS:
             raise ValueError(f"This chain has {len(chain)} references; at most {MAX_OBJECTS} objects are supported.")

@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 from ..attention.options import one_of
 from ..training.comfy_session import dataset_path, save_in_host, train_session
 from ..training.config import Precision, TrainConfig, Trained
-from .types import CATEGORY, MIPAdapter
+from .types import CATEGORY, MIPAdapter, found_by
 
 TRAINING = f"{CATEGORY}/training"
 PARTS = ("adapter", "head only")  # what is saved of an adapter
@@ -23,6 +23,7 @@ class MIPTrainAdapter(io.ComfyNode):
             node_id="MIPTrainAdapter",
             display_name="Train MIP Adapter",
             category=TRAINING,
+            **found_by("train ip adapter", "fine-tune", "训练"),
             description="Trains an adapter, or its fusion head alone, for the model at hand on pictures with several "
             "objects, by the paper's recipe. Interrupt it at any time: the same settings go on where it was.",
             inputs=[
@@ -225,6 +226,7 @@ class MIPSaveAdapter(io.ComfyNode):
             node_id="MIPSaveAdapter",
             display_name="Save MIP Adapter",
             category=TRAINING,
+            **found_by("save ip adapter", "export", "保存"),
             description="Saves an adapter, or its fusion head alone, into output/mip_adapter, where Load MIP Adapter "
             "finds it (press R). The recipe and the losses stand in the file's metadata. Nothing is overwritten.",
             inputs=[

@@ -1,5 +1,7 @@
 """Socket types of this pack. Saved workflows depend on their names."""
 
+from inspect import signature
+
 from comfy_api.latest import io
 
 CATEGORY = "MIP-Adapter"
@@ -14,3 +16,12 @@ MIPEncoder = io.Custom("MIP_ENCODER")
 MIPDetector = io.Custom("MIP_DETECTOR")
 MIPDetections = io.Custom("MIP_DETECTIONS")
 MIPBinding = io.Custom("MIP_BINDING")
+
+
+# Inputs that few people change. Hosts that know the mark fold them away; older ones show them like all others.
+ADVANCED = {"advanced": True} if "advanced" in signature(io.Float.Input.__init__).parameters else {}
+
+
+def found_by(*words: str) -> dict[str, list[str]]:
+    """For a schema: what people search for who do not know the node's name. Older hosts have no place for it."""
+    return {"search_aliases": list(words)} if "search_aliases" in signature(io.Schema).parameters else {}

@@ -88,9 +88,8 @@ def _picture(image: Any, x0: Tensor, record: RelevanceRecord, latent_format: Any
     """The host's preview (format, picture, size limit), or a small picture if it is None, with the relevance on it."""
     try:
         kind, picture, limit = image or ("JPEG", _small_picture(x0, latent_format), SIDE)
-        shares, confusion = record.shares()[:, 0], record.confusion_by_picture()
-        first = None if confusion is None else confusion[0]
-        drawn = preview(picture.convert("RGB"), shares, record.names, first, limit or SIDE)
+        shares = record.shares()[:, 0]
+        drawn = preview(picture.convert("RGB"), shares, record.names, record.colours, limit or SIDE)
         return kind, drawn, limit
     except Exception as error:  # another pack's preview may be anything, and must not stop the sampling
         log.debug("No relevance on the preview: %s", error)

@@ -70,11 +70,11 @@ def draw_maps(
     chosen = maps.shares(size, phase) if measured else torch.zeros(len(maps.names), count, 1, 1)
     _check_belonging(chosen, images)
     shares = upscale(chosen, (height, width)).clamp(0, 1)  # [M, B, H, W]
-    notes = [confused(each) for each in maps.confusion_by_picture() or [None] * count]
     overlays: list[Tensor] = []
     for i, image in enumerate(images.cpu()):
         if measured:
-            overlays += draw_overlays(image, shares[:, i], maps.names, opacity, notes[i])
+            note = mixed(mixing(chosen[:, i]))
+            overlays += draw_overlays(image, shares[:, i], maps.names, maps.colours, opacity, note)
         else:
             overlays.append(captioned(image, [(UNMEASURED, None)]))
     # A long legend takes more lines. All pictures are padded to the tallest.
@@ -147,12 +147,37 @@ def dominance(shares: Tensor) -> Tensor:
     return ((shares - equal) / (1 - equal).clamp_min(1e-6)).clamp(0, 1)
 
 
-def overlay(image: Tensor, strengths: Tensor, numbers: list[int], opacity: float) -> Tensor:
+def cores(shares: Tensor) -> Tensor:
+    """Where the objects are, from shares [M, ..., H, W]: the same shape of 0 and 1.
+
+    An object's core is where its `dominance` is at least half of its largest one. Outside of all cores the objects
+    claim the picture about alike, which is how a background looks.
+    """
+    strength = dominance(shares)
+    return ((strength > 0) & (strength >= strength.amax((-2, -1), keepdim=True) / 2)).float()
+
+
+def mixing(shares: Tensor) -> float | None:
+    """How much of the objects' cores the other objects claim, from shares [M, H, W]; None for one object.
+
+    0: every object has its core to itself. 1: the others claim as much of it as with equal shares, or there is no core.
+    It is the mean over the objects. A background that all claim alike does not count, unlike in `confusion`.
+    """
+    count = len(shares)
+    if count < 2:
+        return None
+    core = cores(shares)
+    others = 1 - shares / shares.sum(0).clamp_min(torch.finfo(shares.dtype).tiny)
+    each = (others * core).sum((-2, -1)) / core.sum((-2, -1)).clamp_min(1) * count / (count - 1)
+    return float(torch.where(core.any(-1).any(-1), each.clamp(max=1), torch.ones(count)).mean())
+
+
+def overlay(image: Tensor, strengths: Tensor, numbers: Sequence[int], opacity: float) -> Tensor:
     """Lay the objects' colours over a picture.
 
     image: [H, W, 3].
     strengths: [K, H, W] in 0..1.
-    numbers: the K objects' numbers, from 0; they select the colours.
+    numbers: the numbers of the K objects' colours.
     """
     grey = image.mean(-1, keepdim=True).expand(-1, -1, 3)  # a greyer picture makes the colours stand out
     out = torch.lerp(image, grey, 0.5 * opacity)
@@ -164,7 +189,7 @@ def overlay(image: Tensor, strengths: Tensor, numbers: list[int], opacity: float
 
 
 def legend(entries: list[tuple[str, int | None]], width: int) -> Image.Image:
-    """A strip `width` pixels wide with words. Each entry has an object's number, for its colour swatch, or None."""
+    """A strip `width` pixels wide with words. Each entry has the number of a colour, for its swatch, or None."""
     size = max(10, min(22, width // 24), width // 40)
     x, y, line = size // 2, size // 2, round(size * 1.5)
     placed = []
@@ -191,24 +216,30 @@ def captioned(image: Tensor, entries: list[tuple[str, int | None]]) -> Tensor:
     return torch.cat([image, below.to(image.dtype) / 255])
 
 
-def draw_overlays(image: Tensor, shares: Tensor, names: tuple[str, ...], opacity: float, note: str) -> list[Tensor]:
-    """One picture with all objects, then with each alone: [H', W, 3] each. shares: [M, H, W]; note: for the legend."""
+def draw_overlays(
+    image: Tensor, shares: Tensor, names: tuple[str, ...], colours: Sequence[int], opacity: float, note: str
+) -> list[Tensor]:
+    """One picture with all objects, then with each alone: [H', W, 3] each.
+
+    shares: [M, H, W].
+    colours: the numbers of the objects' colours.
+    note: for the legend.
+    """
     strengths = dominance(shares)
-    everyone = list(range(len(names)))
-    entries = [*zip(written(names), everyone, strict=True)]
-    pictures = [captioned(overlay(image, strengths, everyone, opacity), [*entries, (note, None)])]
-    for i in everyone:
-        pictures.append(captioned(overlay(image, strengths[i : i + 1], [i], opacity), [entries[i]]))
+    entries = [*zip(written(names), colours, strict=True)]
+    pictures = [captioned(overlay(image, strengths, colours, opacity), [*entries, (note, None)])]
+    for i, number in enumerate(colours):
+        pictures.append(captioned(overlay(image, strengths[i : i + 1], [number], opacity), [entries[i]]))
     return pictures
 
 
 def preview(
-    picture: Image.Image, shares: Tensor, names: tuple[str, ...], confusion: float | None, side: int
+    picture: Image.Image, shares: Tensor, names: tuple[str, ...], colours: Sequence[int], side: int
 ) -> Image.Image:
     """A picture with all objects' colours and their legend below it.
 
     shares: [M, h, w].
-    confusion: the picture's mean over steps; None if it was not measured.
+    colours: the numbers of the objects' colours.
     side: the longer side of the result without the legend, in pixels.
     """
     scale = side / max(picture.size)
@@ -218,19 +249,19 @@ def preview(
     # The colours are smooth. They are laid on before the picture is enlarged, which costs far less.
     image = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3)
     strengths = dominance(upscale(shares, (picture.height, picture.width)).clamp(0, 1))
-    everyone = list(range(len(names)))
-    covered = overlay(image / 255, strengths, everyone, 0.6)
+    covered = overlay(image / 255, strengths, colours, 0.6)
     enlarged = Image.fromarray((covered * 255).round().byte().numpy()).resize(size, Image.Resampling.BILINEAR)
-    under = legend([*zip(written(names), everyone, strict=True), (confused(confusion), None)], enlarged.width)
+    entries = [*zip(written(names), colours, strict=True), (mixed(mixing(shares)), None)]
+    under = legend(entries, enlarged.width)
     sheet = Image.new("RGB", (enlarged.width, enlarged.height + under.height))
     sheet.paste(enlarged, (0, 0))
     sheet.paste(under, (0, enlarged.height))
     return sheet
 
 
-def confused(confusion: float | None) -> str:
-    """The confusion as a note for the legend; empty if it was not measured."""
-    return "" if confusion is None else f"confusion {confusion:.0%}"
+def mixed(value: float | None) -> str:
+    """The `mixing` as a note for the legend; empty if there is none."""
+    return "" if value is None else f"mixed {value:.0%}"
 
 
 def heat(gate: Tensor) -> Tensor:

@@ -117,6 +117,8 @@ class RecordedMaps:
     """Maps of one sampling run, by resolution (H, W) and phase.
 
     names: the object texts, in the maps' order.
+    colours: the numbers of their colours (`common/drawing.py`: `colour`).
+    prompt: the prompt of the sampling; empty if it is not known.
     frozen: whether the shares came from an earlier sampling instead of a measurement.
     off: whether the scale is 0, so that no reference acts.
     strategy: the merge's.
@@ -125,8 +127,11 @@ class RecordedMaps:
     Shares add up to 1 where the objects claim all of a position, whatever the merge's normalisation.
     """
 
-    def __init__(self, names: tuple[str, ...], frozen: bool = False) -> None:
-        self.names, self.frozen = names, frozen
+    def __init__(
+        self, names: tuple[str, ...], frozen: bool = False, colours: Sequence[int] | None = None, prompt: str = ""
+    ) -> None:
+        self.names, self.frozen, self.prompt = names, frozen, prompt
+        self.colours = tuple(range(len(names)) if colours is None else colours)
         self.off, self.strategy = False, "relevance"
         self.runs = 0
         self._shares: dict[tuple[int, int], _Sums] = {}
@@ -230,8 +235,10 @@ def _coarse_to_fine(sizes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 class RelevanceRecord(RecordedMaps):
     """The maps of a model's latest run. A new run starts them afresh. The last finished runs are kept on the CPU."""
 
-    def __init__(self, names: tuple[str, ...], frozen: bool = False) -> None:
-        super().__init__(names, frozen)
+    def __init__(
+        self, names: tuple[str, ...], frozen: bool = False, colours: Sequence[int] | None = None, prompt: str = ""
+    ) -> None:
+        super().__init__(names, frozen, colours, prompt)
         self._run = RunId(None, 0)
         self._lock = Lock()  # the host samples conds on several GPUs at once
         self._finished: deque[tuple[Tensor, RecordedMaps]] = deque(maxlen=KEPT)  # by the latent's fingerprint
@@ -311,7 +318,7 @@ class RelevanceRecord(RecordedMaps):
         return self._copy()
 
     def _copy(self) -> RecordedMaps:
-        taken = RecordedMaps(self.names, self.frozen)
+        taken = RecordedMaps(self.names, self.frozen, self.colours, self.prompt)
         taken.off, taken.strategy, taken.runs = self.off, self.strategy, self.runs
         taken._confusion, taken._calls = (each.to("cpu", copy=True) for each in (self._confusion, self._calls))
         taken._shares = {size: sums.copy() for size, sums in self._shares.items()}

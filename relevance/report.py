@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..common.text import plain
-from .maps import owners
+from ..common.text import MOST_WORDS, holds, plain
+from .maps import cores, mixing, owners
 from .record import RecordedMaps
 
-LEAK = 0.35  # another object's mean share of an object's place; above it looks mix visibly
+LEAK = 0.35  # another object's mean share of an object's core; above it looks mix visibly
 SMALL = 0.02  # part of the picture; an object that owns less has no place of its own
-MIXED = 0.85  # confusion; above it the texts find no places
+CLAIMED = 0.8  # mixing; above it the texts find no places
+MIXED = 0.85  # confusion of the whole picture; above it the objects claim the same places
 
 
 def places(shares: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,26 +29,39 @@ def places(shares: Tensor) -> tuple[Tensor, Tensor]:
     return owner.mean(1), held / owner.sum(1, keepdim=True).clamp_min(1)
 
 
+def in_cores(shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Like `places`, with an object's core in place of all that it owns: where it is, without a background.
+
+    shares: [M, B, H, W].
+    Returns the cores' part of the picture [M], and the mean shares there [M, M].
+    """
+    core = cores(shares).flatten(1)  # [M, P]
+    return core.mean(1), core @ shares.flatten(1).T / core.sum(1, keepdim=True).clamp_min(1)
+
+
 def relevance_report(maps: RecordedMaps, shares: Tensor) -> str:
-    """Lines for the artist: what was measured, who claims what, the confusion, and advice.
+    """Lines for the artist: the verdict with advice, who claims what, the confusion, what was measured.
 
     If nothing was measured they give the reason. shares: [M, B, H, W].
     """
     if (why := maps.absent()) is not None:
-        return why
-    owned, held = places(shares)
-    lines = [_sampling(maps), *_confusion(maps, shares)]
+        return "\n".join([why, *_texts(maps)])
+    owned, _ = places(shares)
+    core, held = in_cores(shares)
+    mixed = _mixed(shares) if maps.confusion_by_picture() else []
+    lines = [*_verdict(maps, owned, held, mixed), *_prompt(maps)]
     for i, name in enumerate(maps.names):
         if owned[i] > 0:
             there = ", ".join(f"{other} {float(held[i, j]):.0%}" for j, other in enumerate(maps.names))
             lines.append(
-                f"{name}: has the largest share of {float(owned[i]):.0%} of the picture. Shares there: {there}."
+                f"{name}: has the largest share of {float(owned[i]):.0%} of the picture. Shares in the "
+                f"{float(core[i]):.0%} where it is clearest: {there}."
             )
         else:
             lines.append(f"{name}: has the largest share nowhere.")
     if (left := 1 - float(owned.sum())) >= 0.005:
         lines.append(f"Nobody has the largest share of {left:.0%} of the picture.")
-    return "\n".join([*lines, *_advice(maps, owned, held)])
+    return "\n".join([*lines, *_confusion(maps, shares), _sampling(maps)])
 
 
 def _sampling(maps: RecordedMaps) -> str:
@@ -70,43 +85,77 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _confusion(maps: RecordedMaps, shares: Tensor) -> list[str]:
-    """The mean over the batch. Several pictures get a line each, with who owns how much of it."""
-    pictures = maps.confusion_by_picture()
-    if pictures is None:
+    """Where the objects are, and in the whole picture. Several pictures get a line each, with who owns how much."""
+    if (whole := maps.confusion_by_picture()) is None:
         return []
+    inside = _mixed(shares)
+    background = 1 - float(cores(shares).amax(0).mean())
+    lines = [
+        f"Mixed: {sum(inside) / len(inside):.0%}. At 0% every object has its place to itself, at 100% all share it "
+        f"equally. Confusion of the whole picture: {maps.mean_confusion():.0%}; a background that all claim alike "
+        f"gives {background:.0%} by itself."
+    ]
+    if len(whole) > 1:
+        owned = owners(shares)[:-1].mean((-2, -1)).T  # [B, M]
+        for number, (mixed, each) in enumerate(zip(inside, owned, strict=True), 1):
+            largest = ", ".join(f"{name} {float(part):.0%}" for name, part in zip(maps.names, each, strict=True))
+            lines.append(f"Picture {number}: mixed {mixed:.0%}; largest share: {largest}.")
     by_step = enumerate(maps.confusion().nanmean(1).tolist(), 1)
     steps = "  ".join(f"{step}: {value:.0%}" for step, value in by_step if math.isfinite(value))
-    lines = [f"Confusion: {maps.mean_confusion():.0%} on average. By step:  {steps}"]
-    if len(pictures) > 1:
-        owned = owners(shares)[:-1].mean((-2, -1)).T  # [B, M]
-        for number, (confusion, each) in enumerate(zip(pictures, owned, strict=True), 1):
-            places = ", ".join(f"{name} {float(part):.0%}" for name, part in zip(maps.names, each, strict=True))
-            lines.append(f"Picture {number}: confusion {confusion:.0%}; largest share: {places}.")
-    return lines
+    return [*lines, f"Confusion of the whole picture by step:  {steps}"]
 
 
-def _advice(maps: RecordedMaps, owned: Tensor, held: Tensor) -> list[str]:
-    """What to change; owned and held: see `places`."""
-    names, advice = maps.names, []
-    if len(names) < 2:
-        return []
+def _mixed(shares: Tensor) -> list[float]:
+    """Of several objects, for each picture: its `mixing`. shares: [M, B, H, W]."""
+    return [mixed for each in shares.unbind(1) if (mixed := mixing(each)) is not None]
+
+
+def _texts(maps: RecordedMaps) -> list[str]:
+    """What is wrong with the object texts: sentences with advice."""
+    names, wrong = maps.names, []
     twice = [name for name in names if [plain(each) for each in names].count(plain(name)) > 1]
     if twice:
-        advice.append(
+        wrong.append(
             f"Several objects are called “{twice[0]}”, and equal texts have equal places: use different words, in the "
             "prompt too, or a region for each."
         )
-    elif (maps.mean_confusion() or 0.0) > MIXED:
+    for name in names:
+        if maps.prompt and not holds(maps.prompt, name):
+            wrong.append(f"“{name}” is not in the prompt: write it there with these words, or change the object text.")
+        if len(name.split()) > MOST_WORDS:
+            wrong.append(f"“{name}” is long for an object text: the one or two words that name the thing point best.")
+    return wrong
+
+
+def _prompt(maps: RecordedMaps) -> list[str]:
+    """Which object texts the prompt holds, if it is known."""
+    if not maps.prompt:
+        return []
+    said = (f"{name} ✓" if holds(maps.prompt, name) else f"{name}: not in the prompt" for name in maps.names)
+    return [f"In the prompt: {', '.join(said)}."]
+
+
+def _verdict(maps: RecordedMaps, owned: Tensor, held: Tensor, mixed: Sequence[float]) -> list[str]:
+    """Whether each object has a place, and what to change where it has none.
+
+    owned: see `places`; held: see `in_cores`; mixed: see `_mixed`, empty if it was not measured.
+    """
+    names, advice = maps.names, _texts(maps)
+    if len(names) < 2:
+        return advice
+    if not advice and mixed and sum(mixed) / len(mixed) > CLAIMED:
         advice.append(
             "The objects claim nearly everything alike: check that the prompt names each of them with its object text, "
             "then try sharpness 2–4 in MIP Merge or a region for each."
         )
+    said = " ".join(advice)
     for i, name in enumerate(names):
         if owned[i] < SMALL:
-            advice.append(
-                f"“{name}” has hardly a place of its own: does the prompt name it with these words? Try another seed, "
-                "or a region for it."
-            )
+            if f"“{name}”" not in said:
+                advice.append(
+                    f"“{name}” has hardly a place of its own: does the prompt name it with these words? Try another "
+                    "seed, or a region for it."
+                )
             continue
         others = held[i].clone()
         others[i] = 0

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...common.crops import Box
+from ...common.drawing import Colour, colour
 from ..object_embeddings import ObjectEmbeddings
 
 WORST, MEAN = RANKINGS = ("worst object", "mean")  # the margin that ranks pictures
@@ -118,6 +119,7 @@ class Binding:
     encoder: the encoder's name.
     pictures [B]: the measurements of each picture.
     threshold: the detector's, or None without a detector.
+    colours [M]: the numbers of the objects' colours (`common/drawing.py`: `colour`); empty: in their order.
     """
 
     names: tuple[str, ...]
@@ -128,6 +130,11 @@ class Binding:
     encoder: str
     pictures: tuple[PictureBinding, ...]
     threshold: float | None = None
+    colours: tuple[int, ...] = ()
+
+    def colour(self, m: int) -> Colour:
+        """In which an object is drawn."""
+        return colour(self.colours[m] if self.colours else m)
 
     @property
     def margins(self) -> list[tuple[int, int, float]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ...common.drawing import BLACK, PALE, SOFT, WHITE, Canvas, cividis, colour, ink_on, thumbnail, wrapped
+from ...common.drawing import BLACK, PALE, SOFT, WHITE, Canvas, cividis, ink_on, thumbnail, wrapped
 from ...common.tables import NOTHING, number
 from .binding import Binding, PictureBinding
 
@@ -40,7 +40,7 @@ def draw_matrix(binding: Binding, b: int, sentences: Sequence[str] = ()) -> Imag
     every = _rows(each)
     rows = every[: max(MOST_ROWS, objects)]
     more = [f"and {len(every) - len(rows)} things more"] if len(every) > len(rows) else []
-    shown = _with_boxes(binding.images[b], each, 3 * CELL + GAP)
+    shown = _with_boxes(binding, b, 3 * CELL + GAP)
     right = LEFT + objects * CELL + 2 * EDGE
     width = max(right + shown.width + EDGE, LEAST_WIDTH)
     bottom = TOP + max(len(rows) * CELL + LINE * len(more), shown.height)
@@ -53,7 +53,7 @@ def draw_matrix(binding: Binding, b: int, sentences: Sequence[str] = ()) -> Imag
     for m, name in enumerate(binding.names):
         x = LEFT + m * CELL
         sheet.words((x + CELL / 2, TOP - CELL - 34), name, 16, width=CELL - 4, centred=True)
-        sheet.pen.rectangle((x + 4, TOP - CELL - 12, x + CELL - 5, TOP - CELL - 8), fill=colour(m))
+        sheet.pen.rectangle((x + 4, TOP - CELL - 12, x + CELL - 5, TOP - CELL - 8), fill=binding.colour(m))
         sheet.paste((x + 4, TOP - CELL - 4), thumbnail(binding.thumbnails[m], CELL - 8))
     span, of = _span(binding), len(binding.pictures)
     counts = [[f"{count} of {of}" if of > 1 else "" for count in row] for row in binding.confusion_matrix().tolist()]
@@ -79,7 +79,7 @@ def _draw_row(
 ) -> None:  # fmt: skip
     extra = row is not None and row != each.own[m]
     below = "one too many" if extra else "not found" if row is None else number(each.margins().get(m), sign=True)
-    sheet.pen.rectangle((EDGE, y + 6, EDGE + 4, y + CELL - 8), fill=colour(m))
+    sheet.pen.rectangle((EDGE, y + 6, EDGE + 4, y + CELL - 8), fill=binding.colour(m))
     name = f"{binding.names[m]}, again" if extra else binding.names[m]
     sheet.words((EDGE + 14, y + CELL / 2 - 20), name, 18, width=NAMES - 20)
     sheet.words((EDGE + 14, y + CELL / 2 + 4), below, 14, SOFT)
@@ -125,15 +125,15 @@ def _draw_legend(sheet: Canvas, x: int, y: int, span: tuple[float, float], pictu
         )
 
 
-def _with_boxes(pixels: np.ndarray, each: PictureBinding, side: int) -> Image.Image:
-    """The picture scaled into a square of `side` pixels, every box in its object's colour."""
-    image = Image.fromarray(pixels)
+def _with_boxes(binding: Binding, b: int, side: int) -> Image.Image:
+    """Picture b scaled into a square of `side` pixels, every box in its object's colour."""
+    image, each = Image.fromarray(binding.images[b]), binding.pictures[b]
     scale = side / max(image.size)
     small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     pen = ImageDraw.Draw(small)
     for box, m in zip(each.boxes, each.found_as, strict=True):
         x0, y0, x1, y1 = (round(edge * scale) for edge in box)
-        for inset, ink, width in ((0, WHITE, 5), (1, colour(m), 3)):
+        for inset, ink, width in ((0, WHITE, 5), (1, binding.colour(m), 3)):
             corners = (x0 + inset, y0 + inset, max(x1 - 1 - inset, x0 + inset), max(y1 - 1 - inset, y0 + inset))
             pen.rectangle(corners, outline=ink, width=width)
     return small

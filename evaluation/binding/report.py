@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...attention.reference import Reference
+from ...attention.reference import Reference, colours_of
 from ...common.batching import Tick
 from ...common.crops import as_bytes
 from ...common.drawing import written
@@ -60,6 +60,7 @@ def measure_binding(
             bind(each, means, near(detections, b, texts), confusions[b], instead[b]) for b, each in enumerate(seen)
         ),
         threshold=detections.threshold,
+        colours=colours_of(references),
     )
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ...common.crops import as_bytes
-from ...common.drawing import Canvas, colour, fitted, ink_on, written
+from ...common.drawing import Canvas, fitted, ink_on, written
 from .crops import MASK_THRESHOLD, check_pictures
 from .detections import Detection, Detections
 
@@ -39,12 +39,12 @@ def _annotate(image: Tensor, detections: Detections, number: int) -> np.ndarray:
     for text, each in found:
         if each.mask is not None:
             line = Image.fromarray(_outline(each.mask, scale, max(1, size // 8)))
-            sheet.image.paste(colour(text), (0, 0), line)
+            sheet.image.paste(detections.colour(text), (0, 0), line)
     for text, each in found:
-        _frame(sheet.pen, [edge * scale for edge in each.box], colour(text), max(2, size // 6))
+        _frame(sheet.pen, [edge * scale for edge in each.box], detections.colour(text), max(2, size // 6))
     taken: list[tuple[float, float, float, float]] = []
     for text, each in found:
-        _label(sheet, each, scale, f"{names[text]} {each.score:.2f}", colour(text), size, taken)
+        _label(sheet, each, scale, f"{names[text]} {each.score:.2f}", detections.colour(text), size, taken)
     return np.asarray(sheet.image)
 
 

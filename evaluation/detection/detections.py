@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ...attention.reference import Reference, colours_of
 from ...common.crops import Box
+from ...common.drawing import Colour, colour, colour_numbers
+from ...common.text import plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,7 @@ class Detections:
     found[b][m]: all detections in picture b for text m, best score first.
     threshold: the lowest score that counts, or None without a detector.
     near[b][m]: where nothing was found, the threshold below which something would have been; 0 for nothing at all.
+    colours: the numbers of the texts' colours (`common/drawing.py`: `colour`); empty: in the texts' order.
     """
 
     texts: tuple[str, ...]
@@ -51,9 +55,19 @@ class Detections:
     found: tuple[tuple[tuple[Detection, ...], ...], ...]
     threshold: float | None = None
     near: tuple[tuple[float, ...], ...] = ()
+    colours: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.found)
+
+    def in_colours_of(self, references: Sequence[Reference]) -> Detections:
+        """The same, each text in the colour of the reference with that text."""
+        known = {plain(each.text): number for each, number in zip(references, colours_of(references), strict=True)}
+        return replace(self, colours=colour_numbers(known.get(plain(text)) for text in self.texts))
+
+    def colour(self, text: int) -> Colour:
+        """In which a text's objects are drawn."""
+        return colour(self.colours[text] if self.colours else text)
 
     def best(self, picture: int, text: int) -> Detection | None:
         """The detection of a text with the highest score in one picture, or None."""

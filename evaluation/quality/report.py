@@ -33,6 +33,7 @@ class MeasuredQuality:
     between [P, M, M]: cosines between the crops.
     crops [P][M]: the objects, cut out.
     left_out: for every other picture a sentence that says why it has no score.
+    colours [M]: the numbers of the objects' colours.
     """
 
     texts: tuple[str, ...]
@@ -42,6 +43,7 @@ class MeasuredQuality:
     between: Tensor
     crops: tuple[tuple[Image.Image, ...], ...]
     left_out: dict[int, str]
+    colours: tuple[int, ...]
 
     @property
     def objects(self) -> int:
@@ -88,6 +90,7 @@ def measure_quality(
         between=seen @ seen.mT,
         crops=tuple(crops.values()),
         left_out=left_out,
+        colours=detections.colours or tuple(range(many)),
     )
 
 
@@ -146,7 +149,7 @@ def _sheet(whole: Tensor, measured: MeasuredQuality, picture: int) -> np.ndarray
     for text, cut in enumerate(measured.crops[row]):
         x, y = x0 + text % columns * (SIDE + EDGE), EDGE + 30 + text // columns * (SIDE + CAPTION + EDGE)
         sheet.paste((x, y), cut.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
-        sheet.pen.rectangle((x, y, x + SIDE - 1, y + SIDE - 1), outline=colour(text), width=3)
+        sheet.pen.rectangle((x, y, x + SIDE - 1, y + SIDE - 1), outline=colour(measured.colours[text]), width=3)
         own = number(float(measured.own[row, text]))
         sheet.words((x, y + SIDE + 4), f"{names[text]}: {own}", 16, width=SIDE)
         if len(measured.texts) > 1:

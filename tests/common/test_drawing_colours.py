@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from mip_adapter.attention.reference import MAX_OBJECTS
-from mip_adapter.common.drawing import FIRST, colour
+from mip_adapter.common.drawing import FIRST, MAP_COLOURS, chosen_colour, colour, colour_numbers
 from mip_adapter.relevance.maps import draw_overlays
+
+from ..support.sentences import told
 
 
 def lab(colours: list) -> np.ndarray:
@@ -37,7 +39,19 @@ def test_every_object_has_a_colour_of_its_own_on_the_picture() -> None:
     """Each owns a column of a white picture, and a swatch below it."""
     shares = torch.eye(MAX_OBJECTS).repeat_interleave(20, 1).unsqueeze(1).expand(-1, 40, -1)
     names = tuple(f"thing {i}" for i in range(MAX_OBJECTS))
-    whole = (draw_overlays(torch.ones(40, 320, 3), shares, names, 1.0, "")[0] * 255).round().int()
+    whole = (draw_overlays(torch.ones(40, 320, 3), shares, names, range(len(names)), 1.0, "")[0] * 255).round().int()
     picture, legend = whole[:40], whole[40:].flatten(0, 1)
     assert [tuple(each) for each in picture[20, 10::20].tolist()] == [colour(i) for i in range(MAX_OBJECTS)]
     assert {colour(i) for i in range(MAX_OBJECTS)} <= {tuple(each) for each in legend.tolist()}
+
+
+def test_an_object_gets_the_colour_that_was_chosen_for_it() -> None:
+    assert len(MAP_COLOURS) == 1 + len(FIRST)
+    chosen = [chosen_colour(each) for each in ("automatic", "blue", "automatic", "green")]
+    assert chosen == [None, 0, None, 2] and colour_numbers(chosen) == (1, 0, 3, 2)
+    assert colour_numbers([None] * 9) == tuple(range(9))
+    told(lambda: chosen_colour("mauve"), "mauve", "automatic, blue")
+    shares = torch.eye(2).repeat_interleave(20, 1).unsqueeze(1).expand(-1, 40, -1)
+    drawn = draw_overlays(torch.ones(40, 40, 3), shares, ("heart", "fish"), (1, 0), 1.0, "")[0]
+    for column, number in ((10, 1), (30, 0)):
+        assert tuple((drawn[20, column] * 255).round().int().tolist()) == FIRST[number]

@@ -53,7 +53,8 @@ def test_without_a_font_objects_go_by_number() -> None:
     assert drawing.letters(NOWHERE, 14).getname()[0] == "Aileron"
     shares = torch.rand(2, 32, 128).softmax(0)
     drawn, said = (
-        maps.draw_overlays(torch.ones(32, 128, 3), shares, ("cat", name), 0.6, "") for name in (NOWHERE, "object 2")
+        maps.draw_overlays(torch.ones(32, 128, 3), shares, ("cat", name), (0, 1), 0.6, "")
+        for name in (NOWHERE, "object 2")
     )
     assert all(torch.equal(*each) for each in zip(drawn, said, strict=True))
 

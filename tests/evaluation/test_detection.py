@@ -319,6 +319,18 @@ def test_annotated_pictures():
     assert annotated(images[:1], Detections(("a name that is very long indeed " * 9,), 60, 90, ((crowd,),))).shape[0]
 
 
+def test_objects_have_the_colours_of_their_references():
+    from mip_adapter.attention.reference import make_reference
+    from mip_adapter.common.drawing import colour
+
+    dog, cat = (
+        make_reference(torch.rand(1, 16, 16, 3), text, map_color=number) for text, number in (("Dog", None), ("cat", 4))
+    )
+    found = two_found().in_colours_of((dog, cat))
+    assert [found.colour(text) for text in (0, 1)] == [colour(4), colour(0)]
+    assert [two_found().colour(text) for text in (0, 1)] == [colour(0), colour(1)]
+
+
 # ---- nodes ----
 
 

@@ -106,7 +106,7 @@ def test_sockets_are_called_after_the_design(nodes) -> None:
     apply = facts(next(node for node in nodes if node.__name__ == "MIPApply"))
     assert list(apply["inputs"]) == [
         "model", "clip", "clip_vision", "adapter", "references", "scale", "start_percent", "end_percent", "merge",
-        "fusion_head", "frozen",
+        "fusion_head", "frozen", "prompt",
     ]  # fmt: skip
     defaults = {name: each["default"] for name, each in apply["inputs"].items() if "default" in each}
     assert defaults == {"scale": 0.75, "start_percent": 0.0, "end_percent": 1.0}

@@ -152,12 +152,14 @@ def test_the_report_says_who_claims_what():
     model, record = applied()
     graphs.sample(model, steps=3, batch=2)
     said = maps(record, torch.rand(2, 64, 64, 3))[3]
-    assert "Maps of 4×4, 8×8 positions; the references acted in all of 3 steps." in said and "last run" not in said
-    assert "Confusion: " in said and " 3: " in said and "cat: has the largest share" in said
+    assert (
+        said.endswith("Maps of 4×4, 8×8 positions; the references acted in all of 3 steps.") and "last run" not in said
+    )
+    assert "Mixed: " in said and " 3: " in said and "cat: has the largest share" in said
     graphs.sample(model, steps=2)
     assert "sampled 2 times: these maps are the last run's" in maps(record, torch.rand(1, 64, 64, 3))[3]
     record._confusion = torch.tensor([0.3, 1.0]).view(2, 1, 1)  # as if it had been clear
-    assert "Each object has a place of its own" in relevance_report(record, shares)
+    assert relevance_report(record, shares).startswith("Each object has a place of its own.\n")
     leaking = torch.tensor([[0.6, 0.6, 0.1, 0.2], [0.4, 0.4, 0.9, 0.8]]).view(2, 1, 2, 2)
     assert "“red coffee cup” claims 40% of the place of “cat”" in relevance_report(record, leaking)
     gone = torch.stack([torch.full((1, 2, 2), 0.9), torch.full((1, 2, 2), 0.1)])
@@ -183,15 +185,17 @@ def test_the_node_draws_what_was_recorded():
     torch.testing.assert_close(clear[0, :128], images[0])
 
 
-def test_legends_of_one_batch_may_need_different_room():
-    """At 512 pixels "confusion 100%" goes to a second line beside these names, and "confusion 10%" does not."""
-    model, record = applied(graphs.references(("teddy bear", "dog", "lamp")))
+def test_legends_of_one_batch_may_need_different_room(monkeypatch):
+    """At 512 pixels "mixed 100%" goes to a second line beside these names, and "mixed 10%" does not."""
+    from mip_adapter.relevance import maps as drawing
+
+    model, record = applied(graphs.references(("teddy bear", "dogs", "oil lamp")))
     graphs.sample(model, batch=2)
-    record._confusion = torch.tensor([[[0.1, 1.0]], [[1.0, 1.0]]])  # by step and picture: sum, how many
+    said = iter(["mixed 10%", "mixed 100%", "mixed 10%", "mixed 10%"])
+    monkeypatch.setattr(drawing, "mixed", lambda value: next(said))
     images = torch.rand(2, 512, 512, 3)
     overlays = maps(record, images)[0]
     assert len(overlays) == 2 * 4
-    record._confusion[0] = 0.1
     assert maps(record, images)[0].shape[1] < overlays.shape[1] and overlays[0, -1].eq(1).all()
 
 
@@ -277,19 +281,61 @@ def test_one_object_alone_tints_nothing():
     assert not torch.allclose(maps(record, images, opacity=1.0)[0][:1, :64], grey, atol=0.05)
 
 
+def test_a_background_that_all_claim_alike_is_no_confusion():
+    """Two objects with clear places on a background without any: most of the picture is shared, and that is right."""
+    from mip_adapter.relevance.maps import cores, mixing
+    from mip_adapter.relevance.record import confusion
+    from mip_adapter.relevance.report import relevance_report
+
+    shares = torch.full((2, 1, 8, 8), 0.5)
+    for i, columns in enumerate((slice(1, 3), slice(5, 7))):
+        shares[:, 0, 3:6, columns] = 0.1
+        shares[i, 0, 3:6, columns] = 0.9
+    assert cores(shares).sum((-1, -2, -3)).tolist() == [6, 6]
+    whole = float(confusion(shares[None, :, None], 2))
+    assert mixing(shares[:, 0]) == pytest.approx(0.2) and whole > 0.85
+    assert mixing(torch.full((2, 8, 8), 0.5)) == 1 and mixing(torch.ones(1, 8, 8)) is None
+    _, record = applied()
+    record._shares, record._confusion = {(8, 8): None}, torch.tensor([whole, 1.0]).view(2, 1, 1)
+    record._calls = torch.ones(1)
+    said = relevance_report(record, shares)
+    assert said.startswith("Each object has a place of its own.\n") and "try" not in said
+    assert "Mixed: 20%." in said and "Confusion of the whole picture: 90%" in said
+    assert relevance_report(record, torch.full((2, 1, 8, 8), 0.5)).startswith(
+        "The objects claim nearly everything alike"
+    )
+
+
+def test_the_report_says_what_the_prompt_lacks():
+    from mip_adapter.nodes.apply import MIPApply
+
+    parts = graphs.bundle()
+    names = ("cat", "dragon", "a very small brown coffee cup")
+    with torch.inference_mode():
+        model, record = MIPApply.execute(
+            parts.model, parts.clip, parts.vision, parts.adapters["base"], graphs.references(names), 1.0, 0.0, 1.0,
+            prompt="a photo of a (cat:1.2) and a cup in a dragonfly's garden",
+        ).args  # fmt: skip
+    graphs.sample(model)
+    lines = maps(record, torch.rand(1, 64, 64, 3))[3].splitlines()
+    assert lines[0].startswith("“dragon” is not in the prompt: ")
+    assert "In the prompt: cat ✓, dragon: not in the prompt, a very small brown coffee cup: not in the prompt." in lines
+    assert any("is long for an object text" in line for line in lines)
+
+
 def test_every_picture_has_its_own_confusion(monkeypatch):
     """A batch says of each picture what it says when that picture is sampled alone."""
     from mip_adapter.relevance import maps as drawing
 
     noted = []
-    monkeypatch.setattr(drawing, "confused", lambda value: noted.append(value) or "")
+    monkeypatch.setattr(drawing, "mixed", lambda value: noted.append(value) or "")
     model, record = applied()
     graphs.sample(model, batch=3)
     together = record.confusion_by_picture()
     said = maps(record, torch.rand(3, 64, 64, 3))[3]
-    assert noted == together and len(set(together)) == 3
-    for number, value in enumerate(together, 1):
-        assert f"\nPicture {number}: confusion {value:.0%}; largest share: cat " in said
+    assert len(set(noted)) == len(set(together)) == 3
+    for number, value in enumerate(noted, 1):
+        assert f"\nPicture {number}: mixed {value:.0%}; largest share: cat " in said
     graphs.sample(model)  # the noise of a batch begins with the noise of one
     assert record.confusion_by_picture() == pytest.approx(together[:1], rel=1e-4)
     assert "Picture 1" not in maps(record, torch.rand(1, 64, 64, 3))[3]

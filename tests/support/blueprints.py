@@ -20,6 +20,7 @@ DESCRIPTION = (
     "Every object takes its looks from its own picture. Connect the pictures, write each object's name, and use the "
     "same names in the prompt. More objects: connect a chain of MIP Reference nodes to “references”."
 )
+ALIASES = ("multi", "reference", "subject", "character", "face", "style", "image prompt", "ip adapter", "ipadapter")
 # The blueprint's own widgets with their initial values. All other widgets of the inner nodes keep their defaults.
 WIDGETS = {"text": "", "scale": 0.75, "weight": 1.0, "start_percent": 0.0, "end_percent": 1.0}
 
@@ -34,7 +35,8 @@ class Slots(NamedTuple):
     @classmethod
     def of(cls, schema: Any, widget: type) -> Slots:
         """The slots of a node's schema. widget: the class of inputs that are widgets."""
-        widgets = [(each.id, each.get_io_type(), each.default) for each in schema.inputs if isinstance(each, widget)]
+        shown = [each for each in schema.inputs if isinstance(each, widget) and not each.force_input]
+        widgets = [(each.id, each.get_io_type(), each.default) for each in shown]
         names = [each[0] for each in widgets]
         sockets = [(each.id, each.get_io_type()) for each in schema.inputs if each.id not in names]
         outputs = [(each.display_name or each.get_io_type(), each.get_io_type()) for each in schema.outputs]
@@ -65,7 +67,7 @@ def blueprint(count: int, kinds: dict[str, Slots]) -> dict[str, Any]:
     return {
         "id": inner.uuid("workflow"), "revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [node],
         "links": [], "groups": [], "definitions": {"subgraphs": [inner.definition(kind)]}, "config": {},
-        "extra": {"BlueprintDescription": DESCRIPTION}, "version": 0.4,
+        "extra": {"BlueprintDescription": DESCRIPTION, "BlueprintSearchAliases": list(ALIASES)}, "version": 0.4,
     }  # fmt: skip
 
 
@@ -153,6 +155,7 @@ class Inner:
         height = 40 + 20 * len(self.inputs)
         state = {"lastGroupId": 0, "lastNodeId": len(self.nodes), "lastLinkId": len(self.links), "lastRerouteId": 0}
         return {
+            "category": "MIP-Adapter", "description": DESCRIPTION,
             "id": kind, "version": 1, "state": state, "revision": 0, "config": {}, "name": name(self.count),
             "inputNode": {"id": INSIDE, "bounding": [-240, 0, 120, height]},
             "outputNode": {"id": OUTSIDE, "bounding": [780, 0, 120, 80]},
