@@ -191,12 +191,14 @@ class Maker:
         side, edge = CARD_HEIGHT // 2, CARD_HEIGHT // 60
         card = Image.new("RGB", (WORKFLOW_WIDTH, CARD_HEIGHT), "white")
         for i, picture in enumerate(drawn[:2]):
-            card.paste(picture.resize((side - 2 * edge,) * 2, Image.Resampling.BICUBIC), (edge, i * side + edge))
+            card.paste(
+                picture.resize((side - 2 * edge, side - 2 * edge), Image.Resampling.BICUBIC), (edge, i * side + edge)
+            )
         columns = [(side + edge, 0), (2 * side + edge, 0), (side + edge, side), (2 * side + edge, side)]
         if len(made) < len(columns):  # one, as large as all of them
             columns, side = columns[:1], 2 * side
         for picture, (x, y) in zip(made, columns, strict=False):
-            card.paste(picture.resize((side - edge,) * 2, Image.Resampling.BICUBIC), (x, y + edge // 2))
+            card.paste(picture.resize((side - edge, side - edge), Image.Resampling.BICUBIC), (x, y + edge // 2))
         return card
 
     def fetched(self, picture: dict[str, str]) -> Image.Image:
