@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .comfyui import given_host, prepare
-from .environment import Problem, cache_home, environ, environment_folder, is_complete, say, tail
+from .environment import Problem, cache_home, claimed, environ, environment_folder, is_complete, say, tail
 from .package import ROOT, arguments_for, print_any_character
 from .server import PACK, Server, device_arguments
 
@@ -78,7 +78,10 @@ def demo(arguments: list[str]) -> int:
     output = chosen.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
     log = output / "server.log"
-    with tempfile.TemporaryDirectory(prefix="mip-demo-", ignore_cleanup_errors=True) as base:
+    with (
+        claimed(output, "A demo", "wait for its end, or choose another --output"),
+        tempfile.TemporaryDirectory(prefix="mip-demo-", ignore_cleanup_errors=True) as base,
+    ):
         say("Starting ComfyUI …")
         with Server(python, host, Path(base), device_arguments(python), log=log) as server:
             say(f"ComfyUI answers at {server.url}")
@@ -125,10 +128,10 @@ def serve(arguments: list[str]) -> int:
     chosen, more = parser.parse_known_args(arguments)
     python, host = prepare()
     base = cache_home() / "serve"
-    # Pictures for the workflows that ask for two of the user's own. Everything else works without them.
-    call([python, *arguments_for("commands.demo"), "prepare", "--base-directory", base], host)
     say("Starting ComfyUI …")
     with Server(python, host, base, device_arguments(python) + more, port=chosen.port) as server:
+        # Pictures for the workflows that ask for two of the user's own. Everything else works without them.
+        call([python, *arguments_for("commands.demo"), "prepare", "--base-directory", base], host)
         say(f"ComfyUI with {PACK}: {server.url} (Ctrl-C stops it)")
         say(f"  models go into {base / 'models'}\n  log: {server.log}")
         if chosen.open:

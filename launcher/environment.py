@@ -140,11 +140,14 @@ def pip_progress(line: str) -> str | None:
 def run_logged(line: list[str], log: Path, progress: Callable[[str], str | None] = lambda _: None) -> None:
     """Run a command with its output in a log. `progress` selects the lines that the user sees.
 
+    It runs in the log's folder, so that a module in the user's current folder is never taken for one of Python's.
     Raises Problem with the end of the log if the command fails.
     """
     with (
         open(log, "w", encoding="utf-8") as file,
-        subprocess.Popen(line, env=environ(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process,
+        subprocess.Popen(
+            line, cwd=log.parent, env=environ(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process,
     ):
         assert process.stdout
         try:
@@ -186,12 +189,31 @@ def lock(name: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def claimed(folder: Path, what: str, cure: str) -> Iterator[None]:
+    """Holds a folder for this process. Raises Problem, which names the process that holds it and the cure.
+
+    what: the program that works there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+        if not try_lock(file.fileno()):
+            file.seek(0)
+            holder = file.read(200).strip() or "another process"
+            raise Problem(f"{what} already runs in {folder} ({holder}): {cure}.")
+        file.truncate(0)
+        file.write(f"process {os.getpid()}, {ROOT}")
+        file.flush()
+        yield
+
+
 def try_lock(handle: int) -> bool:
     """Lock an open file without waiting. Returns whether it succeeded."""
     try:
         if sys.platform == "win32":
             import msvcrt
 
+            os.lseek(handle, 1 << 20, os.SEEK_SET)  # what stands in the file can be read by others
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
         else:
             import fcntl

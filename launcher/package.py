@@ -10,6 +10,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "mip_adapter"
+# What runs by `python -c` begins so. Nothing is imported from the current folder, which may hold somebody's
+# torch.py. Python before 3.11 does not heed PYTHONSAFEPATH; sys is built in, so it comes from no folder.
+NOT_HERE = "import sys; sys.path[:] = [each for each in sys.path if each]"
 
 
 def load_package(module: str = ""):
@@ -26,7 +29,7 @@ def load_package(module: str = ""):
 def arguments_for(module: str) -> tuple[str, str]:
     """Arguments of Python that run `main(argv)` of a module of the pack."""
     run = f"runpy.run_path({str(Path(__file__).resolve())!r})['run_module']"
-    return "-c", f"import runpy, sys; sys.exit({run}({module!r}, sys.argv[1:]))"
+    return "-c", f"{NOT_HERE}; import runpy; sys.exit({run}({module!r}, sys.argv[1:]))"
 
 
 def run_module(module: str, arguments: list[str]) -> int:

@@ -14,13 +14,14 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from .environment import Problem, environ, tail
-from .package import ROOT
+from .environment import Problem, claimed, environ, tail
+from .package import NOT_HERE, ROOT
 
 PACK = "ComfyUI-MIP-Adapter"  # its folder under custom_nodes
 # Runs the host's main.py, and exits if the launcher's process ends without stopping it.
-RUN_HOST = """
-import os, runpy, sys, threading, time
+RUN_HOST = f"""
+{NOT_HERE}
+import os, runpy, threading, time
 def watch(parent=os.getppid()):
     while os.getppid() == parent:
         time.sleep(1)
@@ -45,7 +46,8 @@ class Server:
     log: the file for its output; default in `base`.
     timeout: seconds to wait for the first answer.
 
-    Entering raises Problem with the end of the log if the server does not start, or starts without the pack.
+    Entering raises Problem with the end of the log if the server does not start, or starts without the pack. It also
+    does if another server runs in `base`: that one's log and its link to the pack stay as they are.
     """
 
     def __init__(self, python: str, host: Path, base: Path, arguments: Sequence[str] = ("--cpu",), *,
@@ -54,26 +56,29 @@ class Server:
         self.port, self.any_port = port or 0, port is None
         self.log, self.timeout = log or base / "server.log", timeout
         self.process: subprocess.Popen | None = None
+        self.claims = contextlib.ExitStack()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Server:
-        for folder in FOLDERS:
-            (self.base / folder).mkdir(parents=True, exist_ok=True)
-        link_pack(self.base / "custom_nodes" / PACK)
+        self.claims.enter_context(claimed(self.base, "ComfyUI", "stop it, or set MIP_ADAPTER_HOME to another folder"))
         try:
+            for folder in FOLDERS:
+                (self.base / folder).mkdir(parents=True, exist_ok=True)
+            link_pack(self.base / "custom_nodes" / PACK)
             self.start()
             if reason := self.pack_failure():
                 raise Problem(f"ComfyUI could not load this pack: {reason}\nIts whole log: {self.log}")
         except BaseException:
-            self.stop()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        with self.claims:
+            self.stop()
 
     def start(self, tries: int = 3) -> None:
         """Launch and wait. Tries another port if the chosen one was taken before the host bound it."""
@@ -164,6 +169,6 @@ def link_pack(link: Path) -> None:
 
 def device_arguments(python: str) -> list[str]:
     """`--cpu` if PyTorch finds no accelerator: the host would not start without it."""
-    probe = "import torch as t; raise SystemExit(not getattr(t, 'accelerator', t.cuda).is_available())"
+    probe = f"{NOT_HERE}; import torch as t; raise SystemExit(not getattr(t, 'accelerator', t.cuda).is_available())"
     found = subprocess.run([python, "-c", probe], env=environ(), capture_output=True).returncode == 0
     return [] if found else ["--cpu"]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,13 @@ from torch import Tensor
 from ..common.text import shown
 from .foreign import reject_foreign
 from .layout import flat_keys
-from .pickles import forbidden_name
+from .pickles import Forbidden, View
+from .torch_files import NoTorchFile, read_torch
 
 _AGAIN = "Download it again, or choose another file."
+_MOST_KEYS, _LONGEST_KEY = 50_000, 1000  # a whole SDXL checkpoint has 2,500 keys of at most 100 letters
+_SMALL = 1 << 20  # bytes
+_LONGEST_HEADER = 1 << 23  # bytes; safetensors itself stops at 100 MB, which take gigabytes to parse
 _FOLDERS = "Adapters belong into models/ipadapter or models/mip_adapter."
 _NOT_WEIGHTS = (  # first bytes -> what the file is
     (b"\x00\x05\x16\x07", "a macOS side file (AppleDouble, '._' files from an external drive), not weights. "
@@ -55,7 +58,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
             tensors, metadata = _read_safetensors(path)
             others: list[str] = []
         else:
-            tensors, others = _flatten(_read_torch(path, zipped=kind == "zip"), path.name)
+            tensors, others = _flatten(*_read_torch(path, zipped=kind == "zip"), path.name)
             metadata = {}
     except _Sentence:
         raise
@@ -91,6 +94,8 @@ def _sniff(path: Path) -> str:
         return "zip"
     length = int.from_bytes(head[:8], "little")  # safetensors: u64 header length, then JSON
     if head[8:9] == b"{" and length >= 2:
+        if length > _LONGEST_HEADER:
+            raise ValueError(f"“{name}” has a header of {length:,} bytes, more than any adapter's. {_AGAIN}")
         if length > size - 8:
             raise ValueError(f"“{name}” is cut off: its header says {length:,} bytes, the file has {size:,}. {_AGAIN}")
         return "safetensors"
@@ -115,44 +120,36 @@ def _unknown(name: str, head: bytes, length: int, size: int) -> str:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safe_open(str(path), framework="pt", device="cpu") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        keys = list(file.keys())
+        _check_keys(len(keys), max(map(len, keys), default=0), path.name)
+        return {key: file.get_tensor(key) for key in keys}, dict(file.metadata() or {})
 
 
-def _read_torch(path: Path, zipped: bool) -> Any:
-    mmap = False
-    if zipped:
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-        if not any(record.filename.endswith("data.pkl") for record in records):
-            raise _Sentence(f"“{path.name}” is a zip archive, not a torch file: unpack it first.")
-        # A compressed record cannot be memory-mapped.
-        mmap = all(record.compress_type == zipfile.ZIP_STORED for record in records)
-    bad = forbidden_name(path, zipped)
-    if bad is not None:
-        raise _Sentence(
-            f"“{path.name}” is a pickle that wants to run '{shown(bad)}'; weights need no code, so it was not "
-            "opened. Take its .safetensors version, or a file that holds tensors only."
-        )
+def _read_torch(path: Path, zipped: bool) -> tuple[Any, Callable[[View], Tensor]]:
     try:
-        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
-    except (RuntimeError, OSError):  # some network drives cannot be mapped
-        if not mmap:
-            raise
-        return torch.load(str(path), map_location="cpu", weights_only=True)
+        return read_torch(path, zipped)
+    except NoTorchFile:
+        raise _Sentence(f"“{path.name}” is a zip archive, not a torch file: unpack it first.") from None
+    except Forbidden as bad:
+        raise _Sentence(
+            f"“{path.name}” is a pickle that wants to run '{shown(bad.name)}'; weights need no code, so it was not "
+            "opened. Take its .safetensors version, or a file that holds tensors only."
+        ) from None
 
 
-def _flatten(loaded: Any, name: str) -> tuple[dict[str, Tensor], list[str]]:
+def _flatten(loaded: Any, tensor: Callable[[View], Tensor], name: str) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors of nested mappings by dotted key, and the keys whose values are not tensors."""
     if not isinstance(loaded, Mapping):
-        got = type(loaded).__name__
+        got = "Tensor" if isinstance(loaded, View) else type(loaded).__name__
         raise _Sentence(f"“{name}” holds a {got}, expected named tensors. Choose an adapter file.")
     tensors: dict[str, Tensor] = {}
     others: list[str] = []
 
     def visit(mapping: Mapping[Any, Any], prefix: str, depth: int) -> None:
         for key, value in mapping.items():
-            if isinstance(value, Tensor):
-                tensors[f"{prefix}{key}"] = value.detach()
+            _check_keys(len(tensors) + len(others), len(prefix) + len(str(key)), name)
+            if isinstance(value, View):
+                tensors[f"{prefix}{key}"] = tensor(value)
             elif isinstance(value, Mapping) and depth < 3:  # a pickle may contain itself
                 visit(value, f"{prefix}{key}.", depth + 1)
             else:
@@ -162,9 +159,19 @@ def _flatten(loaded: Any, name: str) -> tuple[dict[str, Tensor], list[str]]:
     return tensors, others
 
 
+def _check_keys(count: int, longest: int, name: str) -> None:
+    """Raises ValueError for more or longer keys than any file of tensors has."""
+    if count > _MOST_KEYS or longest > _LONGEST_KEY:
+        what = f"more than {_MOST_KEYS:,} tensors" if count > _MOST_KEYS else f"a name of {longest:,} letters"
+        raise _Sentence(f"“{name}” holds {what}; an adapter has some hundred, with short names. {_AGAIN}")
+
+
 def _checked(tensors: dict[str, Tensor], others: list[str], name: str) -> dict[str, Tensor]:
     """The tensors. Raises ValueError if a value is not a plain tensor, naming the kind of file if its keys show it."""
     others = others + [k for k, t in tensors.items() if t.layout != torch.strided or t.is_quantized]
+    stored = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors.values()}
+    if sum(t.numel() * t.itemsize for t in tensors.values()) > 2 * sum(stored.values()) + _SMALL:
+        raise ValueError(f"“{name}” uses the same numbers in many tensors, which would not fit in memory. {_AGAIN}")
     if others or not tensors:
         reject_foreign(tensors, name)
         what = f"'{shown(others[0])}' is not a tensor" if others else "it holds no tensors"

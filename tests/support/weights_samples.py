@@ -1,4 +1,4 @@
-"""Adapters of every family as tensors: of real shapes (on the meta device or from one stored number), or small."""
+"""Adapters of every family as tensors: of real shapes (on the meta device or unwritten), or small."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def meta(*shape: int) -> Tensor:
     return torch.empty(shape, device="meta", dtype=torch.float16)
 
 
-def one_number(*shape: int) -> Tensor:
-    """A tensor of any shape that stores only a single number, also when saved."""
-    return torch.ones(1, dtype=torch.float16).expand(shape)
+def unwritten(*shape: int) -> Tensor:
+    """Memory that is asked for and not touched."""
+    return torch.empty(shape, dtype=torch.float16)
 
 
 def random(seed: int = 0, dtype: torch.dtype = torch.float32) -> Fill:

@@ -43,7 +43,8 @@ def test_every_family_by_its_real_shapes(name):
 @pytest.mark.parametrize("name", ["MIP-Adapter model_sdxl", "ip-adapter-plus_sd15", "ip-adapter-full-face_sd15"])
 def test_a_file_of_real_shapes_loads(tmp_path, name):
     path = tmp_path / "model.bin"
-    torch.save(samples.nested(samples.flat(FAMILIES[name], samples.one_number)), path)
+    with torch.serialization.skip_data():  # a file with a hole for every tensor: it reads as zeros
+        torch.save(samples.nested(samples.flat(FAMILIES[name], samples.unwritten)), path)
     adapter = load_adapter(path)
     assert adapter.name == "model.bin"
     assert [n for n, _ in adapter.spec.sites] == list(adapter.sites)
