@@ -10,10 +10,12 @@ from torch import Tensor
 
 Strategy = Literal["relevance", "uniform", "sum", "concat"]
 Normalization = Literal["sum", "mean"]
+Measure = Literal["each site", "pool"]
 Gate = Literal["image", "text", "off"]
 
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
+MEASURES: tuple[str, ...] = get_args(Measure)
 GATES: tuple[str, ...] = get_args(Gate)
 
 
@@ -33,18 +35,22 @@ class Merge:
     background: strength of a competitor that claims positions no object text points at. 0 is the official behaviour;
         1 competes like an object of average relevance.
     sharpness: power on the relevance; above 1 the most relevant object takes more.
+    measure: where the relevance comes from: "each site" measures its own (the paper), or all sites read one "pool" of
+        what they measured (see pool.py).
 
-    The last three act on "relevance" only. Raises ValueError for values out of range.
+    The last four act on "relevance" only. Raises ValueError for values out of range.
     """
 
     strategy: Strategy = "relevance"
     normalization: Normalization = "sum"
     background: float = 0.0
     sharpness: float = 1.0
+    measure: Measure = "each site"
 
     def __post_init__(self) -> None:
         one_of("merge strategy", self.strategy, STRATEGIES)
         one_of("normalization", self.normalization, NORMALIZATIONS)
+        one_of("measure", self.measure, MEASURES)
         if not self.background >= 0:
             raise ValueError(f"background is {self.background}; it must be 0 (off) or more.")
         if not self.sharpness > 0:

@@ -123,6 +123,11 @@ class Plan:
         return self.frozen is None and self.merge.needs_relevance(self.objects)
 
     @property
+    def is_pooled(self) -> bool:
+        """Whether all sites read one relevance."""
+        return self.needs_relevance and self.merge.measure == "pool"
+
+    @property
     def share_sum(self) -> float:
         """The sum of the shares at a position that the objects claim completely."""
         return self.objects if (self.merge.strategy, self.merge.normalization) == ("relevance", "mean") else 1.0

@@ -13,6 +13,7 @@ from torch import Tensor
 from .fusion_head import fusion_gate
 from .merge import accumulate, block_attention, joint_attention, log_region, split_queries
 from .plan import Plan, SitePlan
+from .pool import PooledSite
 from .regions import Area
 from .relevance import flat_shares, frozen_shares, raw_relevance, shares
 
@@ -52,6 +53,7 @@ class RowGroup(NamedTuple):
     conditional: the branch of guidance.
     constants: their share is for one picture, or for as many as there are rows.
     area: the area of the canvas that the rows show.
+    pool: for conditional rows of one cond, where the relevance is pooled.
     """
 
     start: int
@@ -59,6 +61,7 @@ class RowGroup(NamedTuple):
     conditional: bool
     constants: SiteConstants = SiteConstants()
     area: Area = None
+    pool: PooledSite | None = None
 
     @property
     def at(self) -> slice:
@@ -103,8 +106,14 @@ def fuse(
         share, null_share, region = rows.constants
         if rows.conditional:
             if plan.needs_relevance:
-                keys = object_keys().unflatten(-1, (site.heads, -1)).transpose(0, 1)  # [h, L, d], a view
-                share = shares(raw_relevance(queries, keys, site.average, rows.length), plan.merge, region)
+                measured = None
+                if rows.pool is None or rows.pool.measures:
+                    keys = object_keys().unflatten(-1, (site.heads, -1)).transpose(0, 1)  # [h, L, d], a view
+                    measured = raw_relevance(queries, keys, site.average, rows.length)
+                if rows.pool is not None:
+                    share = rows.pool.shares(measured, plan, region, rows.length)
+                else:
+                    share = shares(measured, plan.merge, region)
             if observe is not None:
                 observe(rows, None if plan.is_concat else share, None if gate is None else gate[rows.at])
             if plan.is_concat and region is not None:

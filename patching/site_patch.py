@@ -18,7 +18,7 @@ from ..attention.site import fuse
 from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey
 from .sampling_wrappers import install_wrappers
-from .unet_call import RECORDS, UNetCall
+from .unet_call import RECORDS, PooledAt, UNetCall
 
 SHELLS = "mip_adapter"  # our callback's name in a ModelPatcher
 
@@ -143,13 +143,14 @@ class MergePatch(SitePatch):
         objects, plan = active
         site = plan.sites[self.key]
         size = tuple(options["activations_shape"][-2:])
+        pooled = PooledAt(self.schedule, self.key, objects) if plan.is_pooled else None
         return fuse(
             out,
             text,
             q,
             plan,
             site.like(q),
-            call.rows(len(q), plan, size, q.device),
+            call.rows(len(q), plan, size, q.device, pooled),
             partial(call.object_keys, self.key, site.object_text, q),
             partial(call.observe, self.record, plan, objects, size) if self.record is not None else None,
         )

@@ -8,7 +8,7 @@ Each cond carries a uuid that leads back to its name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..attention.plan import Plan
+from ..attention.pool import Pool, PooledSite, PoolHistory
 from ..attention.regions import Area, Size, placed, seen
-from ..attention.schedule import PercentRange
+from ..attention.schedule import PercentRange, Schedule
 from ..attention.site import RowGroup, SiteConstants
 from ..relevance.record import Observation, RelevanceRecord, RunId
 from ..weights.sites import SiteKey, cross_attentions
@@ -33,6 +34,16 @@ SiteConstantsCache = dict[tuple[Plan, Size | None, Area, Size, torch.device | No
 Keys = dict[tuple[Tensor, Any, torch.dtype], Tensor]
 # By `model_sampling` and fraction of the sampling: the noise level (sigma) at that fraction.
 Sigmas = dict[tuple[Any, float], float]
+# By schedule, cond and device.
+Pools = dict[tuple[Schedule, Hashable, torch.device | None], PoolHistory]
+
+
+class PooledAt(NamedTuple):
+    """A site of a schedule whose relevance is pooled. objects: those that act, as indices of all."""
+
+    schedule: Schedule
+    key: SiteKey
+    objects: tuple[int, ...]
 
 
 class GuiderStep(NamedTuple):
@@ -72,6 +83,8 @@ class SamplingState:
     records: those that the run has filled so far.
     constants, keys, sigmas: caches for the length of the run. They hold the plans at the sites' resolutions, the keys
         of the object texts, and the noise levels at the edges of percent ranges.
+    pools: what the sites of the last turns measured together.
+    turn: number of the guider's noise prediction.
     """
 
     def __init__(self, pictures: int, prompt: str | None, hooked: bool, model_sampling: Any) -> None:
@@ -81,6 +94,8 @@ class SamplingState:
         self.constants: SiteConstantsCache = {}
         self.keys: Keys = {}
         self.sigmas: Sigmas = {}
+        self.pools: Pools = {}
+        self.turn = 0
 
     def __deepcopy__(self, memo: dict) -> SamplingState:
         return self  # see CondEvaluation
@@ -103,11 +118,9 @@ class UNetCall:
         self._keys: Keys = {} if self._sampling is None or self._sampling.hooked else self._sampling.keys
         self._sigmas: Sigmas = {} if self._sampling is None else self._sampling.sigmas
         self._batch = BatchLayout(shape, options, self._evaluation)
+        self._pools: Pools = {}  # where nobody knows what the rows show
         self._observed: dict[RelevanceRecord, list[Observation]] = {}
         self._numbers: Tensor | None = None
-
-    def __deepcopy__(self, memo: dict) -> UNetCall:
-        return self  # see CondEvaluation
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], batch: int, unet: Any) -> UNetCall:
@@ -188,19 +201,57 @@ class UNetCall:
         return self._numbers
 
     def rows(
-        self, count: int, plan: Plan | None = None, size: Size = (0, 0), device: torch.device | None = None
+        self,
+        count: int,
+        plan: Plan | None = None,
+        size: Size = (0, 0),
+        device: torch.device | None = None,
+        pooled: PooledAt | None = None,
     ) -> list[RowGroup]:
         """A site's `count` rows by treatment, with the plan's constants at the site's resolution.
 
         size: (h, w) of the site. Without a plan the constants are empty.
+        pooled: for a plan whose relevance is pooled, so that every cond needs rows of its own.
         """
         groups = []
-        for start, stop, conditional, area in self._batch.groups(count):
+        for start, stop, conditional, area, cond in self._batch.groups(count, apart=pooled is not None):
             constants = SiteConstants() if plan is None else self._site_constants(plan, area, size, device)
             if conditional and constants.share is not None:
                 constants = constants._replace(share=self._by_row(constants.share, stop - start))
-            groups.append(RowGroup(start, stop, conditional, constants, area))
+            pool = None
+            if conditional and pooled is not None:
+                pool = self._pooled_site(pooled, (cond, start if self._batch.in_tiles else 0), size, device)
+            groups.append(RowGroup(start, stop, conditional, constants, area, pool))
         return groups
+
+    def _pooled_site(self, at: PooledAt, cond: Hashable, size: Size, device: torch.device | None) -> PooledSite:
+        """What a site reads of the pool of one cond's rows, and where it adds what it measures.
+
+        The sites of evaluations that are not the guider's own, such as PAG's, read and do not measure. Where nobody
+        knows which pictures or which parts of them the rows show, the pool lasts for this call.
+        """
+        schedule, key, objects = at
+        shown, sampling = self.shown, self._sampling
+        shown = range(self.sampling_run.pictures)[shown] if isinstance(shown, slice) else shown
+        known = shown is not None and sampling is not None and self._evaluation is not None
+        read: Pool | None = None
+        if known and sampling is not None and shown is not None:
+            history = sampling.pools.setdefault((schedule, cond, device), PoolHistory())
+            if self._evaluation is not None and self._evaluation.main:
+                history.begin(sampling.turn, objects, sampling.run.pictures)
+                read, write = history.last, history.now
+                if read is not None and read.covers(objects, shown):
+                    write = write if history.measures(key) else None
+                else:
+                    read = None
+                return PooledSite(read, write, key, size, objects, shown, self.numbers(device))
+            for pool in (history.finished(sampling.turn), history.now):
+                if pool is not None and pool.covers(objects, shown):
+                    return PooledSite(pool, None, key, size, objects, shown, self.numbers(device))
+        history = self._pools.setdefault((schedule, cond, device), PoolHistory())
+        pictures = range(self._batch.pictures)
+        history.begin(0, objects, len(pictures))
+        return PooledSite(None, history.now, key, size, objects, pictures, self.numbers(device))
 
     def observe(
         self,

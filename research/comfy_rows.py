@@ -16,7 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..patching.site_patch import MergePatch, text_attention
-from ..patching.unet_call import CALL, UNetCall
+from ..patching.unet_call import CALL, SAMPLING, SamplingState, UNetCall
 
 ROWS = "mip_adapter_rows"
 
@@ -32,11 +32,25 @@ def combine(models: Sequence[Any], record: bool = False) -> Any:
     for key in patches[0]:
         combined.set_model_attn2_replace(_RowPatch([each[key] for each in patches]), *key)
 
+    runs: dict[Any, list[SamplingState]] = {}  # of the sampling in progress: every row's own
+
+    def run_of_rows(options: dict) -> list[SamplingState]:
+        run: SamplingState = options[SAMPLING]
+        if run.run.key not in runs:
+            runs.clear()
+            runs[run.run.key] = [SamplingState(1, None, run.hooked, run.model_sampling) for _ in models]
+        for each in runs[run.run.key]:
+            each.turn = run.turn
+        return runs[run.run.key]
+
     def calls_for_rows(
         executor: Any, x: Tensor, timesteps: Any, context: Any, y: Any, control: Any, options: dict, **more: Any
     ):
         branches = len(options["cond_or_uncond"])
-        calls = [UNetCall(executor.class_obj, (branches,), options) for _ in models]
+        sampled: list[dict] = [options] * len(models)
+        if SAMPLING in options:
+            sampled = [{**options, SAMPLING: run} for run in run_of_rows(options)]
+        calls = [UNetCall(executor.class_obj, (branches,), each) for each in sampled]
         out = executor(x, timesteps, context, y, control, {**options, ROWS: calls}, **more)
         for call in calls if record else ():
             call.close()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..support import graphs
 from ..support.direct import Direct, DirectPatch, region_at
+from ..support.direct_pool import DirectPool
 from ..support.graphs import SIZE, TOLERANCE, bundle, deviation, prompt, references, sample
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -25,15 +26,16 @@ def box(left: int, right: int) -> Tensor:
 
 
 class Stages(DirectPatch):
-    """The definition with other objects at other noise levels. stages: (from percent, to percent, Direct or None)."""
+    """The definition with other objects at other noise levels. stages: (from percent, to percent, objects, Direct or
+    None)."""
 
     def __init__(self, stages, to_sigma, *given) -> None:
         super().__init__(next(direct for *_, direct in stages if direct), *given)
-        self.stages = [(to_sigma(start), to_sigma(end), direct) for start, end, direct in stages]
+        self.stages = [(to_sigma(start), to_sigma(end), *what) for start, end, *what in stages]
 
     def __call__(self, q, k, v, options):
         sigma = float(options["sigmas"][0])
-        (now,) = [direct for start, end, direct in self.stages if end < sigma <= start]
+        ((self.objects, now),) = [what for start, end, *what in self.stages if end < sigma <= start]
         self.window = (float("inf"), 0.0) if now else (-2.0, -1.0)
         self.direct = now or self.direct
         return super().__call__(q, k, v, options)
@@ -58,12 +60,16 @@ def directly(chain, stages, **merge):
             regions=regions if any(r is not None for r in regions) else None, **merge,
         ) if objects else None  # fmt: skip
 
-    prepared = [(start, end, of(objects, confined)) for start, end, objects, confined in stages]
+    prepared = [(start, end, objects, of(objects, confined)) for start, end, objects, confined in stages]
     patched, unet = parts.model.clone(), parts.model.model.diffusion_model
+    pool = DirectPool()
+    pool.watch(patched)
+    pooled = pool if merge.get("measure") == "pool" else None
     modules = cross_attentions(unet)
     to_sigma = parts.model.get_model_object("model_sampling").percent_to_sigma
     for site in unet_sites(unet):
-        given = (modules[site.key], site.number, graphs.positive_first, SIZE)
+        always = (float("inf"), 0.0)
+        given = (modules[site.key], site.number, graphs.positive_first, SIZE, always, pooled)
         patched.set_model_attn2_replace(Stages(prepared, to_sigma, *given), *site.key)
     return patched
 

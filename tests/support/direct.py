@@ -5,14 +5,17 @@ It is slow and plain on purpose, and independent of attention/. The tests compar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from .direct_pool import DirectPool
 
 SiteKey = tuple[str, int, int]
 
@@ -44,6 +47,8 @@ class Direct:
     sharpness: float = 1.0
     gate: str = "image"
     strength: float = 1.0
+    measure: str = "each site"
+    pooled: Callable[[Tensor], Tensor] | None = None  # replaces the relevance A [M, N] that the site measured
 
     def row(self, q: Tensor, text: Tensor, to_k: Tensor, number: int, heads: int, conditional: bool,
             regions: np.ndarray | None = None) -> Tensor:  # fmt: skip
@@ -77,7 +82,7 @@ class Direct:
         if self.strategy == "concat":
             return self.concatenated(q, keys, values, heads, regions)
         relevance = torch.stack([object_relevance(q, text.double() @ to_k.T, heads) for text in self.texts])
-        share = self.shares(relevance, regions)
+        share = self.shares(self.pooled(relevance) if self.pooled else relevance, regions)
         each = (attention(q, k, v, heads) for k, v in zip(keys, values, strict=True))
         return torch.stack([w * s[:, None] * z for w, s, z in zip(self.weights, share, each, strict=True)]).sum(0)
 
@@ -154,12 +159,15 @@ class DirectPatch:
         it from its own graph.
     canvas: (height, width) in latent pixels.
     window: the first and the last sigma at which the adapter acts.
+    pool: what all sites share, where the relevance is pooled. objects: those of `direct` as indices of all, then.
     """
 
     def __init__(self, direct: Direct, attention2: Any, number: int, branch: Any, canvas: tuple[int, int],
-                 window: tuple[float, float] = (float("inf"), 0.0)) -> None:  # fmt: skip
+                 window: tuple[float, float] = (float("inf"), 0.0),
+                 pool: DirectPool | None = None) -> None:  # fmt: skip
         self.direct, self.attention2, self.number, self.branch = direct, attention2, number, branch
-        self.canvas, self.window = canvas, window
+        self.canvas, self.window, self.pool = canvas, window, pool
+        self.objects: Sequence[int] = range(len(direct.texts))
 
     def __deepcopy__(self, memo: dict) -> DirectPatch:
         return self
@@ -177,6 +185,13 @@ class DirectPatch:
                 regions = np.stack([region_at(r, self.canvas, area, size) for r in self.direct.regions])
             if self.window[1] <= sigma <= self.window[0]:
                 to_k = self.attention2.to_k.weight
+                if self.pool is not None:
+                    shown = tuple(getattr(options.get("context_window"), "index_list", range(rows)))
+                    picture = options["uuids"][row // rows], shown[row % rows]
+                    self.direct.pooled = partial(self._read, self.pool, picture, shown, size=size)
                 text = self.direct.row(q[row], text, to_k, self.number, heads, conditional, regions)
             out.append(text)
         return torch.stack(out).to(q.dtype)
+
+    def _read(self, pool: DirectPool, picture: Any, shown: Any, relevance: Tensor, **at: Any) -> Tensor:
+        return pool.read(self.number, picture, shown, relevance, self.objects, **at)

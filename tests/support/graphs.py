@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import small
 from .direct import Direct, DirectPatch
+from .direct_pool import DirectPool
 from .golden import FOLDER
 
 SIZE = (16, 16)  # latent pixels
@@ -102,12 +103,12 @@ def positive_first(index: int, uuid: Any) -> tuple[bool, None]:
 def apply_directly(chain: tuple | None = None, *, branch: Branch = positive_first, model: Any = None,
                    clip: Any = None, family: str = "base", scale: float = 1.0, start: float = 0.0, end: float = 1.0,
                    merge: dict | None = None, head: dict | None = None, size: tuple[int, int] = SIZE,
-                   ) -> Any:  # fmt: skip
-    """What `apply` must equal: a MODEL with the definition at every site. branch: as in `DirectPatch`."""
+                   pool: DirectPool | None = None) -> Any:  # fmt: skip
+    """What `apply` must equal: a MODEL with the definition at every site. branch, pool: as in `DirectPatch`."""
     from mip_adapter.patching.encode import encode_references
     from mip_adapter.weights.sites import cross_attentions, unet_sites
 
-    parts = bundle()
+    parts, pooled = bundle(), (merge or {}).get("measure") == "pool"
     adapter, model, chain = parts.adapters[family], model or parts.model, references() if chain is None else chain
     with torch.inference_mode():
         encoded = encode_references(chain, adapter, clip or parts.clip, parts.vision)
@@ -122,8 +123,10 @@ def apply_directly(chain: tuple | None = None, *, branch: Branch = positive_firs
     window = (to_sigma(start), to_sigma(end))
     patched, unet = model.clone(), model.model.diffusion_model
     modules = cross_attentions(unet)
+    pool = pool or DirectPool()
+    pool.watch(patched)
     for site in unet_sites(unet):
-        patch = DirectPatch(direct, modules[site.key], site.number, branch, size, window)
+        patch = DirectPatch(direct, modules[site.key], site.number, branch, size, window, pool if pooled else None)
         patched.set_model_attn2_replace(patch, *site.key)
     return patched
 

@@ -1,0 +1,117 @@
+"""The pooled relevance written a second time, straight from its definition: float64, one picture of one cond at a time.
+
+Every site's log(N·A) of every object is kept as a list. Who reads goes through the list and resizes by Pillow. Within a
+turn, a noise prediction of the guider, only the first measure of a site counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Hashable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+Picture = tuple[Hashable, Hashable]  # a cond, and one of its pictures
+
+
+class Measured(NamedTuple):
+    """One site's measure. logs: [h, w] by object. weight: how sure the site is."""
+
+    site: Hashable
+    logs: dict[int, Tensor]
+    weight: float
+
+
+def measured(site: Hashable, relevance: Tensor, objects: Collection[int], size: tuple[int, int]) -> Measured:
+    """relevance: A [M, N] of these objects."""
+    logs = torch.log(relevance * relevance.shape[1])
+    differences = logs - logs.sum(0) / len(logs)
+    by_object = {i: each.reshape(size) for i, each in zip(objects, logs, strict=True)}
+    return Measured(site, by_object, float((differences**2).mean()) + 1e-9)
+
+
+def pooled(entries: Collection[Measured], objects: Collection[int], size: tuple[int, int]) -> Tensor:
+    """A [M, N] of these objects at a resolution."""
+    total = sum(entry.weight for entry in entries)
+    maps = []
+    for i in objects:
+        by_size: dict[tuple, Tensor] = {}
+        for entry in entries:
+            at = tuple(entry.logs[i].shape)
+            by_size[at] = by_size.get(at, torch.zeros(at)) + entry.weight / total * entry.logs[i]
+        pool = torch.stack([resized(each, size) for each in by_size.values()]).sum(0)
+        maps.append(torch.exp(pool).flatten() / math.prod(size))
+    return torch.stack(maps)
+
+
+def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(maps.shape) == tuple(size):
+        return maps
+    picture = Image.fromarray(maps.numpy().astype(np.float32), "F")
+    return torch.from_numpy(np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)).astype(float))
+
+
+class DirectPool:
+    """The pool of one sampling.
+
+    surest: so many sites go on measuring, from the next turn but one after they were chosen. They are chosen in the
+        turns in which all sites measure: the first two, and each of number `again`, 2 · `again`, …
+    """
+
+    def __init__(self, surest: int = 8, again: int = 8) -> None:
+        self.surest, self.again = surest, again
+        self.history: list[dict[Picture, list[Measured]]] = []
+        self.turn = 0
+        self.now: dict[Picture, list[Measured]] = {}
+        self.before: dict[Picture, list[Measured]] = {}
+        self.counted: set[Hashable] = set()
+
+    def watch(self, model: Any) -> None:
+        """Begin a turn at every noise prediction of this MODEL's guider."""
+        from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+
+        def predict(executor, *given):
+            self.begin()
+            return executor(*given)
+
+        add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "turns", predict, model.model_options, is_model_options=True)
+
+    def begin(self) -> None:
+        if self.now:  # turns in which nothing acts do not count
+            self.history.append(self.now)
+            self.turn, self.before = self.turn + 1, self.now
+        self.now, self.counted = {}, set()
+
+    def measuring(self, turn: int, picture: Picture) -> Collection[Hashable] | None:
+        """Which sites measure in a turn that has a pool to read; None: all."""
+
+        def all_measure(turn: int) -> bool:
+            return turn < 2 or turn % self.again == 0
+
+        if all_measure(turn):
+            return None
+        full = max(each for each in range(turn - 1) if all_measure(each))
+        cond, _ = picture
+        weights: dict[Hashable, float] = {}
+        for (of, _), entries in self.history[full].items():
+            for entry in entries if of == cond else ():
+                weights[entry.site] = weights.get(entry.site, 0) + entry.weight
+        return sorted(weights, key=weights.__getitem__)[-self.surest :]
+
+    def read(self, site: Hashable, picture: Picture, shown: Hashable, relevance: Tensor, objects: Collection[int],
+             size: tuple[int, int]) -> Tensor:  # fmt: skip
+        """The relevance that acts, from what the site measures itself.
+
+        shown: what else tells evaluations of one turn apart, as a context window.
+        """
+        before = self.before.get(picture, [])
+        covered = bool(before) and set(objects) <= set(before[0].logs)
+        sites = self.measuring(self.turn, picture) if covered else None
+        if (site, picture, shown) not in self.counted and (sites is None or site in sites):
+            self.counted.add((site, picture, shown))
+            self.now.setdefault(picture, []).append(measured(site, relevance, objects, size))
+        return pooled(before if covered else self.now[picture], objects, size)
