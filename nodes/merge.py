@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..attention.options import GATES, NORMALIZATIONS, STRATEGIES, FusionHead, Merge
+from ..attention.options import GATES, MEASURES, NORMALIZATIONS, STRATEGIES, FusionHead, Merge
 from ..weights.adapter import load_head
 from ..weights.comfy_files import adapter_names, adapter_path, fingerprint
 from .types import CATEGORY, MIPAdapter, MIPFusionHeadOptions, MIPMergeOptions, found_by
@@ -54,13 +54,23 @@ class MIPMerge(io.ComfyNode):
                     tooltip="Above 1 the most relevant object takes more of each position; try 2–4 when objects mix. "
                     "1: official. Relevance only.",
                 ),
+                io.Combo.Input(
+                    "measure",
+                    options=list(MEASURES),
+                    default="pool",
+                    optional=True,
+                    tooltip="Where the relevance comes from. pool: all sites of the UNet read one map, made of what "
+                    "the surest of them see; objects mix less where the model finds words badly, and it is faster. "
+                    "each site: every site goes by its own map (the paper). Relevance only.",
+                ),
             ],
             outputs=[MIPMergeOptions.Output(display_name="merge", tooltip="For MIP Apply.")],
         )
 
     @classmethod
-    def execute(cls, strategy, normalization, background, sharpness) -> io.NodeOutput:
-        return io.NodeOutput(Merge(strategy, normalization, background, sharpness))
+    def execute(cls, strategy, normalization, background, sharpness, measure="each site") -> io.NodeOutput:
+        # Graphs that were saved before there was a choice do not say how: they sample as they did.
+        return io.NodeOutput(Merge(strategy, normalization, background, sharpness, measure))
 
 
 class MIPFusionHead(io.ComfyNode):

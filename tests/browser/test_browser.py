@@ -520,6 +520,21 @@ def test_a_folded_node_says_which_it_is(page) -> None:
 # ---- blueprints ----
 
 
+def test_workflows_from_before_there_was_a_pool_sample_as_they_did(page) -> None:
+    def measures(saved: list) -> set[str]:
+        nodes = [
+            {**node, "widgets_values": saved} if node["type"] == "MIPMerge" else node for node in WORKFLOW["nodes"]
+        ]
+        page.evaluate(OPEN, {**WORKFLOW, "nodes": nodes})
+        queued = page.evaluate(QUEUED).values()
+        return {node["inputs"]["measure"] for node in queued if node["class_type"] == "MIPMerge"}
+
+    assert measures(["relevance", "sum", 0.5, 2.0]) == {"each site"}
+    assert measures(["relevance", "sum", 0.5, 2.0, "pool"]) == {"pool"}
+    new = "() => LiteGraph.createNode('MIPMerge').widgets.find(widget => widget.name === 'measure').value"
+    assert page.evaluate(new) == "pool"
+
+
 def test_a_blueprint_is_found_by_search_and_queues(page, stocked) -> None:
     names = {each["name"] for each in httpx.get(f"{stocked.url}/global_subgraphs", timeout=60).json().values()}
     assert names >= {path.stem for path in (ROOT / "subgraphs").glob("*.json")}
