@@ -121,20 +121,15 @@ class PooledSite(NamedTuple):
     pictures: Sequence[int]
     numbers: Tensor
 
-    @property
-    def measures(self) -> bool:
-        return self.write is not None
+    def shares(self, measure: Callable[[], Tensor], plan: Plan, region: Tensor | None, rows: int) -> Tensor:
+        """The shares [M, rows, N] by the pool.
 
-    def shares(self, measured: Tensor | None, plan: Plan, region: Tensor | None, rows: int) -> Tensor:
-        """The shares [M, rows, N] by the pool; what the site measured is added to it.
-
-        measured: [M, rows, N], the site's relevance, where it measures.
+        measure: returns the site's own relevance, [M, rows, N]. It is called only where the site measures.
         region: as in `relevance.shares`.
         """
         shown = len(self.pictures)
         if self.write is not None:
-            assert measured is not None
-            self.write.add(self.site, measured[:, :shown], self.size, self.pictures, self.numbers)
+            self.write.add(self.site, measure()[:, :shown], self.size, self.pictures, self.numbers)
         pool = self.read or self.write
         assert pool is not None
         known = plan, self.size, tuple(self.pictures), rows

@@ -6,6 +6,7 @@ image gate (official code):  Z = Z_text + Σ_i s w_i Ã_i g̃ Z_i        text ga
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -106,14 +107,11 @@ def fuse(
         share, null_share, region = rows.constants
         if rows.conditional:
             if plan.needs_relevance:
-                measured = None
-                if rows.pool is None or rows.pool.measures:
-                    keys = object_keys().unflatten(-1, (site.heads, -1)).transpose(0, 1)  # [h, L, d], a view
-                    measured = raw_relevance(queries, keys, site.average, rows.length)
+                measure = partial(_measured, queries, site, object_keys, rows.length)
                 if rows.pool is not None:
-                    share = rows.pool.shares(measured, plan, region, rows.length)
+                    share = rows.pool.shares(measure, plan, region, rows.length)
                 else:
-                    share = shares(measured, plan.merge, region)
+                    share = shares(measure(), plan.merge, region)
             if observe is not None:
                 observe(rows, None if plan.is_concat else share, None if gate is None else gate[rows.at])
             if plan.is_concat and region is not None:
@@ -130,6 +128,12 @@ def fuse(
             attention = attention * _columns(share, rows).to(attention.dtype)
         accumulate(out[rows.at], attention, values)
     return out
+
+
+def _measured(queries: Tensor, site: SitePlan, object_keys: Callable[[], Tensor], rows: int) -> Tensor:
+    """The site's own relevance, [M, rows, N]."""
+    keys = object_keys().unflatten(-1, (site.heads, -1)).transpose(0, 1)  # [h, L, d], a view
+    return raw_relevance(queries, keys, site.average, rows)
 
 
 def _columns(maps: Tensor, rows: RowGroup) -> Tensor:

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..attention.options import GATES, MEASURES, NORMALIZATIONS, STRATEGIES, FusionHead, Merge
+from ..attention.options import GATES, MEASURES, NORMALIZATIONS, STRATEGIES, FusionHead, Measure, Merge
 from ..weights.adapter import load_head
 from ..weights.comfy_files import adapter_names, adapter_path, fingerprint
 from .types import CATEGORY, MIPAdapter, MIPFusionHeadOptions, MIPMergeOptions, found_by
@@ -68,7 +68,7 @@ class MIPMerge(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, strategy, normalization, background, sharpness, measure="each site") -> io.NodeOutput:
+    def execute(cls, strategy, normalization, background, sharpness, measure: Measure = "each site") -> io.NodeOutput:
         # Graphs that were saved before there was a choice do not say how: they sample as they did.
         return io.NodeOutput(Merge(strategy, normalization, background, sharpness, measure))
 

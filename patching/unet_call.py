@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..attention.plan import Plan
-from ..attention.pool import Pool, PooledSite, PoolHistory
+from ..attention.pool import PooledSite, PoolHistory
 from ..attention.regions import Area, Size, placed, seen
 from ..attention.schedule import PercentRange, Schedule
 from ..attention.site import RowGroup, SiteConstants
@@ -219,39 +219,36 @@ class UNetCall:
             if conditional and constants.share is not None:
                 constants = constants._replace(share=self._by_row(constants.share, stop - start))
             pool = None
-            if conditional and pooled is not None:
+            if conditional and pooled is not None and device is not None:
                 pool = self._pooled_site(pooled, (cond, start if self._batch.in_tiles else 0), size, device)
             groups.append(RowGroup(start, stop, conditional, constants, area, pool))
         return groups
 
-    def _pooled_site(self, at: PooledAt, cond: Hashable, size: Size, device: torch.device | None) -> PooledSite:
+    def _pooled_site(self, at: PooledAt, cond: Hashable, size: Size, device: torch.device) -> PooledSite:
         """What a site reads of the pool of one cond's rows, and where it adds what it measures.
 
         The sites of evaluations that are not the guider's own, such as PAG's, read and do not measure. Where nobody
         knows which pictures or which parts of them the rows show, the pool lasts for this call.
         """
         schedule, key, objects = at
-        shown, sampling = self.shown, self._sampling
-        shown = range(self.sampling_run.pictures)[shown] if isinstance(shown, slice) else shown
-        known = shown is not None and sampling is not None and self._evaluation is not None
-        read: Pool | None = None
-        if known and sampling is not None and shown is not None:
-            history = sampling.pools.setdefault((schedule, cond, device), PoolHistory())
-            if self._evaluation is not None and self._evaluation.main:
+        shown, sampling, evaluation = self.shown, self._sampling, self._evaluation
+        numbers, by = self.numbers(device), (schedule, cond, device)
+        if shown is not None and sampling is not None and evaluation is not None:
+            pictures = range(sampling.run.pictures)[shown] if isinstance(shown, slice) else shown
+            history = sampling.pools.setdefault(by, PoolHistory())
+            if evaluation.main:
                 history.begin(sampling.turn, objects, sampling.run.pictures)
-                read, write = history.last, history.now
-                if read is not None and read.covers(objects, shown):
-                    write = write if history.measures(key) else None
-                else:
-                    read = None
-                return PooledSite(read, write, key, size, objects, shown, self.numbers(device))
-            for pool in (history.finished(sampling.turn), history.now):
-                if pool is not None and pool.covers(objects, shown):
-                    return PooledSite(pool, None, key, size, objects, shown, self.numbers(device))
-        history = self._pools.setdefault((schedule, cond, device), PoolHistory())
+                last = history.last
+                read = last if last is not None and last.covers(objects, pictures) else None
+                write = history.now if read is None or history.measures(key) else None
+                return PooledSite(read, write, key, size, objects, pictures, numbers)
+            for read in (history.finished(sampling.turn), history.now):
+                if read is not None and read.covers(objects, pictures):
+                    return PooledSite(read, None, key, size, objects, pictures, numbers)
         pictures = range(self._batch.pictures)
+        history = self._pools.setdefault(by, PoolHistory())
         history.begin(0, objects, len(pictures))
-        return PooledSite(None, history.now, key, size, objects, pictures, self.numbers(device))
+        return PooledSite(None, history.now, key, size, objects, pictures, numbers)
 
     def observe(
         self,
