@@ -14,13 +14,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from ..common.atomic_io import atomic_write
 from ..common.resumable import Parts, Row, open_parts, process
 from ..evaluation.encoders.encoder import load_encoder, need_words
-from ..evaluation.model_folder import identity, on
+from ..evaluation.model_folder import identity, on, own_device
 from ..training.data_folder import write_subset
 from .curation.read import Folder
 from .curation.score import score
@@ -60,7 +59,7 @@ def curate(options: argparse.Namespace) -> None:
     }
     parts = open_parts(output.with_name(f"{output.name}.parts"), folder.ids(), settings, options.part, options.fresh)
     if any(parts.todo(rank, world)):
-        encoder = need_words(load_encoder(options.encoder, on(_device(options.device))), "The object quality score")
+        encoder = need_words(load_encoder(options.encoder, on(own_device(options.device))), "The object quality score")
         if rank == 0 and parts.finished():
             _say(f"Going on: {parts.finished()} of {len(parts)} parts are there.")
         score(parts, folder.objects, encoder, rank, world, options.workers, _say)
@@ -121,14 +120,6 @@ def _entry(folder: Folder, row: Row) -> Entry:
         picture = image.convert("RGB")
     caption = f"{row['total']:.3f}\nsingle {row['single']:.3f}  pair {row['pair']:.3f}\n{row['id']}"
     return Entry(picture, [box for _, box in boxes], [label for label, _ in boxes], caption)
-
-
-def _device(wanted: str | None) -> torch.device:
-    if wanted:
-        return torch.device(wanted)
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    return torch.device("cpu")
 
 
 def _say(text: str) -> None:

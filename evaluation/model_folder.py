@@ -31,6 +31,15 @@ def on(device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> 
     return keep
 
 
+def own_device(wanted: str | None = None) -> torch.device:
+    """The device that was asked for; else a GPU of its own for every process of a machine, else the CPU."""
+    if wanted:
+        return torch.device(wanted)
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
 def inputs(made: Mapping[str, Tensor], ready: Ready, dtype: torch.dtype) -> dict[str, Tensor]:
     """A processor's tensors on the model's device, floating point ones in the model's dtype."""
     cast = {key: value.to(dtype) if value.is_floating_point() else value for key, value in made.items()}

@@ -35,6 +35,7 @@ COMMANDS = (
     "bench",
     "convert",
     "curate",
+    "dataset",
     "concept101",
     "train",
     "arms",
@@ -432,7 +433,7 @@ def test_demo_writes_its_pictures(host, clean: Path, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot replace a process")
-@pytest.mark.parametrize("name", ["arms", "concept101", "curate", "overlap", "relevance", "steer", "train"])
+@pytest.mark.parametrize("name", ["arms", "concept101", "curate", "dataset", "overlap", "relevance", "steer", "train"])
 def test_long_work_is_done_by_the_process_that_was_started(name: str, monkeypatch: pytest.MonkeyPatch):
     """So that whoever kills it leaves no worker behind."""
     mip = load(ROOT)

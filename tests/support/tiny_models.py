@@ -148,3 +148,21 @@ def saved(model: Any, folder: Path) -> Path:
             torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5 * 1.5)
     model.save_pretrained(folder)
     return folder
+
+
+def sam(folder: Path) -> Path:
+    """Like SAM as published: pictures in a padded square, boxes in the picture's own pixels."""
+    from transformers import SamConfig, SamImageProcessor, SamModel, SamProcessor
+
+    torch.manual_seed(8)
+    vision: dict[str, Any] = {
+        "hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64,
+        "patch_size": 8, "window_size": 4, "global_attn_indexes": [1], "mlp_dim": 64, "num_pos_feats": 8,
+    }  # fmt: skip
+    prompts = {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4}
+    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 32}
+    square = {"height": 64, "width": 64}
+    SamProcessor(SamImageProcessor(size={"longest_edge": 64}, pad_size=square)).save_pretrained(folder)
+    return saved(
+        SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)), folder
+    )
