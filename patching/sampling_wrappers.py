@@ -3,7 +3,8 @@ explains what that is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.patcher_extension
@@ -27,6 +28,8 @@ def install_wrappers(model_options: dict) -> None:
         if not comfy.patcher_extension.get_wrappers_with_key(kind, CALL, model_options, is_model_options=True):
             comfy.patcher_extension.add_wrapper_with_key(kind, CALL, wrapper, model_options, is_model_options=True)
 
+
+_ABSENT = object()
 
 # Parameters have the host's names: other packs' wrappers may pass them on by name.
 
@@ -71,7 +74,9 @@ def _name_conds(executor: Any, x: Tensor, timestep: Tensor, model_options: dict,
     sampling: SamplingState | None = model_options.get("transformer_options", {}).get(SAMPLING)
     if sampling is not None:
         sampling.turn += 1
-    return executor(x, timestep, _with(model_options, **{GUIDER_STEP: GuiderStep(names, set())}), seed)
+    model_options = _with_transformer_options(model_options)
+    with _noted(model_options["transformer_options"], GUIDER_STEP, GuiderStep(names, set())):
+        return executor(x, timestep, model_options, seed)
 
 
 def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timestep: Tensor, model_options: dict):
@@ -94,7 +99,9 @@ def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timest
     evaluation = CondEvaluation(
         conditional, areas, len(x_in), canvas, main, model.model_sampling, window, tuple(firsts)
     )
-    return executor(model, conds, x_in, timestep, _with(model_options, **{EVALUATION: evaluation}))
+    model_options = _with_transformer_options(model_options)
+    with _noted(model_options["transformer_options"], EVALUATION, evaluation):
+        return executor(model, conds, x_in, timestep, model_options)
 
 
 def _window(options: Mapping[str, Any], handler: Any) -> list[int] | None:
@@ -130,14 +137,32 @@ def _describe_call(
 ):
     """DIFFUSION_MODEL: make one UNetCall, shared by all sites of this call."""
     call = UNetCall(executor.class_obj, x.shape, transformer_options)
-    out = executor(x, timesteps, context, y, control, {**transformer_options, CALL: call}, **more)
+    with _noted(transformer_options, CALL, call):
+        out = executor(x, timesteps, context, y, control, transformer_options, **more)
     call.close()
     return out
 
 
-def _with(options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """A copy of model_options with more entries in transformer_options."""
-    return {**options, "transformer_options": {**options.get("transformer_options", {}), **more}}
+def _with_transformer_options(model_options: dict) -> dict:
+    """The same dictionary, unless the caller passes none of the options that hold our wrappers."""
+    return model_options if "transformer_options" in model_options else {**model_options, "transformer_options": {}}
+
+
+@contextmanager
+def _noted(options: dict[str, Any], key: str, value: Any) -> Iterator[None]:
+    """Put a value into the options for as long as a call lasts, then what was there before.
+
+    The dictionary is the host's own and never a copy: other packs keep their state in it from step to step.
+    """
+    before = options.get(key, _ABSENT)
+    options[key] = value
+    try:
+        yield
+    finally:
+        if before is _ABSENT:
+            options.pop(key, None)
+        else:
+            options[key] = before
 
 
 WRAPPERS = (

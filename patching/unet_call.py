@@ -122,6 +122,9 @@ class UNetCall:
         self._observed: dict[RelevanceRecord, list[Observation]] = {}
         self._numbers: Tensor | None = None
 
+    def __deepcopy__(self, memo: dict) -> UNetCall:
+        return self  # see CondEvaluation
+
     @classmethod
     def from_options(cls, options: Mapping[str, Any], batch: int, unet: Any) -> UNetCall:
         """The call in progress. A new one is made where the host runs patches without our wrappers."""
