@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..attention.options import GATES, MEASURES, NORMALIZATIONS, STRATEGIES, FusionHead, Measure, Merge
 from ..weights.adapter import load_head
 from ..weights.comfy_files import adapter_names, adapter_path, fingerprint
-from .types import CATEGORY, MIPAdapter, MIPFusionHeadOptions, MIPMergeOptions, found_by
+from .types import ADVANCED, CATEGORY, MIPAdapter, MIPFusionHeadOptions, MIPMergeOptions, found_by
 from .validation import found
 
 FROM_ADAPTER = "from the adapter"
@@ -33,6 +33,7 @@ class MIPMerge(io.ComfyNode):
                     "normalization",
                     options=list(NORMALIZATIONS),
                     default="sum",
+                    **ADVANCED,
                     tooltip="sum: shares add up to 1 (official code; the released weights were trained so). mean: the "
                     "paper's formula, as many times stronger as there are objects: lower the scale. Relevance only.",
                 ),

@@ -94,7 +94,7 @@ def test_a_template_runs_and_its_picture_brings_the_workflow_back(page, stocked)
     cards = page.locator('[data-testid^="template-workflow-"]').evaluate_all("all => all.map(e => e.dataset.testid)")
     ours = {path.stem for path in (ROOT / "workflows").glob("*.json")}
     listed = [name for each in cards if (name := each.removeprefix("template-workflow-")) in ours]
-    assert set(listed) == ours and listed[0] == TEMPLATE and listed.index("regions") < listed.index("two passes")
+    assert set(listed) == ours and listed[0] == TEMPLATE and listed.index("regions") == 3
     card.dispatch_event("click")
     page.wait_for_function("() => app.graph._nodes.some(node => node.type === 'MIPApply')")
 
@@ -239,6 +239,11 @@ def test_add_another_object_draws_its_picture_where_the_others_do(page) -> None:
     assert prompt[apply]["inputs"]["text"] == ""
     boxes = page.evaluate("() => app.graph._nodes.map(node => [...node.getBounding()])")
     assert not [1 for i, a in enumerate(boxes) for b in boxes[i + 1 :] if overlap(a, b)]
+    _, y, _, height = page.evaluate("() => [...app.graph._groups.find(g => g.title.includes('References'))._bounding]")
+    below = page.evaluate(
+        "() => app.graph._nodes.filter(n => n.type === 'MIPReference').map(n => n.pos[1] + n.size[1])"
+    )
+    assert len(below) == 3 and all(y < each <= y + height for each in below)
 
     page.evaluate(OPEN, WORKFLOW)
     page.evaluate(SCALED_LAST)

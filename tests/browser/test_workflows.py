@@ -18,7 +18,7 @@ WORKFLOWS = frontend.WORKFLOWS
 MINIATURE = ROOT / "workflows" / "start here - miniature.json"
 NOTES = ("MarkdownNote", "Note")  # the frontend's own; the server does not know them
 WITHOUT_MAPS = {"merge strategies side by side", "merging or training", "binding report and seed picker"}
-FIRST = {"start here - miniature", "two objects (base)"}  # which say one thing
+FIRST = {"start here - miniature", "two objects (base)", "three objects (plus)"}  # which say one thing
 TITLE = 30  # a node's title bar stands above its position
 
 each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -48,7 +48,6 @@ def test_there_is_one_for_every_job():
         "regions",
         "merge strategies side by side",
         "start here - miniature",
-        "two passes",
         "merging or training",
         "binding report and seed picker",
         "object relevance score",
@@ -132,7 +131,7 @@ def test_it_explains_itself_and_has_a_thumbnail(path):
 
 
 def test_what_applies_references_shows_who_listened_to_what():
-    """Maps, in every template but those that compare or judge; masks too, but in the first two."""
+    """Maps, in every template but those that compare or judge; masks too, but in the first ones."""
     for path in WORKFLOWS:
         nodes = load(path)["nodes"]
         if any(node["type"] == "MIPApply" for node in nodes) and path.stem not in WITHOUT_MAPS:

@@ -4,6 +4,7 @@ import { app } from "../../../scripts/app.js"
 import { learn, say } from "./words.js"
 
 const GAP = 40
+const PADDING = 15 // of a group around its nodes
 
 /**
  * Put a new MIPReference, with a picture from the same kind of node as the last one's, below the last of the chain:
@@ -25,7 +26,9 @@ export function addObject(clicked) {
     if (picture) picture.title = picture.constructor.title // not the name that the other one was given
     place(graph, picture ? [[reference, next], [source, picture]] : [[reference, next]])
 
-    for (const added of picture ? [picture, next] : [next]) graph.add(added)
+    const added = picture ? [picture, next] : [next]
+    for (const each of added) graph.add(each)
+    widenGroups(graph, reference, added)
     moveOutput(graph, reference, next)
     reference.connect(0, next, "references")
     picture?.connect(slot, next, "image")
@@ -76,6 +79,18 @@ function place(graph, pairs) {
     })
   for (let moves; (moves = covered()).length; ) down += Math.max(...moves) + GAP
   for (const [model, added] of pairs) added.pos = [model.pos[0], model.pos[1] + down]
+}
+
+/** The groups that a reference lies in reach as far as what was added below it. */
+function widenGroups(graph, reference, added) {
+  for (const group of graph.groups ?? []) {
+    const [x, y, width, height] = group._bounding
+    const [inX, inY] = [reference.pos[0] - x, reference.pos[1] - y]
+    if (inX < 0 || inY < 0 || inX > width || inY > height) continue
+    const right = Math.max(x + width, ...added.map((node) => node.pos[0] + node.size[0] + PADDING))
+    const bottom = Math.max(y + height, ...added.map((node) => node.pos[1] + node.size[1] + PADDING))
+    group.size = [right - x, bottom - y]
+  }
 }
 
 /** Everything that the first output of `from` feeds, through its reroutes too, is fed by `to`. */

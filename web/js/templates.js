@@ -11,7 +11,6 @@ const ORDER = [
   "regions",
   "merge strategies side by side",
   "merging or training",
-  "two passes",
   "binding report and seed picker",
   "object relevance score",
   "quality of a picture's objects",
