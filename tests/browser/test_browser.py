@@ -426,42 +426,36 @@ def test_the_prompt_is_found_behind_the_sampler_and_at_the_input(page) -> None:
 
 # ---- errors ----
 
-TOASTS = """() => [...document.querySelectorAll(".p-toast-message")].map(toast => toast.innerText)"""
+TOAST = "words => [...document.querySelectorAll('.p-toast-message')].some(toast => toast.innerText.includes(words))"
+TOASTS = "() => [...document.querySelectorAll('.p-toast-message')].map(toast => toast.innerText)"
+RUN = "() => { app.queuePrompt(0, 1) }"
 MARKED = """type => app.graph._nodes.filter(node => node.type === type && app.lastNodeErrors?.[node.id])
     .map(node => app.lastNodeErrors[node.id].errors.map(error => error.extra_info?.input_name))"""
-
-
-def run_and_read(page) -> str:
-    """What the toasts say after Run."""
-    page.evaluate("async () => { await app.queuePrompt(0, 1) }")
-    page.wait_for_function("() => document.querySelector('.p-toast-message')")
-    said = "\n".join(page.evaluate(TOASTS))
-    page.evaluate("() => app.extensionManager.toast.removeAll?.()")
-    page.keyboard.press("Escape")  # the older frontend's dialog
-    return said
+EMPTY_TEXT = """() => {
+    const [first] = app.graph._nodes.filter(node => node.type === "MIPReference")
+    first.widgets.find(widget => widget.name === "text").value = " "
+}"""
+UNPLUGGED = """() => {
+    const apply = app.graph._nodes.find(node => node.type === "MIPApply")
+    apply.disconnectInput(apply.inputs.findIndex(input => input.name === "references"))
+}"""
+GONE = "() => { app.graph._nodes.find(node => node.type === 'MIPAdapterLoader').widgets[0].value = 'gone.safetensors' }"
 
 
 def test_mistakes_speak_before_anything_runs(page) -> None:
     """Also where the host queues another part of the graph and says nothing: nodes that draw a picture are outputs."""
     page.evaluate(OPEN, json.loads((ROOT / "workflows" / f"{TEMPLATE}.json").read_text("utf-8")))
-    page.evaluate("""() => {
-        const [first] = app.graph._nodes.filter(node => node.type === "MIPReference")
-        first.widgets.find(widget => widget.name === "text").value = " "
-    }""")
-    said = run_and_read(page)
-    assert "The object text is empty" in said
-    assert page.evaluate(MARKED, "MIPReference") == [["text"]]
-    page.evaluate("""() => {
-        const apply = app.graph._nodes.find(node => node.type === "MIPApply")
-        apply.disconnectInput(apply.inputs.findIndex(input => input.name === "references"))
-    }""")
-    said = run_and_read(page)
-    assert "MIP Apply" in said and "Nothing is connected to “references”" in said and "chain" in said
-    page.evaluate("""() => {
-        const loader = app.graph._nodes.find(node => node.type === "MIPAdapterLoader")
-        loader.widgets[0].value = "gone.safetensors"
-    }""")
-    assert "gone.safetensors" in run_and_read(page)
+    for mistake, kind, name, words in (
+        (EMPTY_TEXT, "MIPReference", "text", "The object text is empty"),
+        (UNPLUGGED, "MIPApply", "references", "Nothing is connected to “references”. One or more MIP Reference nodes"),
+        (GONE, "MIPAdapterLoader", "adapter_name", "gone.safetensors"),
+    ):
+        page.evaluate(mistake)
+        page.evaluate(RUN)
+        page.wait_for_function(TOAST, arg=words)
+        page.keyboard.press("Escape")  # the older frontend's dialog, if the host queued nothing
+        page.wait_for_function(f"kind => ({MARKED})(kind).length", arg=kind)
+        assert page.evaluate(MARKED, kind) == [[name]]
 
 
 def test_errors_of_a_run_are_toasts(page) -> None:
@@ -475,11 +469,10 @@ def test_errors_of_a_run_are_toasts(page) -> None:
     page.evaluate(tell, sampler | {"exception_message": "Ours in the sampler.", "traceback": [ours]})
     node = sampler | {"node_id": "2", "node_type": "MIPReference"}
     page.evaluate(tell, node | {"exception_message": "Ours in the node.", "traceback": []})
-    page.wait_for_function("() => document.querySelectorAll('.p-toast-message').length >= 2")
-    said = "\n".join(page.evaluate(TOASTS))
-    assert "Ours in the sampler." in said and "Ours in the node." in said and "Theirs." not in said
-    page.evaluate("() => app.extensionManager.toast.removeAll?.()")
-    page.keyboard.press("Escape")
+    for words in ("Ours in the sampler.", "Ours in the node."):
+        page.wait_for_function(TOAST, arg=words)
+    assert "Theirs." not in "\n".join(page.evaluate(TOASTS))
+    page.keyboard.press("Escape")  # the dialog
 
 
 # ---- colours ----

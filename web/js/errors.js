@@ -64,16 +64,12 @@ app.registerExtension({
   init: learn,
   setup() {
     const queuePrompt = api.queuePrompt
-    api.queuePrompt = async function (...given) {
-      const speak = (errors) => sentencesOf(errors).forEach((each) => toast(each.id, each.type, each.sentence))
-      try {
-        const answer = await queuePrompt.call(this, ...given)
-        speak(answer?.node_errors) // the host queues what else it can, and says nothing
-        return answer
-      } catch (error) {
-        speak(error?.response?.node_errors)
-        throw error
-      }
+    const speak = (errors) => sentencesOf(errors).forEach((each) => toast(each.id, each.type, each.sentence))
+    api.queuePrompt = function (...given) {
+      const answer = queuePrompt.apply(this, given)
+      // Of a prompt with several outputs the host queues what it can, and says nothing about the others.
+      answer.then((said) => speak(said?.node_errors), (error) => speak(error?.response?.node_errors))
+      return answer
     }
     api.addEventListener("execution_error", ({ detail }) => {
       const { node_id: id, node_type: type, exception_message: message, traceback } = detail
