@@ -130,6 +130,34 @@ def test_it_explains_itself_and_has_a_thumbnail(path):
     assert path.with_suffix(".jpg").stat().st_size < 200_000
 
 
+@pytest.mark.parametrize("name", [*sorted(FIRST), "regions"])
+def test_its_words_are_shown_at_first_sight(name):
+    """A new frontend fits a template into about 1030×600 of a laptop's 1366×768 pixels. It hides the words of nodes
+    and notes where they would be smaller than 8 pixels; they have 14."""
+    workflow = load(ROOT / "workflows" / f"{name}.json")
+    boxes = [group["bounding"] for group in workflow["groups"]] + [
+        [*n["pos"], *([TITLE, 0] if n["flags"].get("collapsed") else n["size"])] for n in workflow["nodes"]
+    ]
+    width = max(x + w for x, _, w, _ in boxes) - min(x for x, *_ in boxes)
+    height = max(y + h for _, y, _, h in boxes) - min(y for _, y, *_ in boxes)
+    assert min(1030 / width, 600 / height) * 14 > 8, (width, height)
+
+
+def test_apps_offer_what_is_there():
+    """App mode of newer frontends: pictures, their words, prompt and seed go in, saved pictures come out."""
+    apps = {path.stem: load(path) for path in WORKFLOWS if "linearData" in load(path)["extra"]}
+    assert set(apps) == {"start here - miniature", "two objects (base)"}
+    for name, workflow in apps.items():
+        nodes, app = {node["id"]: node for node in workflow["nodes"]}, workflow["extra"]["linearData"]
+        for number, widget, about in app["inputs"]:
+            assert widget in {entry["name"] for entry in nodes[number]["inputs"] if "widget" in entry}, (name, number)
+            assert about["description"]
+        offered = [(nodes[number]["type"], widget) for number, widget, _ in app["inputs"]]
+        assert offered.count(("MIPReference", "text")) == 2 and offered[-1] == ("KSampler", "seed")
+        assert ("CLIPTextEncode", "text") in offered
+        assert {nodes[number]["type"] for number in app["outputs"]} == {"SaveImage"}
+
+
 def test_what_applies_references_shows_who_listened_to_what():
     """Maps, in every template but those that compare or judge; masks too, but in the first ones."""
     for path in WORKFLOWS:
