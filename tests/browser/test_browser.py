@@ -569,6 +569,10 @@ def test_a_blueprint_is_found_by_search_and_queues(page, stocked) -> None:
     frontend.screenshot(page, "blueprint")
 
 
+# Our style sheet, with all of the words.
+STYLED = """words => [...document.querySelectorAll("style")]
+    .some(sheet => words.every(each => sheet.textContent.includes(each)))"""
+
 # ---- other renderer, other language: they load the page anew ----
 
 
@@ -581,6 +585,14 @@ def test_nodes_2_0_show_the_button_and_run_the_scripts(page) -> None:
         page.get_by_role("button", name="add another object").first.dispatch_event("click")
         page.wait_for_function(f"() => ({COUNT})('MIPReference') === {before + 1}")
         frontend.screenshot(page, "nodes 2.0")
+        number = page.evaluate("""() => {
+            const node = app.graph._nodes.find(node => node.type === "MIPReference")
+            node.title = node.constructor.title
+            node.collapse()
+            app.api.dispatchCustomEvent("graphChanged", app.graph.serialize())
+            return node.id
+        }""")
+        page.wait_for_function(STYLED, arg=[f'[data-node-id="{number}"]', "#37305a", '"cat · "'])
     finally:
         page.evaluate(frontend.SET, {"Comfy.VueNodes.Enabled": False})
 
