@@ -130,7 +130,9 @@ def test_it_explains_itself_and_has_a_thumbnail(path):
     assert path.with_suffix(".jpg").stat().st_size < 200_000
 
 
-@pytest.mark.parametrize("name", [*sorted(FIRST), "regions"])
+@pytest.mark.parametrize(
+    "name", [*sorted(FIRST), "regions", "quality of a picture's objects", "binding report and seed picker"]
+)
 def test_its_words_are_shown_at_first_sight(name):
     """A new frontend fits a template into about 1030×600 of a laptop's 1366×768 pixels. It hides the words of nodes
     and notes where they would be smaller than 8 pixels; they have 14."""
