@@ -60,6 +60,7 @@ class MIPMerge(io.ComfyNode):
                     options=list(MEASURES),
                     default="pool",
                     optional=True,
+                    **ADVANCED,
                     tooltip="Where the relevance comes from. pool: all sites of the UNet read one map, made of what "
                     "the surest of them see; objects mix less where the model finds words badly, and it is faster. "
                     "each site: every site goes by its own map (the paper). Relevance only.",
