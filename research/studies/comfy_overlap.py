@@ -26,14 +26,13 @@ from ...attention.options import Merge
 from ...attention.reference import make_reference
 from ...attention.relevance import shares
 from ...common.atomic_io import atomic_write
-from ...common.bundled import MINIATURE
 from ...common.comfy_path import prepare_host
 from ...miniature import world
 from ...relevance.record import Observation, RelevanceRecord, RunId
 from ...weights.adapter import Adapter, load_adapter
 from ..ablation import variants
-from ..miniature import trained
 from . import overlap
+from .options import study_parser
 
 LEVELS = (200, 400, 600, 800)  # out of 1000 noise levels
 # With the background competitor, no object owns a position that suits every text less than the average position does.
@@ -42,14 +41,10 @@ RELEVANCE, TEXT, CHANCE, TRUTH = "relevance", "text attention", "chance", "the s
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="mip.py overlap", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("output/overlap"), help="overlap.json and overlap.md")
-    parser.add_argument("--adapter", type=Path, default=trained.file("mip", 0), help="the miniature's by default")
-    parser.add_argument("--miniature", type=Path, default=MINIATURE, help="folder of the model's four files")
+    purpose = (__doc__ or "").splitlines()[0]
+    parser = study_parser("overlap", purpose, Path("output/overlap"), "overlap.json and overlap.md")
     parser.add_argument("--scenes", type=int, default=64)
     parser.add_argument("--objects", type=int, default=2, choices=(2, 3, 4))
-    parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     try:

@@ -17,31 +17,26 @@ from torch import Tensor
 
 from ...attention.reference import make_reference
 from ...common.atomic_io import atomic_file, atomic_write
-from ...common.bundled import MINIATURE
 from ...common.comfy_path import prepare_host
 from ...miniature import judgement
 from ...relevance.record import RecordedMaps, RelevanceRecord
 from ...weights.adapter import load_adapter
 from ..ablation import variants
 from ..ablation.variants import TestPrompts
-from ..miniature import trained
 from . import steering
+from .options import study_parser
 from .steering import MEANS, Setting, Shown
 
 COLUMNS = 4
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="mip.py steer", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("output/steering"), help="a JPEG each, and steering.json")
+    purpose = (__doc__ or "").splitlines()[0]
+    parser = study_parser("steer", purpose, Path("output/steering"), "a JPEG each, and steering.json")
     parser.add_argument("--only", action="append", choices=list(MEANS), help="one of them; without it all")
-    parser.add_argument("--adapter", type=Path, default=trained.file("mip", 0), help="the miniature's by default")
-    parser.add_argument("--miniature", type=Path, default=MINIATURE, help="folder of the model's four files")
     parser.add_argument("--prompts", type=int, default=24, help=f"that count; {COLUMNS} are shown")
     parser.add_argument("--steps", type=int, default=variants.STEPS)
     parser.add_argument("--guidance", type=float, default=variants.GUIDANCE)
-    parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     try:
