@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mip_adapter.research.miniature.stages import cuda_graph as graphed_module
-from mip_adapter.research.miniature.stages import latents, noise_schedule, packing, prefetch, stage_trainer, vae
+from mip_adapter.research.miniature.stages import (
+    cuda_graph,
+    latents,
+    noise_schedule,
+    packing,
+    prefetch,
+    stage_trainer,
+    vae,
+)
 from safetensors import safe_open
 from torch import nn
 
@@ -116,7 +123,7 @@ def test_a_graph_replays_what_the_loss_would_do():
     toy = Toy()
     toy.model.cuda()
     parameters = list(toy.model.parameters())
-    plain, graphed = graphed_module.Backward(toy.loss, parameters), graphed_module.Graphed(toy.loss, parameters)
+    plain, graphed = cuda_graph.Backward(toy.loss, parameters), cuda_graph.GraphBackward(toy.loss, parameters)
     for step in range(5):
         batch = toy.batch(step)[0][: 4 + step % 2].cuda()  # two shapes in turn
         loss, log = plain(batch)
@@ -129,7 +136,7 @@ def test_a_graph_replays_what_the_loss_would_do():
 
 
 def test_steps_prepared_ahead_are_the_steps_that_are_asked_for():
-    made = prefetch.Ahead(lambda step: torch.tensor([step, 2 * step]), workers=2)
+    made = prefetch.Prefetcher(lambda step: torch.tensor([step, 2 * step]), workers=2)
     for step in (3, 4, 5, 6, 4, 5):  # and from another on
         assert made(step).tolist() == [step, 2 * step]
 

@@ -20,7 +20,7 @@ from .captions import Words
 from .encoders import Encoders
 from .latents import Place, Shards
 from .precision import autocast
-from .prefetch import Ahead
+from .prefetch import Prefetcher
 
 DROPPED = 0.1  # share of the captions
 WORKERS = 8  # processes that prepare batches for a GPU
@@ -77,7 +77,7 @@ class Base:
         """call: `call(model, x, steps, context, vector)` runs ComfyUI's UNet."""
         self.model, self.call = model.to(condition.device), call
         self.shards, self.condition, self.device = shards, condition, condition.device
-        self.lessons = Ahead(self.lesson, 0 if self.device.type == "cpu" else WORKERS)
+        self.lessons = Prefetcher(self.lesson, 0 if self.device.type == "cpu" else WORKERS)
         self.kinds = torch.tensor([condition.words.numbers[world_words.object_text(i)] for i in range(len(KINDS))])
 
     def lesson(self, step: int) -> Lesson:

@@ -38,7 +38,7 @@ class Backward:
         return loss.detach(), {name: value.detach() for name, value in log.items()}
 
 
-class Graphed(Backward):
+class GraphBackward(Backward):
     """The same as a CUDA graph, one for every set of shapes. The loss must not read values back from the GPU."""
 
     def __init__(self, loss: Loss, parameters: Sequence[nn.Parameter]):
@@ -72,5 +72,5 @@ class Graphed(Backward):
 
 
 def backward(loss: Loss, parameters: Sequence[nn.Parameter]) -> Backward:
-    """`Graphed` if the parameters are on a GPU, else `Backward`."""
-    return (Graphed if parameters[0].is_cuda else Backward)(loss, parameters)
+    """`GraphBackward` if the parameters are on a GPU, else `Backward`."""
+    return (GraphBackward if parameters[0].is_cuda else Backward)(loss, parameters)

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 
-class Ahead(Dataset):
+class Prefetcher(Dataset):
     """Called like `make(step)`. With workers, the following steps are prepared meanwhile."""
 
     def __init__(self, make: Callable[[int], Any], workers: int):
