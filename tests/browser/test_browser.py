@@ -538,9 +538,10 @@ def test_a_blueprint_is_found_by_search_and_queues(page, stocked) -> None:
     assert names >= {path.stem for path in (ROOT / "subgraphs").glob("*.json")}
     page.evaluate("() => app.graph.clear()")
     box = page.evaluate("() => { const b = app.canvas.canvas.getBoundingClientRect(); return [b.width, b.height] }")
+    page.evaluate(frontend.SET, {"Comfy.NodeSearchBoxImpl.FollowCursor": False})  # newer ones: placed at once
     page.mouse.dblclick(box[0] * 0.6, box[1] * 0.6)
-    page.get_by_placeholder("Search Nodes...").fill("Personalise with 3")
-    page.get_by_role("option", name="Personalise with 3 objects").click()
+    page.locator("input:focus").fill("Personalise with 3")
+    page.get_by_role("option", name="Personalise with 3 objects").first.click()
     page.wait_for_function("() => app.graph._nodes.length === 1")
     page.evaluate("""() => {
         const [node] = app.graph._nodes
