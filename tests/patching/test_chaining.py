@@ -15,7 +15,7 @@ from ..support import graphs
 from ..support.direct import attention
 from ..support.graphs import TOLERANCE, bundle, deviation, references, sample
 
-pytestmark = pytest.mark.usefixtures("host")
+pytestmark = [pytest.mark.usefixtures("host"), pytest.mark.slow]
 
 
 class Tenant:

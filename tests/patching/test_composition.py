@@ -18,7 +18,7 @@ from ..support import graphs
 from ..support.graphs import compare, guide, output, prompt, watch_calls
 from .test_once_a_sampling import noisy
 
-pytestmark = pytest.mark.usefixtures("host")
+pytestmark = [pytest.mark.usefixtures("host"), pytest.mark.slow]
 
 
 def test_the_comparison_tells_right_from_wrong() -> None:

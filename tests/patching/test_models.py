@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from ..support import graphs, small
 from ..support.graphs import TOLERANCE, bundle, compare, deviation, guide, prompt, references, sample
 
+pytestmark = pytest.mark.slow
+
 TO_K = "attn2.to_k.weight"
 MASK = torch.linspace(0, 1, 8).expand(1, 8, 8)
 CLIP_TO_Q = "text_encoders.clip_g.transformer.text_model.encoder.layers.0.self_attn.q_proj"
@@ -153,7 +155,6 @@ def test_low_vram(lora) -> None:
     assert deviation(got, sample(graphs.apply_directly(model=merged)), sample(merged)) < TOLERANCE
 
 
-@pytest.mark.slow
 def test_torch_compile(host, monkeypatch) -> None:
     """TorchCompileModel's own way, with a backend that does all but make kernels, on one transformer so that it takes
     seconds. (The order of the nodes makes no difference: the model is compiled while it samples.)"""
