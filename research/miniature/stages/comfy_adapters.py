@@ -37,7 +37,8 @@ from .provenance import circumstances
 
 LOG_EVERY = 25  # steps
 HELD_OUT = 256  # scenes of the held-out loss
-QUICK = {"steps": 12, "batch_size": 8, "warmup": 1, "ema": 0.5}
+QUICK = {"steps": 8, "batch_size": 4, "warmup": 1, "ema": 0.5}
+QUICK_SCENES = 16
 
 
 def train_all(
@@ -161,9 +162,9 @@ class _Run:
     def __init__(self, kind: str, recipe: TrainConfig, work: Path, parts: Mapping[str, Any], quick: bool):
         self.kind, self.recipe, self.work = kind, recipe, work
         self.sha256, self.runs = weights_sha256(parts["unet"]), runs_of(parts["unet"], work)
-        sizes = {"shards": 1, "size": 32} if quick else {}
+        sizes = {"shards": 1, "size": QUICK_SCENES} if quick else {}
         self.model = self._model(parts, recipe, **sizes)
-        self.test = self._model(parts, recipe, shards=1, size=32 if quick else HELD_OUT, held_out=True)
+        self.test = self._model(parts, recipe, shards=1, size=QUICK_SCENES if quick else HELD_OUT, held_out=True)
 
     def _model(self, parts: Mapping[str, Any], recipe: TrainConfig, **scenes: Any) -> Frozen:
         drawn = Paired(parts["vae"], parts["vision"], self.work / "paired", recipe, **scenes)

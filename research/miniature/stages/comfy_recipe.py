@@ -25,12 +25,13 @@ from .provenance import circumstances
 from .vae import Vae
 from .word_grounding import Places
 
-_SHORT = {"total": 15, "stop": 15}
+_SHORT = {"total": 10, "stop": 10}
 QUICK = {  # settings of a quick run
-    "vae": {"total": 30, "stop": 30, "batch_size": 3},
-    **dict.fromkeys(("base", "places"), {**_SHORT, "batch_size": 32}),
-    **dict.fromkeys(("encoders", "vision"), _SHORT),
+    "vae": {**_SHORT, "batch_size": 2},
+    **dict.fromkeys(("base", "places"), {**_SHORT, "batch_size": 8}),
+    **dict.fromkeys(("encoders", "vision"), {**_SHORT, "single_count": 24, "scene_count": 12}),
 }
+QUICK_SHARDS = {"size": 16, "window": 1}  # scenes take longer to encode than to learn from
 
 
 def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick: bool = False) -> None:
@@ -172,8 +173,8 @@ def _places(folder: Path, device: torch.device) -> Places:
 
 def _lessons(folder: Path, device: torch.device) -> tuple[Shards, Conditioner]:
     """The data of the UNet's training: scenes as latents, and their captions' conditioning."""
-    size = {"size": 64} if folder.name == "quick" else {}
-    shards = Shards(finished("vae", folder, device), folder / "latents", device, **size)
+    sizes = QUICK_SHARDS if folder.name == "quick" else {}
+    shards = Shards(finished("vae", folder, device), folder / "latents", device, **sizes)
     return shards, Conditioner(finished("encoders", folder, device), Words(comfy_networks.tokenize), device)
 
 

@@ -21,7 +21,6 @@ from .. import clip, seeded
 from .captions import Words
 from .precision import autocast
 
-SINGLES, SCENES = 96, 48  # pairs of each kind in a batch
 LENGTH = 48  # tokens; no caption of the world is longer
 
 
@@ -69,15 +68,16 @@ class Encoders(nn.Module):
 class EncoderStage:
     name, rate, total, stop, ema_decay = "encoders", 1e-3, 8_000, 2_374, 0.998
     matrix_rate: float | None = None
+    single_count, scene_count = 96, 48  # pairs of each kind in a batch
 
     def __init__(self, model: Encoders, words: Words, device: torch.device):
         self.model, self.words, self.device = model.to(device), words, device
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         rng = random.Random(step)
-        singles = references(varied(world.sample(SINGLES, 3 * step, objects=(1,)), step), step)
-        scenes = varied(world.sample(SCENES, 3 * step + 1, objects=(2, 3)), step)
-        plain = world.sample(SCENES, 3 * step + 2, objects=(1, 2, 2, 3, 4))
+        singles = references(varied(world.sample(self.single_count, 3 * step, objects=(1,)), step), step)
+        scenes = varied(world.sample(self.scene_count, 3 * step + 1, objects=(2, 3)), step)
+        plain = world.sample(self.scene_count, 3 * step + 2, objects=(1, 2, 2, 3, 4))
         return (
             *self._pairs(singles, singles.captions(rng, with_looks=True), True),
             *self._pairs(scenes, scenes.captions(rng, with_looks=True), True),

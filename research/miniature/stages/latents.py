@@ -31,11 +31,11 @@ class Place(NamedTuple):
 class Shards:
     """The encoded scenes, cached on disk by the encoder's weights."""
 
-    def __init__(self, vae: Any, folder: Path, device: torch.device, size: int = SHARD):
-        self.vae, self.device, self.size = vae, device, size
+    def __init__(self, vae: Any, folder: Path, device: torch.device, size: int = SHARD, window: int = WINDOW):
+        self.vae, self.device, self.size, self.window = vae, device, size, window
         self.folder = folder / f"{fingerprint(vae.taesd_encoder):016x}"
-        self.scenes = lru_cache(WINDOW)(self._scenes)
-        self.pictures = lru_cache(WINDOW)(self._pictures)
+        self.scenes = lru_cache(window)(self._scenes)
+        self.pictures = lru_cache(window)(self._pictures)
 
     def place(self, start: int, count: int) -> Place:
         """The place of `count` scenes from number `start` of the endless sequence of passes. `count` divides a shard.
@@ -43,9 +43,9 @@ class Shards:
         Each pass through a shard shows each of its scenes once, in a new order.
         """
         visit, first = divmod(start, self.size)
-        window, number = visit // (WINDOW * PASSES), visit % WINDOW
+        window, number = visit // (self.window * PASSES), visit % self.window
         order = torch.randperm(self.size, generator=torch.Generator().manual_seed(visit))
-        return Place(window * WINDOW + number, order[first : first + count])
+        return Place(window * self.window + number, order[first : first + count])
 
     def batch(self, place: Place) -> tuple[Tensor, Tensor]:
         """Latents [B, 4, 16, 16] with a deviation of about 1, and masks [B, M, 16, 16]: the share that each object

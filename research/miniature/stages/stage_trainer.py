@@ -23,7 +23,7 @@ from .cuda_graph import backward
 
 SAVE_EVERY_S = 180
 LOG_EVERY = 25  # steps
-WARM_UP = 200  # steps
+WARM_UP = 200  # steps; less where a quarter of the training is less
 DECAY = 0.01  # weight decay
 
 
@@ -127,7 +127,8 @@ class Progress:
 def schedule(step: int, total: int, fresh: int = 0) -> float:
     """The share of the full learning rate: half a cosine down to a twentieth, with a warm-up from step `fresh` on."""
     fall = 0.5 + 0.5 * math.cos(math.pi * min(step / total, 1.0))
-    return min((step - fresh + 1) / WARM_UP, 1.0) * (0.05 + 0.95 * fall)
+    warm_up = min(WARM_UP, math.ceil(total / 4))
+    return min((step - fresh + 1) / warm_up, 1.0) * (0.05 + 0.95 * fall)
 
 
 def save(state: dict, file: Path) -> None:
