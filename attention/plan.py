@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ..weights.adapter import Adapter
 from ..weights.sites import Site, SiteKey
+from .block_strength import BlockStrength
+from .ease import Ease
 from .options import FusionHead, Merge
 from .relevance import flat_shares
 
@@ -25,12 +27,14 @@ class References:
 
     names: the M object texts.
     tokens: [M, T, X], image tokens.
-    null_tokens: [T, X], image tokens of the unconditional branch.
-    texts: M × [L_i, X], content tokens of each object text, encoded on its own.
+    null_tokens: [T, X], image tokens of the unconditional branch; [M, T, X] where each object has its own.
+    texts: M × [L_i, X], content tokens of each object text, encoded on its own; L_i is 0 for a style.
     weights: the M objects' weights.
     regions: [M, H, W] in 0..1 over the whole canvas, or None.
     frozen: [M + 1, pictures, H, W], shares recorded by an earlier sampling, the last one unclaimed. None: the shares
         are measured.
+    blocks: the M objects' strength by block, None where it is 1; () where it is 1 for all.
+    eases: the M objects' strength over time; () where it is steady for all.
     """
 
     names: tuple[str, ...]
@@ -40,6 +44,29 @@ class References:
     weights: tuple[float, ...]
     regions: Tensor | None = None
     frozen: Tensor | None = None
+    blocks: tuple[BlockStrength | None, ...] = ()
+    eases: tuple[Ease, ...] = ()
+
+    @property
+    def nulls_differ(self) -> bool:
+        """Whether the unconditional branch needs image tokens for each object, since one set cannot serve all.
+
+        So it is where objects have tokens of their own there, or vary over time in different ways. With regions the
+        objects' parts of it vary over positions; where their strengths also vary over blocks, the parts cannot be added
+        up for all sites at once.
+        """
+        strengths = [None if each is None else each.strengths for each in self.blocks]
+        blocks_differ = any(each != strengths[0] for each in strengths)
+        return (
+            self.null_tokens.ndim == 3
+            or any(each != self.eases[0] for each in self.eases)
+            or (self.regions is not None and blocks_differ)
+        )
+
+    def strengths_at(self, key: SiteKey) -> tuple[float, ...]:
+        """The M objects' strengths at a site."""
+        blocks = self.blocks or (None,) * len(self.names)
+        return tuple(1.0 if each is None else each.at(key) for each in blocks)
 
     def only(self, objects: Sequence[int], confined: Sequence[int]) -> References:
         """The references of these objects (indices). Regions hold only for those that are also in `confined`."""
@@ -51,10 +78,13 @@ class References:
             self,
             names=tuple(self.names[i] for i in objects),
             tokens=self.tokens[list(objects)],
+            null_tokens=self.null_tokens if self.null_tokens.ndim == 2 else self.null_tokens[list(objects)],
             texts=tuple(self.texts[i] for i in objects),
             weights=tuple(self.weights[i] for i in objects),
             regions=None if regions is None or bool((regions == 1).all()) else regions,
             frozen=None if self.frozen is None else self.frozen[[*objects, len(self.names)]],
+            blocks=tuple(self.blocks[i] for i in objects) if self.blocks else (),
+            eases=tuple(self.eases[i] for i in objects) if self.eases else (),
         )
 
 
@@ -62,7 +92,7 @@ class References:
 class SitePlan:
     """One cross-attention site: h heads of width d.
 
-    keys, null_keys: [h, M·T, d] and [h, T, d], divided by sqrt(d).
+    keys, null_keys: [h, M·T, d] and [h, T or M·T, d] (see `Plan.null_blocks`), divided by sqrt(d).
     values, null_values: same shapes; scale, object weights and constant shares are folded in.
     head: [C], the fusion head's row, or None.
     object_text: [L, X], content tokens of all objects, divided by sqrt(d).
@@ -79,6 +109,11 @@ class SitePlan:
     head: Tensor | None
     object_text: Tensor
     average: Tensor
+
+    def eased(self, per_token: Tensor, per_null: Tensor) -> SitePlan:
+        """This site at one moment, see `Plan.eased`."""
+        values, null_values = self.values * per_token.to(self.values), self.null_values * per_null.to(self.values)
+        return replace(self, values=values, null_values=null_values)
 
     def like(self, q: Tensor) -> SitePlan:
         """This site on q's device and in its dtype; itself when it was compiled for them."""
@@ -99,9 +134,11 @@ class Plan:
     weights: [M, 1, 1] float32, the objects' weights. They are folded into the values. With regions the unconditional
         branch also needs them here, because it has one set of values for all objects.
     regions: [M, H, W], as in `References`; float32 on the CPU.
-    sites: by site key.
+    sites: by site key, without those where no object has any strength.
     frozen: [M + 1, pictures, H, W], as in `References`; float32 on the CPU. `SiteConstants` holds what a site needs of
         regions and frozen.
+    null_blocks: 1 where all objects share one set of null tokens, M where each has its own.
+    eases: as in `References`.
     """
 
     names: tuple[str, ...]
@@ -112,6 +149,8 @@ class Plan:
     regions: Tensor | None
     sites: Mapping[SiteKey, SitePlan]
     frozen: Tensor | None = None
+    null_blocks: int = 1
+    eases: tuple[Ease, ...] = ()
 
     @property
     def objects(self) -> int:
@@ -135,6 +174,14 @@ class Plan:
     @property
     def is_concat(self) -> bool:
         return self.merge.strategy == "concat"
+
+    def eased(self, fraction: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of the values and null values of every site, [M·T, 1] and [T or M·T, 1], at a fraction [1] of the
+        sampling on the device."""
+        tokens = next(iter(self.sites.values())).keys.shape[1] // self.objects
+        each = torch.cat([ease.at(fraction) for ease in self.eases])  # [M]
+        values, nulls = (part.repeat_interleave(tokens).unsqueeze(1) for part in (each, each[: self.null_blocks]))
+        return values, nulls
 
 
 def compile_plan(
@@ -197,14 +244,23 @@ class _PlanBuilder:
         self.references, self.merge, self.head, self.device, self.dtype = references, merge, head, device, dtype
         self.shared = SharedText(references.texts, device, dtype)
         self.tokens = references.tokens.to(device, torch.float32).flatten(0, 1)  # [M·T, X]
-        self.null = references.null_tokens.to(device, torch.float32)
+        self.scale = scale
+        self.null_blocks = len(references.names) if references.nulls_differ else 1
+        null = references.null_tokens.to(device, torch.float32)
+        self.null = null.flatten(0, 1) if null.ndim == 3 else null.repeat(self.null_blocks, 1)  # [T or M·T, X]
         self.weights = torch.tensor(references.weights, device=device, dtype=torch.float32).view(-1, 1, 1)
-        value_scale, self.null_scale = _constant_factors(self.weights, scale, merge, references)
-        self.per_token = value_scale.expand(-1, references.tokens.shape[1], -1).reshape(-1, 1)  # [M·T, 1]
         self.sites: dict[SiteKey, SitePlan] = {}
 
     def add(self, site: Site, to_k: Tensor, to_v: Tensor, row: Tensor | None) -> None:
         width = site.width // site.heads
+        strengths = self.references.strengths_at(site.key)
+        if not any(strengths):
+            return
+        factors = _constant_factors(
+            self.weights, self.weights.new_tensor(strengths).view(-1, 1, 1), self.scale, self.merge, self.references
+        )
+        tokens = self.references.tokens.shape[1]
+        per_token, per_null = (each.expand(-1, tokens, -1).reshape(-1, 1) for each in factors)  # [blocks·T, 1]
 
         def heads_first(flat: Tensor) -> Tensor:  # [tokens, C] -> [h, tokens, d]
             return flat.unflatten(-1, (site.heads, -1)).transpose(0, 1).to(self.dtype).contiguous()
@@ -213,9 +269,9 @@ class _PlanBuilder:
         self.sites[site.key] = SitePlan(
             heads=site.heads,
             keys=heads_first(self.tokens @ to_k.T * width**-0.5),
-            values=heads_first(self.tokens @ to_v.T * self.per_token),
+            values=heads_first(self.tokens @ to_v.T * per_token),
             null_keys=heads_first(self.null @ to_k.T * width**-0.5),
-            null_values=heads_first(self.null @ to_v.T * self.null_scale),
+            null_values=heads_first(self.null @ to_v.T * per_null),
             head=row,
             object_text=object_text,
             average=average,
@@ -234,21 +290,30 @@ class _PlanBuilder:
             on_cpu(self.references.regions),
             self.sites,
             on_cpu(self.references.frozen),
+            self.null_blocks,
+            self.references.eases,
         )
 
 
-def _constant_factors(weights: Tensor, scale: float, merge: Merge, references: References) -> tuple[Tensor, Tensor]:
-    """Factors to fold into the values ([M, 1, 1]) and into the null values (one number).
+def _constant_factors(
+    weights: Tensor, strengths: Tensor, scale: float, merge: Merge, references: References
+) -> tuple[Tensor, Tensor]:
+    """Factors to fold into the values ([M, 1, 1]) and into the null values ([1 or M, 1, 1], see `Plan.null_blocks`).
+
+    weights, strengths: [M, 1, 1], the objects' own, the latter at the site.
 
     A share that does not vary over positions is a constant factor. For the objects that holds for every strategy but
     relevance. For the unconditional branch it always holds, since the empty text prefers no position. With regions all
-    shares vary, and only weight and scale are folded.
+    shares vary, and only weight, strength and scale are folded. Null values that all objects share then leave the
+    weights to `SiteConstants.null_share`, and the strength is the same for all.
     """
     objects = weights.shape[0]
     if references.regions is not None:
-        return weights * scale, weights.new_tensor(scale)
+        values = weights * strengths * scale
+        return values, values if references.nulls_differ else strengths[:1] * scale
+    weights = weights * strengths
     share = flat_shares(objects, merge).to(weights)
-    null_scale = scale * (weights * share).sum()
+    null_scale = weights * share * scale if references.nulls_differ else (scale * (weights * share).sum()).view(1, 1, 1)
     # "concat" is one softmax over all tokens: its probabilities already contain the shares.
     varies = merge.strategy == "concat" or merge.needs_relevance(objects) or references.frozen is not None
     return (weights * scale if varies else weights * share * scale), null_scale
@@ -279,7 +344,7 @@ class SharedText:
             rows = torch.zeros(len(self._counts), sum(self._counts))
             start = 0
             for i, count in enumerate(self._counts):
-                rows[i, start : start + count] = 1.0 / (count * heads)
+                rows[i, start : start + count] = 1.0 / max(1, count * heads)
                 start += count
             self._made[heads, width] = text, rows.repeat(1, heads).to(self._text.device)
         return self._made[heads, width]

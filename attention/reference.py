@@ -1,10 +1,11 @@
-"""A reference: pictures of one object and the words that name it."""
+"""A reference: pictures of one object and the words that name it. A style: pictures without a place."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from ..common.drawing import colour_numbers
 from ..common.weak_cache import WeakCache
+from .block_strength import PRESETS, STYLE, BlockStrength
+from .ease import EASES, STEADY
+from .options import one_of
 
 MAX_OBJECTS = 16
 MAX_WEIGHT = 3.0
@@ -40,6 +44,9 @@ class Reference:
         have weight 1.
     map_color: number of the colour in which the object is drawn (`common/drawing.py`: `colour`). None: by its place in
         the chain.
+    blocks: multiplies its image features by block of the UNet. None: 1 everywhere.
+    over_time: how they vary over the object's range of the sampling, one of `EASES`.
+    negative: [B, H, W, 3], what the object must not look like: the image of the unconditional branch. None: no image.
     """
 
     images: Tensor
@@ -51,6 +58,9 @@ class Reference:
     region_until: float = 1.0
     more: tuple[tuple[Tensor, float], ...] = ()
     map_color: int | None = None
+    blocks: BlockStrength | None = None
+    over_time: str = STEADY
+    negative: Tensor | None = None
 
     @property
     def batches(self) -> tuple[tuple[Tensor, float], ...]:
@@ -70,6 +80,37 @@ def object_text(text: str) -> str:
     return line
 
 
+@dataclass(frozen=True, eq=False)
+class Style(Reference):
+    """A reference without a place: it acts beside the objects and takes no part in their shares.
+
+    text: its name in reports and messages; no text encoder sees it.
+    preset: the blocks in which it speaks where `blocks` is None, one of `PRESETS`.
+    """
+
+    preset: str = STYLE
+
+
+Chain = Sequence[Reference] | None  # objects and styles in any order
+
+
+def objects_of(chain: Chain) -> tuple[Reference, ...]:
+    """The objects of a chain."""
+    return tuple(each for each in chain or () if not isinstance(each, Style))
+
+
+def styles_of(chain: Chain) -> tuple[Style, ...]:
+    """The styles of a chain."""
+    return tuple(each for each in chain or () if isinstance(each, Style))
+
+
+def check_chain(chain: Chain) -> None:
+    """Raises ValueError if there are more objects or styles than are supported."""
+    for what, count in ("objects", len(objects_of(chain))), ("styles", len(styles_of(chain))):
+        if count > MAX_OBJECTS:
+            raise ValueError(f"This chain has {count} {what}; at most {MAX_OBJECTS} {what} are supported.")
+
+
 def make_reference(
     image: Tensor,
     text: str,
@@ -82,16 +123,21 @@ def make_reference(
     more_pictures: Sequence[Reference] = (),
     fit: str = CENTRE,
     map_color: int | None = None,
+    blocks: BlockStrength | None = None,
+    negative: Tensor | None = None,
+    over_time: str = STEADY,
 ) -> Reference:
     """Check and prepare one reference.
 
     image: [B, H, W, 1, 3 or 4]; a picture with alpha is composited onto white.
-    text, weight, start_percent, end_percent, region_until, map_color: see `Reference`.
+    text, weight, start_percent, end_percent, region_until, map_color, blocks: see `Reference`.
     image_mask: [H, W] or [1 or B, H, W], 1 on the object. The object is cut out onto white and cropped to a square, as
         in the paper's training data.
     region: [H, W] or [K, H, W]; several masks are united.
     more_pictures: their pictures join this object's; their weights become the pictures' weights in the mean.
     fit: which square of a picture without a mask is used, one of `FITS`.
+    negative: [B, H, W, 1, 3 or 4]; its middle square is used.
+    over_time: see `Reference`; where it is steady, that of `blocks` counts.
 
     Raises ValueError with a sentence for the artist.
     """
@@ -107,6 +153,12 @@ def make_reference(
         raise ValueError(f"The region of “{text}” holds until {region_until}; it must lie in 0 to 1 (1: to the end).")
     if fit not in FITS:
         raise ValueError(f"The fit of “{text}” is “{fit}”; it must be one of {', '.join(FITS)}.")
+    one_of(f"The strength over time of “{text}”", over_time, EASES)
+    over_time = blocks.over_time if over_time == STEADY and blocks is not None else over_time
+    if negative is not None:
+        negative = _prepared(
+            partial(_rgb_on_white, negative, f"not {text}"), negative, name=("negative", _checksum(negative))
+        )
     if image_mask is None:
         images = _prepared(lambda: _fitted(_rgb_on_white(image, text), fit), image, name=(fit, _checksum(image)))
     else:
@@ -117,7 +169,33 @@ def make_reference(
         images = _prepared(cut_out, image, image_mask, name=(_checksum(image), _checksum(image_mask)))
     united = None if region is None else _check_region(region, text)
     more = tuple((images, each.weight * share) for each in more_pictures for images, share in each.batches)
-    return Reference(images, text, float(weight), united, start_percent, end_percent, region_until, more, map_color)
+    times = start_percent, end_percent, region_until
+    return Reference(images, text, float(weight), united, *times, more, map_color, blocks, over_time, negative)
+
+
+def make_style(
+    image: Tensor,
+    name: str,
+    weight: float = 1.0,
+    region: Tensor | None = None,
+    start_percent: float = 0.0,
+    end_percent: float = 1.0,
+    fit: str = CENTRE,
+    preset: str = STYLE,
+    blocks: BlockStrength | None = None,
+    over_time: str = STEADY,
+    negative: Tensor | None = None,
+) -> Style:
+    """Check and prepare one style. name: its `Style.text`. The others: as in `make_reference` and `Style`.
+
+    Raises ValueError with a sentence for the artist.
+    """
+    one_of("The preset", preset, PRESETS)
+    times = start_percent, end_percent
+    made = make_reference(
+        image, name, weight, None, region, *times, fit=fit, blocks=blocks, over_time=over_time, negative=negative
+    )
+    return Style(**vars(made), preset=preset)
 
 
 def _checksum(tensor: Tensor) -> int:

@@ -23,7 +23,8 @@ class SiteConstants(NamedTuple):
     """A plan's regions and frozen maps at one resolution: what does not depend on the queries.
 
     share: [M or 1, 1 or pictures, N], shares of conditional rows. None: they are measured, or folded into the values.
-    null_share: [1, 1, N], share of unconditional rows, all objects together. None: folded into the null values.
+    null_share: [1 or M, 1, N], share of unconditional rows, all objects together or each (`Plan.null_blocks`). None:
+        folded into the null values.
     region: [M, 1, N], for a merge that depends on the queries: log r_i for "concat", else r_i. None: no regions.
     """
 
@@ -39,7 +40,7 @@ class SiteConstants(NamedTuple):
         if region is None:
             return cls(share)
         flat = flat_shares(plan.objects, plan.merge, region)
-        null_share = (flat * plan.weights.to(flat)).sum(0, keepdim=True)
+        null_share = flat if plan.null_blocks > 1 else (flat * plan.weights.to(flat)).sum(0, keepdim=True)
         if plan.is_concat:
             return cls(region.amax(0, keepdim=True), null_share, log_region(region))
         if frozen is None and not plan.needs_relevance:
@@ -121,7 +122,7 @@ def fuse(
             values = site.values
         else:
             share = null_share
-            attention = block_attention(queries, site.null_keys, 1)
+            attention = block_attention(queries, site.null_keys, plan.null_blocks)
             values = site.null_values
         share = _times(share, None if image_gate is None else image_gate[rows.at])
         if share is not None:

@@ -10,6 +10,7 @@ from ..weights.comfy_files import register_folders  # noqa: E402
 from .adapter import MIPAdapterLoader  # noqa: E402
 from .apply import MIPApply  # noqa: E402
 from .binding import MIPBindingReport, MIPSeedPicker  # noqa: E402
+from .block_strength import MIPBlockStrength  # noqa: E402
 from .detect import MIPBoxes, MIPDetectObjects, MIPDetectorLoader  # noqa: E402
 from .encoders import MIPEncoderFromModels, MIPEncoderLoader  # noqa: E402
 from .freeze import MIPFreezeRelevance  # noqa: E402
@@ -22,6 +23,7 @@ from .reference import MIPReference  # noqa: E402
 from .region import MIPBoxRegion  # noqa: E402
 from .relevance import MIPRelevanceMaps  # noqa: E402
 from .relevance_score import MIPObjectRelevanceScore  # noqa: E402
+from .style import MIPStyleReference  # noqa: E402
 from .train import MIPSaveAdapter, MIPTrainAdapter  # noqa: E402
 
 NODES: list[type[io.ComfyNode]] = [
@@ -48,6 +50,8 @@ NODES: list[type[io.ComfyNode]] = [
     MIPFreezeRelevance,
     MIPMiniatureObject,
     MIPBoxRegion,
+    MIPBlockStrength,
+    MIPStyleReference,
 ]
 
 

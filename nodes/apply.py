@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..attention.reference import colours_of
+from ..attention.reference import colours_of, objects_of, styles_of
 from ..patching.apply import apply_references
 from ..relevance.record import RelevanceRecord
 from .types import (
@@ -129,8 +129,9 @@ class MIPApply(io.ComfyNode):
         frozen=None,
         prompt="",
     ) -> io.NodeOutput:
-        names, colours = tuple(reference.text for reference in references), colours_of(references)
-        record = RelevanceRecord(names, frozen is not None, colours, prompt or "")
+        objects, styles = objects_of(references), tuple(each.text for each in styles_of(references))
+        names, colours = tuple(each.text for each in objects), colours_of(objects)
+        record = RelevanceRecord(names, frozen is not None, colours, prompt or "", styles)
         patched = apply_references(
             model,
             clip,

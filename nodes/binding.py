@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..attention.reference import objects_of
 from ..evaluation.binding.binding import RANKINGS, WORST
 from ..evaluation.binding.report import binding_report, headline, matrices, measure_binding, ranking, to_encode
 from .progress import ticking
@@ -58,6 +59,7 @@ class MIPBindingReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, references, detections, encoder, relevance=None) -> io.NodeOutput:
+        references = objects_of(references)
         tick = ticking(to_encode(references, detections))
         confusion = None if relevance is None else relevance.confusion_by_picture()
         binding = measure_binding(images, references, detections, encoder, tick, confusion)

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..attention.reference import objects_of
 from ..evaluation.comfy_models import managed
 from ..evaluation.detection.annotate import annotated
 from ..evaluation.detection.box_formats import FORMATS, SIDES
@@ -140,7 +141,7 @@ class MIPDetectObjects(io.ComfyNode):
         wanted = _wanted(texts, references)
         kept = objects_named(object, wanted)
         found = detect(detector, images, wanted, threshold, text_threshold, most, ticking(len(images)))
-        found = found.in_colours_of(references or ())
+        found = found.in_colours_of(objects_of(references))
         masks = to_masks(found, kept)
         return io.NodeOutput(found, to_bounding_boxes(found), masks, annotated(images, found), detection_report(found))
 
@@ -191,11 +192,12 @@ class MIPBoxes(io.ComfyNode):
     @classmethod
     def execute(cls, images, boxes, texts, bbox_format, references=()) -> io.NodeOutput:
         # Repeated texts stay: each has its own box or mask.
-        wanted = object_texts(texts) or tuple(each.text for each in references or ())
-        found = read_boxes(boxes, wanted, *images.shape[:3], form=bbox_format).in_colours_of(references or ())
+        objects = objects_of(references)
+        wanted = object_texts(texts) or tuple(each.text for each in objects)
+        found = read_boxes(boxes, wanted, *images.shape[:3], form=bbox_format).in_colours_of(objects)
         return io.NodeOutput(found, annotated(images, found))
 
 
 def _wanted(texts, references) -> tuple[str, ...]:
     """The written texts, else the references' texts; each once."""
-    return object_texts(texts) or once(each.text for each in references or ())
+    return object_texts(texts) or once(each.text for each in objects_of(references))

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..attention.noise import MODES
+from ..attention.reference import objects_of
 from ..evaluation.detection.detect import object_texts
 from ..patching.noise_patch import apply_text_noise
 from .types import SCORES, MIPReferences, found_by
@@ -83,7 +84,7 @@ class MIPTextNoise(io.ComfyNode):
     def execute(
         cls, model, clip, mode, target, strength, seed, start_percent, end_percent, references=(), texts=""
     ) -> io.NodeOutput:
-        names = tuple(reference.text for reference in references or ())
+        names = tuple(reference.text for reference in objects_of(references))
         written = object_texts(texts or "")
         if names and written:
             raise ValueError(

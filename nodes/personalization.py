@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..attention.reference import objects_of
 from ..evaluation.personalization import personalization, personalization_report, pictures_to_encode
 from .progress import ticking
 from .types import SCORES, MIPDetections, MIPEncoder, MIPReferences, found_by
@@ -85,6 +86,7 @@ class MIPPersonalizationScore(io.ComfyNode):
         if scope == CROPS and detections is None:
             raise ValueError("The scope is “crops”, but no detections are connected: connect MIP Detect Objects.")
         encoders = 1 if image_encoder is None else 2
+        references = objects_of(references)
         tick = ticking(pictures_to_encode(images, references, detections, encoders))
         scores = personalization(images, references, prompt, encoder, image_encoder, detections, tick)
         view = scores.whole if scope == WHOLE or scores.crops is None else scores.crops

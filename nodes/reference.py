@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..attention.reference import CENTRE, FITS, MAX_OBJECTS, MAX_WEIGHT, make_reference, object_text
+from ..attention.reference import CENTRE, FITS, MAX_WEIGHT, check_chain, make_reference, object_text
 from ..common.drawing import AUTOMATIC, MAP_COLOURS, chosen_colour
-from .types import ADVANCED, CATEGORY, MIPReferences, found_by
+from .types import ADVANCED, CATEGORY, MIPBlockStrengths, MIPReferences, found_by
 from .validation import found
 
 
@@ -127,6 +127,18 @@ class MIPReference(io.ComfyNode):
                     tooltip="This object's colour in maps, boxes, tables and thumbnails. automatic: by its place in "
                     "the chain.",
                 ),
+                MIPBlockStrengths.Input(
+                    "block_strength",
+                    optional=True,
+                    tooltip="From MIP Block Strength: in which blocks of the model this object speaks, and how that "
+                    "varies over time. Without it: in all of them, steadily.",
+                ),
+                io.Image.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="A picture of what this object must not look like, for the negative side of guidance "
+                    "(cfg above 1). Without it: no picture.",
+                ),
             ],
             outputs=[
                 MIPReferences.Output(
@@ -155,11 +167,12 @@ class MIPReference(io.ComfyNode):
         more_pictures=(),
         fit=CENTRE,
         map_color=AUTOMATIC,
+        block_strength=None,
+        negative=None,
     ) -> io.NodeOutput:
         times = start_percent, end_percent, region_until
-        colour = chosen_colour(map_color)
-        new = make_reference(image, text, weight, image_mask, region, *times, more_pictures or (), fit, colour)
+        more = more_pictures or (), fit, chosen_colour(map_color), block_strength, negative
+        new = make_reference(image, text, weight, image_mask, region, *times, *more)
         chain = (*(references or ()), new)
-        if len(chain) > MAX_OBJECTS:
-            raise ValueError(f"This chain has {len(chain)} references; at most {MAX_OBJECTS} objects are supported.")
+        check_chain(chain)
         return io.NodeOutput(chain)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..attention.block_strength import ALL, make_block_strength
 from ..attention.options import FusionHead, Merge
-from ..attention.plan import compile_plans
-from ..attention.reference import Reference
+from ..attention.plan import References, compile_plans
+from ..attention.reference import Reference, Style, check_chain, objects_of, styles_of
 from ..attention.schedule import ObjectTiming, PercentRange, Schedule, active_segments
 from ..relevance.record import RecordedMaps, RelevanceRecord, nobody
 from ..weights.adapter import Adapter
-from ..weights.sites import check_head, check_sites, unet_sites
-from .encode import encode_references
+from ..weights.sites import Site, check_head, check_sites, unet_sites
+from .encode import encode_references, encode_styles
 from .site_patch import check_percents, compute_dtype, install
 
 
@@ -37,6 +40,9 @@ def apply_references(
 ) -> Any:
     """A clone of `model` (ModelPatcher) whose cross-attention merges the references. `model` itself is not changed.
 
+    Styles act beside the objects: they get patches of their own, in the same slots, with the merge "sum" and no gate.
+
+    references: objects and styles, in any order.
     scale: strength of all references; 0 disables them.
     start_percent, end_percent: the fractions of the sampling between which the references act.
     merge: default `Merge()`.
@@ -55,12 +61,46 @@ def apply_references(
     if head.active:
         check_head(head.weights, head.name, sites)
     merge = merge or Merge()
+    if not references:
+        raise ValueError("There are no references: connect at least one MIP Reference (a picture and its object text).")
+    check_chain(references)
+    references = tuple(_with_blocks(each, sites) for each in references)
+    objects = objects_of(references)
+    styles = tuple(each for each in styles_of(references) if each.weight)
     if record is not None:
         record.off, record.strategy = scale == 0, merge.strategy
-    shares = None if frozen is None else _frozen_shares(frozen, tuple(each.text for each in references), merge)
+    shares = None if frozen is None else _frozen_shares(frozen, tuple(each.text for each in objects), merge)
     if scale == 0:
         return model.clone()  # the same bits as without the references
-    encoded = replace(encode_references(references, adapter, clip, clip_vision), frozen=shares)
+    compiled = partial(_compiled, model=model, adapter=adapter, sites=sites, scale=scale)
+    patched = model
+    if objects:
+        encoded = replace(encode_references(objects, adapter, clip, clip_vision), frozen=shares)
+        schedule = compiled(objects, encoded, merge=merge, head=head)
+        if schedule is not None:
+            patched = install(patched, schedule, start_percent, end_percent, record)
+        elif record is not None:
+            record.off = True
+    if styles:
+        encoded = encode_styles(styles, adapter, clip_vision)
+        schedule = compiled(styles, encoded, merge=Merge("sum"), head=FusionHead({}, "off"))
+        if schedule is not None:
+            patched = install(patched, schedule, start_percent, end_percent)
+    return model.clone() if patched is model else patched
+
+
+def _compiled(
+    references: Sequence[Reference],
+    encoded: References,
+    *,
+    model: Any,
+    adapter: Adapter,
+    sites: Sequence[Site],
+    scale: float,
+    merge: Merge,
+    head: FusionHead,
+) -> Schedule | None:
+    """The plans of all references together; None if they are silent at every site."""
     times = tuple(
         ObjectTiming(
             PercentRange.from_percents(each.start_percent, each.end_percent),
@@ -80,8 +120,16 @@ def apply_references(
         device=model.load_device,
         dtype=compute_dtype(model),
     )
-    schedule = Schedule(times, dict(zip(segments, plans, strict=True)))
-    return install(model, schedule, start_percent, end_percent, record)
+    return Schedule(times, dict(zip(segments, plans, strict=True))) if any(plan.sites for plan in plans) else None
+
+
+def _with_blocks(reference: Reference, sites: Sequence[Site]) -> Reference:
+    """The reference with its strength by block checked against the model, and a style's preset made into one."""
+    if reference.blocks is not None:
+        reference.blocks.check(sites, reference.text)
+    elif isinstance(reference, Style) and reference.preset != ALL:
+        return replace(reference, blocks=make_block_strength(sites, reference.preset))
+    return reference
 
 
 def _frozen_shares(maps: RecordedMaps, names: tuple[str, ...], merge: Merge) -> Tensor:

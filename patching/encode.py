@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 from comfy.utils import ProgressBar
 from torch import Tensor
 
+from ..attention.ease import STEADY, Ease
 from ..attention.plan import References
-from ..attention.reference import MAX_OBJECTS, Reference
+from ..attention.reference import Reference, Style
 from ..common.weak_cache import WeakCache
 from ..weights.adapter import Adapter
 from ..weights.projection import project
@@ -27,16 +29,26 @@ _tokens, _null_tokens, _texts = WeakCache(), WeakCache(), WeakCache()
 
 
 def encode_references(references: tuple[Reference, ...], adapter: Adapter, clip: Any, clip_vision: Any) -> References:
-    """Encode all references for `adapter`. Raises ValueError for missing or wrong encoders and unusable texts."""
-    if not references:
-        raise ValueError("There are no references: connect at least one MIP Reference (a picture and its object text).")
-    if len(references) > MAX_OBJECTS:
-        raise ValueError(f"There are {len(references)} references; at most {MAX_OBJECTS} are supported.")
+    """Encode all objects for `adapter`. Raises ValueError for missing or wrong encoders and unusable texts."""
     check_encoders(clip, clip_vision, adapter)
     texts = tuple(
         _texts(partial(encode_object_text, clip, each.text, adapter), adapter, clip, name=each.text)
         for each in references
     )
+    return _encoded(references, texts, adapter, clip_vision)
+
+
+def encode_styles(styles: tuple[Style, ...], adapter: Adapter, clip_vision: Any) -> References:
+    """Encode all styles for `adapter`. They have no texts. Raises ValueError for a missing or wrong image encoder."""
+    check_vision(clip_vision, adapter)
+    return _encoded(styles, (torch.zeros(0, adapter.spec.context_dim),) * len(styles), adapter, clip_vision)
+
+
+def _encoded(
+    references: tuple[Reference, ...], texts: tuple[Tensor, ...], adapter: Adapter, clip_vision: Any
+) -> References:
+    """texts: M × [L_i, X], content tokens."""
+    eases = [Ease(each.over_time, each.start_percent, each.end_percent) for each in references]
     progress = ProgressBar(len(references))
     tokens = []
     for each in references:
@@ -45,18 +57,23 @@ def encode_references(references: tuple[Reference, ...], adapter: Adapter, clip:
     return References(
         names=tuple(reference.text for reference in references),
         tokens=torch.stack(tokens),
-        null_tokens=_null_tokens(
-            lambda: project(adapter, null_features(clip_vision, adapter))[0], adapter, clip_vision
-        ),
+        null_tokens=_all_null_tokens(references, adapter, clip_vision),
         texts=texts,
         weights=tuple(reference.weight for reference in references),
         regions=_regions(references),
+        blocks=tuple(each.blocks for each in references) if any(each.blocks for each in references) else (),
+        eases=tuple(eases) if any(each.kind != STEADY for each in eases) else (),
     )
 
 
 def check_encoders(clip: Any, clip_vision: Any, adapter: Adapter) -> None:
     """Raises ValueError if an encoder is missing."""
     check_clip(clip)
+    check_vision(clip_vision, adapter)
+
+
+def check_vision(clip_vision: Any, adapter: Adapter) -> None:
+    """Raises ValueError if there is no image encoder."""
     if clip_vision is None:
         raise ValueError(
             f"The image encoder is missing: load {adapter.spec.encoder.name} with Load CLIP Vision and connect it."
@@ -107,15 +124,30 @@ def content_tokens(clip: Any, text: str) -> Tensor:
 
 def image_tokens(clip_vision: Any, reference: Reference, adapter: Adapter) -> Tensor:
     """[T, X], the image tokens of one object: the weighted mean over its pictures' projected tokens (step 8)."""
-
-    def tokens(images: Tensor) -> Tensor:
-        return project(adapter, encode_pictures(clip_vision, images, adapter))
-
-    all_tokens = torch.cat(  # [B, T, X]
-        [_tokens(partial(tokens, images), images, adapter, clip_vision) for images, _ in reference.batches]
-    )
+    all_tokens = torch.cat([projected(clip_vision, images, adapter) for images, _ in reference.batches])  # [B, T, X]
     weights = all_tokens.new_tensor([weight for images, weight in reference.batches for _ in images])
     return torch.einsum("b,btx->tx", weights / weights.sum(), all_tokens)
+
+
+def projected(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tensor:
+    """[B, T, X], the projected tokens of pictures [B, H, W, 3]."""
+    return _tokens(
+        lambda: project(adapter, encode_pictures(clip_vision, images, adapter)), images, adapter, clip_vision
+    )
+
+
+def _all_null_tokens(references: Sequence[Reference], adapter: Adapter, clip_vision: Any) -> Tensor:
+    """The image tokens of the unconditional branch: [T, X]; [M, T, X] if one of several references has a negative."""
+
+    def of(negative: Tensor | None) -> Tensor:
+        if negative is not None:
+            return projected(clip_vision, negative, adapter).mean(0)
+        return _null_tokens(lambda: project(adapter, null_features(clip_vision, adapter))[0], adapter, clip_vision)
+
+    negatives = [each.negative for each in references]
+    if len(negatives) > 1 and any(each is not None for each in negatives):
+        return torch.stack([of(each) for each in negatives])
+    return of(negatives[0])
 
 
 def encode_pictures(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tensor:

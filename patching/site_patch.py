@@ -59,13 +59,18 @@ class SitePatch(ABC):
     def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: UNetCall) -> Tensor:
         """`out` [B, N, C] plus this patch's term; `out` may be changed in place. text may be `out` itself."""
 
+    def rests(self, call: UNetCall) -> bool:
+        """Whether the patch has nothing to add in this call, within its window."""
+        return False
+
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
-        return self._attend(q, k, v, extra_options, keep_text=False)[0].to(q.dtype)
+        out = self._attend(q, k, v, extra_options, keep_text=False)[0]
+        return out if out.dtype == q.dtype else out.to(q.dtype)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, options: dict, keep_text: bool) -> tuple[Tensor, Tensor | None]:
         """The attention with the terms of this patch and its guests, and Z_text, unchanged if keep_text is set."""
         call = UNetCall.from_options(options, q.shape[0], self.unet)
-        acts = self.window is None or call.within(self.window)
+        acts = (self.window is None or call.within(self.window)) and not self.rests(call)
         out, text = self._before(q, k, v, options, keep_text or (acts and self.needs_text))
         if acts:
             if text is not None and out is text and (keep_text or text.requires_grad):
@@ -134,14 +139,20 @@ class MergePatch(SitePatch):
     def __init__(self, place: Place, schedule: Schedule, record: RelevanceRecord | None) -> None:
         super().__init__(place)
         self.schedule, self.record = schedule, record
-        self.needs_text = any(plan.sites[self.key].head is not None for plan in schedule.plans.values())
+        sites = [plan.sites.get(self.key) for plan in schedule.plans.values()]
+        self.needs_text = any(site is not None and site.head is not None for site in sites)
+
+    def rests(self, call: UNetCall) -> bool:
+        active = self.schedule.at(call.within)
+        return active is None or self.key not in active[1].sites
 
     def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: UNetCall) -> Tensor:
         active = self.schedule.at(call.within)
-        if active is None:
-            return out
+        assert active is not None  # else it rests
         objects, plan = active
-        site = plan.sites[self.key]
+        site = plan.sites[self.key].like(q)
+        if plan.eases and (factors := call.eased(plan, q.device)) is not None:
+            site = site.eased(*factors)
         size = tuple(options["activations_shape"][-2:])
         pooled = PooledAt(self.schedule, self.key, objects) if plan.is_pooled else None
         return fuse(
@@ -149,7 +160,7 @@ class MergePatch(SitePatch):
             text,
             q,
             plan,
-            site.like(q),
+            site,
             call.rows(len(q), plan, size, q.device, pooled),
             partial(call.object_keys, self.key, site.object_text, q),
             partial(call.observe, self.record, plan, objects, size) if self.record is not None else None,
@@ -159,8 +170,11 @@ class MergePatch(SitePatch):
 def install(
     model: Any, schedule: Schedule, start_percent: float, end_percent: float, record: RelevanceRecord | None = None
 ) -> Any:
-    """A clone of `model` (ModelPatcher) that samples with the plans and fills the record. `model` is not changed."""
-    keys = next(iter(schedule.plans.values())).sites
+    """A clone of `model` (ModelPatcher) that samples with the plans and fills the record. `model` is not changed.
+
+    Sites at which no plan has any strength get no patch.
+    """
+    keys = dict.fromkeys(key for plan in schedule.plans.values() for key in plan.sites)
     clone = patched(model, keys, start_percent, end_percent, lambda place: MergePatch(place, schedule, record))
     if record is not None:
         options = clone.model_options["transformer_options"]

@@ -34,6 +34,8 @@ SiteConstantsCache = dict[tuple[Plan, Size | None, Area, Size, torch.device | No
 Keys = dict[tuple[Tensor, Any, torch.dtype], Tensor]
 # By `model_sampling` and fraction of the sampling: the noise level (sigma) at that fraction.
 Sigmas = dict[tuple[Any, float], float]
+# Fractions of the sampling, evenly spaced, at which the noise level is looked up. At 0 and 1 hosts give sentinels.
+FRACTIONS = torch.linspace(1e-4, 1 - 1e-4, 129, dtype=torch.float64)
 # By schedule, cond and device.
 Pools = dict[tuple[Schedule, Hashable, torch.device | None], PoolHistory]
 
@@ -81,8 +83,9 @@ class SamplingState:
 
     run: identifies the run to the records.
     records: those that the run has filled so far.
-    constants, keys, sigmas: caches for the length of the run. They hold the plans at the sites' resolutions, the keys
-        of the object texts, and the noise levels at the edges of percent ranges.
+    constants, keys, sigmas, levels: caches for the length of the run. They hold the plans at the sites' resolutions,
+        the keys of the object texts, the noise levels at the edges of percent ranges, and the logarithms of those at
+        `FRACTIONS`, on the device.
     pools: what the sites of the last turns measured together.
     turn: number of the guider's noise prediction.
     """
@@ -96,6 +99,7 @@ class SamplingState:
         self.sigmas: Sigmas = {}
         self.pools: Pools = {}
         self.turn = 0
+        self.levels: dict[tuple[Any, torch.device], Tensor] = {}
 
     def __deepcopy__(self, memo: dict) -> SamplingState:
         return self  # see CondEvaluation
@@ -121,6 +125,7 @@ class UNetCall:
         self._pools: Pools = {}  # where nobody knows what the rows show
         self._observed: dict[RelevanceRecord, list[Observation]] = {}
         self._numbers: Tensor | None = None
+        self._eased: dict[Plan, tuple[Tensor, Tensor]] = {}
 
     def __deepcopy__(self, memo: dict) -> UNetCall:
         return self  # see CondEvaluation
@@ -148,6 +153,26 @@ class UNetCall:
         if (model_sampling, fraction) not in self._sigmas:
             self._sigmas[model_sampling, fraction] = model_sampling.percent_to_sigma(fraction)
         return self._sigmas[model_sampling, fraction]
+
+    def eased(self, plan: Plan, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """`Plan.eased` now; None where the sampled model is unknown. Made once for all sites."""
+        known = self._evaluation or self._sampling
+        sigmas = self._options.get("sigmas")
+        if known is None or sigmas is None:
+            return None
+        if plan not in self._eased:
+            levels = self._levels_of(known.model_sampling, device)
+            now = sigmas.flatten()[:1].to(levels).log()
+            self._eased[plan] = plan.eased(_fraction(now, levels).float())
+        return self._eased[plan]
+
+    def _levels_of(self, model_sampling: Any, device: torch.device) -> Tensor:
+        """log sigma at `FRACTIONS`, on the device; looked up once a sampling."""
+        levels = {} if self._sampling is None else self._sampling.levels
+        if (model_sampling, device) not in levels:
+            sigmas = [float(model_sampling.percent_to_sigma(fraction)) for fraction in FRACTIONS.tolist()]
+            levels[model_sampling, device] = torch.tensor(sigmas).log().to(device)
+        return levels[model_sampling, device]
 
     @cached_property
     def attentions(self) -> dict[SiteKey, Any]:
@@ -333,6 +358,16 @@ class UNetCall:
                 "the same batch size for both passes, or a first pass of one picture."
             )
         return share[..., self.shown, :].repeat(1, rows // self._batch.pictures, 1)
+
+
+def _fraction(now: Tensor, levels: Tensor) -> Tensor:
+    """The fraction of the sampling at log sigma `now` [1], by linear interpolation between `levels`. Never waits for
+    the device."""
+    last = len(levels) - 1
+    right = torch.searchsorted(-levels, -now).clamp(1, last)  # levels fall
+    before, after = levels[right - 1], levels[right]
+    part = ((before - now) / (before - after).clamp_min(torch.finfo(levels.dtype).tiny)).clamp(0, 1)
+    return (right - 1 + part) / last
 
 
 def _for_all(shares: Tensor, plan: Plan, objects: tuple[int, ...], record: RelevanceRecord) -> Tensor:

@@ -55,7 +55,8 @@ def draw_maps(
     mask, threshold: see `masks`.
     wanted: whose masks, see `objects_named`.
 
-    If the sampling measured nothing, the overlays are the captioned pictures [B, H', W, 3] and the masks are black.
+    If the sampling measured nothing, the overlays are the captioned pictures [B, H', W, 3] and the masks are black, one
+    a picture if there are no objects.
     Raises ValueError for pictures of another sampling and for unknown choices.
     """
     images = images[..., :3].expand(-1, -1, -1, 3)  # alpha is left out, grey pictures become coloured ones
@@ -64,10 +65,10 @@ def draw_maps(
     ends = {COARSEST: 0, FINEST: -1}
     size = maps.resolutions[ends[resolution]] if resolution in ends and maps.resolutions else None
     phase = None if steps == ALL else steps
-    kept = objects_named(wanted, maps.names)
+    kept = objects_named(wanted, maps.names) if maps.names else [0]
     count, height, width = images.shape[:3]
     measured, gate = maps.absent() is None, maps.gate(size, phase)
-    chosen = maps.shares(size, phase) if measured else torch.zeros(len(maps.names), count, 1, 1)
+    chosen = maps.shares(size, phase) if measured else torch.zeros(max(1, len(maps.names)), count, 1, 1)
     _check_belonging(chosen, images)
     shares = upscale(chosen, (height, width)).clamp(0, 1)  # [M, B, H, W]
     overlays: list[Tensor] = []

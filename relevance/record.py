@@ -120,7 +120,8 @@ class RecordedMaps:
     colours: the numbers of their colours (`common/drawing.py`: `colour`).
     prompt: the prompt of the sampling; empty if it is not known.
     frozen: whether the shares came from an earlier sampling instead of a measurement.
-    off: whether the scale is 0, so that no reference acts.
+    off: whether the scale or the strength of every block is 0, so that no reference acts.
+    styles: names of the styles beside the objects; they take no part in the shares.
     strategy: the merge's.
     runs: which run of its model and prompt this was, from 1.
 
@@ -128,9 +129,14 @@ class RecordedMaps:
     """
 
     def __init__(
-        self, names: tuple[str, ...], frozen: bool = False, colours: Sequence[int] | None = None, prompt: str = ""
+        self,
+        names: tuple[str, ...],
+        frozen: bool = False,
+        colours: Sequence[int] | None = None,
+        prompt: str = "",
+        styles: tuple[str, ...] = (),
     ) -> None:
-        self.names, self.frozen, self.prompt = names, frozen, prompt
+        self.names, self.frozen, self.prompt, self.styles = names, frozen, prompt, styles
         self.colours = tuple(range(len(names)) if colours is None else colours)
         self.off, self.strategy = False, "relevance"
         self.runs = 0
@@ -181,10 +187,15 @@ class RecordedMaps:
         """Why there is nothing to draw; None if there are maps. Raises ValueError if no sampling has run yet."""
         if self._shares:
             return None
+        if not self.names:
+            return (
+                f"There is no relevance: there are only styles ({', '.join(self.styles)}), and a style has no place of "
+                "its own. Add a MIP Reference for each object to see who claims what."
+            )
         if self.off:
             return (
-                "There is no relevance: scale is 0 in MIP Apply, so the references are switched off. Raise it to see "
-                "who claims what."
+                "There is no relevance: scale is 0 in MIP Apply, or MIP Block Strength is 0 for every block, so the "
+                "references are switched off. Raise it to see who claims what."
             )
         if self.runs > 0 and not self.steps_seen().any():
             return (
@@ -236,9 +247,14 @@ class RelevanceRecord(RecordedMaps):
     """The maps of a model's latest run. A new run starts them afresh. The last finished runs are kept on the CPU."""
 
     def __init__(
-        self, names: tuple[str, ...], frozen: bool = False, colours: Sequence[int] | None = None, prompt: str = ""
+        self,
+        names: tuple[str, ...],
+        frozen: bool = False,
+        colours: Sequence[int] | None = None,
+        prompt: str = "",
+        styles: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(names, frozen, colours, prompt)
+        super().__init__(names, frozen, colours, prompt, styles)
         self._run = RunId(None, 0)
         self._lock = Lock()  # the host samples conds on several GPUs at once
         self._finished: deque[tuple[Tensor, RecordedMaps]] = deque(maxlen=KEPT)  # by the latent's fingerprint
@@ -318,7 +334,7 @@ class RelevanceRecord(RecordedMaps):
         return self._copy()
 
     def _copy(self) -> RecordedMaps:
-        taken = RecordedMaps(self.names, self.frozen, self.colours, self.prompt)
+        taken = RecordedMaps(self.names, self.frozen, self.colours, self.prompt, self.styles)
         taken.off, taken.strategy, taken.runs = self.off, self.strategy, self.runs
         taken._confusion, taken._calls = (each.to("cpu", copy=True) for each in (self._confusion, self._calls))
         taken._shares = {size: sums.copy() for size, sums in self._shares.items()}

@@ -74,6 +74,8 @@ def _sampling(maps: RecordedMaps) -> str:
         said += f" The model was sampled {maps.runs} times: these maps are the last run's."
     if maps.frozen:
         said += " The shares were frozen: they come from an earlier sampling."
+    if maps.styles:
+        said += f" Beside the objects acted, without a share: {', '.join(maps.styles)}."
     return said
 
 

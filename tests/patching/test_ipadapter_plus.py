@@ -1,7 +1,6 @@
 """Beside the real IPAdapter_plus, where IPADAPTER_PLUS_PATH names a checkout of it; skipped elsewhere.
 
-On a model of SD1.5's blocks: IPAdapter_plus knows SDXL's by their full size only. Its middle block has a name
-that the host never looks up, so nobody's middle counts here.
+Its middle block has a name that the host never looks up, so nobody's middle counts here.
 """
 
 from __future__ import annotations
@@ -45,9 +44,10 @@ def adapters(model) -> list:
     return [small.base_adapter(model, name) for name in ("one", "second", "another")]
 
 
-def ours(model, adapter, picture: int = 0, **options):
-    """MIPApply with one reference; without the middle."""
-    patched = graphs.apply(references(("cat",), image=[photo(picture)]), model=model, adapter=adapter, **options)
+def ours(model, adapter, picture: int = 0, chain=None, **options):
+    """MIPApply with one reference, or a chain; without the middle."""
+    chain = chain or references(("cat",), image=[photo(picture)])
+    patched = graphs.apply(chain, model=model, adapter=adapter, **options)
     slots = patched.model_options["transformer_options"]["patches_replace"]["attn2"]
     for key in [key for key in slots if key[0] == "middle"]:
         del slots[key]
@@ -107,3 +107,62 @@ def test_our_model_does_not_gain_what_is_added_behind_it(plus, model, adapters) 
     before = sampled(first)
     sampled(theirs(plus, first, adapters[1], 1))
     assert torch.equal(sampled(first), before)
+
+
+# ---- weight types ----
+
+TYPES = {
+    "all": "linear", "style": "style transfer", "strong style": "strong style transfer", "composition": "composition",
+    "style and composition": "style and composition",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["SD1.5", "SDXL"])
+def full(request, model):
+    """(MODEL, adapter, prompts) with all blocks of a kind of UNet."""
+    if request.param == "SD1.5":
+        return model, small.base_adapter(model, "one"), {}
+    xl, seeded = small.sdxl(), torch.Generator().manual_seed(3)
+
+    def conds():
+        return [[torch.randn(1, 77, 2048, generator=seeded), {"pooled_output": torch.randn(1, 1280, generator=seeded)}]]
+
+    return xl, small.base_adapter(xl, "one"), {"positive": conds(), "negative": conds()}
+
+
+def picture_of(model, prompts) -> torch.Tensor:
+    return sample(graphs.guide(model, **prompts), 2, size=(16, 16))
+
+
+def style(preset: str = "all", **more):
+    from mip_adapter.nodes.style import MIPStyleReference
+
+    return MIPStyleReference.execute(photo(0), 0.8, preset, **more).args[0]
+
+
+def close_to(plus, full, chain, **options) -> None:
+    model, adapter, prompts = full
+    options = {"weight": 0.8, "weight_composition": 0.8, **options}
+    expected = picture_of(theirs(plus, model, adapter, **options), prompts)
+    got = picture_of(ours(model, adapter, chain=chain), prompts)
+    assert deviation(got, expected, picture_of(model, prompts)) < TOLERANCE
+
+
+@pytest.mark.parametrize("preset", TYPES)
+def test_a_preset_is_a_weight_type(plus, full, preset: str) -> None:
+    close_to(plus, full, style(preset), weight_type=TYPES[preset])
+
+
+def test_pairs_are_its_layer_weights(plus, full) -> None:
+    from mip_adapter.nodes.block_strength import MIPBlockStrength
+
+    pairs = "1:0.5, 3:1.0, 6:0.25, 9:2"
+    strength = MIPBlockStrength.execute(full[0], "all", pairs).args[0]
+    close_to(plus, full, style(block_strength=strength), layer_weights=pairs)
+
+
+def test_a_negative_is_its_image_negative(plus, full) -> None:
+    """Its own preprocessing of the picture differs from the host's, so both get the host's features."""
+    with torch.inference_mode(False):
+        features = bundle().vision.encode_image(photo(9)).image_embeds.clone()
+    close_to(plus, full, style(negative=photo(9)), neg_embed=features)

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from mip_adapter.attention.block_strength import BlockStrength
+from mip_adapter.attention.ease import Ease
 from mip_adapter.attention.options import FusionHead, Merge
-from mip_adapter.attention.plan import Plan, References, SitePlan, compile_plan
+from mip_adapter.attention.plan import Plan, References, compile_plan
 from mip_adapter.attention.site import RowGroup, SiteConstants, fuse
 from mip_adapter.weights.adapter import Adapter, SiteWeights
 from mip_adapter.weights.sites import Site
@@ -37,6 +39,10 @@ class Case:
     regional: bool = False
     weights: tuple[float, ...] | None = None
     order: tuple[int, ...] | None = None
+    blocks: tuple[BlockStrength, ...] = ()
+    eases: tuple[Ease, ...] = ()
+    moment: float = 0.0  # the fraction of the sampling, for the eases
+    own_nulls: str = ""  # "same" or "different" null tokens for each object; empty: one set for all
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
 
@@ -57,20 +63,27 @@ class Case:
             data[name] = [data[name][i] for i in self.order or ()]
         return data
 
-    def plan(self) -> tuple[Plan, SitePlan]:
+    def plan(self) -> tuple[Plan, Any]:
         data = self.numbers()
         head = data["head"] / data["head"].norm()
         adapter = Adapter("random", None, {}, {1: SiteWeights(data["to_k_ip"], data["to_v_ip"], head)})  # type: ignore
+        null = data["null"]
+        if self.own_nulls:
+            null = torch.stack([null + i * (self.own_nulls == "different") for i in range(self.objects)])
         references = References(
-            tuple(map(str, range(self.objects))), torch.stack(data["tokens"]), data["null"], tuple(data["texts"]),
+            tuple(map(str, range(self.objects))), torch.stack(data["tokens"]), null, tuple(data["texts"]),
             tuple(data["weights"]), torch.ones(self.objects, 1, 1) if self.regional else None,
+            blocks=self.blocks, eases=self.eases,
         )  # fmt: skip
         site = Site(KEY, 1, self.heads * self.width, self.heads, self.context)
         plan = compile_plan(
             adapter, (site,), references, scale=self.scale, merge=self.merge,
             head=FusionHead({1: head}, self.gate, self.strength), device=torch.device(self.device), dtype=self.dtype,
         )  # fmt: skip
-        return plan, plan.sites[KEY]
+        site = plan.sites.get(KEY)
+        if site is not None and self.eases:
+            site = site.eased(*plan.eased(torch.tensor([self.moment])))
+        return plan, site
 
     def fused(self, conditional: tuple[bool, ...] = (True, True)) -> Tensor:
         """Z of both rows, computed by the pack."""

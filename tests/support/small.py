@@ -76,6 +76,27 @@ def sd15() -> Any:
     return patcher(made)
 
 
+def sdxl() -> Any:
+    """A UNet with all of SDXL's blocks and transformers, its context and pooled widths, and narrow layers: 70 sites."""
+    import comfy.model_base
+    import comfy.supported_models
+
+    config = {
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": [1, 2, 4],
+        "num_res_blocks": [2, 2, 2], "transformer_depth": [0, 0, 2, 2, 10, 10], "num_heads": -1,
+        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10,
+        "context_dim": 2048, "num_classes": "sequential", "adm_in_channels": 2816, "num_head_channels": 32,
+        "use_linear_in_transformer": True, "use_spatial_transformer": True, "legacy": False,
+        "use_temporal_attention": False,
+    }  # fmt: skip
+    settings = comfy.supported_models.SDXL(copy.deepcopy(config))
+    settings.unet_config = copy.deepcopy(config)
+    settings.set_inference_dtype(torch.float32, None)
+    made = comfy.model_base.SDXL(settings, device=torch.device("cpu")).eval()
+    fill(made.diffusion_model)
+    return patcher(made)
+
+
 def base_adapter(model: Any, name: str, tokens: int = 4) -> Any:
     """An IP-Adapter of the base family without a head, for the sites of a MODEL and the encoder of `vision`."""
     from mip_adapter.weights.adapter import build_adapter

@@ -9,6 +9,7 @@ const LINKS = {
   MIP_REFERENCES: "#f2b84b",
   MIP_MERGE: "#5bc0a4",
   MIP_FUSION_HEAD: "#d98fbf",
+  MIP_BLOCK_STRENGTH: "#a99be0",
   MIP_RELEVANCE: "#6db3e8",
   MIP_ENCODER: "#c9a66b",
   MIP_DETECTOR: "#e08a6d",
