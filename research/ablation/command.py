@@ -222,7 +222,7 @@ class Run:
             best = table.best_scale(rows, variant, objects)
             if best is None and variant.scales:
                 missing.add(f"{variant.name}, {objects} objects")
-            return () if best is None or best.scale == self.given.scale else (best.scale,)
+            return () if best is None or best.scale in (0.0, self.given.scale) else (best.scale,)
 
         yield from self._each("picture", scales)
         if missing:

@@ -3,8 +3,11 @@
 Intervals are 95 % bootstrap intervals over training seeds and over prompts; a prompt is drawn with all its objects. If
 every seed has prompts of its own, prompts are drawn within each drawn seed. If all seeds have the same prompts, seeds
 and prompts are drawn independently and crossed (Owen's pigeonhole bootstrap, Annals of Applied Statistics 2007, doi
-10.1214/07-AOAS122; scipy's bootstrap draws along one axis only). Three seeds are few, so an effect counts as sure only
-if its interval excludes zero and every seed agrees.
+10.1214/07-AOAS122; scipy's bootstrap draws along one axis only).
+
+Prompts with the same pair of kinds may succeed or fail together. So there is a second interval: seeds and pairs of
+kinds are drawn independently and crossed, a pair with all its prompts (cluster bootstrap). Seeds and pairs are few: an
+effect counts as sure only if both intervals exclude zero and every seed agrees.
 """
 
 from __future__ import annotations
@@ -17,7 +20,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..miniature.trained import SEEDS
-from .variants import EFFECTS, VARIANTS, Effect, Variant, prompts_to_choose, shared_out
+from .variants import (
+    EFFECTS,
+    GAINS,
+    NO_REFERENCES,
+    VARIANTS,
+    Effect,
+    Variant,
+    kind_pairs,
+    prompts_to_choose,
+    shared_out,
+)
 
 RESAMPLES = 2000
 Row = Mapping[str, Any]
@@ -70,6 +83,7 @@ LOOKS: dict[str, Callable[[Row], Parts]] = {
     for look, plain in (("plain", True), ("two-coloured", False))
 }
 COMPARED = ("bound", "binding", "binding in all", "clear", "confused", "present")  # measures of the effects
+SPLIT = ("through presence", "through binding")  # the two parts of an effect on `bound`
 REAL: dict[str, Callable[[Row], Parts]] = {
     "right": lambda row: (row["right"], 1),
     "swapped": lambda row: (row["swapped"], 1),
@@ -79,16 +93,11 @@ REAL: dict[str, Callable[[Row], Parts]] = {
 }
 
 
-class Estimate(NamedTuple):
-    value: float
-    low: float
-    high: float
-
-
 class Best(NamedTuple):
     """The best of the scales that were tried.
 
-    edge: "≤" or "≥" if it is the smallest or the largest, so that a better one may lie beyond; else "".
+    scale: 0 is the picture without references, where that bound more than every scale above it.
+    edge: "≤" or "≥" at the smallest or the largest scale above 0, since a better one may lie beyond; else "".
     """
 
     scale: float
@@ -98,38 +107,59 @@ class Best(NamedTuple):
 Cells = dict[int, dict[int, Row]]  # by training seed, by prompt
 
 
+class Found(NamedTuple):
+    """The measured pictures of one number of objects.
+
+    cells: by measure, variant and scale.
+    equal: the scale at which all variants are compared; pictures without references stand there too.
+    pairs: for each prompt, which pair of kinds it holds.
+    """
+
+    cells: Mapping[tuple[str, str, float], Cells]
+    equal: float
+    pairs: Sequence[int]
+
+    def at(self, variant: str, scale: float) -> Cells:
+        """The pictures of a variant at a scale; at 0 those without references. Empty where there are none."""
+        return self.cells.get(("picture", variant, scale) if scale else ("picture", NO_REFERENCES, self.equal), {})
+
+
 def summarise(rows: Iterable[Row], scale: float) -> dict[str, Any]:
     """All tables as plain values, by number of objects.
 
     "equal", "best": the variants at the equal scale, and each at its best scale.
     "effects", "effects at best scales": the differences that one change makes.
+    "gains", "gains at best scales": what each variant adds to no references.
     "scales": the share of bound objects at each scale that was tried.
     "real": the real scenes.
     """
     rows = list(rows)
-    found: dict[tuple, Cells] = defaultdict(lambda: defaultdict(dict))
+    cells: dict[int, dict[tuple, Cells]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
     for row in rows:
         measure, variant, seed, objects, at, trial = row["key"]
-        found[measure, variant, objects, at][seed][trial] = row
+        cells[objects][measure, variant, at][seed][trial] = row
     tuned = [row for row in rows if row["key"][0] == "tune"]
     results: dict[str, Any] = {}
-    for objects in sorted({key[2] for key in found}):
-        equal = {variant.name: Best(scale, "") for variant in VARIANTS}
+    for objects in sorted(cells):
+        found = Found(cells[objects], scale, kind_pairs(1 + max(row["key"][-1] for row in rows), objects))
+        equal = {variant.name: Best(scale if variant.adapter else 0.0, "") for variant in VARIANTS}
         best = {variant.name: own for variant in VARIANTS if (own := best_scale(tuned, variant, objects))}
         real = [
-            {"arm": variant.name, **_measures(cells, REAL)}
+            {"arm": variant.name, **_measures(there, REAL, found.pairs)}
             for variant in VARIANTS
-            if (cells := found.get(("real", variant.name, objects, scale)))
+            if (there := found.cells.get(("real", variant.name, scale)))
         ]
         results[f"{objects} objects"] = {
-            "equal": _variant_rows(found, objects, equal),
-            "best": _variant_rows(found, objects, best),
-            "effects": _effects(found, objects, equal),
-            "effects at best scales": _effects(found, objects, best),
+            "equal": _variant_rows(found, equal),
+            "best": _variant_rows(found, best),
+            "effects": _effects(found, equal, EFFECTS),
+            "effects at best scales": _effects(found, best, EFFECTS),
+            "gains": _effects(found, equal, GAINS),
+            "gains at best scales": _effects(found, best, GAINS),
             "scales": [
                 {"arm": variant.name, "bound": tried}
                 for variant in VARIANTS
-                if (tried := _tried(tuned, variant, objects))
+                if variant.adapter and (tried := _tried(tuned, variant, objects))
             ],
             "real": real,
         }
@@ -145,55 +175,63 @@ def prompts_of(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def best_scale(rows: Iterable[Row], variant: Variant, objects: int) -> Best | None:
-    """The scale at which most objects are present and bound, on the prompts for choosing; None until all are tried."""
+    """The scale at which most objects are present and bound, on the prompts for choosing; None until all are tried.
+
+    Of two that bind alike it is the smaller one.
+    """
     tried = _tried(rows, variant, objects)
     if not tried:
         return None
     best = max(tried, key=lambda scale: tried[scale])
-    return Best(best, {variant.scales[0]: "≤", variant.scales[-1]: "≥"}.get(best, ""))
+    return Best(best, {variant.scales[0]: "≤", variant.scales[-1]: "≥"}.get(best, "") if best else "")
 
 
 def _tried(rows: Iterable[Row], variant: Variant, objects: int) -> dict[float, float]:
-    """The share of bound objects at each scale, on the prompts for choosing; empty until all are measured."""
-    scores: dict[float, list[float]] = {scale: [] for scale in variant.scales}
+    """The share of bound objects at each scale, on the prompts for choosing; empty until all are measured.
+
+    0 is among them as soon as pictures without references are measured there. It is not for a gate on the text
+    features, which acts at every scale.
+    """
+    scores: dict[float, list[float]] = {scale: [] for scale in (0.0, *variant.scales)}
     for row in rows:
         measure, name, _, count, scale, _ = row["key"]
-        if (measure, name, count) == ("tune", variant.name, objects) and scale in scores:
+        drawn = variant.name if scale else NO_REFERENCES
+        if (measure, name, count) == ("tune", drawn, objects) and scale in scores:
             bound, of = MEASURES["bound"](row)
             scores[scale].append(bound / of)
-    if any(len(each) < prompts_to_choose(objects) for each in scores.values()):
+    enough = {scale for scale, each in scores.items() if len(each) >= prompts_to_choose(objects)}
+    if not variant.scales or not enough >= set(variant.scales):
         return {}
-    return {scale: float(np.mean(each)) for scale, each in scores.items()}
+    if variant.gate == "text":
+        enough -= {0.0}
+    return {scale: float(np.mean(each)) for scale, each in scores.items() if scale in enough}
 
 
-def _variant_rows(found: Mapping[tuple, Cells], objects: int, scales: Mapping[str, Best]) -> list[dict[str, Any]]:
+def _variant_rows(found: Found, scales: Mapping[str, Best]) -> list[dict[str, Any]]:
     """A row for each variant that has pictures at its scale."""
-    rows = []
-    for name, own in scales.items():
-        if cells := found.get(("picture", name, objects, own.scale)):
-            rows.append({"arm": name, **own._asdict(), **_measures(cells, {**MEASURES, **LOOKS})})
-    return rows
+    return [
+        {"arm": name, **own._asdict(), **_measures(cells, {**MEASURES, **LOOKS}, found.pairs)}
+        for name, own in scales.items()
+        if (cells := found.at(name, own.scale))
+    ]
 
 
-def _measures(cells: Cells, measures: Mapping[str, Callable[[Row], Parts]]) -> dict[str, Any]:
+def _measures(cells: Cells, measures: Mapping[str, Callable[[Row], Parts]], pairs: Sequence[int]) -> dict[str, Any]:
     prompts = sorted(set.union(*(set(trials) for trials in cells.values())))
     out: dict[str, Any] = {"prompts": len(prompts), "pictures": sum(map(len, cells.values())), "seeds": len(cells)}
-    for name, parts in measures.items():
-        sums = _sums(cells, prompts, parts)
-        out[name] = _estimated(_ratio(sums), _by_seed(cells, sums), _drawn(sums, _there(cells, prompts)))
-    return out
+    return out | {name: _estimated(each, cells) for name, each in _ratios(cells, measures, pairs).items()}
 
 
-def _effects(found: Mapping[tuple, Cells], objects: int, scales: Mapping[str, Best]) -> list[dict[str, Any]]:
+def _effects(found: Found, scales: Mapping[str, Best], effects: Iterable[Effect]) -> list[dict[str, Any]]:
     rows = []
-    for effect in EFFECTS:
-        there = {
-            variant: found.get(("picture", variant, objects, scales[variant].scale), {})
-            for variant in effect.after + effect.before
-            if variant in scales
-        }
-        if there.keys() >= {*effect.after, *effect.before} and (shared := _shared(there)):
-            rows.append(_effect(effect, shared))
+    for effect in effects:
+        named = {*effect.after, *effect.before}
+        there = {variant: found.at(variant, scales[variant].scale) for variant in named if variant in scales}
+        if there.keys() == named and (shared := _shared(there)):
+            at = {side: [scales[name] for name in getattr(effect, side)] for side in ("before", "after")}
+            row = {"effect": effect.name, "from": effect.before, "to": effect.after}
+            row |= {"scales from": at["before"], "scales to": at["after"]}
+            rows.append(row | _effect(effect, shared, found.pairs))
     return rows
 
 
@@ -219,92 +257,86 @@ def _shared(variants: Mapping[str, Cells]) -> dict[str, Cells]:
     return shared
 
 
-def _effect(effect: Effect, variants: Mapping[str, Cells]) -> dict[str, Any]:
+def _effect(effect: Effect, variants: Mapping[str, Cells], pairs: Sequence[int]) -> dict[str, Any]:
+    """What the change adds to every measure, and the two parts of what it adds to `bound`.
+
+    bound = present · binding. From (p₀, b₀) to (p₁, b₁) the change adds (p₁ - p₀)(b₀ + b₁)/2 through presence and
+    (b₁ - b₀)(p₀ + p₁)/2 through binding: the mean of the two orders in which one factor can change after the other
+    (Shapley value), so that the parts add up to the effect.
+    """
     cells = variants[effect.after[0]]
-    prompts = sorted(set().union(*cells.values()))
-    there = _there(cells, prompts)
-    row: dict[str, Any] = {"effect": effect.name, "from": effect.before, "to": effect.after, "prompts": len(prompts)}
-    row["pictures"], row["seeds"] = sum(map(len, cells.values())), len(cells)
-    signed = [(variant, 1) for variant in effect.after] + [(variant, -1) for variant in effect.before]
-    for name in COMPARED:
-        parts = _of_found("own in all") if name == "binding in all" else MEASURES[name]
-        sums = [(sign, _sums(variants[variant], prompts, parts)) for variant, sign in signed]
-        by_seed = {seed: _added((sign, _ratio(of[:, s])) for sign, of in sums) for s, seed in enumerate(sorted(cells))}
-        value = _added((sign, _ratio(of)) for sign, of in sums)
-        row[name] = _estimated(value, by_seed, np.sum([sign * _drawn(of, there) for sign, of in sums], 0))
-    return row
+    row: dict[str, Any] = {"prompts": len(set().union(*cells.values())), "pictures": sum(map(len, cells.values()))}
+    row["seeds"] = len(cells)
+    measures = {name: MEASURES.get(name, _of_found("own in all")) for name in COMPARED}
+    of = {variant: _ratios(each, measures, pairs) for variant, each in variants.items()}
+    changes = [(of[after], of[before]) for after, before in zip(effect.after, effect.before, strict=True)]
+    added = {name: sum(after[name] - before[name] for after, before in changes) for name in COMPARED}
+    presence = binding = 0.0
+    for after, before in changes:
+        p1, p0, b1, b0 = after["present"], before["present"], after["binding"], before["binding"]
+        presence, binding = presence + (p1 - p0) * (b0 + b1) / 2, binding + (b1 - b0) * (p0 + p1) / 2
+    added |= dict(zip(SPLIT, (presence, binding), strict=True))
+    return row | {name: _estimated(np.asarray(each), cells) for name, each in added.items()}
 
 
-def _sums(cells: Cells, prompts: Sequence[int], parts: Callable[[Row], Parts]) -> np.ndarray:
-    """[2, seeds, prompts] numerators and denominators of a measure; zero where there is no picture."""
-    sums = np.zeros((2, len(cells), len(prompts)))
-    places = {prompt: i for i, prompt in enumerate(prompts)}
-    for s, seed in enumerate(sorted(cells)):
-        for prompt, row in cells[seed].items():
-            sums[:, s, places[prompt]] = parts(row)
-    return sums
-
-
-def _ratio(sums: np.ndarray) -> float | None:
-    """The ratio of the total numerator to the total denominator; None if that is zero."""
-    counted, of = sums.reshape(2, -1).sum(1)
-    return float(counted / of) if of else None
-
-
-def _by_seed(cells: Cells, sums: np.ndarray) -> dict[int, float | None]:
-    return {seed: _ratio(sums[:, s]) for s, seed in enumerate(sorted(cells))}
-
-
-def _added(signed: Iterable[tuple[int, float | None]]) -> float | None:
-    total = 0.0
-    for sign, value in signed:
-        if value is None:
-            return None
-        total += sign * value
-    return total
-
-
-def _there(cells: Cells, prompts: Sequence[int]) -> np.ndarray:
-    """[seeds, prompts] whether there is a picture."""
-    return np.array([[prompt in cells[seed] for prompt in prompts] for seed in sorted(cells)])
-
-
-def _drawn(sums: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """[RESAMPLES] ratios over seeds and prompts drawn with replacement.
+def _ratios(
+    cells: Cells, measures: Mapping[str, Callable[[Row], Parts]], pairs: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """[1 + seeds + 2 · RESAMPLES] of each measure, over the pictures as `_weights` counts them; NaN where none has it.
 
     Variants with the same pictures get the same draws, so that their differences are paired.
     """
-    counted, of = (_often(there.tobytes(), there.shape) @ sums[:, there].T).T
-    return np.divide(counted, of, out=np.full(RESAMPLES, np.nan), where=of > 0)  # NaN: nothing was drawn
+    seeds = sorted(cells)
+    prompts = sorted(set().union(*cells.values()))
+    there = np.array([[prompt in cells[seed] for prompt in prompts] for seed in seeds])
+    rows = [cells[seed][prompt] for seed in seeds for prompt in prompts if prompt in cells[seed]]
+    sums = np.array([[parts(row) for parts in measures.values()] for row in rows])  # [pictures, measures, 2]
+    weights = _weights(there.tobytes(), there.shape, tuple(pairs[prompt] for prompt in prompts))
+    counted, of = np.moveaxis((weights @ sums.reshape(len(rows), -1)).reshape(-1, len(measures), 2), 2, 0)
+    ratios = np.divide(counted, of, out=np.full(of.shape, np.nan), where=of > 0)
+    return dict(zip(measures, ratios.T, strict=True))
 
 
-@lru_cache(16)
-def _often(there: bytes, shape: tuple[int, int]) -> np.ndarray:
-    """[RESAMPLES, pictures] how often each picture is drawn. there: bytes of bool [seeds, prompts]."""
+@lru_cache(8)
+def _weights(there: bytes, shape: tuple[int, int], pairs: tuple[int, ...]) -> np.ndarray:
+    """[1 + seeds + 2 · RESAMPLES, pictures] how often each picture counts.
+
+    First every picture once, then each training seed's alone, then draws of seeds and prompts, then of seeds and pairs.
+
+    there: bytes of bool [seeds, prompts], whether there is a picture.
+    pairs: for each prompt, its pair of kinds.
+    """
     cells, rng = np.frombuffer(there, bool).reshape(shape), np.random.default_rng(0)
     seeds, prompts = shape
+    seed_of, prompt_of = cells.nonzero()
     times = rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES)
     if cells.sum() == prompts:  # every seed has prompts of its own: draw them anew each time a seed is drawn
         counts = cells.sum(1)
-        each = [rng.multinomial(times[:, s] * n, np.full(n, 1 / n)) for s, n in enumerate(counts)]
-        return np.concatenate(each, 1).astype(float)
-    often = rng.multinomial(prompts, np.full(prompts, 1 / prompts), RESAMPLES)
-    return (times[:, :, None] * often[:, None])[:, cells].astype(float)
+        drawn = np.concatenate([rng.multinomial(times[:, s] * n, np.full(n, 1 / n)) for s, n in enumerate(counts)], 1)
+    else:
+        often = rng.multinomial(prompts, np.full(prompts, 1 / prompts), RESAMPLES)
+        drawn = times[:, seed_of] * often[:, prompt_of]
+    known, pair_of = np.unique(pairs, return_inverse=True)
+    often = rng.multinomial(len(known), np.full(len(known), 1 / len(known)), RESAMPLES)
+    by_pair = times[:, seed_of] * often[:, pair_of[prompt_of]]
+    alone = np.arange(seeds)[:, None] == seed_of
+    return np.concatenate([np.ones((1, len(seed_of))), alone, drawn, by_pair])
 
 
-def _estimated(value: float | None, by_seed: Mapping[int, float | None], drawn: np.ndarray) -> dict[str, Any] | None:
-    """The estimate with its interval and its value by seed; None where nothing was counted."""
-    if value is None:
+def _estimated(ratios: np.ndarray, cells: Cells) -> dict[str, Any] | None:
+    """The estimate with both intervals and its value by seed; None where nothing was counted."""
+    value, by_seed = ratios[0], ratios[1 : 1 + len(cells)]
+    if np.isnan(value):
         return None
-    low, high = np.nanpercentile(drawn, (2.5, 97.5))
-    return {**Estimate(value, float(low), float(high))._asdict(), "by seed": dict(by_seed)}
+    drawn = ratios[1 + len(cells) :].reshape(2, RESAMPLES)  # by prompt, by pair of kinds
+    (low, pair_low), (high, pair_high) = np.nanpercentile(drawn, (2.5, 97.5), axis=1)
+    bounds = {"low": low, "high": high, "low by pair": pair_low, "high by pair": pair_high}
+    seeds = {seed: None if np.isnan(each) else float(each) for seed, each in zip(sorted(cells), by_seed, strict=True)}
+    return {"value": float(value), **{name: float(bound) for name, bound in bounds.items()}, "by seed": seeds}
 
 
 def is_sure(difference: Mapping[str, Any]) -> bool:
-    """Whether the interval excludes zero and every training seed agrees."""
-    signs = {
-        np.sign(value)
-        for value in (difference["low"], difference["high"], *difference["by seed"].values())
-        if value is not None
-    }
+    """Whether both intervals exclude zero and every training seed agrees."""
+    bounds = (difference[name] for name in ("low", "high", "low by pair", "high by pair"))
+    signs = {np.sign(value) for value in (*bounds, *difference["by seed"].values()) if value is not None}
     return signs in ({1.0}, {-1.0})

@@ -9,13 +9,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...attention.options import Gate, Merge
-from ...miniature import world, world_words
+from ...miniature import world, world_shapes, world_split, world_words
 from ..miniature.trained import SEEDS
 
 SEED_TEST, SEED_TUNE = 5_000_000_000, 6_000_000_000  # of trials: for the comparison, and for choosing scales
@@ -39,13 +40,18 @@ class Variant(NamedTuple):
 
     @property
     def scales(self) -> tuple[float, ...]:
-        """The scales to choose from. None for "sum": at scale s / M it equals "uniform" at s, to the last digit."""
-        return SCALES if self.adapter and self.merge.strategy != "sum" else ()
+        """The scales to draw and choose from. None for "sum": at scale s / M it equals "uniform" at s, to the last
+        digit. The base alone stands for every adapter's scale 0.
+        """
+        if not self.adapter:
+            return (0.0,)
+        return SCALES if self.merge.strategy != "sum" else ()
 
 
 RELEVANCE, UNIFORM = Merge("relevance"), Merge("uniform")
+NO_REFERENCES = "no references"
 VARIANTS = (
-    Variant("no references", "", UNIFORM),  # what the base draws by itself
+    Variant(NO_REFERENCES, "", UNIFORM),  # what the base draws by itself
     Variant("stock + concat", "stock", Merge("concat")),  # plain IP-Adapter with several references
     Variant("stock + sum", "stock", Merge("sum")),
     Variant("stock + uniform", "stock", UNIFORM),
@@ -70,7 +76,8 @@ METHOD = "mip + relevance"
 class Effect(NamedTuple):
     """What changes from the variants `before` to the variants `after`, and nothing else.
 
-    With two variants each, it is how much more the first change does than the second.
+    With two variants each, the first of `after` is compared with the first of `before`, the second with the second, and
+    the effect is the sum of both differences: how much more the one change does than the other.
     """
 
     name: str
@@ -81,14 +88,19 @@ class Effect(NamedTuple):
 MERGING = Effect("merging alone, on stock weights", ("stock + relevance",), ("stock + uniform",))
 TRAINING = Effect("further training, on two objects, under relevance", ("mip + relevance",), ("stock + relevance",))
 BOTH = Effect("both: the paper's method against plain IP-Adapter", ("mip + relevance",), ("stock + concat",))
+UNIFORM_TRAINED = ("uniform-trained + uniform",)
 QUESTION = (MERGING, TRAINING, BOTH)  # the open question; all others explore
 EFFECTS = (
     *QUESTION,
+    Effect("merging alone, against plain IP-Adapter", MERGING.after, BOTH.before),
     Effect("merging more than training", MERGING.after + TRAINING.before, MERGING.before + TRAINING.after),
+    Effect("uniform shares instead of plain IP-Adapter, on stock weights", ("stock + uniform",), BOTH.before),
+    Effect("uniform shares, on weights trained without relevance, against plain", UNIFORM_TRAINED, BOTH.before),
+    Effect("uniform shares, on weights trained with relevance, against plain", ("mip + uniform",), BOTH.before),
     Effect("a background competitor, on stock weights", ("stock + relevance + background",), ("stock + relevance",)),
-    Effect("merging, on weights trained without it", ("uniform-trained + relevance",), ("uniform-trained + uniform",)),
+    Effect("merging, on weights trained without it", ("uniform-trained + relevance",), UNIFORM_TRAINED),
     Effect("merging, on weights trained with it", ("mip + relevance",), ("mip + uniform",)),
-    Effect("further training, uniform merge", ("uniform-trained + uniform",), ("stock + uniform",)),
+    Effect("further training, uniform merge", UNIFORM_TRAINED, ("stock + uniform",)),
     Effect("further training with relevance, seen under uniform", ("mip + uniform",), ("stock + uniform",)),
     Effect("relevance instead of uniform in training", ("mip + relevance",), ("uniform-trained + relevance",)),
     Effect("further training, on one object, under relevance", ("one-object-trained + relevance",), TRAINING.before),
@@ -98,6 +110,11 @@ EFFECTS = (
     Effect("sharper shares: sharpness 3", ("mip + relevance, sharpness 3",), ("mip + relevance",)),
     Effect("Resampler family: merging alone", ("stock-plus + relevance",), ("stock-plus + uniform",)),
     Effect("Resampler family: further training", ("mip-plus + relevance",), ("stock-plus + relevance",)),
+)
+GAINS = tuple(
+    Effect(f"{variant.name}, against no references", (variant.name,), (NO_REFERENCES,))
+    for variant in VARIANTS
+    if variant.adapter
 )
 
 
@@ -129,17 +146,8 @@ class TestPrompts:
 
 def make_test_prompts(count: int, objects: int, seed: int) -> TestPrompts:
     """The first `count` trials of an endless sequence that depends on `objects` and `seed` alone."""
-    parts: list[world.Scenes] = []
-    shown: list[world.Scenes] = []  # a reference of each object, one after another
-    while sum(map(len, parts)) < count:
-        number = seed + 1000 * objects + len(parts)
-        drawn = world.sample(1024, number, (objects,), held_out=True)
-        rows = _distinct(drawn.looks[:, :objects])
-        parts.append(drawn.rows(rows))
-        slots = rows[:, None] * world.OBJECTS + torch.arange(objects)
-        shown.append(world.references(drawn, number).rows(slots.flatten()))
-    scenes = _joined(parts).rows(slice(count))
-    pictures = world.render(_joined(shown).rows(slice(count * objects)), REFERENCE_SIDE).images
+    scenes, shown = _scenes(count, objects, seed)
+    pictures = world.render(shown, REFERENCE_SIDE).images
     rng = random.Random(seed + objects)
     return TestPrompts(
         objects,
@@ -148,6 +156,32 @@ def make_test_prompts(count: int, objects: int, seed: int) -> TestPrompts:
         tuple(scenes.captions(rng)),
         tuple(seed % 2**31 + 100_000 * objects + i for i in range(count)),
     )
+
+
+@lru_cache(16)
+def kind_pairs(count: int, objects: int) -> tuple[int, ...]:
+    """Which of the reserved pairs of kinds each of the first `count` prompts of the comparison holds.
+
+    Of several, the first in the order of `all_pairs`.
+    """
+    scenes, _ = _scenes(count, objects, SEED_TEST)
+    pairs = world_split.all_pairs(len(world_shapes.KINDS), reserved=True)
+    held = [set(scenes.present(trial)) for trial in range(count)]
+    return tuple(next(number for number, pair in enumerate(pairs) if kinds >= set(pair)) for kinds in held)
+
+
+def _scenes(count: int, objects: int, seed: int) -> tuple[world.Scenes, world.Scenes]:
+    """The scenes of the first `count` trials, and scenes that show one reference each, of all objects in turn."""
+    parts: list[world.Scenes] = []
+    shown: list[world.Scenes] = []
+    while sum(map(len, parts)) < count:
+        number = seed + 1000 * objects + len(parts)
+        drawn = world.sample(1024, number, (objects,), held_out=True)
+        rows = _distinct(drawn.looks[:, :objects])
+        parts.append(drawn.rows(rows))
+        slots = rows[:, None] * world.OBJECTS + torch.arange(objects)
+        shown.append(world.references(drawn, number).rows(slots.flatten()))
+    return _joined(parts).rows(slice(count)), _joined(shown).rows(slice(count * objects))
 
 
 def prompts_to_choose(objects: int) -> int:

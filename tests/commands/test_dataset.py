@@ -196,6 +196,21 @@ def test_training_reads_what_was_made(made: Path):
     assert sample.references.shape == (2, 3, 224, 224) and 0 < sample.mask.mean() < 1
 
 
+def test_training_runs_on_what_was_made(host, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from mip_adapter.commands.train import main as train
+
+    config = tmp_path / "train.toml"
+    config.write_text(
+        f"data = {json.dumps(str(made))}\n[base]\ncheckpoint = 'miniature'\n[start]\ninit = 'unet'\n"
+        "[output]\nfolder = 'out'\nname = 'result'\n"
+        "[recipe]\nsteps = 2\nbatch_size = 2\nresolution = 64\ntrain = 'all'\nworkers = 0\nsave_every = 0\n"
+        "filters = { area_min = 0.01 }\n"
+    )
+    assert train(["--config", str(config), "--cpu"]) == 0
+    assert (tmp_path / "out" / "result.safetensors").is_file()
+    assert "step 2/2  loss" in capsys.readouterr().out
+
+
 def test_pictures_that_training_would_leave_out_are_dropped(drawn: Path, tmp_path: Path):
     """By default, and by its own reasons. What is left is used, every picture."""
     assert main(line(drawn, tmp_path / "data")) == 0

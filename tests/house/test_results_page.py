@@ -7,6 +7,7 @@ import re
 import pytest
 
 from ..support.paths import ROOT
+from ..support.tables import table
 
 RESULTS = ROOT / "docs" / "results.md"
 OBJECTS = (2, 3, 4)
@@ -33,27 +34,17 @@ CHANGES = {  # rows of docs/results.md -> how ablation.md calls the change, at e
     "background 1": "a background competitor, on stock weights",
     "the same, both at their own best scale": "a background competitor, on stock weights",
 }
-SUMMARY = (
-    "merging alone, on stock weights",
-    "further training, on two objects, under relevance",
-    "both: the paper's method against plain IP-Adapter",
-)
-
-
-def cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.replace("*", "").strip().strip("|").split("|")]
-
-
-def table(text: str, heading: str) -> list[dict[str, str]]:
-    """The rows below the first line that begins with `heading`, by the names of their columns."""
-    lines = text.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith(heading))
-    names, rows = cells(lines[start]), []
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            break
-        rows.append(dict(zip(names, cells(line), strict=True)))
-    return rows
+SUMMARY = {  # rows of docs/results.md's two tables of effects -> how ablation.md calls them
+    "merging alone": "merging alone, on stock weights",
+    "against plain": "merging alone, against plain IP-Adapter",
+    "further training": "further training, on two objects, under relevance",
+    "both": "both: the paper's method against plain IP-Adapter",
+}
+GUESS = {  # rows of the table on the paper's ablation
+    "stock weights": "uniform shares instead of plain IP-Adapter, on stock weights",
+    "uniform-trained weights": "uniform shares, on weights trained without relevance, against plain",
+    "mip weights": "uniform shares, on weights trained with relevance, against plain",
+}
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +61,22 @@ def arms(section: str) -> dict[str, dict[str, str]]:
     return {row["arm"]: row for row in table(section.partition("### At equal scale")[2], "| arm |")}
 
 
+def effects(section: str, own_best: bool = False) -> dict[str, dict[str, str]]:
+    """What each change adds to each measure."""
+    scale = "each arm at its own best scale" if own_best else "in points"
+    rows = table(section.partition(f"### What one change does, {scale}")[2], "| what changes |")
+    return {row["what changes"]: row for row in rows}
+
+
 def changes(section: str, own_best: bool = False) -> dict[str, str]:
     """What a change adds to `bound`."""
-    heading = "### The same, each arm at its own best scale" if own_best else "### What one change does, in points"
-    return {row["what changes"]: row["bound"] for row in table(section.partition(heading)[2], "| what changes |")}
+    return {name: row["bound"] for name, row in effects(section, own_best).items()}
+
+
+def gains(section: str) -> dict[str, str]:
+    """What each arm adds to the `bound` of no references, at the same scale."""
+    rows = table(section.partition("### What each arm adds to no references")[2], "| arm | scale |")
+    return {row["arm"]: row["bound"] for row in rows}
 
 
 def arm(weights: str, merge: str) -> str:
@@ -121,15 +124,94 @@ def test_three_and_four_objects(measured) -> None:
             agree(row[f"bound %, {count} objects"], arms(measured[count])[arm(row["weights"], row["merge"])]["bound %"])
 
 
-def test_what_merging_and_training_add(measured) -> None:
-    rows = table(RESULTS.read_text("utf-8"), "| objects | scale |")
-    assert [(row["objects"], row["scale"]) for row in rows] == [
-        (str(n), s) for n in OBJECTS for s in ("same", "own best")
+@pytest.mark.parametrize(
+    ("heading", "own_best"), [("| objects | change | bound |", False), ("| objects | change | from scale |", True)]
+)
+def test_what_merging_and_training_add(measured, heading: str, own_best: bool) -> None:
+    rows = table(RESULTS.read_text("utf-8"), heading)
+    assert [(row["objects"], row["change"]) for row in rows] == [
+        (str(n), change) for n in OBJECTS for change in SUMMARY
     ]
     for row in rows:
-        exact = changes(measured[int(row["objects"])], row["scale"] == "own best")
-        for cell, change in zip(list(row.values())[2:], SUMMARY, strict=True):
-            agree(cell, exact[change])
+        exact = effects(measured[int(row.pop("objects"))], own_best)[SUMMARY[row.pop("change")]]
+        for side in ("from", "to") if own_best else ():
+            assert exact[side].endswith(f" at {row.pop(f'{side} scale')}")
+        assert row.keys() <= exact.keys() and len(row) >= 3
+        for name, shown in row.items():
+            agree(shown, exact[name])
+
+
+def test_what_the_papers_ablation_may_have_compared(measured) -> None:
+    rows = table(RESULTS.read_text("utf-8"), "| uniform shares on |")
+    assert [row["uniform shares on"] for row in rows] == list(GUESS)
+    for row in rows:
+        for count in OBJECTS:
+            agree(row[f"{count} objects"], changes(measured[count])[GUESS[row["uniform shares on"]]])
+
+
+def test_what_each_setting_adds_to_no_references(measured) -> None:
+    text = RESULTS.read_text("utf-8").partition("### What each setting adds to no references")[2]
+    rows = table(text, "| weights | merge |")
+    assert len(rows) == 9
+    for row in rows:
+        for count in OBJECTS:
+            agree(row[f"{count} objects"], gains(measured[count])[arm(row["weights"], row["merge"])])
+
+
+def test_numbers_in_sentences(measured) -> None:
+    """Those of docs/results.md that stand outside of its tables."""
+    text = " ".join(RESULTS.read_text("utf-8").replace("−", "-").split())
+    listed = {
+        "with 2, 3 and 4 objects (gain of": [gains(measured[count])["stock + concat"] for count in OBJECTS],
+        "with 2, 3 and 4 objects. - **background**": [
+            effects(measured[count])["sharper shares: sharpness 3"]["by kind pair"] for count in OBJECTS
+        ],
+    }
+    for end, cells in listed.items():
+        assert f"{', '.join(cells)} {end}" in text
+    present, stock = ({n: arms(measured[n])[name] for n in OBJECTS} for name in ("no references", "stock + relevance"))
+    stock_three, base_three = re.findall(r"with three, (\d+) % against (\d+) %", text)[0]
+    agree(stock_three, stock[3]["present %"])
+    agree(base_three, present[3]["present %"])
+    bound, clear = re.findall(r"(\d+) % \*bound\*, (\d+) % \*clear\*", text)[0]
+    method = arms(measured[2])["mip + relevance"]
+    agree(bound, method["bound %"])
+    agree(clear, method["clear %"])
+    (brought_back,) = re.findall(r"lost objects at equal scale: present ([^(]+) \(", text)
+    agree(brought_back, effects(measured[2])["a background competitor, on stock weights"]["present"])
+
+
+def test_whose_best_scale_is_none_at_all(measured) -> None:
+    """And what *clear* says of it: docs/results.md, below the table of own best scales."""
+    ignoring = {n: set() for n in OBJECTS}
+    for n in OBJECTS:
+        rows = table(measured[n].partition("### Each at its own best scale")[2], "| arm | scale |")
+        ignoring[n] = {row["arm"] for row in rows if row["scale"] == "0"} - {"no references"}
+    assert ignoring == {
+        2: {"stock + concat", "stock + uniform", "mip + uniform"},
+        3: {"stock + uniform"},
+        4: {"stock + concat", "stock + uniform"},
+    }
+    text = " ".join(RESULTS.read_text("utf-8").split())
+    with_them, without = re.findall(r"two objects, (\d+) % against (\d+) %", text)[0]
+    agree(with_them, arms(measured[2])["stock + concat"]["clear %"])
+    agree(without, arms(measured[2])["no references"]["clear %"])
+
+
+def test_what_the_pages_call_sure_is_sure(measured) -> None:
+    """And what they call unsure is not. The words are those of docs/results.md; “sure” is the page's own column."""
+    sure = {n: {name: row["sure"] for name, row in effects(measured[n]).items()} for n in OBJECTS}
+    assert [sure[n]["sharper shares: sharpness 3"] for n in OBJECTS] == ["no", "no", "yes"]
+    assert {sure[n]["a background competitor, on stock weights"] for n in OBJECTS} == {"no"}
+    assert {sure[n][name] for n in OBJECTS for name in SUMMARY.values()} == {"yes"}
+    for n, larger in ((2, "through presence"), (4, "through binding")):
+        row = effects(measured[n])[SUMMARY["further training"]]
+        parts = {part: float(NUMBER.findall(row[part])[0]) for part in ("through presence", "through binding")}
+        assert max(parts, key=lambda part: parts[part]) == larger
+    low, high = (
+        float(each) for each in NUMBER.findall(effects(measured[2])[SUMMARY["further training"]]["through binding"])[1:]
+    )
+    assert low < 0 < high
 
 
 def test_what_other_changes_add(measured) -> None:

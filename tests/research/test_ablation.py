@@ -257,6 +257,45 @@ def test_best_scales_have_tables_of_their_own():
     assert effect["bound"]["value"] == 0.5 and table.is_sure(effect["bound"])
 
 
+def test_scale_0_is_no_references():
+    """It is chosen where nothing above it binds more; its pictures stand for the arm's. A head on the text has none."""
+    one, text = (next(arm for arm in variants.VARIANTS if arm.name == name)
+                 for name in ("stock + uniform", "mip + relevance, head on text"))  # fmt: skip
+    alone = [line(variants.NO_REFERENCES, p, [True, p % 2 == 0], measure="tune", scale=0.0) for p in range(48)]
+    weak = [{**row, "own": [False, row["own"][1]]} for row in tuned(one, 1.0)]  # half of them at most
+    assert table.best_scale(weak + alone, one, 2) == (0.0, "") and table.best_scale(weak, one, 2) == (1.0, "")
+    assert table.best_scale(tuned(one, 1.0) + alone, one, 2) == (1.0, "")
+    assert table.best_scale([{**row, "own": [False, False]} for row in tuned(text, 1.0)] + alone, text, 2) == (0.5, "≤")
+    drawn = [line(variants.NO_REFERENCES, p, [True, False], p % 3) for p in range(9)]
+    tables = table.summarise(weak + alone + drawn, 0.75)["2 objects"]
+    assert [(row["arm"], row["scale"], row["bound"]["value"]) for row in tables["best"]] == [
+        (variants.NO_REFERENCES, 0, 0.5), (one.name, 0, 0.5)
+    ]  # fmt: skip
+    (gain,) = tables["gains at best scales"]
+    assert gain["to"] == (one.name,) and gain["bound"]["value"] == gain["bound"]["high"] == 0
+
+
+def test_the_parts_of_an_effect():
+    """From 4 of 8 there, half of them bound, to 8 of 8 there, three quarters of them bound."""
+    rows = [line("stock + uniform", p, [p % 2 == 0, None], p % 3) for p in range(24)]
+    rows += [line("stock + relevance", p, [True, p % 2 == 0], p % 3) for p in range(24)]
+    (effect,) = table.summarise(rows, 0.75)["2 objects"]["effects"]
+    assert effect["bound"]["value"] == pytest.approx(0.75 - 0.25)
+    assert effect["through presence"]["value"] == pytest.approx((0.5 * 0.5 + 0.5 * 0.75) / 2)
+    assert effect["through binding"]["value"] == pytest.approx((0.5 * 0.25 + 1 * 0.25) / 2)
+    assert effect["through presence"]["by seed"] == pytest.approx({seed: 0.3125 for seed in range(3)})
+
+
+def test_intervals_over_kind_pairs_draw_whole_pairs():
+    """Where prompts of a pair fare alike, its interval is much wider than that over prompts."""
+    pairs = variants.kind_pairs(300, 2)
+    assert sorted(set(pairs)) == list(range(10))
+    rows = [line("stock + uniform", p, [pairs[p] % 2 == 0, True], p % 3) for p in range(300)]
+    bound = table.summarise(rows, 0.75)["2 objects"]["equal"][0]["bound"]
+    assert bound["high by pair"] - bound["low by pair"] > 2 * (bound["high"] - bound["low"])
+    assert bound["low by pair"] < bound["value"] < bound["high by pair"]
+
+
 def test_an_effect_is_sure_only_if_every_seed_agrees():
     rows = []
     for p in range(300):
