@@ -8,6 +8,8 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from ..common.text import shown
+
 Strategy = Literal["relevance", "uniform", "sum", "concat"]
 Normalization = Literal["sum", "mean"]
 Measure = Literal["each site", "pool"]
@@ -22,7 +24,15 @@ GATES: tuple[str, ...] = get_args(Gate)
 def one_of(what: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raises ValueError, listing the choices, when `value` is none of them. what: the setting's name."""
     if value not in allowed:
-        raise ValueError(f"{what} is {value!r}; choose one of {', '.join(allowed)}.")
+        raise ValueError(f"{what} is {shown(repr(value), 60)}; choose one of {', '.join(allowed)}.")
+
+
+def between(what: str, value: float, low: float, high: float) -> None:
+    """Raises ValueError unless `value` lies between two numbers, both allowed. NaN does not."""
+    if not low <= value <= high:
+        raise ValueError(
+            f"The {what} is {value}; it must lie between {low:g} and {high:g}. Correct it, or the node that gives it."
+        )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.drawing import colour_numbers
+from ..common.text import check_texts
 from ..common.weak_cache import WeakCache
 from .block_strength import PRESETS, STYLE, BlockStrength
 from .ease import EASES, STEADY
@@ -74,9 +75,10 @@ def colours_of(references: Iterable[Reference]) -> tuple[int, ...]:
 
 
 def object_text(text: str) -> str:
-    """The text in one line, for legends, reports and detectors. Raises ValueError if it is empty."""
+    """The text in one line, for legends, reports and detectors. Raises ValueError if it is empty or long."""
     if not (line := " ".join(text.split())):
         raise ValueError("The object text is empty: name the object of this picture in a word or two, such as “cat”.")
+    check_texts([line])
     return line
 
 

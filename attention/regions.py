@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .options import between
+
 Size = tuple[int, int]  # height, width
 Area = tuple[int, int, int, int] | None  # (height, width, y, x) in latent pixels; None: the whole canvas
 
@@ -73,6 +75,7 @@ def box_region(boxes: Sequence[tuple[float, float, float, float]], feather: floa
 
     Raises ValueError for a box that covers nothing of the canvas.
     """
+    between("feather", feather, 0, 1)
     centres = (torch.arange(SIDE) + 0.5) / SIDE
 
     def along(low: float, high: float) -> Tensor:
@@ -86,12 +89,12 @@ def box_region(boxes: Sequence[tuple[float, float, float, float]], feather: floa
             inside = inside * ((high - centres) / soft + 0.5).clamp(0, 1)
         return inside
 
-    filled = []
+    filled = torch.zeros(SIDE, SIDE)
     for left, top, right, bottom in boxes:
         if not (left < right and top < bottom and left < 1 and top < 1 and right > 0 and bottom > 0):
             raise ValueError(
                 f"The box from {left:.0%}, {top:.0%} to {right:.0%}, {bottom:.0%} (from the left, from the top) holds "
                 "nothing of the canvas: give it a width and a height, and a corner within the canvas."
             )
-        filled.append(along(top, bottom).unsqueeze(1) * along(left, right))
-    return torch.stack(filled).amax(0, keepdim=True)
+        filled = torch.maximum(filled, along(top, bottom).unsqueeze(1) * along(left, right))
+    return filled.unsqueeze(0)

@@ -25,6 +25,24 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def keep_as_new(finished: Path, path: Path) -> bool:
+    """Give a finished file beside `path` that name. Returns False if the name is taken: nothing is ever overwritten,
+    whoever saves at the same time."""
+    with finished.open("rb+") as file:
+        os.fsync(file.fileno())  # a name never leads to a file that a crash cut off
+    try:
+        os.link(finished, path)
+    except FileExistsError:
+        return False
+    except OSError:  # no hard links there: an empty file claims the name
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        os.replace(finished, path)
+    return True
+
+
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a complete file or none. Text is encoded as UTF-8."""
     with atomic_file(path) as temporary:

@@ -120,6 +120,7 @@ def _font(file: str, size: int) -> FreeTypeFont | None:
 # doi 10.1371/journal.pone.0199239).
 CIVIDIS = ((0, 34, 78), (65, 77, 107), (124, 123, 120), (188, 175, 111), (254, 232, 56))
 BLACK, SOFT, PALE, WHITE = (0, 0, 0), (90, 90, 90), (226, 226, 226), (255, 255, 255)
+LONGEST = 300  # letters of a line
 SMALLEST = 13  # pixels of a legible letter
 
 
@@ -199,5 +200,5 @@ def fitted(words: str, size: int, width: float | None = None) -> tuple[str, Free
 
 
 def _plain(words: str) -> str:
-    """Replaces characters that Pillow's own font lacks."""
-    return words.replace("−", "-").replace("–", "-")
+    """Replaces characters that Pillow's own font lacks. No picture is wide enough for more letters than are kept."""
+    return words[:LONGEST].replace("−", "-").replace("–", "-")

@@ -19,6 +19,29 @@ def some(names: Iterable[object], limit: int = 4) -> str:
     return ", ".join(shown(name) for name in listed[:limit]) + more
 
 
+LONGEST_TEXT = 300  # letters of one object text
+MOST_TEXTS = 64  # object texts at a time
+
+
+def printable(text: str) -> str:
+    """The text with a “?” for every half of a surrogate pair, which no file, log or tokenizer can encode."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raises ValueError if these are more object texts, or longer ones, than any picture needs."""
+    if len(texts) > MOST_TEXTS:
+        raise ValueError(
+            f"There are {len(texts)} object texts, from “{shown(texts[0], 40)}” on; at most {MOST_TEXTS} can be "
+            "searched at a time: leave some out, or use several nodes."
+        )
+    if long := [text for text in texts if len(text) > LONGEST_TEXT]:
+        raise ValueError(
+            f"The object text “{shown(long[0], 40)}” has {len(long[0])} letters; at most {LONGEST_TEXT} are accepted: "
+            "name the object in a word or two, such as “red cat”."
+        )
+
+
 def spoken(words: str) -> str:
     """The words without the prompt's syntax: "(red jacket:1.2)" becomes "red jacket".
 
@@ -33,7 +56,7 @@ def spoken(words: str) -> str:
 MOST_WORDS = 5  # of an object text: a sentence points at the whole picture instead of a thing in it
 
 # Brackets without a backslash before them; a closing one includes the weight in front of it.
-_WEIGHTS = re.compile(r"(?<!\\)\(|(?::\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?\s*)?(?<!\\)\)")
+_WEIGHTS = re.compile(r"(?<!\\)\(|(?::\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?\s*)?(?<!\\)\)")
 _EMBEDDINGS = re.compile(r"(?:(?<=\s)|^)embedding:\S+")
 
 
@@ -59,7 +82,9 @@ def object_number(wanted: str, texts: Sequence[str]) -> int:
     if not same and wanted.strip().isdecimal() and 1 <= int(wanted) <= len(texts):
         return int(wanted) - 1
     if len(same) != 1:
-        known = ", ".join(f"{i} “{text}”" for i, text in enumerate(texts, 1))
+        known = some((f"{i} “{shown(text, 40)}”" for i, text in enumerate(texts, 1)), 16)
         why = "names several of the objects" if same else "is none of the objects"
-        raise ValueError(f"“{wanted.strip()}” {why} ({known}): write the words or the number of one of them.")
+        raise ValueError(
+            f"“{shown(wanted.strip(), 60)}” {why} ({known}): write the words or the number of one of them."
+        )
     return same[0]

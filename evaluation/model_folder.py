@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..common.text import shown
+
 Ready = Callable[[int], torch.device]  # takes the inputs' size in bytes, makes the model ready, returns its device
 Keeper = Callable[[nn.Module], Ready]  # takes charge of a model: where it lies, and in which dtype
 
@@ -64,23 +66,82 @@ def kind_of(folder: Path, what: str) -> str:
 
     Raises ValueError for a folder without a readable config.json or without .safetensors weights.
     """
-    config = folder / "config.json"
-    if not config.is_file():
+    if not (folder / "config.json").is_file():
         raise ValueError(
             f"There is no {what} in {folder} (no config.json): name the local folder of a model in Hugging Face's "
             "layout, with config.json, preprocessor_config.json and .safetensors weights. Nothing is downloaded for "
             "you."
         )
-    try:
-        kind = str(json.loads(config.read_text("utf-8")).get("model_type"))
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"The file {config} is not readable JSON ({error}): download the folder again.") from error
+    kind = str(check_settings(folder).get("model_type"))
     if not any(folder.glob("*.safetensors")):
         raise ValueError(
             f"The folder {folder} has no .safetensors weights; pickles (.bin) can run code and are not opened. "
             "Download the model.safetensors of the same model."
         )
     return kind
+
+
+ATTENTION = (None, "eager", "sdpa")  # transformers' own; any other name may be fetched from a hub and run
+LARGEST_JSON = 1 << 22  # bytes of a settings file; published ones have some kilobytes
+MOST_LAYERS = 1000
+
+
+def check_settings(folder: Path) -> dict[str, Any]:
+    """The settings in a folder's config.json, after all its settings files are found harmless.
+
+    A settings file may name code: classes in the folder or on a hub, kernels for the attention or for quantised
+    weights, a backbone to download. transformers is not asked to refuse what it offers to do.
+
+    Raises ValueError for a file that is not readable JSON or names any of these.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(f"The folder {folder} holds a PEFT adapter, which names another model: use a whole model.")
+    for file in sorted(folder.glob("*config*.json")):
+        _check_setting(_read_json(file), file)
+    return _read_json(folder / "config.json")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        if not file.is_file() or file.stat().st_size > LARGEST_JSON:  # a pipe would block for ever
+            raise ValueError(f"it is no file of at most {LARGEST_JSON >> 20} MB")
+        settings = json.loads(file.read_text("utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError("it holds no settings")
+    except (ValueError, RecursionError, OSError) as error:
+        raise ValueError(
+            f"The file {shown(file, 300)} is not readable JSON ({shown(error)}): download the folder again."
+        ) from error
+    return settings
+
+
+def _check_setting(value: Any, file: Path, name: str = "", depth: int = 0) -> None:
+    why = ""
+    if depth > 20:
+        why = "is nested too deeply"
+    elif name == "auto_map" and value:
+        why = "names code to run"
+    elif name.endswith("attn_implementation"):
+        chosen = value.values() if isinstance(value, dict) else (value,)
+        if not all(each is None or (isinstance(each, str) and each in ATTENTION) for each in chosen):
+            why = "names another attention than eager or sdpa, which would be fetched"
+    elif name == "quantization_config" and value:
+        why = "asks for quantised weights, whose kernels would be fetched"
+    elif name == "use_pretrained_backbone" and value:
+        why = "names a backbone to download"
+    elif "layers" in name and isinstance(value, int) and value > MOST_LAYERS:
+        why = f"is {shown(value)}; no model has more than {MOST_LAYERS} layers"
+    if why:
+        raise ValueError(
+            f"In {shown(file, 300)} the setting “{shown(name)}” {why}. Code from a model's folder never runs here: use "
+            "the original folder of a CLIP, SigLIP, DINO, OWL or Grounding DINO model, or remove the setting."
+        )
+    if isinstance(value, dict):
+        for key, each in value.items():
+            _check_setting(each, file, key, depth + 1)
+    elif isinstance(value, list):
+        for each in value:
+            _check_setting(each, file, "", depth + 1)
 
 
 def read(folder: str | os.PathLike[str], what: str, model: str, processor: str, unused: Sequence[str] = ()) -> Any:
@@ -104,7 +165,7 @@ def read(folder: str | os.PathLike[str], what: str, model: str, processor: str, 
         )
         pieces = getattr(transformers, processor).from_pretrained(folder, **options)
     except Exception as error:  # a damaged file can raise anything in transformers, safetensors and tokenizers
-        reason = " ".join(str(error).split())[:200]
+        reason = shown(" ".join(str(error).split()), 200)
         raise ValueError(
             f"The {what} in {folder} ({kind}) cannot be loaded ({type(error).__name__}: {reason}). Download its whole "
             "folder: config.json, preprocessor_config.json, the tokenizer's files and the .safetensors weights."

@@ -25,6 +25,7 @@ from .relevance import MIPRelevanceMaps  # noqa: E402
 from .relevance_score import MIPObjectRelevanceScore  # noqa: E402
 from .style import MIPStyleReference  # noqa: E402
 from .train import MIPSaveAdapter, MIPTrainAdapter  # noqa: E402
+from .validation import checked  # noqa: E402
 
 NODES: list[type[io.ComfyNode]] = [
     MIPAdapterLoader,
@@ -53,6 +54,8 @@ NODES: list[type[io.ComfyNode]] = [
     MIPBlockStrength,
     MIPStyleReference,
 ]
+for _node in NODES:
+    _node.execute = classmethod(checked(_node.execute.__func__))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class MIPAdapterExtension(ComfyExtension):

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..weights.adapter import load_adapter
 from ..weights.comfy_files import adapter_names, adapter_path, cure, fingerprint
 from .types import CATEGORY, MIPAdapter, found_by
-from .validation import found
+from .validation import fingerprint_of, found
 
 
 class MIPAdapterLoader(io.ComfyNode):
@@ -37,7 +37,7 @@ class MIPAdapterLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, adapter_name: str | None):
-        return adapter_name and fingerprint(adapter_path(adapter_name))
+        return fingerprint_of(lambda name: fingerprint(adapter_path(name)), adapter_name)
 
     @classmethod
     def validate_inputs(cls, adapter_name: str | None) -> bool | str:

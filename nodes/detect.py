@@ -14,7 +14,7 @@ from ..relevance.maps import objects_named
 from ..weights.comfy_files import DETECTORS, folder_fingerprint, model_folder, model_folders
 from .progress import ticking
 from .types import SCORES, MIPDetections, MIPDetector, MIPReferences, found_by
-from .validation import found
+from .validation import fingerprint_of, found
 
 BoundingBox = io.Custom("BOUNDING_BOX")
 BBox = io.Custom("BBOX")
@@ -46,8 +46,9 @@ class MIPDetectorLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, detector_name: str | None):
-        listed = detector_name not in (None, NAME)
-        return folder_fingerprint(model_folder(DETECTORS, detector_name)) if listed else detector_name
+        if detector_name in (None, NAME):
+            return detector_name
+        return fingerprint_of(lambda name: folder_fingerprint(model_folder(DETECTORS, name)), detector_name)
 
     @classmethod
     def validate_inputs(cls, detector_name: str | None) -> bool | str:

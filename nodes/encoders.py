@@ -7,7 +7,7 @@ from ..evaluation.encoders.comfy_encoder import host_encoder
 from ..evaluation.encoders.encoder import load_encoder
 from ..weights.comfy_files import ENCODERS, folder_fingerprint, model_folder, model_folders
 from .types import SCORES, MIPEncoder, found_by
-from .validation import found
+from .validation import fingerprint_of, found
 
 
 class MIPEncoderLoader(io.ComfyNode):
@@ -33,7 +33,7 @@ class MIPEncoderLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, encoder_name: str | None):
-        return None if encoder_name is None else folder_fingerprint(model_folder(ENCODERS, encoder_name))
+        return fingerprint_of(lambda name: folder_fingerprint(model_folder(ENCODERS, name)), encoder_name)
 
     @classmethod
     def validate_inputs(cls, encoder_name: str | None) -> bool | str:

@@ -6,7 +6,7 @@ from ..attention.options import GATES, MEASURES, NORMALIZATIONS, STRATEGIES, Fus
 from ..weights.adapter import load_head
 from ..weights.comfy_files import adapter_names, adapter_path, fingerprint
 from .types import ADVANCED, CATEGORY, MIPAdapter, MIPFusionHeadOptions, MIPMergeOptions, found_by
-from .validation import found
+from .validation import fingerprint_of, found
 
 FROM_ADAPTER = "from the adapter"
 
@@ -118,7 +118,7 @@ class MIPFusionHead(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, gate, strength, head_name=FROM_ADAPTER, adapter=None):
         own = head_name in (None, FROM_ADAPTER)  # None: linked
-        return gate, strength, None if own else fingerprint(adapter_path(head_name))
+        return gate, strength, None if own else fingerprint_of(lambda name: fingerprint(adapter_path(name)), head_name)
 
     @classmethod
     def validate_inputs(cls, head_name=FROM_ADAPTER) -> bool | str:

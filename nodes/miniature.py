@@ -2,11 +2,13 @@
 
 from comfy_api.latest import io, ui
 
+from ..attention.options import one_of
 from ..miniature import comfy_bundle
 from ..miniature.drawing import draw_object
 from ..miniature.world_looks import COLOURS, PATTERNS
 from ..miniature.world_shapes import KINDS
 from .types import CATEGORY, found_by
+from .validation import checked_call
 
 
 class MIPMiniatureLoader(io.ComfyNode):
@@ -66,17 +68,25 @@ class MIPMiniatureObject(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, kind, pattern, colour, second_colour) -> bool | str:
-        for name, value, known in (
-            ("kind", kind, KINDS),
-            ("pattern", pattern, PATTERNS),
-            ("colour", colour, COLOURS),
-            ("second_colour", second_colour, COLOURS),
-        ):
-            if value is not None and value not in known:  # None: linked
-                return f"{name} is “{value}”; choose one of {', '.join(known)}."
+        for choice in _choices(kind, pattern, colour, second_colour):
+            if choice[1] is not None and (wrong := checked_call(one_of, *choice)) is not True:
+                return wrong  # None: linked
         return True
 
     @classmethod
     def execute(cls, kind, pattern, colour, second_colour, pose) -> io.NodeOutput:
+        for name, value, known in _choices(kind, pattern, colour, second_colour):
+            one_of(name, value, known)
         picture = draw_object(kind, pattern, colour, second_colour, pose)
         return io.NodeOutput(picture, ui=ui.PreviewImage(picture, cls=cls))
+
+
+def _choices(kind, pattern, colour, second_colour) -> tuple[tuple[str, object, tuple[str, ...]], ...]:
+    """What is chosen: each input's name, its value, and what there is to choose from."""
+    colours = tuple(COLOURS)
+    return (
+        ("kind", kind, tuple(KINDS)),
+        ("pattern", pattern, tuple(PATTERNS)),
+        ("colour", colour, colours),
+        ("second_colour", second_colour, colours),
+    )

@@ -3,9 +3,11 @@
 from comfy_api.latest import io, ui
 
 from ..attention.options import one_of
+from ..common.text import shown
 from ..training.comfy_session import dataset_path, save_in_host, train_session
 from ..training.config import Precision, TrainConfig, Trained
 from .types import CATEGORY, MIPAdapter, found_by
+from .validation import found
 
 TRAINING = f"{CATEGORY}/training"
 PARTS = ("adapter", "head only")  # what is saved of an adapter
@@ -166,12 +168,7 @@ class MIPTrainAdapter(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, dataset_folder=None) -> bool | str:
-        try:
-            if dataset_folder is not None:  # None: linked, so unknown until the run
-                dataset_path(dataset_folder)
-        except ValueError as error:
-            return str(error)
-        return True
+        return found(dataset_path, dataset_folder)
 
     @classmethod
     def execute(
@@ -197,7 +194,7 @@ class MIPTrainAdapter(io.ComfyNode):
         checkpoint_every=250,
     ) -> io.NodeOutput:
         if train not in TRAINED:
-            raise ValueError(f"train is “{train}”; choose one of: {', '.join(TRAINED)}.")
+            raise ValueError(f"train is “{shown(train)}”; choose one of: {', '.join(TRAINED)}.")
         recipe = TrainConfig(
             steps=steps,
             learning_rate=learning_rate,

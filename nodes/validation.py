@@ -1,6 +1,15 @@
-"""Checks before a run starts."""
+"""Checks at the nodes' door: before a run starts, and of what a run hands to a node."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ..common.text import printable, shown
+
+LONGEST = 20_000  # letters of any text
+NARROWEST, LONG_SIDE = 32, 2048  # a picture with a longer side than this may be so many times as long as it is wide
 
 
 def found(look_up: Callable[..., object], *given: str | None) -> bool | str:
@@ -8,9 +17,81 @@ def found(look_up: Callable[..., object], *given: str | None) -> bool | str:
 
     A linked value is None until the run; it is not checked.
     """
+    return None in given or checked_call(lambda: look_up(*(_name(each) for each in given)))
+
+
+def checked_call(check: Callable[..., object], *given: object) -> bool | str:
+    """True, or the sentence of the error that `check` raises for the given values."""
     try:
-        if None not in given:
-            look_up(*given)
-    except ValueError as error:
-        return str(error)
+        check(*given)
+    except (ValueError, OSError) as error:
+        return _sentence(error)
     return True
+
+
+def fingerprint_of(look_up: Callable[..., object], *given: str | None) -> object:
+    """For `fingerprint_inputs`, which must not raise: what `look_up` returns for the given values, None if it raises.
+
+    Whatever is wrong with them is told by `validate_inputs`, or by the node itself.
+    """
+    try:
+        return None if None in given else look_up(*(_name(each) for each in given))
+    except (ValueError, OSError):
+        return None
+
+
+def _name(given: object) -> str:
+    if not isinstance(given, str):
+        raise ValueError(f"{shown(repr(given), 60)} is no name: choose one from the list, expected a text.")
+    return checked_text("name", given)
+
+
+def checked(execute: Callable[..., Any]) -> Callable[..., Any]:
+    """A node's `execute` behind checks that are the same for all nodes.
+
+    A workflow may come from anywhere, and linked values pass the host's own checks by. So texts are made printable and
+    are not endless, pictures are not extremely narrow, and a sentence that quotes something can always be printed.
+    """
+
+    @functools.wraps(execute)
+    def checked_execute(cls: type, *given: Any, **named: Any) -> Any:
+        try:
+            named = {name: _checked(name, value) for name, value in named.items()}
+            return execute(cls, *given, **named)
+        except MemoryError as error:
+            raise ValueError(
+                "The memory does not suffice for this node: use smaller or fewer pictures, or close other programs."
+            ) from error
+        except ValueError as error:
+            if (sentence := _sentence(error)) != str(error):
+                raise ValueError(sentence) from None
+            raise
+
+    return checked_execute
+
+
+def _sentence(error: Exception) -> str:
+    return "\n".join(shown(line, 2000) for line in str(error).split("\n")[:100])
+
+
+def _checked(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return checked_text(name, value)
+    if isinstance(value, Tensor) and value.ndim in (3, 4):
+        height, width = value.shape[1:3]
+        if max(height, width) > max(LONG_SIDE, NARROWEST * min(height, width)):
+            raise ValueError(
+                f"The input {name} is {width}×{height} pixels, too narrow to be drawn or cut out: its long side may be "
+                f"{NARROWEST} times the short one. Crop it first."
+            )
+    return value
+
+
+def checked_text(name: str, text: str) -> str:
+    """The text, printable. Raises ValueError if it is endless."""
+    if len(text) > LONGEST:
+        raise ValueError(
+            f"The input {name} has {len(text):,} letters, “{shown(text, 40)}”; at most {LONGEST:,} are accepted. "
+            "Shorten it."
+        )
+    return printable(text)

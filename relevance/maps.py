@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..attention.options import one_of
+from ..attention.options import between, one_of
 from ..common.drawing import colour, letters, written
 from ..common.text import object_number
 from .record import PHASES, RecordedMaps, nobody
@@ -60,6 +60,8 @@ def draw_maps(
     Raises ValueError for pictures of another sampling and for unknown choices.
     """
     images = images[..., :3].expand(-1, -1, -1, 3)  # alpha is left out, grey pictures become coloured ones
+    between("opacity", opacity, 0, 1)
+    between("threshold", threshold, 0, 1)
     one_of("resolution", resolution, RESOLUTIONS)
     one_of("steps", steps, (ALL, *PHASES))
     ends = {COARSEST: 0, FINEST: -1}

@@ -5,7 +5,7 @@ checkpoint.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..weights.adapter import Adapter
 from .config import TrainConfig
-from .optimizers import make_optimizers, set_rates
+from .optimizers import Muon, make_optimizers, set_rates
 from .trainable import TrainableAdapter, TrainedAdapter
 
 
@@ -86,14 +86,69 @@ class AdapterOptimizer:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint's state. Raises ValueError if it belongs to another adapter."""
-        if state["keys"] != list(self.trainable.keys):
+        if state.get("keys") != list(self.trainable.keys):
             raise ValueError("The output folder holds a run of another adapter; choose an empty one.")
+        averages = [] if self.ema is None else [self.ema]
+        saved: list[Any] = [state.get("trained"), *([state.get("ema")] if averages else [])]
+        optimizers: Any = state.get("optimizers")
+        scaler: Any = state.get("scaler")
+        if not (
+            all(_same_shapes(each, self.parameters) for each in saved)
+            and isinstance(optimizers, list)
+            and len(optimizers) == len(self.optimizers)
+            and all(_fits(each, own) for each, own in zip(optimizers, self.optimizers, strict=True))
+            and isinstance(scaler, dict)
+            and scaler.keys() == self.scaler.state_dict().keys()
+            and all(type(each) in (int, float) and 0 <= each < math.inf for each in scaler.values())
+        ):
+            raise ValueError(
+                "The checkpoint in the output folder does not fit this adapter and its optimizer: remove it, so that "
+                "the one before it is used, or choose another output folder."
+            )
         with torch.no_grad():
-            for own, saved in zip(self.parameters, state["trained"], strict=True):
-                own.copy_(saved)
-            for own, saved in zip(self.ema or (), state["ema"] or (), strict=True):
-                own.copy_(saved)
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.scaler.load_state_dict(state["scaler"])
+            for own, tensors in zip([self.parameters, *averages], saved, strict=True):
+                for mine, tensor in zip(own, tensors, strict=True):
+                    mine.copy_(tensor)
+        for optimizer, saved_state in zip(self.optimizers, optimizers, strict=True):
+            groups = optimizer.state_dict()["param_groups"]  # the recipe's own: rates and decay are no state
+            optimizer.load_state_dict({"state": saved_state["state"], "param_groups": groups})
+        self.scaler.load_state_dict(scaler)
         self.updates = state["updates"]
+
+
+def _same_shapes(saved: Any, parameters: Sequence[Tensor]) -> bool:
+    return (
+        isinstance(saved, list)
+        and len(saved) == len(parameters)
+        and all(
+            isinstance(tensor, Tensor)
+            and tensor.shape == own.shape
+            and tensor.is_floating_point()
+            and bool(tensor.isfinite().all())
+            for tensor, own in zip(saved, parameters, strict=True)
+        )
+    )
+
+
+MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})  # of AdamW, of Muon
+
+
+def _fits(saved: Any, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer's saved state has a moment of the right shape for each of its parameters."""
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    moments = MOMENTS[isinstance(optimizer, Muon)]
+    if not isinstance(saved, dict) or not isinstance(saved.get("state"), dict):
+        return False
+    for number, state in saved["state"].items():
+        if type(number) is not int or not 0 <= number < len(parameters) or not isinstance(state, dict):
+            return False
+        if state.keys() != moments:
+            return False
+        for name, tensor in state.items():
+            size = 1 if name == "step" else parameters[number].numel()
+            least = -math.inf if name in ("exp_avg", "momentum_buffer") else 0.0
+            if not isinstance(tensor, Tensor) or tensor.numel() != size or not tensor.is_floating_point():
+                return False
+            if not (tensor >= least).all() or not tensor.isfinite().all():
+                return False
+    return True

@@ -10,18 +10,25 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..common.atomic_io import atomic_file
 from ..common.hashing import digest
+from ..common.text import shown, some
+from ..weights.pickles import View
+from ..weights.torch_files import read_torch
 from .config import RESUMABLE, TrainConfig, as_saved, completed, shaping
 
 log = logging.getLogger(__name__)
+MOST_STEPS = 10**8
+_STEP = re.compile(r"step-(\d{1,9})\.pt")
 DATASET = "dataset"  # the one entry of a run's origin that may change when the run is resumed
 
 
@@ -41,7 +48,7 @@ def write_state(folder: Path, state: dict[str, Any], keep: int) -> Path:
             raise OSError(str(error).splitlines()[0]) from error
         file.flush()
         os.fsync(file.fileno())
-    for old in sorted(target.parent.glob("step-*.pt"))[:-keep]:
+    for old in _numbered(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return target
 
@@ -51,8 +58,7 @@ def as_begun(folder: Path, recipe: TrainConfig) -> TrainConfig:
     the recipe leaves the setting at its default."""
     if not (path := _newest(folder)):
         return recipe
-    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["recipe"]
-    begun = as_saved(recipe, saved)
+    begun = as_saved(recipe, _read(path, tensors=False)["recipe"])
     if begun != recipe:
         log.info("The run in %s began by earlier rules and goes on by them, see docs/training-recipe.md.", folder)
     return begun
@@ -71,12 +77,12 @@ def load_latest(folder: Path, recipe: TrainConfig, processes: int, origin: Mappi
     """
     if not (path := _newest(folder)):
         return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = _read(path)
     own, saved = recipe.as_dict(), completed(state["recipe"])
     share = {"batch_size": own["batch_size"] * processes}, {"batch_size": saved["batch_size"] * state["processes"]}
     own, saved = own | share[0], saved | share[1]
     if changed := [name for name in own if name not in RESUMABLE and own[name] != saved.get(name)]:
-        told = ", ".join(f"{name} {saved.get(name)} -> {own[name]}" for name in changed)
+        told = some((f"{name} {saved.get(name)} -> {own[name]}" for name in changed), 8)
         raise ValueError(
             f"{folder} holds a run with another recipe ({told}). Choose another output folder, or set them back."
         )
@@ -94,8 +100,74 @@ def load_latest(folder: Path, recipe: TrainConfig, processes: int, origin: Mappi
     return state
 
 
+def _numbered(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest last. Files of other names, and pipes, are none."""
+    found = ((_STEP.fullmatch(path.name), path) for path in (folder / "checkpoints").glob("step-*.pt"))
+    return [path for _, path in sorted((int(name[1]), path) for name, path in found if name and path.is_file())]
+
+
 def _newest(folder: Path) -> Path | None:
-    return max((folder / "checkpoints").glob("step-*.pt"), default=None)
+    return next(reversed(_numbered(folder)), None)
+
+
+def _read(path: Path, tensors: bool = True) -> dict[str, Any]:
+    """What a checkpoint holds, checked. tensors: whether its tensors are read too.
+
+    Raises ValueError, in one sentence, for whatever is no checkpoint of a training.
+    """
+    try:
+        loaded, tensor = read_torch(path, zipfile.is_zipfile(path))
+        if not isinstance(loaded, dict):
+            raise ValueError("it holds no named values")
+        # Copies: the file may be removed while the run goes on.
+        state = _mapped(loaded, lambda view: tensor(view).clone()) if tensors else loaded
+        _check(state, tensors)
+    except (Exception, MemoryError) as error:  # a damaged file can raise anything in zipfile and pickletools
+        raise ValueError(
+            f"{path} is no checkpoint that training can go on from ({shown(error)}): remove it, so that the one before "
+            "it is used, or choose another output folder."
+        ) from error
+    return state
+
+
+def _mapped(value: Any, tensor: Callable[[View], Tensor], depth: int = 0) -> Any:
+    """The value with a tensor in place of every View."""
+    if isinstance(value, View):
+        return tensor(value)
+    if depth > 6:
+        raise ValueError("its values are nested too deeply")
+    if isinstance(value, dict):
+        return {key: _mapped(each, tensor, depth + 1) for key, each in value.items()}
+    return [_mapped(each, tensor, depth + 1) for each in value] if isinstance(value, list) else value
+
+
+def _check(state: dict[str, Any], tensors: bool) -> None:
+    """Raises ValueError unless the state is what `Trainer` writes, apart from what depends on the adapter."""
+
+    def need(right: object, what: str) -> None:
+        if not right:
+            raise ValueError(f"its {what} is none that training writes")
+
+    recipe: dict[str, Any] = state.get("recipe") or {}
+    need(isinstance(recipe, dict) and isinstance(recipe.get("filters"), dict), "recipe")
+    known = TrainConfig().as_dict()
+    for saved, own in ((recipe, known), (recipe["filters"], known["filters"])):
+        need(all(name in own and _alike(value, own[name]) for name, value in saved.items()), "recipe")
+    if not tensors:
+        return
+    step, losses = state.get("step"), state.get("losses")
+    need(type(step) is int and 0 <= step <= MOST_STEPS, "step")
+    need(isinstance(losses, Tensor) and losses.shape == (step,) and losses.isfinite().all(), "list of losses")
+    need(type(state.get("processes")) is int and 1 <= state["processes"] <= 1 << 20, "number of processes")
+    need(type(state.get("updates")) is int and 0 <= state["updates"] <= step, "number of updates")
+    for name in ("origin", "broken"):
+        words = state.get(name)
+        need(isinstance(words, dict) and all(isinstance(each, str) for each in (*words, *words.values())), name)
+    need(isinstance(recipe.get("batch_size"), int), "recipe")
+
+
+def _alike(value: Any, own: Any) -> bool:
+    return type(value) is type(own) or (type(own) is float and type(value) is int)
 
 
 def run_folder(base: Path, recipe: TrainConfig, *parts: Any) -> Path:
@@ -110,8 +182,9 @@ def run_folder(base: Path, recipe: TrainConfig, *parts: Any) -> Path:
 
 def reached(folder: Path) -> int:
     """The step of the newest checkpoint; 0 if there is none."""
-    names = (re.fullmatch(r"step-(\d+)\.pt", path.name) for path in (folder / "checkpoints").glob("step-*.pt"))
-    return max((int(name[1]) for name in names if name), default=0)
+    newest = _newest(folder)
+    name = _STEP.fullmatch(newest.name) if newest else None
+    return int(name[1]) if name else 0
 
 
 def earlier_losses(folder: Path, steps: int) -> list[float]:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.text import printable, shown
 from ..patching.encode import check_encoders
 from ..weights.adapter import Adapter
 from ..weights.comfy_files import adapter_names, output_folder
@@ -26,6 +27,7 @@ from ..weights.sites import check_sites, unet_sites
 from .checkpoints import as_begun, earlier_losses, reached, run_folder
 from .comfy_model import HostModel, model_parts
 from .config import TrainConfig
+from .data_folder import expanded
 from .dataset import SubjectFolder
 from .loss_curve import SIZE, loss_picture
 from .save import free_path, save_adapter, save_head
@@ -43,16 +45,20 @@ def dataset_path(name: str) -> Path:
 
     Raises ValueError if it is empty or does not exist.
     """
-    name = name.strip().strip("\"'")
+    name = printable(name).strip().strip("\"'")
     if not name:
         raise ValueError(
             "dataset_folder is empty: give the folder that holds images/, masks/ and jsons/ of the training pictures."
         )
-    path = Path(folder_paths.get_input_directory()) / Path(name).expanduser()
-    if not path.exists():
+    path = Path(folder_paths.get_input_directory()) / expanded(name)
+    if path.drive.startswith("\\\\"):  # Windows would log in at whatever machine a workflow names
         raise ValueError(
-            f"There is no training data at {path}: give the whole path of a folder with images/, masks/ and jsons/, or "
-            "its name below ComfyUI's input folder."
+            f"“{shown(name)}” is on another machine: connect its folder as a drive with a letter, and give that path."
+        )
+    if not (path.is_dir() or path.is_file()):
+        raise ValueError(
+            f"There is no training data at {shown(path, 300)}: give the whole path of a folder with images/, masks/ "
+            "and jsons/, or its name below ComfyUI's input folder."
         )
     return path
 

@@ -16,8 +16,20 @@ import numpy as np
 from PIL import Image
 
 from ..common.atomic_io import atomic_write
+from ..common.text import shown
 
+LARGEST = 1 << 24  # bytes of a json, or of a list of pictures
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def expanded(name: str) -> Path:
+    """A path with “~” in place. Raises ValueError if it names a user whom the machine does not know."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"“{shown(name)}” begins with a user whom this machine does not know: give the whole path."
+        ) from error
 
 
 def picture_path(folder: Path, name: str) -> Path:
@@ -32,7 +44,10 @@ def mask_path(folder: Path, name: str) -> Path:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    return json.loads((folder / "jsons" / f"{name}.json").read_text("utf-8"))
+    path = folder / "jsons" / f"{name}.json"
+    if not path.is_file() or path.stat().st_size > LARGEST:  # a pipe would block for ever
+        raise ValueError(f"jsons/{name}.json is no file of at most {LARGEST >> 20} MB")
+    return json.loads(path.read_text("utf-8"))
 
 
 def read_mask(folder: Path, name: str, size: tuple[int, int]) -> np.ndarray:
@@ -73,6 +88,8 @@ def picture_ids(path: Path) -> tuple[Path, list[str]]:
 def read_subset(path: Path) -> tuple[Path, list[str]]:
     """The folder and the ids of a list of kept pictures. Raises ValueError for a file that is not such a list."""
     try:
+        if path.stat().st_size > LARGEST:
+            raise OSError(f"it has more than {LARGEST >> 20} MB")
         lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"The list of kept pictures {path} cannot be read ({error}).") from error

@@ -49,6 +49,7 @@ class Filters:
             )
 
 
+MOST_BOXES = 500  # of a picture: whether some of them fit together is asked for all pairs
 EARLIER: dict[str, Any] = {"cropped_aspect": "w/h"}  # see config.EARLIER
 
 
@@ -80,6 +81,8 @@ def candidates(
     size: (width, height).
     least: how many objects the picture must have.
     """
+    if len(entries) > MOST_BOXES:
+        raise ValueError(f"it has {len(entries):,} boxes; at most {MOST_BOXES:,} are read")
     usable = [_found(entry) for entry in sorted(entries, key=_logit, reverse=True) if _usable(entry, size, filters)]
     if not usable:
         return [], NO_OBJECTS

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .config import TrainConfig, read_table
+from .data_folder import expanded
 
 MINIATURE = "miniature"  # value of base.checkpoint for the small model that comes with the pack
 
@@ -121,7 +122,7 @@ def _resolve(config: Any, folder: Path) -> Any:
     """A dataclass with its paths made absolute. base.checkpoint may be MINIATURE, which is not a path."""
 
     def path(text: str) -> str:
-        return text and str((folder / Path(text).expanduser()).resolve())
+        return text and str((folder / expanded(text)).resolve())
 
     changes = {}
     for each in fields(config):

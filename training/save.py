@@ -6,13 +6,15 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..common.atomic_io import atomic_file
+from ..common.atomic_io import keep_as_new
+from ..common.text import printable, shown
 from ..weights.adapter import Adapter, check_finite
 from ..weights.spec import PARTS
 from .config import TrainConfig
@@ -62,13 +64,13 @@ def save_head(adapter: Adapter, folder: str | os.PathLike[str], name: str, dtype
 
 def free_path(folder: Path, name: str) -> Path:
     """The file for a name, numbered if it exists. Raises ValueError for a name that leaves the folder."""
-    name = name.strip().removesuffix(".safetensors")
+    name = printable(name).strip().removesuffix(".safetensors")
     target = Path(os.path.abspath(folder / f"{name}.safetensors"))
     inside = target.is_relative_to(os.path.abspath(folder)) and not {"..", ""} & set(name.replace("\\", "/").split("/"))
     if not inside or target.name.startswith(".") or any(ord(each) < 32 or each in '<>:"|?*' for each in name):
-        raise ValueError(f"“{name}” is no name for a file inside {folder}: use letters, digits, “-” and “_”.")
+        raise ValueError(f"“{shown(name)}” is no name for a file inside {folder}: use letters, digits, “-” and “_”.")
     if max(len(part.encode()) for part in name.split("/")) > LONGEST:
-        raise ValueError(f"“{name[:40]}…” is too long for a file's name: use at most {LONGEST} letters.")
+        raise ValueError(f"“{shown(name, 40)}” is too long for a file's name: use at most {LONGEST} letters.")
     number = 2
     while target.exists():
         target, number = target.with_name(f"{Path(name).name}_{number}.safetensors"), number + 1
@@ -84,10 +86,16 @@ def _write(flat: Mapping[str, Tensor], about: dict[str, str], folder: Path, name
     stored = {key: tensor.detach().to("cpu", dtype).contiguous().clone() for key, tensor in flat.items()}
     check_finite(stored, f"{name} in {str(dtype).removeprefix('torch.')}")
     target = free_path(folder, name)
+    temporary = target.with_name(f".{uuid4().hex}.tmp")
     try:
-        with atomic_file(target) as temporary:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
             save_file(stored, temporary, metadata=about)
             os.chmod(temporary, 0o644)  # safetensors makes it readable for its owner only
+            while not keep_as_new(temporary, target):  # another process took the name just now
+                target = free_path(folder, name)
+        finally:
+            temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{target} cannot be written ({error}): check the folder and its free space.") from error
     return target

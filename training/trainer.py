@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..common.folder_lock import only_here
 from ..common.hashing import digest
 from ..weights.adapter import Adapter
 from ..weights.sites import check_sites
@@ -90,12 +91,19 @@ def train(
         model within one, which is then not made.
     about: metadata of the result.
 
-    Raises ValueError if the adapter does not fit the model, the loss is not finite, or too many samples are broken.
+    Raises ValueError if another training runs in the folder, the adapter does not fit the model, the loss is not
+    finite, or too many samples are broken.
     """
     check_sites(adapter.spec, adapter.name, model.sites)
-    trainer = Trainer(model, samples, adapter, recipe, processes or Alone(), folder, about or {})
-    stopped = trainer.run(on_step, validate, asked_to_stop, interrupts)
-    return Outcome(trainer.result(), tuple(trainer.losses), stopped)
+    processes = processes or Alone()
+    alone = nullcontext() if folder is None or processes.rank else only_here(folder, _WAIT)
+    with alone:
+        trainer = Trainer(model, samples, adapter, recipe, processes, folder, about or {})
+        stopped = trainer.run(on_step, validate, asked_to_stop, interrupts)
+        return Outcome(trainer.result(), tuple(trainer.losses), stopped)
+
+
+_WAIT = "two trainings cannot share a folder. Wait for its end, stop it, or choose another output folder."
 
 
 class Trainer:

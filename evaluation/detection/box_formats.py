@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...common.crops import Box, bounds, describe, window
-from ...common.text import plain
+from ...common.text import plain, shown
 from .crops import MASK_THRESHOLD
 from .detections import Detection
 
 SIDES, CORNERS = "x, y, width, height", "x0, y0, x1, y1"
+MOST_BOXES = 1000  # in one list
 FORMATS = (SIDES, CORNERS)  # the meanings that four bare numbers can have
 
 
@@ -57,22 +58,33 @@ class Reader:
     def read(self, boxes: Any) -> list[Marked] | list[list[Marked]]:
         """All boxes in one list, or in a list for each picture. Raises ValueError for what is no box."""
         if isinstance(boxes, Tensor):
-            return list(self._masks(boxes)) if boxes.ndim >= 2 and boxes.shape[-1] != 4 else self.read(boxes.tolist())
+            return list(self._masks(boxes)) if boxes.ndim >= 2 and boxes.shape[-1] != 4 else self._numbers(boxes)
         if isinstance(boxes, np.ndarray):
-            return self.read(boxes.tolist())
+            return self._numbers(boxes)
         if _is_box(boxes):
             return [self._box(boxes)]
         if _is_segs(boxes) or not isinstance(boxes, list | tuple) or any(map(_is_box, boxes)):
             return self._one_picture(boxes)
+        if len(boxes) > MOST_BOXES:
+            raise ValueError(_too_many(len(boxes)))
         return [self._one_picture(each) for each in boxes]
+
+    def _numbers(self, boxes: Tensor | np.ndarray) -> list[Marked] | list[list[Marked]]:
+        if math.prod(boxes.shape) > 4 * MOST_BOXES * 100:
+            raise ValueError(_too_many(math.prod(boxes.shape) // 4))
+        return self.read(boxes.tolist())
 
     def _one_picture(self, boxes: Any) -> list[Marked]:
         if isinstance(boxes, Tensor | np.ndarray):
             boxes = boxes.tolist()
         if _is_segs(boxes):
+            if len(boxes[1]) > MOST_BOXES:
+                raise ValueError(_too_many(len(boxes[1])))
             return [self._seg(each, boxes[0]) for each in boxes[1]]
         if not isinstance(boxes, list | tuple):
             raise ValueError(_unknown(boxes))
+        if len(boxes) > MOST_BOXES:
+            raise ValueError(_too_many(len(boxes)))
         if not all(_is_box(each) for each in boxes):
             raise ValueError(_unknown(next(each for each in boxes if not _is_box(each))))
         return [self._box(each) for each in boxes]
@@ -90,9 +102,9 @@ class Reader:
         """A detection whose box is clipped to the picture. Raises ValueError if nothing of it is left."""
         x0, y0, x1, y1 = edges
         if not all(map(math.isfinite, edges)) or x1 <= x0 or y1 <= y0:
-            shown = " × ".join(f"{edge:g}" for edge in (x1 - x0, y1 - y0))
+            sides = " × ".join(f"{edge:g}" for edge in (x1 - x0, y1 - y0))
             raise ValueError(
-                f"A box at ({x0:g}, {y0:g}) has {shown} pixels, so it holds nothing: correct it, or choose the other "
+                f"A box at ({x0:g}, {y0:g}) has {sides} pixels, so it holds nothing: correct it, or choose the other "
                 f"format of bare numbers (it is “{self.form}” now)."
             )
         box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(self.width)), min(y1, float(self.height)))
@@ -150,6 +162,13 @@ class Reader:
         return mask
 
 
+def _too_many(count: int) -> str:
+    return (
+        f"There are {count:,} boxes in one list; at most {MOST_BOXES:,} are read: raise the threshold of the node that "
+        "gives them, or choose some of them."
+    )
+
+
 def _is_segs(value: Any) -> bool:
     return (
         isinstance(value, list | tuple)
@@ -197,9 +216,8 @@ def _shortened(edges: Box) -> Box:
 
 
 def _unknown(value: Any) -> str:
-    shown = " ".join(repr(value).split())
-    shown = f"{shown[:60]}…" if len(shown) > 60 else shown
+    written = shown(" ".join(repr(value).split()), 60)
     return (
-        f"This is no box: {shown} ({type(value).__name__}); expected the host's BOUNDING_BOX (x, y, width, height), "
+        f"This is no box: {written} ({type(value).__name__}); expected the host's BOUNDING_BOX (x, y, width, height), "
         "four numbers (BBOX), SEGS or a MASK, or lists of them, one a picture."
     )

@@ -66,14 +66,13 @@ def to_masks(detections: Detections, kept: Sequence[int] | None = None) -> Tenso
     kept: numbers of the texts that get a mask, by default all.
     """
     height, width = detections.height, detections.width
-    empty = torch.zeros(height, width)
-    return torch.stack(
-        [
-            torch.stack([empty, *(each.region(height, width) for each in picture[text])]).amax(0)
-            for picture in detections.found
-            for text in (range(len(detections.texts)) if kept is None else kept)
-        ]
-    )
+    texts = range(len(detections.texts)) if kept is None else kept
+    masks = torch.zeros(len(detections), len(texts), height, width)
+    for picture, found in zip(masks, detections.found, strict=True):
+        for mask, text in zip(picture, texts, strict=True):
+            for each in found[text]:
+                torch.maximum(mask, each.region(height, width), out=mask)
+    return masks.flatten(0, 1)
 
 
 def _bounding_box(box: Box, label: str, score: float) -> dict[str, Any]:

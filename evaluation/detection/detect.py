@@ -8,9 +8,10 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from ...attention.options import between
 from ...common.batching import Tick, in_batches
 from ...common.crops import overlap
-from ...common.text import plain, spoken
+from ...common.text import check_texts, plain, spoken
 from .detections import Detection, Detections
 from .matching import SAME_PLACE
 
@@ -45,7 +46,9 @@ class Detector(Protocol):
 
 def object_texts(words: str) -> tuple[str, ...]:
     """Object texts from one string, separated by line breaks, commas or semicolons, each once."""
-    return once(" ".join(each.split()) for each in re.split(r"[\n,;]", words))
+    texts = [" ".join(each.split()) for each in re.split(r"[\n,;]", words)]
+    check_texts([text for text in texts if text])
+    return once(texts)
 
 
 def once(texts: Iterable[str]) -> tuple[str, ...]:
@@ -83,6 +86,8 @@ def detect(
         )
     if not texts:
         raise ValueError("There are no object texts: name what to look for, one object a line, such as “cat”.")
+    between("threshold", threshold, 0, 1)
+    between("text_threshold", text_threshold, 0, 1)
     height, width = images.shape[1:3]
     words = [spoken(text) for text in texts]
 

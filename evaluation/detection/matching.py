@@ -13,7 +13,7 @@ from torch import Tensor
 from ...attention.reference import Reference
 from ...attention.regions import resize
 from ...common.crops import Box, overlap
-from ...common.text import plain
+from ...common.text import plain, shown, some
 from .detections import Detection, Detections
 
 SAME_PLACE = 0.7  # boxes with a larger intersection over union are at the same place
@@ -156,10 +156,10 @@ def missing(detections: Detections, picture: int, texts: Sequence[str], matches:
 def _text_numbers(detections: Detections, texts: Sequence[str]) -> list[int]:
     known = {plain(text): number for number, text in enumerate(detections.texts)}
     if lacking := [text for text in texts if plain(text) not in known]:
-        searched = ", ".join(f"“{text}”" for text in detections.texts)
+        searched = some((f"“{shown(text, 40)}”" for text in detections.texts), 16)
         raise ValueError(
-            f"The detections are of {searched}, and the references name “{lacking[0]}”: give the detector the same "
-            "object texts as the references."
+            f"The detections are of {searched}, and the references name “{shown(lacking[0], 60)}”: give the detector "
+            "the same object texts as the references."
         )
     return [known[plain(text)] for text in texts]
 

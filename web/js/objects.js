@@ -13,6 +13,7 @@ const GAP = 6
 const ABOVE = 8
 const NODE_MARGIN = 15
 const MOST_KEPT = 64
+const LONGEST = 64 // letters that could fit under a thumbnail: every shorter text is measured in turn
 const [WRONG, WRONG_TEXT] = ["#b3261e", "#ff6b60"]
 // As in common/drawing.py, which says why.
 const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442"]
@@ -123,6 +124,7 @@ function drawMistake(ctx, mistake, x, y) {
 
 /** @returns {string} the text, cut so that it fits under a thumbnail */
 function fitted(ctx, text) {
+  text = text.slice(0, LONGEST)
   if (ctx.measureText(text).width <= SIDE + GAP - 2) return text
   let end = text.length
   while (end > 1 && ctx.measureText(`${text.slice(0, end)}…`).width > SIDE + GAP - 2) end--
