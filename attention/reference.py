@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.drawing import colour_numbers
-from ..common.text import check_texts
+from ..common.text import check_texts, shown
 from ..common.weak_cache import WeakCache
 from .block_strength import PRESETS, STYLE, BlockStrength
 from .ease import EASES, STEADY
@@ -154,7 +154,7 @@ def make_reference(
     if not 0 <= region_until <= 1:
         raise ValueError(f"The region of “{text}” holds until {region_until}; it must lie in 0 to 1 (1: to the end).")
     if fit not in FITS:
-        raise ValueError(f"The fit of “{text}” is “{fit}”; it must be one of {', '.join(FITS)}.")
+        raise ValueError(f"The fit of “{text}” is “{shown(fit, 60)}”; it must be one of {', '.join(FITS)}.")
     one_of(f"The strength over time of “{text}”", over_time, EASES)
     over_time = blocks.over_time if over_time == STEADY and blocks is not None else over_time
     if negative is not None:

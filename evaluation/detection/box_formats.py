@@ -53,7 +53,9 @@ class Reader:
 
     def __post_init__(self) -> None:
         if self.form not in FORMATS:
-            raise ValueError(f"The format of the boxes is “{self.form}”; expected one of {'; '.join(FORMATS)}.")
+            raise ValueError(
+                f"The format of the boxes is “{shown(self.form, 60)}”; expected one of {'; '.join(FORMATS)}."
+            )
 
     def read(self, boxes: Any) -> list[Marked] | list[list[Marked]]:
         """All boxes in one list, or in a list for each picture. Raises ValueError for what is no box."""
