@@ -1,14 +1,17 @@
 """Added time of the merge at SDXL's cross-attention shapes: text only, official, plain IP-Adapter, ours.
 
-All four run in turn, round after round, so that a noisy machine disturbs them alike; of each the fastest round counts,
-since interference only ever adds time, and added times are compared as ratios. `--step` measures a whole UNet step
-instead, with random weights in the host's own SDXL: plain, with our patch, and with the patch recording the relevance.
+Ours three times: measuring its own relevance as in the paper, and with a pool at a site that only reads it and at one
+that also measures. All run in turn, round after round, so that a noisy machine disturbs them alike; of each the fastest
+round counts, since interference only ever adds time, and added times are compared as ratios. `--step` measures a whole
+UNet step instead, with random weights in the host's own SDXL: plain, with our patch, and with the patch recording the
+relevance.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -20,13 +23,15 @@ import torch
 from torch import Tensor
 
 from .formulations import Site, official, plain_ip_adapter, text_only
-from .measure import flops, peak_memory
+from .measure import flops, operator_calls, peak_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 X = 2048
 COUNTS = (1, 2, 2, 1)  # content tokens of object texts such as "cat" and "red jacket"
 SHAPES = ((4096, 640, 10), (1024, 1280, 20))
 CASES = tuple((m, t) for m in (2, 4) for t in (4, 16))
+OURS = ("ours", "reads", "measures")
+SITES = {4096: 10, 1024: 60}  # of SDXL, by positions
 
 
 def make_site(n: int, c: int, heads: int, objects: int, tokens: int, device: torch.device, dtype: torch.dtype) -> Site:
@@ -43,10 +48,13 @@ def make_site(n: int, c: int, heads: int, objects: int, tokens: int, device: tor
     )  # fmt: skip
 
 
-def ours(site: Site) -> Callable[[Site], Tensor]:
-    """The pack's merge at the same site, compiled beforehand as MIPApply does."""
+def ours(site: Site, name: str = "ours") -> Callable[[Site], Tensor]:
+    """The pack's merge at the same site, compiled beforehand as MIPApply does. name: one of `OURS`."""
+    from ..attention.merge import split_queries
     from ..attention.options import FusionHead, Merge
     from ..attention.plan import References, compile_plan
+    from ..attention.pool import Pool, PooledSite
+    from ..attention.relevance import raw_relevance
     from ..attention.site import RowGroup, fuse
     from ..weights.adapter import Adapter, SiteWeights
     from ..weights.sites import Site as UNetSite
@@ -66,11 +74,20 @@ def ours(site: Site) -> Callable[[Site], Tensor]:
         device=site.q.device,
         dtype=site.q.dtype,
     )
-    compiled, parts = plan.sites[key], (RowGroup(0, 1, False), RowGroup(1, 2, True))
+    compiled, objects, pool = plan.sites[key], tuple(range(len(texts))), None
+    keys = compiled.object_text @ site.to_k.T  # made once a sampling
+    if name != "ours":
+        side, numbers = math.isqrt(site.q.shape[1]), torch.zeros(1, dtype=torch.long, device=site.q.device)
+        read, write = Pool(objects, 1), Pool(objects, 1) if name == "measures" else None
+        split = keys.unflatten(-1, (site.heads, -1)).transpose(0, 1)
+        measured = raw_relevance(split_queries(site.q[1:], site.heads), split, compiled.average, 1)
+        read.add(key, measured, (side, side), (0,), numbers)
+        pool = PooledSite(read, write, key, (side, side), objects, (0,), numbers)
+    parts = RowGroup(0, 1, False), RowGroup(1, 2, True, pool=pool)
 
     def run(site: Site) -> Tensor:
         text = text_only(site)
-        return fuse(text, text, site.q, plan, compiled, parts, lambda: compiled.object_text @ site.to_k.T)
+        return fuse(text, text, site.q, plan, compiled, parts, lambda: keys)
 
     return run
 
@@ -118,24 +135,28 @@ def bench_sites(rounds: int, device: torch.device, dtype: torch.dtype) -> list[d
     for n, c, heads in SHAPES:
         for objects, tokens in CASES:
             site = same_inputs(make_site(n, c, heads, objects, tokens, device, dtype))
-            run = ours(site)
+            run, *pooled = (ours(site, name) for name in OURS)
             error = (run(site).float() - official(site).float()).abs().max() / official(site).float().abs().max()
             contestants = {
                 "text": text_only,
                 "official": official,
                 "ip_adapter": plain_ip_adapter,
-                "ours": run,
+                **dict(zip(OURS, (run, *pooled), strict=True)),
             }
             calls = {name: partial(f, site) for name, f in contestants.items()}
             ms = interleaved(calls, rounds, device)
-            added = {name: ms[name] - ms["text"] for name in ("official", "ip_adapter", "ours")}
+            added = {name: ms[name] - ms["text"] for name in ("official", "ip_adapter", *OURS)}
             extra = {name: flops(calls[name]) - flops(calls["text"]) for name in added}
+            operators = {name: operator_calls(calls[name]) - operator_calls(calls["text"]) for name in added}
             memory = {name: peak_memory(calls[name], device) for name in calls}
             rows.append(
                 {
                     "positions": n, "channels": c, "objects": objects, "tokens": tokens, "milliseconds": ms,
                     "ours_to_official": added["ours"] / added["official"],
                     "ours_to_ip_adapter": added["ours"] / added["ip_adapter"],
+                    "reads_to_ours": added["reads"] / added["ours"],
+                    "measures_to_ours": added["measures"] / added["ours"],
+                    "added_operator_calls": operators,
                     "added_gflop": {name: value / 1e9 for name, value in extra.items()},
                     "peak_extra_mib": {name: (memory[name] - memory["text"]) / 2**20 for name in added},
                     "error_to_official": float(error),
@@ -147,19 +168,45 @@ def bench_sites(rounds: int, device: torch.device, dtype: torch.dtype) -> list[d
 
 HEADER = (
     "  N × C       M  T  | text ms | added ms: official  IP-Adapter   ours | ours/official  ours/IP-Adapter | "
+    "reads/ours  measures/ours | operator calls: official  IP-A  ours  reads  measures | "
     "added GFLOP: official  IP-A  ours | extra MiB: official  IP-A  ours"
 )
 
 
 def _line(row: dict) -> str:
     ms, flop, mib = row["milliseconds"], row["added_gflop"], row["peak_extra_mib"]
+    operators = row["added_operator_calls"]
     added = [ms[name] - ms["text"] for name in ("official", "ip_adapter", "ours")]
     return (
         f"{row['positions']:5d} × {row['channels']:<5d}{row['objects']:3d} {row['tokens']:2d}  | {ms['text']:7.2f} | "
         f"{added[0]:18.2f}  {added[1]:10.2f}  {added[2]:5.2f} | "
         f"{row['ours_to_official']:13.2f}  {row['ours_to_ip_adapter']:15.2f} | "
+        f"{row['reads_to_ours']:10.2f}  {row['measures_to_ours']:13.2f} | "
+        f"{operators['official']:24d} {operators['ip_adapter']:5d} {operators['ours']:5d} {operators['reads']:6d} "
+        f"{operators['measures']:9d} | "
         f"{flop['official']:21.2f} {flop['ip_adapter']:5.2f} {flop['ours']:5.2f} | "
         f"{mib['official']:19.1f} {mib['ip_adapter']:5.1f} {mib['ours']:5.1f}"
+    )
+
+
+def call_line(rows: list[dict], objects: int, tokens: int) -> str:
+    """What all of SDXL's cross-attentions together add to one UNet call, in text attentions of that call."""
+    from ..attention.pool import SUREST
+
+    sites = [row for row in rows if (row["objects"], row["tokens"]) == (objects, tokens)]
+
+    def call(name: str) -> float:
+        return sum(SITES[row["positions"]] * row["milliseconds"][name] for row in sites)
+
+    # The sites that measure are taken to be of the coarser resolution.
+    coarse = min(sites, key=lambda row: row["positions"])["milliseconds"]
+    pool = call("reads") + SUREST * (coarse["measures"] - coarse["reads"])
+    of_text = {name: call(name) / call("text") - 1 for name in ("official", "ip_adapter", "ours")}
+    added = pool / call("text") - 1
+    said = "  ".join(f"{name} {value:.2f}" for name, value in of_text.items())
+    return (
+        f"a call, M {objects}, T {tokens}: added to 1 of text attention: {said}  pool {added:.2f}; "
+        f"pool/ours {added / of_text['ours']:.2f}"
     )
 
 
@@ -188,6 +235,8 @@ def main(argv: list[str]) -> int:
         else:
             print(HEADER)
             rows = bench_sites(arguments.rounds, device, dtype)
+            for objects, tokens in CASES:
+                print(call_line(rows, objects, tokens))
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     unfinished = arguments.json.with_suffix(".part")
     unfinished.write_text(json.dumps({**about, "rows": rows}, indent=1))

@@ -1,4 +1,4 @@
-"""Operations and memory of a function, counted rather than sampled."""
+"""Operations, operator calls and memory of a function, counted rather than sampled."""
 
 from __future__ import annotations
 
@@ -16,6 +16,23 @@ def flops(run: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
+
+
+def operator_calls(run: Callable[[], object]) -> int:
+    """How many of PyTorch's operators `run` calls, without those that return a view."""
+    with _Calls() as calls:
+        run()
+    return calls.count
+
+
+class _Calls(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> int:

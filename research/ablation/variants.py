@@ -66,6 +66,9 @@ VARIANTS = (
     Variant("mip + relevance, head on text", "mip", RELEVANCE, "text"),
     Variant("mip + relevance", "mip", RELEVANCE, "image"),  # the paper's method
     Variant("mip + relevance, sharpness 3", "mip", Merge("relevance", sharpness=3.0), "image"),  # not the paper's
+    Variant("stock + pool", "stock", Merge("relevance", measure="pool")),
+    Variant("mip + pool", "mip", Merge("relevance", measure="pool"), "image"),
+    Variant("mip + pool, sharpness 2", "mip", Merge("relevance", sharpness=2.0, measure="pool"), "image"),
     Variant("stock-plus + uniform", "stock-plus", UNIFORM),
     Variant("stock-plus + relevance", "stock-plus", RELEVANCE),
     Variant("mip-plus + relevance", "mip-plus", RELEVANCE, "image"),

@@ -18,7 +18,7 @@ from .test_chaining import summed
 from .test_composition import OTHERS, couple
 from .test_models import lora  # noqa: F401
 from .test_regions import AREAS, LEFT, ORDER, RIGHT, masked, regional
-from .test_steering import NAMES, box
+from .test_steering import NAMES, applied, box
 from .test_steering import equals as steering_equals
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -190,3 +190,21 @@ def test_the_surest_sites_go_on_measuring(monkeypatch) -> None:
     counts = [len(next(iter(turn.values()))) for turn in [*chosen.history, chosen.now]]
     everyone = counts[0]
     assert everyone > 2 and counts == [everyone, everyone, 2, 2, everyone, 2, 2, 2]
+
+
+def test_the_record_shows_the_shares_that_act(monkeypatch) -> None:
+    from mip_adapter.attention.pool import PooledSite
+
+    acted, shares = [], PooledSite.shares
+
+    def noted(self, *given):
+        share = shares(self, *given)
+        acted.append((self.size, share))
+        return share
+
+    monkeypatch.setattr(PooledSite, "shares", noted)
+    model, record = applied(measure="pool")
+    graphs.sample(model, 3)
+    for size in record.resolutions:
+        expected = torch.stack([share for at, share in acted if at == size]).mean(0)
+        torch.testing.assert_close(record.shares(size)[:, 0].flatten(1), expected[:, 0], rtol=1e-4, atol=1e-5)

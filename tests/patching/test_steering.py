@@ -210,6 +210,7 @@ class Frozen(DirectPatch):
     [
         ({}, {}),
         ({"background": 1.0}, {}),
+        ({"measure": "pool"}, {"measure": "pool"}),
         ({"normalization": "mean"}, {"normalization": "mean"}),
         ({"background": 0.5}, {"sharpness": 3.0, "background": 0.7}),
     ],

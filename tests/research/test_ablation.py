@@ -404,7 +404,8 @@ def test_rows_sampled_together_are_those_sampled_alone(parts, adapters):
         chain = ()
         for picture, text in zip(trials.references[i].movedim(1, -1), trials.texts(i), strict=True):
             (chain,) = MIPReference.execute(picture[None], text, 1.0, references=chain).result
-        models.append(MIPApply.execute(model, clip, vision, adapter, chain, 0.75, 0.0, 1.0).result[0])
+        merge = Merge(measure="pool" if i == 1 else "each site")
+        models.append(MIPApply.execute(model, clip, vision, adapter, chain, 0.75, 0.0, 1.0, merge).result[0])
     conds = [clip.encode_from_tokens(clip.tokenize(text), return_pooled=True) for text in (*trials.prompts, "")]
     negative = comfy_rows.conditioning(conds[-1:])
     noise = comfy_rows.noise_of(trials.seeds, 16)
