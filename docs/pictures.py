@@ -60,7 +60,7 @@ BOXES = """types => {
     const {graph} = app.canvas
     const nodes = graph._nodes.filter(n => types ? types.includes(n.type) : n.type !== "MarkdownNote")
     return [
-        ...nodes.map(n => { n.updateArea?.(); return [...n.getBounding()] }),
+        ...nodes.map(n => { n.updateArea?.(app.canvas.ctx); return [...n.getBounding()] }),
         ...(types ? [] : graph._groups.map(g => [...g._bounding])),
     ]
 }"""

@@ -46,6 +46,7 @@ def test_there_is_one_for_every_job():
         "two objects (base)",
         "three objects (plus)",
         "regions",
+        "objects in a style",
         "merge strategies side by side",
         "start here - miniature",
         "merging or training",
@@ -161,13 +162,14 @@ def test_apps_offer_what_is_there():
 
 
 def test_what_applies_references_shows_who_listened_to_what():
-    """Maps, in every template but those that compare or judge; masks too, but in the first ones."""
+    """Maps, in every template but those that compare or judge; masks too, but in the first ones and beside a style."""
+    without_masks = {*FIRST, "objects in a style"}
     for path in WORKFLOWS:
         nodes = load(path)["nodes"]
         if any(node["type"] == "MIPApply" for node in nodes) and path.stem not in WITHOUT_MAPS:
             (maps,) = (node for node in nodes if node["type"] == "MIPRelevanceMaps")
             shown = {output["name"] for output in maps["outputs"] if output["links"]}
-            assert shown >= ({"overlays"} if path.stem in FIRST else {"overlays", "masks"}), path
+            assert shown >= ({"overlays"} if path.stem in without_masks else {"overlays", "masks"}), path
 
 
 # ---- in the browser ----
@@ -186,7 +188,7 @@ OPEN = """async workflow => {
         output,
         widgets: Object.fromEntries(nodes.map(node => [node.id, node.serialize().widgets_values ?? []])),
         missing: nodes.filter(node => !LiteGraph.registered_node_types[node.type]).map(node => node.type),
-        boxes: nodes.map(node => { node.updateArea?.(); return [...node.getBounding()] }),
+        boxes: nodes.map(node => { node.updateArea?.(app.canvas.ctx); return [...node.getBounding()] }),
     }
 }"""
 

@@ -9,6 +9,7 @@ const ORDER = [
   "two objects (base)",
   "three objects (plus)",
   "regions",
+  "objects in a style",
   "merge strategies side by side",
   "merging or training",
   "binding report and seed picker",
