@@ -62,7 +62,7 @@ class MIPMerge(io.ComfyNode):
                     optional=True,
                     **ADVANCED,
                     tooltip="Where the relevance comes from. pool: all sites of the UNet read one map, made of what "
-                    "the surest of them see; objects mix less where the model finds words badly, and it is faster. "
+                    "the surest of them see; meant for models that find words badly at many sites. "
                     "each site: every site goes by its own map (the paper). Relevance only.",
                 ),
             ],
