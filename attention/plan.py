@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..weights.adapter import Adapter
+from ..weights.adapter import Adapter, SiteWeights
 from ..weights.sites import Site, SiteKey
 from .block_strength import BlockStrength
 from .ease import Ease
@@ -220,12 +220,10 @@ def compile_plans(
     """
     builders = [_PlanBuilder(references, scale, merge, head, device, dtype) for references in reference_sets]
     for site in sites:
-        weight = adapter.sites[site.number]
-        to_k = weight.to_k.to(device, torch.float32)
-        to_v = weight.to_v.to(device, torch.float32)
+        weights = adapter.sites[site.number].on(device)
         row = head.weights[site.number].to(device, dtype) if head.active else None
         for builder in builders:
-            builder.add(site, to_k, to_v, row)
+            builder.add(site, weights, row)
     return [builder.plan() for builder in builders]
 
 
@@ -251,7 +249,7 @@ class _PlanBuilder:
         self.weights = torch.tensor(references.weights, device=device, dtype=torch.float32).view(-1, 1, 1)
         self.sites: dict[SiteKey, SitePlan] = {}
 
-    def add(self, site: Site, to_k: Tensor, to_v: Tensor, row: Tensor | None) -> None:
+    def add(self, site: Site, weights: SiteWeights, row: Tensor | None) -> None:
         width = site.width // site.heads
         strengths = self.references.strengths_at(site.key)
         if not any(strengths):
@@ -266,12 +264,14 @@ class _PlanBuilder:
             return flat.unflatten(-1, (site.heads, -1)).transpose(0, 1).to(self.dtype).contiguous()
 
         object_text, average = self.shared.for_site(site.heads, width)
+        keys, values = weights.keys_values(self.tokens, site.heads)
+        null_keys, null_values = weights.keys_values(self.null, site.heads)
         self.sites[site.key] = SitePlan(
             heads=site.heads,
-            keys=heads_first(self.tokens @ to_k.T * width**-0.5),
-            values=heads_first(self.tokens @ to_v.T * per_token),
-            null_keys=heads_first(self.null @ to_k.T * width**-0.5),
-            null_values=heads_first(self.null @ to_v.T * per_null),
+            keys=heads_first(keys * width**-0.5),
+            values=heads_first(values * per_token),
+            null_keys=heads_first(null_keys * width**-0.5),
+            null_values=heads_first(null_values * per_null),
             head=row,
             object_text=object_text,
             average=average,

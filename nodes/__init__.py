@@ -7,7 +7,7 @@ require_host()
 from comfy_api.latest import ComfyExtension, io  # noqa: E402
 
 from ..weights.comfy_files import register_folders  # noqa: E402
-from .adapter import MIPAdapterLoader  # noqa: E402
+from .adapter import MIPAdapterLoader, MIPSigLIPLoader  # noqa: E402
 from .apply import MIPApply  # noqa: E402
 from .binding import MIPBindingReport, MIPSeedPicker  # noqa: E402
 from .block_strength import MIPBlockStrength  # noqa: E402
@@ -53,6 +53,7 @@ NODES: list[type[io.ComfyNode]] = [
     MIPBoxRegion,
     MIPBlockStrength,
     MIPStyleReference,
+    MIPSigLIPLoader,
 ]
 for _node in NODES:
     _node.execute = classmethod(checked(_node.execute.__func__))  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,9 +1,15 @@
-"""The adapter loader."""
+"""The loaders of adapters, and of the image encoder that the host's own loader knows in part only."""
 
+from pathlib import Path
+
+import comfy.clip_vision
+import folder_paths
 from comfy_api.latest import io
 
+from ..patching.siglip import siglip
 from ..weights.adapter import load_adapter
 from ..weights.comfy_files import adapter_names, adapter_path, cure, fingerprint
+from ..weights.files import read_tensors
 from .types import CATEGORY, MIPAdapter, found_by
 from .validation import fingerprint_of, found
 
@@ -16,8 +22,8 @@ class MIPAdapterLoader(io.ComfyNode):
             display_name="Load MIP Adapter",
             category=CATEGORY,
             **found_by("ip adapter", "ipadapter loader", "load ip-adapter", "multi subject", "加载适配器"),
-            description="Loads a MIP-Adapter or IP-Adapter file for SDXL or SD1.5. What it is (family, image encoder "
-            "it needs, fusion head or none) is read from its tensors, never from its name.",
+            description="Loads a MIP-Adapter or IP-Adapter file for SDXL, SD1.5 or FLUX.1. What it is (family, "
+            "image encoder it needs, fusion head or none) is read from its tensors, never from its name.",
             inputs=[
                 io.Combo.Input(
                     "adapter_name",
@@ -51,3 +57,44 @@ class MIPAdapterLoader(io.ComfyNode):
         except ValueError as error:
             raise ValueError(f"{error}{cure(path)}") from error
         return io.NodeOutput(adapter, str(adapter.spec))
+
+
+class MIPSigLIPLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MIPSigLIPLoader",
+            display_name="Load SigLIP (MIP)",
+            category=CATEGORY,
+            **found_by("siglip", "clip vision", "flux ip adapter", "image encoder", "加载图像编码器"),
+            description="Loads SigLIP as an image encoder with its pooled embedding, which InstantX's IP-Adapter for "
+            "FLUX.1 reads. Load CLIP Vision leaves that part of the file out.",
+            inputs=[
+                io.Combo.Input(
+                    "clip_name",
+                    options=folder_paths.get_filename_list("clip_vision"),
+                    tooltip="A file in models/clip_vision: google/siglip-so400m-patch14-384's model.safetensors.",
+                )
+            ],
+            outputs=[io.ClipVision.Output(tooltip="For MIP Apply.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, clip_name: str | None):
+        path = clip_name and folder_paths.get_full_path("clip_vision", clip_name)
+        return path and fingerprint(Path(path))
+
+    @classmethod
+    def execute(cls, clip_name: str) -> io.NodeOutput:
+        path = folder_paths.get_full_path("clip_vision", clip_name)
+        if path is None:
+            raise ValueError(
+                f"“{clip_name}” is not in models/clip_vision. Put it there and press R to refresh the lists."
+            )
+        vision = comfy.clip_vision.load(path)
+        if vision is None:
+            raise ValueError(
+                f"“{clip_name}” is no image encoder that ComfyUI knows. Choose SigLIP's model.safetensors."
+            )
+        heads = vision.model.vision_model.encoder.layers[0].self_attn.heads
+        return io.NodeOutput(siglip(vision, read_tensors(path)[0], heads, clip_name))

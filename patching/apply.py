@@ -18,8 +18,9 @@ from ..attention.reference import Reference, Style, check_chain, objects_of, sty
 from ..attention.schedule import ObjectTiming, PercentRange, Schedule, active_segments
 from ..relevance.record import RecordedMaps, RelevanceRecord, nobody
 from ..weights.adapter import Adapter
-from ..weights.sites import Site, check_head, check_sites, unet_sites
+from ..weights.sites import Site, check_head, check_sites, model_sites
 from .encode import encode_references, encode_styles
+from .joint_patch import ObjectTexts, install_joint
 from .site_patch import check_percents, compute_dtype, install
 
 
@@ -55,7 +56,7 @@ def apply_references(
     if not (math.isfinite(scale) and scale >= 0):
         raise ValueError(f"scale is {scale}; it must be 0 or more (0.75 suits base weights, 0.65 plus weights).")
     check_percents(start_percent, end_percent)
-    sites = unet_sites(model.model.diffusion_model)
+    sites = model_sites(model.model.diffusion_model)
     check_sites(adapter.spec, adapter.name, sites)
     head = fusion_head or FusionHead(adapter.head, "image" if adapter.head else "off", name=adapter.name)
     if head.active:
@@ -72,20 +73,22 @@ def apply_references(
     shares = None if frozen is None else _frozen_shares(frozen, tuple(each.text for each in objects), merge)
     if scale == 0:
         return model.clone()  # the same bits as without the references
+    sites = sites[: len(adapter.spec.sites)]
     compiled = partial(_compiled, model=model, adapter=adapter, sites=sites, scale=scale)
+    installed = partial(_installed, adapter=adapter, start_percent=start_percent, end_percent=end_percent)
     patched = model
     if objects:
         encoded = replace(encode_references(objects, adapter, clip, clip_vision), frozen=shares)
         schedule = compiled(objects, encoded, merge=merge, head=head)
         if schedule is not None:
-            patched = install(patched, schedule, start_percent, end_percent, record)
+            patched = installed(patched, schedule, encoded, record)
         elif record is not None:
             record.off = True
     if styles:
         encoded = encode_styles(styles, adapter, clip_vision)
         schedule = compiled(styles, encoded, merge=Merge("sum"), head=FusionHead({}, "off"))
         if schedule is not None:
-            patched = install(patched, schedule, start_percent, end_percent)
+            patched = installed(patched, schedule, encoded)
     return model.clone() if patched is model else patched
 
 
@@ -121,6 +124,24 @@ def _compiled(
         dtype=compute_dtype(model),
     )
     return Schedule(times, dict(zip(segments, plans, strict=True))) if any(plan.sites for plan in plans) else None
+
+
+def _installed(
+    model: Any,
+    schedule: Schedule,
+    encoded: References,
+    record: RelevanceRecord | None = None,
+    *,
+    adapter: Adapter,
+    start_percent: float,
+    end_percent: float,
+) -> Any:
+    """A clone of the model that samples with the plans."""
+    if not adapter.spec.is_joint:
+        return install(model, schedule, start_percent, end_percent, record)
+    texts = ObjectTexts(encoded.names, encoded.texts)
+    after_block = adapter.spec.family == "xlabs"
+    return install_joint(model, schedule, start_percent, end_percent, texts, after_block, record)
 
 
 def _with_blocks(reference: Reference, sites: Sequence[Site]) -> Reference:

@@ -21,6 +21,7 @@ from ..weights.projection import project
 
 END_OF_TEXT = 49407  # CLIP's end token
 CLIPS = {"l", "g", "h"}  # the host's names for the tokens of CLIP text encoders
+T5, END_OF_T5 = "t5xxl", 1  # the host's name for FLUX.1's second text encoder, and that encoder's end token
 CLIP_WORDS = 75  # 77 positions without start and end
 
 # A new scale, range, merge, weight or region encodes nothing again, so the encoders need not displace the UNet on the
@@ -88,7 +89,7 @@ def check_clip(clip: Any) -> None:
 
 def encode_object_text(clip: Any, text: str, adapter: Adapter) -> Tensor:
     """The content tokens [L, X] of an object text. Raises ValueError if X is not the adapter's context width."""
-    encoded = content_tokens(clip, text)
+    encoded = t5_tokens(clip, text) if adapter.spec.is_joint else content_tokens(clip, text)
     if encoded.shape[-1] != adapter.spec.context_dim:
         raise ValueError(
             f"The text encoder gives {encoded.shape[-1]} values a token, but “{adapter.name}” was trained with "
@@ -122,6 +123,24 @@ def content_tokens(clip: Any, text: str) -> Tensor:
     return clip.encode_from_tokens(tokens)[0, 1 : 1 + count].float()
 
 
+def t5_tokens(clip: Any, text: str) -> Tensor:
+    """The tokens [L, X] of an object text, encoded on its own by FLUX.1's T5.
+
+    Raises ValueError for a text without words and for a text encoder that has no T5.
+    """
+    tokens = clip.tokenize(text)
+    if not isinstance(tokens, dict) or T5 not in tokens:
+        raise ValueError(
+            "An adapter for FLUX.1 finds objects by T5's words, and this CLIP has no T5: load clip_l and t5xxl with "
+            "DualCLIPLoader, type flux."
+        )
+    words = (i for i, (token, *_) in enumerate(tokens[T5][0]) if isinstance(token, int) and token == END_OF_T5)
+    count = next(words, len(tokens[T5][0]))
+    if count < 1:
+        raise ValueError(f"The object text “{text}” contains no words for the text encoder; name the object.")
+    return clip.encode_from_tokens(tokens)[0, :count].float()
+
+
 def image_tokens(clip_vision: Any, reference: Reference, adapter: Adapter) -> Tensor:
     """[T, X], the image tokens of one object: the weighted mean over its pictures' projected tokens (step 8)."""
     all_tokens = torch.cat([projected(clip_vision, images, adapter) for images, _ in reference.batches])  # [B, T, X]
@@ -152,7 +171,14 @@ def _all_null_tokens(references: Sequence[Reference], adapter: Adapter, clip_vis
 
 def encode_pictures(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tensor:
     """Features of pictures [B, H, W, 3]: [B, E] or [B, P, E], as the adapter's family needs them."""
-    return clip_vision.encode_image(images)[adapter.spec.encoder.output].float()
+    outputs, need = clip_vision.encode_image(images), adapter.spec.encoder
+    try:
+        return outputs[need.output].float()
+    except (AttributeError, KeyError):
+        raise ValueError(
+            f"“{adapter.name}” reads the pooled embedding of {need.name}, and this image encoder gives none: load that "
+            "encoder with Load SigLIP (MIP)."
+        ) from None
 
 
 def null_features(clip_vision: Any, adapter: Adapter) -> Tensor:
@@ -162,7 +188,7 @@ def null_features(clip_vision: Any, adapter: Adapter) -> Tensor:
     pixel tensor, zero *after* normalisation, as in the official code.
     """
     need = adapter.spec.encoder
-    if need.output == "image_embeds":
+    if need.output != "penultimate_hidden_states":
         return torch.zeros(1, need.width)
     side = getattr(clip_vision, "image_size", 224)
     device = getattr(clip_vision, "load_device", torch.device("cpu"))

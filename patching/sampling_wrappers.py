@@ -19,12 +19,14 @@ from .batch_layout import CondEvaluation
 from .unet_call import CALL, EVALUATION, GUIDER_STEP, RECORDS, SAMPLING, GuiderStep, SamplingState, UNetCall
 
 
-def install_wrappers(model_options: dict) -> None:
+def install_wrappers(model_options: dict, describe_call: Callable | None = None) -> None:
     """Install the wrappers once per model, however often an adapter is applied.
 
     They are stored beside the patches in transformer_options and so go wherever the patches go.
+
+    describe_call: the wrapper around one call of the model, for models that are no UNet.
     """
-    for kind, wrapper in WRAPPERS:
+    for kind, wrapper in {**dict(WRAPPERS), WrappersMP.DIFFUSION_MODEL: describe_call or _describe_call}.items():
         if not comfy.patcher_extension.get_wrappers_with_key(kind, CALL, model_options, is_model_options=True):
             comfy.patcher_extension.add_wrapper_with_key(kind, CALL, wrapper, model_options, is_model_options=True)
 

@@ -10,12 +10,14 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.text import some
+from .families import NORMS
 from .files import read_tensors
 from .foreign import reject_foreign
-from .spec import PARTS, AdapterSpec, detect, site_numbers
+from .spec import BIASES, PARTS, AdapterSpec, detect, site_numbers
 
 
 class SiteWeights(NamedTuple):
@@ -23,11 +25,37 @@ class SiteWeights(NamedTuple):
 
     to_k, to_v: [C, X].
     head: [C], the fusion head's row w, or None.
+    k_bias, v_bias: [C], or None.
+    norm: the epsilon of a root-mean-square norm of each head's keys and values; None without one.
     """
 
     to_k: Tensor
     to_v: Tensor
     head: Tensor | None
+    k_bias: Tensor | None = None
+    v_bias: Tensor | None = None
+    norm: float | None = None
+
+    def on(self, device: torch.device) -> SiteWeights:
+        """The weights on a device, in float32. The head is left out."""
+        to_k, to_v, _, k_bias, v_bias, norm = self
+        moved = (None if each is None else each.to(device, torch.float32) for each in (to_k, to_v, k_bias, v_bias))
+        keys, values, k_bias, v_bias = moved
+        assert keys is not None and values is not None
+        return SiteWeights(keys, values, None, k_bias, v_bias, norm)
+
+    def keys_values(self, tokens: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [L, C] of image tokens [L, X]."""
+        return (
+            self._normed(F.linear(tokens, self.to_k, self.k_bias), heads),
+            self._normed(F.linear(tokens, self.to_v, self.v_bias), heads),
+        )
+
+    def _normed(self, flat: Tensor, heads: int) -> Tensor:
+        if self.norm is None:
+            return flat
+        per_head = flat.unflatten(-1, (heads, -1))
+        return F.rms_norm(per_head, per_head.shape[-1:], eps=self.norm).flatten(-2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +102,9 @@ def build_adapter(tensors: Mapping[str, Tensor], name: str) -> Adapter:
     for number, _ in spec.sites:
         to_k, to_v, head = (tensors.get(f"ip_adapter.{number}.{part}") for part in PARTS)
         assert to_k is not None and to_v is not None  # detect checks this
-        sites[number] = SiteWeights(to_k, to_v, None if head is None else head[0])
+        k_bias, v_bias = (tensors.get(f"ip_adapter.{number}.{part}") for part in BIASES)
+        row = None if head is None else head[0]
+        sites[number] = SiteWeights(to_k, to_v, row, k_bias, v_bias, NORMS.get(spec.family))
     projection = {k.removeprefix("image_proj."): t for k, t in tensors.items() if k.startswith("image_proj.")}
     return Adapter(name, spec, MappingProxyType(projection), MappingProxyType(sites))
 

@@ -3,6 +3,11 @@
 base       proj, norm                       image embedding [B, E] -> T tokens [B, T, X]
 plus       Resampler (perceiver)            hidden states [B, P, E] -> T learned queries [B, T, X]
 full-face  proj.0, proj.2, proj.3 (MLP)     hidden states [B, P, E] -> as many tokens [B, P, X]
+
+Two families are for FLUX.1. They have a site for each block and number them from 0.
+
+xlabs      proj, norm                       as base; the sites' projections have a bias
+instantx   proj.0, proj.2 (MLP), norm       pooled embedding [B, E] -> T tokens [B, T, X]; keys and values are normed
 """
 
 from __future__ import annotations
@@ -13,6 +18,9 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 DIM_HEAD = 64  # of the Resampler's attention, in every published adapter
+
+JOINT = ("xlabs", "instantx")  # families for models in which text and picture attend together
+NORMS = {"instantx": 1e-5}  # epsilon of the norm of keys and values
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -25,8 +33,19 @@ class Dims(NamedTuple):
     encoder: int  # E
 
 
-def family_of(projection: Mapping[str, Tensor]) -> Literal["base", "plus", "full-face"] | None:
-    """The family of an image projection, or None if unknown. projection: keys without 'image_proj.'."""
+Family = Literal["base", "plus", "full-face", "xlabs", "instantx"]
+
+
+def family_of(projection: Mapping[str, Tensor], sites: Mapping[str, Tensor]) -> Family | None:
+    """The family of an adapter, or None if unknown.
+
+    projection: keys without 'image_proj.'.
+    sites: keys without 'ip_adapter.'.
+    """
+    if "0.to_k_ip.weight" in sites:  # a UNet's number 0 is a self-attention
+        if "proj.0.weight" in projection:
+            return "instantx"
+        return "xlabs" if "proj.weight" in projection else None
     if "latents" in projection:
         return "plus"
     if "proj.3.weight" in projection:
@@ -40,7 +59,7 @@ def projection_shapes(family: str, projection: Mapping[str, Tensor]) -> tuple[Di
     A missing or misshapen leading tensor gives width 0, so that the later comparison names it.
     """
     table: dict[str, Callable[[Mapping[str, Tensor]], tuple[Dims, Shapes]]] = {
-        "base": _base, "plus": _plus, "full-face": _full_face,
+        "base": _base, "plus": _plus, "full-face": _full_face, "xlabs": _base, "instantx": _instantx,
     }  # fmt: skip
     return table[family](projection)
 
@@ -63,6 +82,15 @@ def _base(projection: Mapping[str, Tensor]) -> tuple[Dims, Shapes]:
     embed = _size(projection, "proj.weight", 1, 2)
     tokens = max(1, _size(projection, "proj.weight", 0, 2) // max(1, context))
     return Dims(context, tokens, embed), _linear("proj", tokens * context, embed) | _norm("norm", context)
+
+
+def _instantx(projection: Mapping[str, Tensor]) -> tuple[Dims, Shapes]:
+    context = _size(projection, "norm.weight", 0, 1)
+    hidden = _size(projection, "proj.0.weight", 0, 2)
+    embed = _size(projection, "proj.0.weight", 1, 2)
+    tokens = max(1, _size(projection, "proj.2.weight", 0, 2) // max(1, context))
+    shapes = _linear("proj.0", hidden, embed) | _linear("proj.2", tokens * context, hidden) | _norm("norm", context)
+    return Dims(context, tokens, embed), shapes
 
 
 def _full_face(projection: Mapping[str, Tensor]) -> tuple[Dims, Shapes]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-_ADAPTER = "Choose a MIP-Adapter or IP-Adapter file for SDXL or SD1.5."
+_ADAPTER = "Choose a MIP-Adapter or IP-Adapter file for SDXL, SD1.5 or FLUX.1."
 _EMBEDDING = "Write embedding:name into the prompt instead."
 _FACE = "It reads face embeddings (InsightFace), not pictures. Choose a plus-face adapter for faces."
 
@@ -18,7 +18,6 @@ _UNSUPPORTED_FACE = f"It is not supported. {_FACE}"
 _BY_KEY = (
     ("a PuLID adapter", "pulid_encoder.|pulid_ca.|id_adapter|image_proj.mapping_|id_embedding_mapping.",
      _UNSUPPORTED),
-    ("a Flux IP-Adapter (XLabs)", "ip_adapter_double_stream|ip_adapter_proj_model.", _UNSUPPORTED),
     ("an IP-Adapter for Stable Diffusion 3", ".norm_ip.|image_proj.time_embedding.|image_proj.time_proj.",
      _UNSUPPORTED),
     ("an IP-Adapter FaceID Plus", "image_proj.perceiver_resampler.", _UNSUPPORTED_FACE),
@@ -80,8 +79,8 @@ def _by_shape(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
     keys = [k for k in tensors if k.endswith(".to_k_ip.weight")]
     contexts = {shape(k)[-1] for k in keys if len(shape(k)) == 2}
     latents, proj_in = shape("image_proj.latents"), shape("image_proj.proj_in.weight")
-    if 4096 in contexts or any(k.endswith(".to_k_ip.bias") for k in tensors):
-        return "an IP-Adapter for Flux", _UNSUPPORTED
+    if 4096 in contexts and "ip_adapter.0.to_k_ip.weight" not in tensors:
+        return "an IP-Adapter for Flux of an unknown kind", _UNSUPPORTED
     to_out = shape("image_proj.perceiver_resampler.layers.0.0.to_out.weight")
     if to_out[:1] == (4096,):
         return "an IP-Adapter FaceID Plus for Kolors", _UNSUPPORTED
@@ -89,6 +88,8 @@ def _by_shape(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
         return "an IP-Adapter for Kolors", _UNSUPPORTED
     if len(proj_in) == 2 and proj_in[1] == 512 and 2048 in contexts:
         return "a face adapter for SDXL (InstantID, or FaceID portrait unnorm)", _UNSUPPORTED_FACE
+    if "ip_adapter.0.to_k_ip.weight" in tensors:
+        return None  # an adapter for FLUX.1
     faces = "image_proj.proj.2.weight" in tensors and "image_proj.proj.3.weight" not in tensors
     if faces and not any("_lora." in k or ".perceiver_resampler." in k for k in tensors):
         return "an IP-Adapter FaceID Portrait", _UNSUPPORTED_FACE

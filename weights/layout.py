@@ -12,6 +12,9 @@ T = TypeVar("T")
 # The prefixes that the official training script saves -> the published ones.
 _PREFIXES = (("image_proj_model.", "image_proj."), ("adapter_modules.", "ip_adapter."))
 _BARE_SITE = re.compile(r"\d+\.(to_k_ip|to_v_ip|text_to_weight)\.weight")
+# XLabs' adapters for FLUX.1: one processor at each double block.
+_XLABS_PROJECTION = "ip_adapter_proj_model."
+_XLABS_SITE = re.compile(r"double_blocks\.(\d+)\.processor\.ip_adapter_double_stream_([kv])_proj\.(weight|bias)")
 
 
 def flat_keys(tensors: dict[str, T], name: str) -> dict[str, T]:
@@ -38,4 +41,8 @@ def _renamed(key: str) -> str:
     for old, new in _PREFIXES:
         if key.startswith(old):
             return new + key[len(old) :]
+    if key.startswith(_XLABS_PROJECTION):
+        return f"image_proj.{key[len(_XLABS_PROJECTION) :]}"
+    if site := _XLABS_SITE.fullmatch(key):
+        return f"ip_adapter.{site[1]}.to_{site[2]}_ip.{site[3]}"
     return f"ip_adapter.{key}" if _BARE_SITE.fullmatch(key) else key

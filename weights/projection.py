@@ -32,14 +32,17 @@ class _Weights:
 
 
 def project(adapter: Adapter, embeds: Tensor) -> Tensor:
-    """embeds [B, E] (base) or [B, P, E] (plus, full-face) -> image tokens [B, T, X], float32.
+    """embeds [B, E] (base, xlabs, instantx) or [B, P, E] (plus, full-face) -> image tokens [B, T, X], float32.
 
     Raises ValueError, naming the required encoder, if the embeddings come from another one.
     """
     _check_encoder(adapter, embeds)
     weights = _Weights(adapter, embeds.device)
     x = embeds.to(torch.float32)
-    if adapter.spec.family == "base":
+    if adapter.spec.family == "instantx":
+        x = F.gelu(weights.linear(x, "proj.0"))
+        return weights.norm(weights.linear(x, "proj.2").unflatten(-1, (-1, adapter.spec.context_dim)), "norm")
+    if adapter.spec.family in ("base", "xlabs"):
         tokens = weights.linear(x, "proj").reshape(x.shape[0], -1, adapter.spec.context_dim)  # [B, T, X]
         return weights.norm(tokens, "norm")
     if adapter.spec.family == "full-face":
@@ -77,7 +80,7 @@ def _heads(x: Tensor) -> Tensor:
 
 def _check_encoder(adapter: Adapter, embeds: Tensor) -> None:
     need = adapter.spec.encoder
-    axes, shape = (2, "[B, E]") if need.output == "image_embeds" else (3, "[B, P, E]")
+    axes, shape = (3, "[B, P, E]") if need.output == "penultimate_hidden_states" else (2, "[B, E]")
     if embeds.ndim != axes:
         raise ValueError(
             f"“{adapter.name}” reads the image encoder's {need.output} {shape}, got {list(embeds.shape)}. "

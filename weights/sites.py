@@ -1,4 +1,6 @@
-"""The UNet's cross-attention sites: where they are, how adapters number them, whether an adapter fits.
+"""A model's attention sites: where they are, how adapters number them, whether an adapter fits.
+
+In a UNet they are the cross-attentions. In FLUX.1 they are its blocks, where text and picture attend together.
 
 The sites are found by the attributes of the host's blocks. That needs no table of architectures, and it works on the
 meta device.
@@ -14,7 +16,11 @@ from torch import Tensor
 
 from .spec import AdapterSpec, architecture
 
-SiteKey = tuple[str, int, int]  # the host's patch key: ("input" | "middle" | "output", block, index)
+# The host's patch key: ("input" | "middle" | "output", block, index) in a UNet,
+# ("double_block" | "single_block", index) in FLUX.1.
+SiteKey = tuple[str, int, int] | tuple[str, int]
+
+FLUX_TEXT = 4096  # width of FLUX.1's text, from T5 XXL
 
 _ARCHITECTURE_NAMES = {  # the host's class -> what its users call it
     "OpenAISignatureMMDITWrapper": "Stable Diffusion 3",
@@ -27,7 +33,7 @@ _ARCHITECTURE_NAMES = {  # the host's class -> what its users call it
 
 @dataclass(frozen=True)
 class Site:
-    """One cross-attention.
+    """One cross-attention, or one block of FLUX.1.
 
     key: the host's patch key.
     number: N, the site's number in adapters.
@@ -41,6 +47,32 @@ class Site:
     width: int
     heads: int
     context_dim: int
+
+
+def model_sites(model: Any) -> tuple[Site, ...]:
+    """All sites of a diffusion model. Raises ValueError if it has none that an adapter could use."""
+    return joint_sites(model) if is_joint(model) else unet_sites(model)
+
+
+def is_joint(model: Any) -> bool:
+    """Whether text and picture attend together in this model as in FLUX.1, text first."""
+    # The text of HunyuanVideo, which also has double blocks, comes last and through a network instead of a matrix.
+    return all(hasattr(model, name) for name in ("double_blocks", "single_blocks", "pe_embedder")) and hasattr(
+        getattr(model, "txt_in", None), "weight"
+    )
+
+
+def joint_sites(model: Any) -> tuple[Site, ...]:
+    """The blocks of FLUX.1 in the order in which they run. Their numbers count both kinds of blocks, from 0."""
+    blocks = [
+        ((kind, index), block)
+        for kind, row in (("double_block", model.double_blocks), ("single_block", model.single_blocks))
+        for index, block in enumerate(row)
+    ]
+    context = _columns(model.txt_in)
+    return tuple(
+        Site(key, number, block.hidden_size, block.num_heads, context) for number, (key, block) in enumerate(blocks)
+    )
 
 
 def unet_sites(unet: Any) -> tuple[Site, ...]:
@@ -104,7 +136,7 @@ def _no_cross_attention(unet: Any) -> str:
     article = "an" if kind[:1] in "AEIOU" else "a"
     return (
         f"This model has no cross-attention UNet (it is {article} {kind}): MIP-Adapter works with SD1.5, "
-        "SDXL and their derivatives. Load such a checkpoint."
+        "SDXL, FLUX.1 and their derivatives. Load such a checkpoint."
     )
 
 
@@ -114,6 +146,9 @@ def check_sites(spec: AdapterSpec, name: str, sites: Sequence[Site]) -> None:
     numbered = tuple((site.number, site.width) for site in sites)
     if context == spec.context_dim and numbered == spec.sites:
         return
+    doubles = sum(site.key[0] == "double_block" for site in sites)
+    if spec.is_joint and context == spec.context_dim and numbered[:doubles] == spec.sites:
+        return  # XLabs' adapters act at the double blocks alone
     adapter = _called(spec.context_dim, len(spec.sites), spec.architecture)
     model = _called(context, len(sites), architecture(context, numbered))
     if context == spec.context_dim and len(sites) == len(spec.sites):
@@ -143,6 +178,8 @@ def _called(context_dim: int, count: int, known: str) -> str:
     """A UNet's name, or for a custom one its shape in words."""
     if known != "custom":
         return known
+    if context_dim == FLUX_TEXT:
+        return f"FLUX.1's family with {count} blocks"
     families = {2048: "SDXL's family", 768: "SD1.x", 1024: "SD2.x", 1280: "the SDXL refiner"}
     family = families.get(context_dim, "a UNet of its own kind")
     return f"{family} with {count} cross-attention sites and context width {context_dim}"

@@ -1,6 +1,7 @@
 """What an adapter is, determined from its keys and shapes alone.
 
-The keys of its sites are `N.to_k_ip.weight`, `N.to_v_ip.weight`, `N.text_to_weight.weight`, with odd N.
+The keys of its sites are `N.to_k_ip.weight`, `N.to_v_ip.weight`, `N.text_to_weight.weight`, with odd N. Adapters for
+FLUX.1 number the blocks instead, from 0, and may have biases.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from typing import Literal
 from torch import Tensor
 
 from ..common.text import some
-from .families import family_of, projection_shapes
+from .families import JOINT, Family, family_of, projection_shapes
 from .foreign import reject_foreign
 
-Family = Literal["base", "plus", "full-face"]
-Output = Literal["image_embeds", "penultimate_hidden_states"]
+Output = Literal["image_embeds", "penultimate_hidden_states", "pooled"]
+
+OUTPUTS: Mapping[str, Output] = {"base": "image_embeds", "xlabs": "image_embeds", "instantx": "pooled"}
 
 ENCODERS = {
     ("image_embeds", 1280): "CLIP ViT-bigG/14",
     ("image_embeds", 1024): "CLIP ViT-H/14",
     ("image_embeds", 768): "CLIP ViT-L/14",
+    ("pooled", 1152): "SigLIP so400m/14",
     ("penultimate_hidden_states", 1664): "CLIP ViT-bigG/14",
     ("penultimate_hidden_states", 1280): "CLIP ViT-H/14",
     ("penultimate_hidden_states", 1024): "CLIP ViT-L/14",
@@ -31,6 +34,8 @@ ENCODERS = {
 ARCHITECTURES = {
     "SDXL": (2048, ((4, 640), (20, 1280), (30, 1280), (6, 640), (10, 1280))),
     "SD1.5": (768, ((2, 320), (2, 640), (2, 1280), (3, 1280), (3, 640), (3, 320), (1, 1280))),
+    "FLUX.1": (4096, ((57, 3072),)),
+    "FLUX.1's double blocks": (4096, ((19, 3072),)),
 }
 
 
@@ -75,8 +80,13 @@ class AdapterSpec:
 
     @property
     def architecture(self) -> str:
-        """'SDXL', 'SD1.5' or 'custom'."""
+        """'SDXL', 'SD1.5', 'FLUX.1' or 'custom'."""
         return architecture(self.context_dim, self.sites)
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether it is for models in which text and picture attend together, as in FLUX.1."""
+        return self.family in JOINT
 
     def __str__(self) -> str:
         kind = "MIP-Adapter" if self.has_head else "IP-Adapter"
@@ -109,24 +119,25 @@ def detect(tensors: Mapping[str, Tensor], name: str = "this file") -> AdapterSpe
     projection = {k.removeprefix("image_proj."): t for k, t in tensors.items() if k.startswith("image_proj.")}
     kv = {k.removeprefix("ip_adapter."): t for k, t in tensors.items() if k.startswith("ip_adapter.")}
     _check_layout(tensors, projection, kv, name)
-    family = family_of(projection)
+    family = family_of(projection, kv)
     if family is None:
         raise ValueError(
             f"“{name}” has an image projection of an unknown kind ({some(projection)}), expected a linear "
-            "one, a Resampler or an MLP. Choose a MIP-Adapter or IP-Adapter file for SDXL or SD1.5."
+            "one, a Resampler or an MLP. Choose a MIP-Adapter or IP-Adapter file for SDXL, SD1.5 or FLUX.1."
         )
     dims, expected = projection_shapes(family, projection)
     wanted = {f"image_proj.{key}": shape for key, shape in expected.items()}
-    wanted |= {f"ip_adapter.{key}": shape for key, shape in site_shapes(kv, dims.context).items()}
+    numbers = block_numbers(kv) if family in JOINT else site_numbers(kv)
+    wanted |= {f"ip_adapter.{k}": shape for k, shape in site_shapes(kv, dims.context, numbers, family).items()}
     _check_complete(tensors, wanted, name)
-    output: Output = "image_embeds" if family == "base" else "penultimate_hidden_states"
+    output = OUTPUTS.get(family, "penultimate_hidden_states")
     return AdapterSpec(
         family=family,
         context_dim=dims.context,
         tokens=dims.tokens,
         encoder=encoder_need(output, dims.encoder),
         has_head=any(key.endswith(PARTS[2]) for key in kv),
-        sites=tuple((number, kv[f"{number}.{PARTS[0]}"].shape[0]) for number in site_numbers(kv)),
+        sites=tuple((number, kv[f"{number}.{PARTS[0]}"].shape[0]) for number in numbers),
     )
 
 
@@ -178,28 +189,39 @@ def _check_complete(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[in
 
 
 PARTS = ("to_k_ip.weight", "to_v_ip.weight", "text_to_weight.weight")
+BIASES = ("to_k_ip.bias", "to_v_ip.bias")
 _KEY = re.compile(r"(0|[1-9]\d{0,4})\.(to_k_ip|to_v_ip|text_to_weight)\.weight")
 
 
-def site_shapes(kv: Mapping[str, Tensor], context_dim: int) -> dict[str, tuple[int, ...]]:
+def site_shapes(
+    kv: Mapping[str, Tensor], context_dim: int, numbers: Iterable[int], family: Family
+) -> dict[str, tuple[int, ...]]:
     """The shape that every site's key must have. kv: keys without 'ip_adapter.'.
 
-    Each transformer block numbers its self-attention first, then its cross-attention. The sites' numbers are therefore
-    1, 3, 5, … without a gap. Either all sites have a row of the fusion head or none has.
+    numbers: the sites'. Either all sites have a row of the fusion head or none has.
     """
     with_head = any(key.endswith(PARTS[2]) for key in kv)
     shapes: dict[str, tuple[int, ...]] = {}
-    for number in site_numbers(kv):
+    for number in numbers:
         keys, values, head = (f"{number}.{part}" for part in PARTS)
         leading = kv.get(keys, kv.get(values))
         width = leading.shape[0] if leading is not None and leading.ndim == 2 else 0
         shapes |= {keys: (width, context_dim), values: (width, context_dim)}
         if with_head:
             shapes[head] = (1, width)
+        if family == "xlabs":
+            shapes |= {f"{number}.{part}": (width,) for part in BIASES}
     return shapes
 
 
 def site_numbers(keys: Mapping[str, Tensor]) -> range:
-    """1, 3, 5, …, as many as there are distinct numbers in the keys."""
-    numbers = {match[1] for key in keys if (match := _KEY.fullmatch(key))}
-    return range(1, 2 * max(1, len(numbers)), 2)
+    """1, 3, 5, …, as many as there are distinct numbers in the keys.
+
+    Each transformer block of a UNet numbers its self-attention first, then its cross-attention.
+    """
+    return range(1, 2 * len(block_numbers(keys)), 2)
+
+
+def block_numbers(keys: Mapping[str, Tensor]) -> range:
+    """0, 1, 2, …, as many as there are distinct numbers in the keys, at least one."""
+    return range(max(1, len({match[1] for key in keys if (match := _KEY.fullmatch(key))})))

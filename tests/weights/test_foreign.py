@@ -39,9 +39,6 @@ FOREIGN = {
     "InstantID": samples.flat(INSTANT_ID, meta),
     "IP-Adapter for Kolors": samples.flat(KOLORS, meta),
     "IP-Adapter for Flux": samples.flat(FLUX, meta),
-    "Flux IP-Adapter (XLabs)": keys(
-        "double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight", "ip_adapter_proj_model.proj.weight"
-    ),
     "Stable Diffusion 3": keys("image_proj.latents", "image_proj.time_embedding.linear_1.weight", "ip_adapter.0.x"),
     "PuLID": keys("image_proj.body.0.weight", "image_proj.mapping_0.0.weight", "ip_adapter.1.to_k_ip.weight"),
     "PuLID ": keys("pulid_encoder.latents", "pulid_ca.0.to_q.weight"),

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mip_adapter.weights.adapter import build_adapter
-from mip_adapter.weights.sites import Site, check_head, check_sites, cross_attentions, unet_sites
+from mip_adapter.weights.sites import Site, check_head, check_sites, cross_attentions, model_sites, unet_sites
 from mip_adapter.weights.spec import architecture, detect
 
 from ..support import weights_samples as samples
@@ -189,7 +189,8 @@ def test_models_without_cross_attention_unet(host):
         input_size=None, depth=1, num_patches=16, pos_embed_max_size=4, context_embedder_config=embedder, **common
     )
     flux = Flux(**small, **common)
-    for model, name in ((flux, "a Flux"), (sd3, "a Stable Diffusion 3"), (SimpleNamespace(), "a SimpleNamespace")):
+    assert [site.key for site in model_sites(flux)] == [("double_block", 0), ("single_block", 0)]
+    for model, name in ((sd3, "a Stable Diffusion 3"), (SimpleNamespace(), "a SimpleNamespace")):
         with pytest.raises(
             ValueError, match=rf"no cross-attention UNet \(it is {name}\): MIP-Adapter works with SD1.5"
         ):

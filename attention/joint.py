@@ -1,0 +1,117 @@
+"""The method where text and picture attend together, as in FLUX.1: relevance from the prompt's own tokens.
+
+Such a model has one attention over text and picture. An object's words stand in the prompt, and at every site their
+keys are among the text's. So no text is encoded anew at the sites: the words' positions in the prompt are enough.
+
+Shapes: B rows, h heads of width d, S = text + picture positions, N latent positions, M objects, L words of all objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .merge import accumulate, block_attention, joint_attention
+from .plan import Plan, SitePlan
+from .relevance import FLOOR, shares
+from .site import RowGroup
+
+NAMED = 0.3  # mean cosine below which a prompt does not hold an object's words; not yet tried with the released T5
+
+
+def named_positions(prompt: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a prompt names an object: the run of tokens that is most like the object text.
+
+    prompt: [B, P, X], the prompts' embeddings.
+    text: [L, X], the object text's content tokens, encoded alone; L at most P.
+    Returns the positions [B, L] and the run's mean cosine [B]. What all tokens of a prompt have in common is taken off
+    before. An encoder gives a word other numbers in another context, so the cosine stays below 1.
+    """
+    common = prompt.float().mean(1, keepdim=True)
+    tokens, wanted = normalize(prompt.float() - common, dim=-1), normalize(text.float() - common, dim=-1)
+    cosines = tokens @ wanted.transpose(1, 2)  # [B, P, L]
+    runs = prompt.shape[1] - len(text) + 1
+    along = torch.stack([cosines[:, word : word + runs, word] for word in range(len(text))]).mean(0)  # [B, runs]
+    best, start = along.max(-1)
+    return start.unsqueeze(-1) + torch.arange(len(text), device=prompt.device), best
+
+
+def joint_relevance(queries: Tensor, keys: Tensor, positions: Tensor, average: Tensor) -> Tensor:
+    """A_i[n] = mean over heads and the object's tokens of softmax_n(k_token · q_n/√d).
+
+    queries: [B, h, N, d], the picture's, as the model's attention uses them.
+    keys: [B, h, P, d], the text's, likewise.
+    positions: [B, L], where in the text the objects' words stand.
+    average: [M, h·L], see `raw_relevance`.
+    Returns [M, B, N] float32; it sums to 1 over N.
+    """
+    index = positions[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[-1])
+    named = keys.gather(2, index) * keys.shape[-1] ** -0.5  # [B, h, L, d]
+    attention = (named @ queries.transpose(-1, -2)).softmax(-1, dtype=torch.float32)  # [B, h, L, N]
+    return (average @ attention.flatten(1, 2)).transpose(0, 1) + FLOOR
+
+
+def unrotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """x [B, h, S, d] before its rotary embedding was applied.
+
+    rotations: [B or 1, 1, S, d/2, 2, 2], the embedding's matrices. The inverse of a rotation is its transpose.
+    """
+    pairs = x.to(rotations.dtype).unflatten(-1, (-1, 2))  # [B, h, S, d/2, 2]
+    turned = pairs[..., :1] * rotations[..., 0, :] + pairs[..., 1:] * rotations[..., 1, :]
+    return turned.flatten(-2).to(x.dtype)
+
+
+def image_features(
+    queries: Tensor,
+    plan: Plan,
+    site: SitePlan,
+    groups: Sequence[RowGroup],
+    relevance: Callable[[RowGroup], Tensor],
+    text: int = 0,
+    observe: Callable[[RowGroup, Tensor | None, Tensor | None], None] | None = None,
+) -> Tensor:
+    """Σ_i s w_i Ã_i Z_i, what the references add at one site: [B, text + N, C].
+
+    queries: [B, h, text + N, d], without rotary embedding.
+    groups: the rows of the batch by treatment.
+    relevance: returns A_i [M, b, N] of the rows; called only for conditional rows that need it.
+    text: number of text positions in front. A text position hears each object as much as the picture does on average.
+    observe: as in `fuse`.
+    """
+    batch, heads, positions, width = queries.shape
+    out = queries.new_zeros(batch, positions, heads * width)
+    for rows in groups:
+        q = queries[rows.at].permute(1, 3, 0, 2).flatten(2)  # [h, d, b·(text + N)]
+        share, null_share, region = rows.constants
+        blocks = plan.null_blocks
+        if rows.conditional:
+            if plan.needs_relevance and rows.pool is not None:
+                share = rows.pool.shares(partial(relevance, rows), plan, region, rows.length)
+            elif plan.needs_relevance:
+                share = shares(relevance(rows), plan.merge, region)
+            if observe is not None:
+                observe(rows, None if plan.is_concat else share, None)
+            keys, values = site.keys, site.values
+            blocks = 1 if plan.is_concat else plan.objects
+        else:
+            share, keys, values = null_share, site.null_keys, site.null_values
+        if rows.conditional and plan.is_concat and region is not None:
+            attention = joint_attention(q, keys, _columns(region.exp(), rows, text).log())
+        else:
+            attention = block_attention(q, keys, blocks)
+        if share is not None:
+            attention = attention * _columns(share, rows, text).to(attention.dtype)
+        accumulate(out[rows.at], attention, values)
+    return out
+
+
+def _columns(maps: Tensor, rows: RowGroup, text: int) -> Tensor:
+    """[M or 1, b or 1, N] -> [M or 1, 1, b·(text + N)], the layout of the attention."""
+    maps = maps.expand(-1, rows.length, -1)
+    if text:
+        maps = torch.cat([maps.mean(-1, keepdim=True).expand(-1, -1, text), maps], -1)
+    return maps.flatten(1).unsqueeze(1)

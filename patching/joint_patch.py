@@ -1,0 +1,230 @@
+"""Patches for FLUX.1, where text and picture attend together: one around every block that the adapter knows.
+
+The host offers a slot around each block ("dit"), and one for the attention function. A patch stands in the first and
+fills the second while its block runs. So it sees the queries and keys of that block's attention, on all hosts.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ..attention.joint import NAMED, image_features, joint_relevance, named_positions, unrotate
+from ..attention.plan import Plan, SitePlan
+from ..attention.regions import Size
+from ..attention.schedule import PercentRange, Schedule
+from ..relevance.record import RelevanceRecord
+from ..weights.sites import SiteKey
+from .sampling_wrappers import install_wrappers
+from .unet_call import CALL, RECORDS, SAMPLING, PooledAt, SamplingState, UNetCall
+
+JOINT = "mip_adapter_joint"
+OVERRIDE = "optimized_attention_override"  # the host's slot for another attention function
+
+
+class ObjectTexts:
+    """The object texts' embeddings, and where prompts name them.
+
+    names: the M object texts.
+    embeddings: M × [L_i, X], content tokens, each text encoded alone.
+    """
+
+    def __init__(self, names: tuple[str, ...], embeddings: Sequence[Tensor]) -> None:
+        self.names, self.embeddings = names, tuple(embeddings)
+        self._checked: WeakKeyDictionary[SamplingState, set[tuple]] = WeakKeyDictionary()
+
+    def positions(self, prompts: Tensor, conditional: Tensor, run: SamplingState | None, conds: tuple) -> list[Tensor]:
+        """M × [B, L_i], where the prompts [B, P, X] name the objects.
+
+        conditional: [B] bool, the rows that are to name them.
+        run, conds: each cond is checked once in a run, since reading the likeness waits for the device.
+        Raises ValueError if a prompt does not name an object.
+        """
+        found = [named_positions(prompts, text.to(prompts.device)) for text in self.embeddings]
+        checked = self._checked.setdefault(run, set()) if run is not None else set()
+        if conds not in checked:
+            checked.add(conds)
+            likeness = torch.stack([best for _, best in found])[:, conditional].amin(1).tolist()
+            for name, best in zip(self.names, likeness, strict=True):
+                if best < NAMED:
+                    raise ValueError(
+                        f"The prompt does not name “{name}” (likeness {best:.2f}, at least {NAMED} is needed): "
+                        "FLUX finds an object by the prompt's own words. Write the object text into the prompt as it "
+                        "is."
+                    )
+        return [positions for positions, _ in found]
+
+
+class JointCall:
+    """What one call of the model tells its patches.
+
+    prompts: [B, P, X].
+    size: (h, w), the picture's positions.
+    text: number of text positions; the first block says it.
+    """
+
+    def __init__(self, prompts: Tensor, size: Size) -> None:
+        self.prompts, self.size = prompts, size
+        self.text = prompts.shape[1]
+        self._positions: dict[ObjectTexts, list[Tensor]] = {}
+
+    def positions(self, texts: ObjectTexts, call: UNetCall, options: Mapping[str, Any]) -> list[Tensor]:
+        """See `ObjectTexts.positions`; made once per call."""
+        if texts not in self._positions:
+            conditional = torch.zeros(len(self.prompts), dtype=torch.bool)
+            for rows in call.rows(len(self.prompts)):
+                conditional[rows.at] = rows.conditional
+            conds = tuple(options.get("uuids") or ())
+            self._positions[texts] = texts.positions(
+                self.prompts, conditional.to(self.prompts.device), options.get(SAMPLING), conds
+            )
+        return self._positions[texts]
+
+
+def describe_joint_call(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """DIFFUSION_MODEL: make one UNetCall and one JointCall, shared by all blocks of this call."""
+    bound = inspect.signature(executor.original).bind(*args, **kwargs)
+    given = bound.arguments
+    x, options, model = given["x"], given["transformer_options"], executor.class_obj
+    call = UNetCall(model, x.shape, options)
+    size = tuple(-(-side // model.patch_size) for side in x.shape[-2:])
+    given["transformer_options"] = {**options, CALL: call, JOINT: JointCall(given["context"], size)}
+    out = executor(*bound.args, **bound.kwargs)
+    call.close()
+    return out
+
+
+class JointPatch:
+    """Adds the image features of the objects that act now to one block of FLUX.1.
+
+    key: the block's.
+    window: when the patch acts; None: at all steps.
+    occupant: the patch that was in the slot before, or None.
+    after_block: whether the features are added to the block's output (XLabs) or to its attention's (InstantX).
+    """
+
+    def __init__(
+        self,
+        key: SiteKey,
+        window: PercentRange | None,
+        occupant: Callable | None,
+        schedule: Schedule,
+        texts: ObjectTexts,
+        record: RelevanceRecord | None,
+        after_block: bool,
+    ) -> None:
+        self.key, self.window, self.occupant = key, window, occupant
+        self.schedule, self.texts, self.record, self.after_block = schedule, texts, record, after_block
+
+    def __deepcopy__(self, memo: dict) -> JointPatch:
+        return self  # it never changes
+
+    def __call__(self, args: dict, extra: dict) -> dict:
+        def run(args: dict) -> dict:
+            return extra["original_block"](args) if self.occupant is None else self.occupant(args, extra)
+
+        options = args["transformer_options"]
+        call, joint = options.get(CALL), options.get(JOINT)
+        if call is None or joint is None or not (self.window is None or call.within(self.window)):
+            return run(args)
+        if "txt" in args:
+            joint.text = args["txt"].shape[1]
+        active = self.schedule.at(call.within)
+        if active is None or self.key not in active[1].sites:
+            return run(args)
+        attention = _Attention(self, *active, call, joint, args.get("pe"), options)
+        out = run({**args, "transformer_options": {**options, OVERRIDE: attention}})
+        if self.after_block and attention.features is not None:
+            shown = attention.features.shape[1]
+            out["img"][:, :shown] += attention.features
+        return out
+
+
+class _Attention:
+    """The attention of one block in one call, with the references' features.
+
+    features: [B, N, C], if they are to be added after the block.
+    """
+
+    def __init__(
+        self,
+        patch: JointPatch,
+        objects: tuple[int, ...],
+        plan: Plan,
+        call: UNetCall,
+        joint: JointCall,
+        rotations: Tensor | None,
+        options: Mapping[str, Any],
+    ) -> None:
+        self.patch, self.objects, self.plan, self.call, self.joint = patch, objects, plan, call, joint
+        self.rotations, self.options, self.before = rotations, options, options.get(OVERRIDE)
+        self.features: Tensor | None = None
+        self._met = False
+
+    def __call__(self, function: Callable, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **more: Any) -> Tensor:
+        attend = function if self.before is None else partial(self.before, function)
+        out = attend(q, k, v, *rest, **more)
+        if self._met:
+            return out
+        self._met = True
+        text, count = self.joint.text, self.joint.size[0] * self.joint.size[1]
+        # XLabs' features are the picture's. InstantX's are the text's, too, where both are one sequence.
+        start = 0 if self.patch.key[0] == "single_block" else text
+        shown = slice(start, text + count)
+        features = self._features(q, k, shown, text)
+        if self.patch.after_block:
+            self.features = features
+        else:
+            out[:, shown] += features
+        return out
+
+    def _features(self, q: Tensor, k: Tensor, shown: slice, text: int) -> Tensor:
+        site: SitePlan = self.plan.sites[self.patch.key].like(q)
+        if self.plan.eases and (factors := self.call.eased(self.plan, q.device)) is not None:
+            site = site.eased(*factors)
+        pure = q[:, :, shown] if self.rotations is None else unrotate(q[:, :, shown], self.rotations[:, :, shown])
+        picture = slice(text, shown.stop)
+
+        def relevance(rows) -> Tensor:
+            found = self.joint.positions(self.patch.texts, self.call, self.options)
+            positions = torch.cat([found[i] for i in self.objects], 1)[rows.at]
+            return joint_relevance(q[rows.at, :, picture], k[rows.at, :, :text], positions, site.average)
+
+        def observe(rows, shares: Tensor | None, gate: Tensor | None) -> None:
+            record = self.patch.record
+            if record is not None:
+                self.call.observe(record, self.plan, self.objects, self.joint.size, rows, shares, gate)
+
+        pooled = PooledAt(self.patch.schedule, self.patch.key, self.objects) if self.plan.is_pooled else None
+        groups = self.call.rows(len(q), self.plan, self.joint.size, q.device, pooled)
+        return image_features(pure, self.plan, site, groups, relevance, text - shown.start, observe)
+
+
+def install_joint(
+    model: Any,
+    schedule: Schedule,
+    start_percent: float,
+    end_percent: float,
+    texts: ObjectTexts,
+    after_block: bool,
+    record: RelevanceRecord | None = None,
+) -> Any:
+    """A clone of `model` (a ModelPatcher of FLUX.1) that samples with the plans and fills the record."""
+    clone = model.clone()
+    window = PercentRange.from_percents(start_percent, end_percent)
+    options = clone.model_options.setdefault("transformer_options", {})
+    occupied = options.get("patches_replace", {}).get("dit", {})
+    for key in dict.fromkeys(key for plan in schedule.plans.values() for key in plan.sites):
+        patch = JointPatch(key, window, occupied.get(key), schedule, texts, record, after_block)
+        clone.set_model_patch_replace(patch, "dit", *key)
+    install_wrappers(clone.model_options, describe_joint_call)
+    if record is not None:
+        options = clone.model_options["transformer_options"]
+        options[RECORDS] = (*options.get(RECORDS, ()), record)
+    return clone
