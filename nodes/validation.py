@@ -1,6 +1,7 @@
 """Checks at the nodes' door: before a run starts, and of what a run hands to a node."""
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from ..common.text import printable, shown
 
+_LONG_QUOTE = re.compile(r"“([^“”]{120})[^“”]+”")
+LONGEST_CHOICE = 1000  # letters of what is chosen from a list, such as a path; it has one line
 LONGEST = 20_000  # letters of any text
 NARROWEST, LONG_SIDE = 32, 2048  # a picture with a longer side than this may be so many times as long as it is wide
 
@@ -56,7 +59,8 @@ def checked(execute: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(execute)
     def checked_execute(cls: type, *given: Any, **named: Any) -> Any:
         try:
-            named = {name: _checked(name, value) for name, value in named.items()}
+            kinds = _kinds(cls)
+            named = {name: _checked(name, value, kinds.get(name, "")) for name, value in named.items()}
             return execute(cls, *given, **named)
         except MemoryError as error:
             raise ValueError(
@@ -71,12 +75,30 @@ def checked(execute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _sentence(error: Exception) -> str:
-    return "\n".join(shown(line, 2000) for line in str(error).split("\n")[:100])
+    said = _LONG_QUOTE.sub(r"“\1…”", str(error))
+    return "\n".join(shown(line, 2000) for line in said.split("\n")[:100])
 
 
-def _checked(name: str, value: Any) -> Any:
+TYPED = ("", "STRING", "INT", "FLOAT", "BOOLEAN", "COMBO")  # inputs that hold what somebody typed
+WRITTEN = ("BOUNDING_BOX", "BBOX", "SEGS", "LATENT")  # sockets whose values are plain lists or dictionaries
+
+
+@functools.cache
+def _kinds(node: Any) -> dict[str, str]:
+    """The type of each input of a node."""
+    return {each.id: str(each.get_io_type()) for each in node.define_schema().inputs}
+
+
+def _checked(name: str, value: Any, kind: str) -> Any:
+    plain = isinstance(value, str | int | float) or (
+        isinstance(value, list | dict) and not set(kind.split(",")) & set(WRITTEN)
+    )
+    if plain and kind not in TYPED:  # the host lets it pass when a workflow holds a value in place of a link
+        raise ValueError(
+            f"The input {name} is {shown(repr(value), 60)}, expected {kind} of another node: connect one there."
+        )
     if isinstance(value, str):
-        return checked_text(name, value)
+        return shown(value, LONGEST_CHOICE) if kind == "COMBO" else checked_text(name, value)
     if isinstance(value, Tensor) and value.ndim in (3, 4):
         height, width = value.shape[1:3]
         if max(height, width) > max(LONG_SIDE, NARROWEST * min(height, width)):
