@@ -98,7 +98,8 @@ def _checked(name: str, value: Any, kind: str) -> Any:
             f"The input {name} is {shown(repr(value), 60)}, expected {kind} of another node: connect one there."
         )
     if isinstance(value, str):
-        return shown(value, LONGEST_CHOICE) if kind == "COMBO" else checked_text(name, value)
+        text = checked_text(name, value)
+        return " ".join(text.splitlines())[:LONGEST_CHOICE] if kind == "COMBO" else text
     if isinstance(value, Tensor) and value.ndim in (3, 4):
         height, width = value.shape[1:3]
         if max(height, width) > max(LONG_SIDE, NARROWEST * min(height, width)):
