@@ -30,7 +30,7 @@ class References:
     null_tokens: [T, X], image tokens of the unconditional branch; [M, T, X] where each object has its own.
     texts: M × [L_i, X], content tokens of each object text, encoded on its own; L_i is 0 for a style.
     weights: the M objects' weights.
-    regions: [M, H, W] in 0..1 over the whole canvas, or None.
+    regions: [M, 1 or pictures, H, W] in 0..1 over the whole canvas, or None.
     frozen: [M + 1, pictures, H, W], shares recorded by an earlier sampling, the last one unclaimed. None: the shares
         are measured.
     blocks: the M objects' strength by block, None where it is 1; () where it is 1 for all.
@@ -133,7 +133,7 @@ class Plan:
     gate, gate_strength: see `FusionHead`; the head's rows are in `sites`.
     weights: [M, 1, 1] float32, the objects' weights. They are folded into the values. With regions the unconditional
         branch also needs them here, because it has one set of values for all objects.
-    regions: [M, H, W], as in `References`; float32 on the CPU.
+    regions: [M, 1 or pictures, H, W], as in `References`; float32 on the CPU.
     sites: by site key, without those where no object has any strength.
     frozen: [M + 1, pictures, H, W], as in `References`; float32 on the CPU. `SiteConstants` holds what a site needs of
         regions and frozen.

@@ -135,6 +135,7 @@ class PooledSite(NamedTuple):
         known = plan, self.size, tuple(self.pictures), rows
         if self.read is None or known not in pool.shares:
             relevance = pool.relevance(self.size, self.objects, self.pictures, self.numbers)
+            region = region if region is None else region[:, :shown]  # the rows repeat the pictures
             share = shares(relevance, plan.merge, region).repeat(1, rows // shown, 1)
             if self.read is None:
                 return share

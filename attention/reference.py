@@ -38,7 +38,8 @@ class Reference:
     images: [B, H, W, 3] in 0..1, one or more pictures of the object, ready for the image encoder.
     text: the words that name the object.
     weight: multiplies its image features.
-    region: [1, H', W'] in 0..1, where the object may act; it is stretched to any canvas. None: everywhere.
+    region: [K, H', W'] in 0..1, where the object may act; it is stretched to any canvas. One mask is for all pictures
+        that are made, several are one for each. None: everywhere.
     start_percent, end_percent: the fractions of the sampling between which the object acts.
     region_until: the fraction of the sampling up to which the region holds.
     more: further batches of other sizes, each with the weight of its pictures in the mean. The pictures of `images`
@@ -135,7 +136,7 @@ def make_reference(
     text, weight, start_percent, end_percent, region_until, map_color, blocks: see `Reference`.
     image_mask: [H, W] or [1 or B, H, W], 1 on the object. The object is cut out onto white and cropped to a square, as
         in the paper's training data.
-    region: [H, W] or [K, H, W]; several masks are united.
+    region: [H, W], or [K, H, W] with a mask for each of K pictures.
     more_pictures: their pictures join this object's; their weights become the pictures' weights in the mean.
     fit: which square of a picture without a mask is used, one of `FITS`.
     negative: [B, H, W, 1, 3 or 4]; its middle square is used.
@@ -169,10 +170,10 @@ def make_reference(
             return _cut_out(_rgb_on_white(image, text), _as_masks(image_mask, f"image_mask of “{text}”"), text)
 
         images = _prepared(cut_out, image, image_mask, name=(_checksum(image), _checksum(image_mask)))
-    united = None if region is None else _check_region(region, text)
+    region = None if region is None else _check_region(region, text)
     more = tuple((images, each.weight * share) for each in more_pictures for images, share in each.batches)
     times = start_percent, end_percent, region_until
-    return Reference(images, text, float(weight), united, *times, more, map_color, blocks, over_time, negative)
+    return Reference(images, text, float(weight), region, *times, more, map_color, blocks, over_time, negative)
 
 
 def make_style(
@@ -239,13 +240,13 @@ def _as_masks(mask: Tensor, what: str) -> Tensor:
 
 
 def _check_region(region: Tensor, text: str) -> Tensor:
-    united = _as_masks(region, f"region of “{text}”").amax(0, keepdim=True)
-    if not united.any():
+    masks = _as_masks(region, f"region of “{text}”")
+    if not masks.any():
         raise ValueError(
             f"The region of “{text}” is empty, so the object could act nowhere: paint where it may appear (white), "
             "invert the mask, or disconnect the region."
         )
-    return united
+    return masks
 
 
 def _cut_out(images: Tensor, masks: Tensor, text: str) -> Tensor:

@@ -23,6 +23,25 @@ def clipped(area: Area, canvas: Size) -> Area:
     return min(height, canvas[0] - y), min(width, canvas[1] - x), y, x
 
 
+def cut_from(latent: Tensor, canvas: Size) -> Area:
+    """The area of the canvas that a latent [..., h, w] shows, where it is a view into a latent of the canvas's size.
+
+    The strides of a view tell the size of what it was cut from, and its offset tells where. None: it is no such view.
+    """
+    height, width = canvas
+    h, w = latent.shape[-2:]
+    if latent.ndim < 3 or latent.stride()[-3:] != (height * width, width, 1):
+        return None
+    y, x = divmod(latent.storage_offset() % (height * width), width)
+    return (h, w, y, x) if y + h <= height and x + w <= width else None
+
+
+def same_shape(one: Size, other: Size) -> bool:
+    """Whether two sizes have the same aspect ratio, up to the rounding of a side to one position."""
+    (h, w), (height, width) = one, other
+    return (h - 1) * width <= (w + 1) * height and (w - 1) * height <= (h + 1) * width
+
+
 def placed(area: Area, canvas: Size, site: Size) -> tuple[Size, Size]:
     """Where a site lies on the canvas, at the site's resolution.
 

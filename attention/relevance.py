@@ -45,7 +45,7 @@ def shares(relevance: Tensor, merge: Merge, region: Tensor | None = None, nobody
     Regions also scale the result by max_j r_j. Soft edges then fade, and a position outside all regions gets nothing.
 
     relevance: [M, B, N] (or any [M, ...] with positions last), summing to 1 over N.
-    region: [M, 1, N] in 0..1, or None.
+    region: [M, 1 or B, N] in 0..1, or None.
     nobody: [1, B, N], in the units of the relevance: one more competitor, which gets no share itself.
     Returns [M, B, N].
     """
@@ -84,7 +84,8 @@ def flat_shares(objects: int, merge: Merge, region: Tensor | None = None) -> Ten
     """Shares for texts that prefer no position (A_i = 1/N everywhere).
 
     They apply to merges without relevance, and to the unconditional branch, whose object text is empty.
-    Returns [M, 1, 1], or [M, 1, N] with regions.
+    region: [M, 1 or B, N] in 0..1, or None.
+    Returns [M, 1, 1], or the shape of the regions.
     """
     like = region if region is not None else torch.ones(objects, 1, 1)
     # 1/N is flat in the units of `shares`, which reads N from the last axis.

@@ -23,9 +23,10 @@ class SiteConstants(NamedTuple):
     """A plan's regions and frozen maps at one resolution: what does not depend on the queries.
 
     share: [M or 1, 1 or pictures, N], shares of conditional rows. None: they are measured, or folded into the values.
-    null_share: [1 or M, 1, N], share of unconditional rows, all objects together or each (`Plan.null_blocks`). None:
-        folded into the null values.
-    region: [M, 1, N], for a merge that depends on the queries: log r_i for "concat", else r_i. None: no regions.
+    null_share: [1 or M, 1 or pictures, N], share of unconditional rows, all objects together or each
+        (`Plan.null_blocks`). None: folded into the null values.
+    region: [M, 1 or pictures, N], for a merge that depends on the queries: log r_i for "concat", else r_i. None: no
+        regions.
     """
 
     share: Tensor | None = None
@@ -34,8 +35,7 @@ class SiteConstants(NamedTuple):
 
     @classmethod
     def from_plan(cls, plan: Plan, region: Tensor | None = None, frozen: Tensor | None = None) -> SiteConstants:
-        """region: [M, N], frozen: [M + 1, pictures, N]; the plan's maps at the site's resolution."""
-        region = None if region is None else region.unsqueeze(1)
+        """region: [M, 1 or pictures, N], frozen: [M + 1, pictures, N]; the plan's maps at the site's resolution."""
         share = None if frozen is None else frozen_shares(frozen, plan.merge, region)
         if region is None:
             return cls(share)
@@ -53,7 +53,7 @@ class RowGroup(NamedTuple):
 
     start, stop: the rows.
     conditional: the branch of guidance.
-    constants: their share is for one picture, or for as many as there are rows.
+    constants: they are for one picture, or for as many as there are rows.
     area: the area of the canvas that the rows show.
     pool: for conditional rows of one cond, where the relevance is pooled.
     """

@@ -2,9 +2,12 @@
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
+import torch
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..common.text import printable, shown
@@ -13,6 +16,9 @@ _LONG_QUOTE = re.compile(r"“([^“”]{120})[^“”]+”")
 LONGEST_CHOICE = 1000  # letters of what is chosen from a list, such as a path; it has one line
 LONGEST = 20_000  # letters of any text
 NARROWEST, LONG_SIDE = 32, 2048  # a picture with a longer side than this may be so many times as long as it is wide
+BRIGHTEST = 2.0  # a picture or mask goes from 0 to 1; sharpening and upscaling leave that a little
+PIXELS = (io.Image, io.Mask)
+ENCODERS = (io.Clip, io.ClipVision)  # a checkpoint may hold none; the nodes say which one they need
 
 
 def found(look_up: Callable[..., object], *given: str | None) -> bool | str:
@@ -118,3 +124,60 @@ def checked_text(name: str, text: str) -> str:
             "Shorten it."
         )
     return printable(text)
+
+
+def with_checked_inputs(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """The node, whose inputs are checked whenever it runs."""
+    run = node.execute.__func__  # pyright: ignore[reportFunctionMemberAccess]
+
+    @functools.wraps(run)
+    def execute(cls: type[io.ComfyNode], *given: Any, **named: Any) -> io.NodeOutput:
+        check_inputs(node, signature(run).bind(cls, *given, **named).arguments)
+        return run(cls, *given, **named)
+
+    node.execute = classmethod(execute)  # pyright: ignore[reportAttributeAccessIssue]
+    return node
+
+
+def check_inputs(node: type[io.ComfyNode], given: Mapping[str, Any]) -> None:
+    """Raises ValueError with a sentence for an input that got nothing, no picture, or bytes.
+
+    given: the inputs by name.
+    """
+    name, inputs = _inputs_of(node)
+    for key, value in given.items():
+        if key not in inputs:
+            continue
+        kind, optional = inputs[key]
+        if value is None and not optional and kind not in ENCODERS:
+            raise ValueError(
+                f"The input “{key}” of {name} got nothing: what is connected to it gives none. A switch whose inputs "
+                "are all muted or bypassed does so; unmute one, or connect another node."
+            )
+        if value is not None and kind in PIXELS:
+            _check_pixels(value, f"The input “{key}” of {name}", "mask" if kind is io.Mask else "picture")
+        if kind is io.Latent and not isinstance(getattr(value, "get", lambda _: None)("samples"), torch.Tensor):
+            raise ValueError(f"The input “{key}” of {name} got no latent: connect the latent of a sampler.")
+
+
+@functools.cache
+def _inputs_of(node: type[io.ComfyNode]) -> tuple[str, dict[str, tuple[type | None, bool]]]:
+    """The node's name, and type and optional of its inputs by name."""
+    schema = node.define_schema()
+    inputs = {each.id: (getattr(each, "Parent", None), bool(each.optional)) for each in schema.inputs}
+    return schema.display_name or schema.node_id, inputs
+
+
+def _check_pixels(value: Any, what: str, kind: str) -> None:
+    if isinstance(value, list | tuple):
+        raise ValueError(
+            f"{what} got a list of {len(value)} values instead of a batch: make one of it (“Image List to Image Batch” "
+            "or “Mask List to Mask Batch” of Impact Pack)."
+        )
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{what} got a {type(value).__name__}, which is no {kind}: connect another output.")
+    if value.numel() and value.dtype != torch.bool and BRIGHTEST < (brightest := float(value.max())) < float("inf"):
+        raise ValueError(
+            f"{what} got values up to {brightest:g}, but a {kind} of ComfyUI goes from 0 to 1: the node that made it "
+            "gives bytes. Divide by 255, or use another node."
+        )

@@ -6,10 +6,15 @@ the UNet, or repeat rows at its sites.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from ..attention.regions import Area, Size
+
+SAME_KEYS = 1e-4  # largest squared error of a cond's keys, relative to their mean square; two prompts differ by 0.1
 
 
 class CondRows(NamedTuple):
@@ -26,11 +31,15 @@ class CondEvaluation(NamedTuple):
     """One evaluation of several conds by the host.
 
     conditional: for each index in `cond_or_uncond`, whether it is conditional.
-    areas: by the cond's uuid.
-    rows, canvas: number and size (h, w) of the latents that each cond is evaluated on.
+    areas: by the cond's uuid, in latent pixels of the canvas.
+    rows: number of the latents that each cond is evaluated on.
+    canvas: size (h, w) of the whole picture.
+    crop: the area that the latents show; None: the whole canvas.
+    in_parts: whether the latents show a part of the canvas, and nobody says which.
     main: whether the guider itself evaluates them. Only such evaluations are recorded.
     model_sampling: the sampled model's.
-    window: the numbers of the run's pictures that a context window of the host shows, None without one.
+    window: the numbers of the run's pictures that a context window shows, None without one.
+    contexts: the conds' embeddings [1 or rows, L, X], by index and uuid.
     lists: for each index, the uuid of its list's first cond, which identifies the list.
     """
 
@@ -38,9 +47,12 @@ class CondEvaluation(NamedTuple):
     areas: Mapping[Any, Area]
     rows: int
     canvas: Size
+    crop: Area
+    in_parts: bool
     main: bool
     model_sampling: Any
     window: list[int] | None
+    contexts: Mapping[tuple[int, Any], Tensor]
     lists: tuple[Any, ...] = ()
 
     def __deepcopy__(self, memo: dict) -> CondEvaluation:
@@ -53,12 +65,14 @@ class CondTreatment(NamedTuple):
     position: index of the cond in the evaluation.
     cond: what it is known by from step to step. Its uuid is not enough: the host copies it with a cond into another
         list.
+    context: its embedding; None if unknown.
     """
 
     conditional: bool
     area: Area
     position: int
     cond: Hashable
+    context: Tensor | None
 
 
 class BatchLayout:
@@ -67,14 +81,22 @@ class BatchLayout:
     shape: [rows, channels, h, w], or [rows] where the rest is unknown.
     options: the host's transformer_options.
     evaluation: the evaluation that the call belongs to; None where the host runs without our wrappers.
+    window: the numbers of the pictures in a context window, None without one.
 
     pictures: rows of one cond.
     in_tiles: whether the rows show parts of the pictures at unknown places.
     """
 
-    def __init__(self, shape: Sequence[int], options: Mapping[str, Any], evaluation: CondEvaluation | None) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        options: Mapping[str, Any],
+        evaluation: CondEvaluation | None,
+        window: Sequence[int] | None = None,
+    ) -> None:
         self._evaluation = evaluation
         self.pictures, self._conds = self._read(shape[0], options)
+        self._expected = len(window) if window else evaluation.rows if evaluation else self.pictures
         self.in_tiles = self._shows_tiles(shape, options.get("context_window"))
         self._groups: dict[tuple[int, bool], list[CondRows]] = {}
 
@@ -84,8 +106,10 @@ class BatchLayout:
         known, conds = self._evaluation, []
         for index, uuid in zip(indices, uuids, strict=False):
             conditional = known.conditional[index] if known and index < len(known.conditional) else index == 0
+            area = known.areas.get(uuid, known.crop) if known else None
             of = known.lists[index] if known and index < len(known.lists) else index
-            conds.append(CondTreatment(conditional, known.areas.get(uuid) if known else None, index, (of, uuid)))
+            context = known.contexts.get((index, uuid)) if known else None
+            conds.append(CondTreatment(conditional, area, index, (of, uuid), context))
         pictures = max(1, rows // len(indices))
         if known is not None and pictures > known.rows and pictures % known.rows == 0:
             # Tiled Diffusion stacks complete batches: all conds of one tile, then all conds of the next.
@@ -101,6 +125,8 @@ class BatchLayout:
             return True
         if self._evaluation is None or len(shape) < 4:
             return False
+        if self._evaluation.in_parts:
+            return True
         expected = (cond.area[:2] if cond.area else self._evaluation.canvas for cond in self._conds)
         return any(tuple(shape[-2:]) != size for size in expected)
 
@@ -113,7 +139,7 @@ class BatchLayout:
             times = max(1, left // repeated) if repeated else 1
             groups: list[CondRows] = []
             stop = 0
-            for conditional, area, position, cond in self._conds:
+            for conditional, area, position, cond, _ in self._conds:
                 start, stop = stop, min(count, stop + self.pictures * (1 if position == 1 else times))
                 if start == stop:
                     break
@@ -122,3 +148,32 @@ class BatchLayout:
                 groups.append(CondRows(start, stop, conditional, area, cond))
             self._groups[count, apart] = groups
         return self._groups[count, apart]
+
+    def too_few(self, count: int) -> bool:
+        """Whether `count` rows of a site cannot be all rows of the conds: another pack sends them in parts."""
+        return count < self._expected * len(self._conds)
+
+    def groups_by_keys(self, keys: Tensor, to_k: Callable[[Tensor], Tensor]) -> list[CondRows] | None:
+        """As `groups`, for some rows of unknown conds, told by their keys. None if the keys do not tell.
+
+        keys: [rows, L, C], of the text. to_k: the site's.
+        It waits for the device, and is called only where a count of rows says that the conds come in parts.
+        """
+        off = []
+        for cond in self._conds:
+            expected = None if cond.context is None else to_k(cond.context.to(keys))
+            if expected is None or expected.shape[1] > keys.shape[1]:
+                return None
+            # The host repeats a shorter prompt. A cond may have an embedding for each picture.
+            given = keys[:, : expected.shape[1]]
+            apart = torch.stack([(given - one).float().square().mean((1, 2)) for one in expected]).amin(0)
+            off.append(apart / expected.float().square().mean())
+        groups: list[CondRows] = []
+        for row, fits in enumerate((torch.stack(off) < SAME_KEYS).T.tolist()):
+            fitting = [cond for cond, fit in zip(self._conds, fits, strict=True) if fit]
+            if len({cond[:2] for cond in fitting}) != 1:  # none, or two branches have the same prompt
+                return None
+            conditional, area, _, cond, _ = fitting[0]
+            start = groups.pop().start if groups and groups[-1][2:] == (conditional, area, cond) else row
+            groups.append(CondRows(start, row + 1, conditional, area, cond))
+        return groups

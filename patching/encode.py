@@ -15,6 +15,7 @@ from torch import Tensor
 from ..attention.ease import STEADY, Ease
 from ..attention.plan import References
 from ..attention.reference import Reference, Style
+from ..attention.regions import SIDE
 from ..common.weak_cache import WeakCache
 from ..weights.adapter import Adapter
 from ..weights.projection import project
@@ -120,7 +121,25 @@ def content_tokens(clip: Any, text: str) -> Tensor:
         )
     if count < 1:
         raise ValueError(f"The object text “{text}” contains no words for the text encoder; name the object.")
-    return clip.encode_from_tokens(tokens)[0, 1 : 1 + count].float()
+    return _row_per_token(clip.encode_from_tokens(tokens)[0], len(chunks[0]))[1 : 1 + count].float()
+
+
+def _row_per_token(rows: Tensor, tokens: int) -> Tensor:
+    """The rows of an encoded text [rows, X] that belong to its tokens, one for each.
+
+    Negative weights of words (NegPip) need a key and a value for each token. Such an encoder gives them in turn. An
+    object text has no negative weights: keys and values are equal, which tells this encoder from others.
+
+    Raises ValueError if there is no row for each token.
+    """
+    if len(rows) == tokens:
+        return rows
+    if len(rows) == 2 * tokens and torch.equal(rows[0::2], rows[1::2]):
+        return rows[0::2]
+    raise ValueError(
+        f"The text encoder gives {len(rows)} rows for the {tokens} tokens of an object text, so nobody can say which "
+        "row is which word: connect to MIP Apply the CLIP from before the pack that changes what it gives."
+    )
 
 
 def t5_tokens(clip: Any, text: str) -> Tensor:
@@ -200,15 +219,31 @@ def null_features(clip_vision: Any, adapter: Adapter) -> Tensor:
 
 
 def _regions(references: tuple[Reference, ...]) -> Tensor | None:
-    """[M, H, W] at the size of the largest region, 1 for an object without one. None if no object has a region."""
+    """[M, P, H, W] at the size of the largest region, 1 for an object without one. None if no object has a region.
+
+    P is 1, or the number of pictures where an object has a mask for each. Raises ValueError if two objects have masks
+    for another number of pictures.
+    """
     given = [reference.region for reference in references if reference.region is not None]
     if not given:
         return None
-    size = max((region.shape[-2:] for region in given), key=lambda shape: shape[0] * shape[1])
+    counts = {len(each.region): each.text for each in references if each.region is not None and len(each.region) > 1}
+    if len(counts) > 1:
+        said = " and ".join(f"{count} for “{text}”" for count, text in counts.items())
+        raise ValueError(
+            f"There are region masks for several pictures, but not as many for each object: {said}. Give every object "
+            "one mask, or one for each picture of the batch."
+        )
+    pictures = max(map(len, given))
+    height, width = max((region.shape[-2:] for region in given), key=lambda shape: shape[0] * shape[1])
+    if pictures > 1:  # masks of an animation would take gigabytes
+        smaller = min(1.0, SIDE / max(height, width))
+        height, width = max(1, round(height * smaller)), max(1, round(width * smaller))
 
     def stretched(region: Tensor | None) -> Tensor:
         if region is None:
-            return torch.ones(1, *size)
-        return F.interpolate(region.unsqueeze(0), size=tuple(size), mode="bilinear", align_corners=False).squeeze(0)
+            return torch.ones(pictures, height, width)
+        resized = F.interpolate(region.unsqueeze(0), size=(height, width), mode="bilinear", align_corners=False)
+        return resized.squeeze(0).expand(pictures, -1, -1)
 
-    return torch.cat([stretched(reference.region) for reference in references])
+    return torch.stack([stretched(reference.region) for reference in references])

@@ -3,7 +3,8 @@ explains what that is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,10 +14,24 @@ from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
-from ..attention.regions import Area, clipped
+from ..attention.regions import Area, Size, clipped, cut_from, same_shape
+from ..relevance.record import RelevanceRecord
+from ..relevance.report import APART
 from . import preview
 from .batch_layout import CondEvaluation
-from .unet_call import CALL, EVALUATION, GUIDER_STEP, RECORDS, SAMPLING, GuiderStep, SamplingState, UNetCall
+from .unet_call import (
+    CALL,
+    EVALUATION,
+    GUIDER_STEP,
+    PASSES,
+    RECORDS,
+    SAMPLING,
+    Applied,
+    GuiderStep,
+    SamplingState,
+    UNetCall,
+    window_of_another_pack,
+)
 
 
 def install_wrappers(model_options: dict, describe_call: Callable | None = None) -> None:
@@ -31,7 +46,15 @@ def install_wrappers(model_options: dict, describe_call: Callable | None = None)
             comfy.patcher_extension.add_wrapper_with_key(kind, CALL, wrapper, model_options, is_model_options=True)
 
 
+log = logging.getLogger(__name__)
 _ABSENT = object()
+SQUEEZED = (
+    "Regions and frozen maps are stretched over all of it. Give a detailer the model from before MIP Apply, or from "
+    "another MIP Apply with that object's reference alone and without a region."
+)
+# In the names that guiders give to their lists of conds: of a prompt that names no object.
+UNCONDITIONAL = ("neg", "uncond", "null", "empty", "blank")
+POSITIVE = ("positive", "middle")  # whatever their mark: DualCFG marks its second prompt, “middle”, as negative
 
 # Parameters have the host's names: other packs' wrappers may pass them on by name.
 
@@ -52,67 +75,135 @@ def _sample(
     guider = executor.class_obj
     hooked = any(cond.get("hooks") is not None for group in _conds(guider).values() for cond in group)
     model_sampling = guider.model_patcher.get_model_object("model_sampling")
-    sampling = SamplingState(len(noise), executing.prompt_id if executing else None, hooked, model_sampling)
+    canvas = (noise.shape[-2], noise.shape[-1]) if noise.ndim == 4 else None
+    sampling = SamplingState(len(noise), executing.prompt_id if executing else None, hooked, model_sampling, canvas)
     options = guider.model_options.setdefault("transformer_options", {})
     options[SAMPLING] = sampling
-    records = options.get(RECORDS, ())
-    for record in records:
-        record.begin(sampling.run)  # also where no reference acts: the last run's maps must not remain
+    records: Mapping[RelevanceRecord, Applied] = options.get(RECORDS, {})
+    start = latent_image if latent_image is not None and bool(latent_image.any()) else None
+    for record, applied in records.items():
+        record.begin(sampling.run, start)  # also where no reference acts: the last run's maps must not remain
+        if record.apart and applied.placed:
+            log.warning("%s: %s %s", ", ".join(record.names), APART, SQUEEZED)
     if callback is not None and preview.wanted():
         latent_format = guider.model_patcher.model.latent_format
         callback = preview.with_relevance(callback, sampling.records, latent_format)
     latent = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *rest, **more)
+    for record, applied in records.items():
+        if sampling.evaluated and (lost := applied.sites - len(sampling.visited.get(record, ()))):
+            record.replaced = _replaced(lost, applied.sites)
+            log.warning("%s: %s", ", ".join(record.names), record.replaced)
     for record in dict.fromkeys((*records, *sampling.records)):
         record.finish(sampling.run, latent)
     return latent
 
 
+def _replaced(lost: int, sites: int) -> str:
+    where = "" if lost == sites else f" at {lost} of {sites} cross-attentions"
+    return (
+        f"Another pack replaced MIP Apply's patches{where}, so the references did not act{' there' if where else ''}: "
+        "put that pack's node before MIP Apply."
+    )
+
+
 def _name_conds(executor: Any, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None):
-    """PREDICT_NOISE: record the guider's name for each list of conds.
+    """PREDICT_NOISE: record which of the guider's lists of conds are conditional.
 
     The first cond identifies a list, since the host appends copies of other lists' conds to cover all areas.
     """
-    names = {group[0].get("uuid"): name for name, group in _conds(executor.class_obj).items() if group}
-    sampling: SamplingState | None = model_options.get("transformer_options", {}).get(SAMPLING)
+    conds = _conds(executor.class_obj)
+    conditional = {group[0].get("uuid"): is_conditional(name, group) for name, group in conds.items() if group}
+    size = (x.shape[-2], x.shape[-1]) if x.ndim == 4 else None
+    model_options = _with_transformer_options(model_options)
+    sampling: SamplingState | None = model_options["transformer_options"].get(SAMPLING)
     if sampling is not None:
         sampling.turn += 1
-    model_options = _with_transformer_options(model_options)
-    with _noted(model_options["transformer_options"], GUIDER_STEP, GuiderStep(names, set())):
+    with _noted(model_options["transformer_options"], GUIDER_STEP, GuiderStep(conditional, size, set())):
         return executor(x, timestep, model_options, seed)
 
 
 def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timestep: Tensor, model_options: dict):
-    """CALC_COND_BATCH: record which indices of this evaluation are conditional, and the areas of its conds."""
-    options = model_options.get("transformer_options", {})
-    step: GuiderStep = options.get(GUIDER_STEP) or GuiderStep({}, set())
-    canvas = x_in.shape[-2], x_in.shape[-1]
-    firsts = [group[0].get("uuid") if group else None for group in conds]
-    names = [step.names.get(first) for first in firsts]
-    # Lists without a name: the host puts the positive one first. A single list that is not one of the guider's is an
-    # empty prompt, as in the old Perp-Neg.
-    positive_first = len(conds) > 1 or not step.names
-    conditional = tuple(
-        i == 0 and positive_first if name is None else "negative" not in name for i, name in enumerate(names)
-    )
-    areas = {cond.get("uuid"): clipped(_area(cond.get("area")), canvas) for group in conds if group for cond in group}
-    shown = [first for first, is_cond in zip(firsts, conditional, strict=True) if first and is_cond]
-    main = step.is_first_evaluation(shown, options)
-    window = _window(options, model_options.get("context_handler"))
-    evaluation = CondEvaluation(
-        conditional, areas, len(x_in), canvas, main, model.model_sampling, window, tuple(firsts)
-    )
+    """CALC_COND_BATCH: record which indices of this evaluation are conditional, and what of the canvas they show."""
     model_options = _with_transformer_options(model_options)
-    with _noted(model_options["transformer_options"], EVALUATION, evaluation):
+    options = model_options["transformer_options"]
+    step: GuiderStep = options.get(GUIDER_STEP) or GuiderStep({}, None, set())
+    sampling: SamplingState | None = options.get(SAMPLING)
+    canvas, crop, in_parts = _seen_by(x_in, step, sampling)
+    firsts = tuple(group[0].get("uuid") if group else None for group in conds)
+    # Lists that are not the guider's: the host puts the positive one first. A single one is an empty prompt, as in the
+    # old Perp-Neg, unless it says otherwise.
+    positive_first = len(conds) > 1 or not step.conditional
+    conditional = tuple(
+        step.conditional[first] if first in step.conditional else _marked(group, i == 0 and positive_first)
+        for i, (first, group) in enumerate(zip(firsts, conds, strict=True))
+    )
+    each = [(i, cond) for i, group in enumerate(conds) if group for cond in group]
+    size = x_in.shape[-2], x_in.shape[-1]
+    areas = {cond.get("uuid"): _within(clipped(_area(cond.get("area")), size), crop) for _, cond in each}
+    shown = [first for first, is_cond in zip(firsts, conditional, strict=True) if first and is_cond]
+    window = _window(options, model_options.get("context_handler"))
+    main = not in_parts and step.is_first_evaluation(shown, window, crop)
+    contexts = {(i, cond.get("uuid")): context for i, cond in each if (context := _context(cond)) is not None}
+    evaluation = CondEvaluation(
+        conditional, areas, len(x_in), canvas, crop, in_parts, main, model.model_sampling, window, contexts, firsts
+    )
+    if sampling is not None:
+        sampling.evaluated = True
+    with _noted(options, EVALUATION, evaluation):
         return executor(model, conds, x_in, timestep, model_options)
 
 
+def is_conditional(name: Any, conds: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a list of a guider's conds gets the references' features or those of the unconditional branch.
+
+    name: the guider's for the list. Where it says nothing, what the list itself is marked as decides.
+    """
+    words = str(name).lower()
+    if any(word in words for word in UNCONDITIONAL):
+        return False
+    return words in POSITIVE or _marked(conds, True)
+
+
+def _marked(conds: Sequence[Mapping[str, Any]] | None, unmarked: bool) -> bool:
+    """What the mark that the host reads as the type of a prompt says; `unmarked` if there is none."""
+    marks = {mark for cond in conds or () if (mark := cond.get("prompt_type")) is not None}
+    return unmarked if not marks else marks != {"negative"}
+
+
+def _seen_by(x: Tensor, step: GuiderStep, sampling: SamplingState | None) -> tuple[Size, Area, bool]:
+    """Canvas, crop and in_parts of an evaluation (see `CondEvaluation`) on latents x."""
+    size = x.shape[-2], x.shape[-1]
+    canvas = size if sampling is None or sampling.canvas is None or x.ndim != 4 else sampling.canvas
+    if size == canvas:
+        return canvas, None, False
+    crop = cut_from(x, canvas)
+    if crop is not None:
+        return canvas, crop, False
+    # Some samplers evaluate the whole picture at another size. Guidance that does not get such a latent cuts it.
+    return (size, None, False) if size == step.size and same_shape(size, canvas) else (canvas, None, True)
+
+
+def _within(area: Area, crop: Area) -> Area:
+    """An area of a crop as an area of the canvas."""
+    if area is None or crop is None:
+        return area or crop
+    height, width, y, x = area
+    return height, width, y + crop[2], x + crop[3]
+
+
+def _context(cond: Mapping[str, Any]) -> Tensor | None:
+    """The embedding of a cond, as the model gets it."""
+    context = getattr(cond.get("model_conds", {}).get("c_crossattn"), "cond", None)
+    return context if isinstance(context, Tensor) and context.ndim == 3 else None
+
+
 def _window(options: Mapping[str, Any], handler: Any) -> list[int] | None:
-    """The numbers of the pictures in a context window of the host, None without one. The window gives them: newer hosts
-    put the picture before it in front, and can keep some pictures in every window."""
+    """The numbers of the pictures in a context window, None without one. The host's window gives them itself: newer
+    hosts put the picture before it in front, and can keep some pictures in every window."""
     window: Any = options.get("context_window")
     sampling: SamplingState | None = options.get(SAMPLING)
     if sampling is None or getattr(window, "dim", None) != 0:
-        return None
+        return window_of_another_pack(options)
     kept = getattr(handler, "latent_retain_index_list", None)
     more = {"retain_index_list": kept} if kept else {}  # older hosts know no such argument
     return window.get_tensor(torch.arange(sampling.run.pictures), **more).tolist()
@@ -125,6 +216,18 @@ def _conds(guider: Any) -> Mapping[str, list]:
 
 def _area(area: Any) -> Area:
     return tuple(area) if area is not None and len(area) == 4 and not isinstance(area[0], str) else None
+
+
+def _keep_last_pass(executor: Any, x: Tensor, t: Tensor, *rest: Any, **more: Any):
+    """APPLY_MODEL: record the last pass of the UNet, whose result this is. Those before it show another picture to it,
+    as reference-only control does."""
+    options = more["transformer_options"] if "transformer_options" in more else rest[3] if len(rest) > 3 else {}
+    passes: list[UNetCall] = []
+    with _noted(options, PASSES, passes):
+        out = executor(x, t, *rest, **more)
+    if passes:
+        passes[-1].close()
+    return out
 
 
 def _describe_call(
@@ -141,7 +244,11 @@ def _describe_call(
     call = UNetCall(executor.class_obj, x.shape, transformer_options)
     with _noted(transformer_options, CALL, call):
         out = executor(x, timesteps, context, y, control, transformer_options, **more)
-    call.close()
+    passes: list[UNetCall] | None = transformer_options.get(PASSES)
+    if passes is None:
+        call.close()
+    else:
+        passes.append(call)
     return out
 
 
@@ -171,5 +278,6 @@ WRAPPERS = (
     (WrappersMP.OUTER_SAMPLE, _sample),
     (WrappersMP.PREDICT_NOISE, _name_conds),
     (WrappersMP.CALC_COND_BATCH, _classify_conds),
+    (WrappersMP.APPLY_MODEL, _keep_last_pass),
     (WrappersMP.DIFFUSION_MODEL, _describe_call),
 )

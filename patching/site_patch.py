@@ -18,7 +18,7 @@ from ..attention.site import fuse
 from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey
 from .sampling_wrappers import install_wrappers
-from .unet_call import RECORDS, PooledAt, UNetCall
+from .unet_call import RECORDS, Applied, PooledAt, UNetCall
 
 SHELLS = "mip_adapter"  # our callback's name in a ModelPatcher
 
@@ -50,6 +50,7 @@ class SitePatch(ABC):
     """
 
     needs_text: bool  # whether `act` reads Z_text
+    record: RelevanceRecord | None = None
 
     def __init__(self, place: Place) -> None:
         self.key, self.unet, self.window, self.occupant = place
@@ -71,6 +72,9 @@ class SitePatch(ABC):
         """The attention with the terms of this patch and its guests, and Z_text, unchanged if keep_text is set."""
         call = UNetCall.from_options(options, q.shape[0], self.unet)
         acts = (self.window is None or call.within(self.window)) and not self.rests(call)
+        call.visit(self.key, self.record)
+        if acts:
+            call.find_rows(self.key, k)
         out, text = self._before(q, k, v, options, keep_text or (acts and self.needs_text))
         if acts:
             if text is not None and out is text and (keep_text or text.requires_grad):
@@ -163,7 +167,7 @@ class MergePatch(SitePatch):
             site,
             call.rows(len(q), plan, size, q.device, pooled),
             partial(call.object_keys, self.key, site.object_text, q),
-            partial(call.observe, self.record, plan, objects, size) if self.record is not None else None,
+            partial(call.observe, self.key, self.record, plan, objects, size) if self.record is not None else None,
         )
 
 
@@ -178,7 +182,8 @@ def install(
     clone = patched(model, keys, start_percent, end_percent, lambda place: MergePatch(place, schedule, record))
     if record is not None:
         options = clone.model_options["transformer_options"]
-        options[RECORDS] = (*options.get(RECORDS, ()), record)
+        placed = any(plan.regions is not None or plan.frozen is not None for plan in schedule.plans.values())
+        options[RECORDS] = {**options.get(RECORDS, {}), record: Applied(len(keys), placed)}
     return clone
 
 

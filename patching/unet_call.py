@@ -22,10 +22,10 @@ from ..attention.schedule import PercentRange, Schedule
 from ..attention.site import RowGroup, SiteConstants
 from ..relevance.record import Observation, RelevanceRecord, RunId
 from ..weights.sites import SiteKey, cross_attentions
-from .batch_layout import BatchLayout, CondEvaluation
+from .batch_layout import BatchLayout, CondEvaluation, CondRows
 
-GUIDER_STEP, EVALUATION, CALL, SAMPLING, RECORDS = (
-    f"mip_adapter_{name}" for name in ("prediction", "frame", "call", "sampling", "records")
+GUIDER_STEP, EVALUATION, PASSES, CALL, SAMPLING, RECORDS = (
+    f"mip_adapter_{name}" for name in ("prediction", "frame", "passes", "call", "sampling", "records")
 )
 
 # By plan, canvas size (where only an area is shown), area, the site's resolution and device.
@@ -48,27 +48,38 @@ class PooledAt(NamedTuple):
     objects: tuple[int, ...]
 
 
+class Applied(NamedTuple):
+    """What was applied to a model with a record: at how many sites, and whether regions or frozen maps are placed."""
+
+    sites: int
+    placed: bool
+
+
 class GuiderStep(NamedTuple):
     """One noise prediction of a guider.
 
-    names: the guider's names for its lists of conds, by the uuid of each list's first cond.
-    evaluated: the lists evaluated so far, as (uuid of the first cond, indices of the context window …).
+    conditional: whether a list of conds is conditional, by the uuid of its first cond.
+    size: (h, w) of the latent that the sampler gave to the guider; None if unknown.
+    evaluated: the lists evaluated so far, as (uuid of the first cond, context window, crop).
     """
 
-    names: Mapping[Any, str]
-    evaluated: set[tuple[Any, ...]]
+    conditional: Mapping[Any, bool]
+    size: Size | None
+    evaluated: set[tuple[Any, tuple[int, ...], Area]]
 
-    def is_first_evaluation(self, firsts: Sequence[Any], options: Mapping[str, Any]) -> bool:
+    def is_first_evaluation(self, firsts: Sequence[Any], window: Sequence[int] | None, crop: Area) -> bool:
         """Whether the guider itself evaluates these lists of conds now, and marks them as evaluated.
 
         firsts: the uuids of the lists' first conds. Later evaluations of the same lists, such as PAG's with perturbed
         attention, and lists that are not the guider's give False.
+        window, crop: see `CondEvaluation`. Each window and each crop is an evaluation of its own; a crop of what was
+        evaluated as a whole is a later one.
         """
-        if self.names and not set(firsts) <= self.names.keys():
+        if self.conditional and not set(firsts) <= self.conditional.keys():
             return False
-        window = options.get("context_window")  # each context window is an evaluation of its own
-        lists = {(first, *getattr(window, "index_list", ())) for first in firsts}
-        new = not lists & self.evaluated
+        pictures = tuple(window or ())
+        lists = {(first, pictures, crop) for first in firsts}
+        new = not (lists | {(first, pictures, None) for first in firsts}) & self.evaluated
         self.evaluated.update(lists)
         return new
 
@@ -80,9 +91,12 @@ class SamplingState:
     prompt: id of the queued graph; None where the host does not say.
     hooked: whether hooks exchange weights during the run. Object keys are then not kept.
     model_sampling: the sampled model's.
+    canvas: size (h, w) of the latents; None if they are no pictures.
 
     run: identifies the run to the records.
     records: those that the run has filled so far.
+    evaluated: whether the model has been evaluated.
+    visited: the sites at which a record's patches were run.
     constants, keys, sigmas, levels: caches for the length of the run. They hold the plans at the sites' resolutions,
         the keys of the object texts, the noise levels at the edges of percent ranges, and the logarithms of those at
         `FRACTIONS`, on the device.
@@ -90,9 +104,13 @@ class SamplingState:
     turn: number of the guider's noise prediction.
     """
 
-    def __init__(self, pictures: int, prompt: str | None, hooked: bool, model_sampling: Any) -> None:
+    def __init__(
+        self, pictures: int, prompt: str | None, hooked: bool, model_sampling: Any, canvas: Size | None = None
+    ) -> None:
         self.run, self.hooked = RunId(object(), pictures, prompt), hooked
-        self.model_sampling = model_sampling
+        self.model_sampling, self.canvas = model_sampling, canvas
+        self.evaluated = False
+        self.visited: dict[RelevanceRecord, set[SiteKey]] = {}
         self.records: list[RelevanceRecord] = []
         self.constants: SiteConstantsCache = {}
         self.keys: Keys = {}
@@ -121,9 +139,13 @@ class UNetCall:
         self._constants: SiteConstantsCache = {} if self._sampling is None else self._sampling.constants
         self._keys: Keys = {} if self._sampling is None or self._sampling.hooked else self._sampling.keys
         self._sigmas: Sigmas = {} if self._sampling is None else self._sampling.sigmas
-        self._batch = BatchLayout(shape, options, self._evaluation)
+        self._window = window_of_another_pack(options) or (self._evaluation.window if self._evaluation else None)
+        self._batch = BatchLayout(shape, options, self._evaluation, self._window)
+        self._rows = shape[0]
+        self._of_all_sites: list[CondRows] | None = None  # where the UNet gets some of the rows
+        self._here: list[CondRows] | None = None  # where the site at work gets some of the rows
         self._pools: Pools = {}  # where nobody knows what the rows show
-        self._observed: dict[RelevanceRecord, list[Observation]] = {}
+        self._observed: dict[RelevanceRecord, dict[tuple[SiteKey, int], Observation]] = {}
         self._numbers: Tensor | None = None
         self._eased: dict[Plan, tuple[Tensor, Tensor]] = {}
 
@@ -213,13 +235,14 @@ class UNetCall:
         """
         if self._batch.in_tiles:
             return None
-        window = self._evaluation.window if self._evaluation else None
-        if window is not None and len(window) == self._batch.pictures:
-            return window
+        if self._window is not None and len(self._window) == self._batch.pictures:
+            return self._window
         return slice(None) if self._batch.pictures == self.sampling_run.pictures else None
 
     def numbers(self, device: torch.device) -> Tensor:
         """The picture numbers in `shown`, [pictures]; 0, 1, … where they are unknown. Made once per call."""
+        if self._here is not None:
+            return torch.arange(self.sampling_run.pictures, device=device)
         if self._numbers is None:
             shown = self.shown
             listed = isinstance(shown, list)
@@ -242,25 +265,34 @@ class UNetCall:
         pooled: for a plan whose relevance is pooled, so that every cond needs rows of its own.
         """
         groups = []
-        for start, stop, conditional, area, cond in self._batch.groups(count, apart=pooled is not None):
+        for start, stop, conditional, area, cond in self._here or self._batch.groups(count, apart=pooled is not None):
             constants = SiteConstants() if plan is None else self._site_constants(plan, area, size, device)
-            if conditional and constants.share is not None:
-                constants = constants._replace(share=self._by_row(constants.share, stop - start))
+            if not conditional:
+                constants = constants._replace(share=None)
+            constants = SiteConstants(*(self._by_row(maps, stop - start) for maps in constants))
             pool = None
             if conditional and pooled is not None and device is not None:
-                pool = self._pooled_site(pooled, (cond, start if self._batch.in_tiles else 0), size, device)
+                place = start if self._batch.in_tiles else 0
+                pool = self._pooled_site(pooled, (cond, place), size, device, stop - start)
             groups.append(RowGroup(start, stop, conditional, constants, area, pool))
         return groups
 
-    def _pooled_site(self, at: PooledAt, cond: Hashable, size: Size, device: torch.device) -> PooledSite:
+    def _pooled_site(self, at: PooledAt, cond: Hashable, size: Size, device: torch.device, rows: int) -> PooledSite:
         """What a site reads of the pool of one cond's rows, and where it adds what it measures.
 
         The sites of evaluations that are not the guider's own, such as PAG's, read and do not measure. Where nobody
-        knows which pictures or which parts of them the rows show, the pool lasts for this call.
+        knows which pictures or which parts of them the rows show, the pool lasts for this call; where the conds come in
+        parts, each site reads its own measure.
         """
         schedule, key, objects = at
         shown, sampling, evaluation = self.shown, self._sampling, self._evaluation
-        numbers, by = self.numbers(device), (schedule, cond, device)
+        if self._here is not None:
+            history = PoolHistory()
+            history.begin(0, objects, rows)
+            own = torch.arange(rows, device=device)
+            return PooledSite(None, history.now, key, size, objects, range(rows), own)
+        crop = None if evaluation is None else evaluation.crop
+        numbers, by = self.numbers(device), (schedule, (cond, crop), device)
         if shown is not None and sampling is not None and evaluation is not None:
             pictures = range(sampling.run.pictures)[shown] if isinstance(shown, slice) else shown
             history = sampling.pools.setdefault(by, PoolHistory())
@@ -278,8 +310,37 @@ class UNetCall:
         history.begin(0, objects, len(pictures))
         return PooledSite(None, history.now, key, size, objects, pictures, numbers)
 
+    def visit(self, key: SiteKey, record: RelevanceRecord | None) -> None:
+        """Note that a record's patch is run at a site."""
+        if self._sampling is not None and record is not None:
+            self._sampling.visited.setdefault(record, set()).add(key)
+
+    def find_rows(self, key: SiteKey, keys: Tensor) -> None:
+        """Begin a site. Where it gets fewer rows than there are conds and pictures, find out whose they are.
+
+        keys: [rows, L, C], of the text.
+        Raises ValueError if nobody says whose rows they are.
+        """
+        self._here = None
+        count = len(keys)
+        if not self._batch.too_few(count):
+            return
+        if count == self._rows and self._of_all_sites is not None:
+            self._here = self._of_all_sites
+            return
+        self._here = self._batch.groups_by_keys(keys, self.attentions[key].to_k)
+        if self._here is None:
+            raise ValueError(
+                f"Another pack sends {count} rows of a batch through the model without saying whether they belong to "
+                "the prompt or to the negative prompt, so the references cannot act: let that pack evaluate the whole "
+                "batch at once, or give its sampler the model from before MIP Apply."
+            )
+        if count == self._rows:
+            self._of_all_sites = self._here
+
     def observe(
         self,
+        key: SiteKey,
         record: RelevanceRecord,
         plan: Plan,
         objects: tuple[int, ...],
@@ -290,11 +351,13 @@ class UNetCall:
     ) -> None:
         """Keep what a site measured until the call ends.
 
+        key: the site's. If another pack runs the sites several times in a call, the last pass counts.
         objects: the plan's objects, as indices into the record's.
         size: (h, w), the site's resolution.
         rows, shares [M, b, N] or None, gate [b, N] or None: see `observe` of `fuse`.
         """
-        if self.shown is None or (self._evaluation is not None and not self._evaluation.main):
+        shown = self._shown_by(rows.length)
+        if shown is None or (self._evaluation is not None and not self._evaluation.main):
             return
         if shares is None and plan.merge.strategy == "relevance":
             shares = plan.weights.new_ones(1, 1, 1)  # a lone object: its share 1 is folded into the values
@@ -304,15 +367,21 @@ class UNetCall:
         if gate is not None:
             gate = gate.unflatten(-1, size)
         canvas, corner = placed(rows.area, self._evaluation.canvas if self._evaluation else size, size)
-        observation = Observation(shares, gate, canvas, corner, len(objects), self.shown)
-        self._observed.setdefault(record, []).append(observation)
+        observation = Observation(shares, gate, canvas, corner, len(objects), shown)
+        self._observed.setdefault(record, {})[key, rows.start] = observation
+
+    def _shown_by(self, rows: int) -> slice | list[int] | None:
+        """`shown` for a group of rows at the site at work."""
+        if self._here is None:
+            return self.shown
+        return None if self._batch.in_tiles or rows % self.sampling_run.pictures else slice(None)
 
     def close(self) -> None:
         """End the call: pass what was measured to the records."""
         if not self._observed or self.step is None:
             return
         for record, observations in self._observed.items():
-            record.add(self.sampling_run, *self.step, observations)
+            record.add(self.sampling_run, *self.step, [*observations.values()])
             if self._sampling is not None and record not in self._sampling.records:
                 self._sampling.records.append(record)
 
@@ -320,7 +389,8 @@ class UNetCall:
         """The plan's constants at a site that shows an area of the canvas.
 
         The plan's maps stay on the CPU. What a site sees of them is moved to the device once per resolution.
-        Raises ValueError if there are maps and the pictures are sampled in unknown tiles.
+        Raises ValueError if there are maps and the pictures are sampled in unknown tiles, or if the maps are of another
+        number of pictures.
         """
         if self._batch.in_tiles and not (plan.regions is None and plan.frozen is None):
             what = "Regions" if plan.frozen is None else "Frozen maps"
@@ -335,29 +405,41 @@ class UNetCall:
             return None if maps is None else seen(maps, area, canvas, size).to(device)
 
         if known not in self._constants:
+            self._check_pictures(plan)
             self._constants[known] = SiteConstants.from_plan(plan, at_site(plan.regions), at_site(plan.frozen))
         return self._constants[known]
 
-    def _by_row(self, share: Tensor, rows: int) -> Tensor:
-        """Shares [..., pictures, N] spread over the rows that show the pictures: [..., 1 or rows, N].
+    def _check_pictures(self, plan: Plan) -> None:
+        """Raises ValueError if the plan's maps are of another number of pictures than the run."""
+        pictures = self.sampling_run.pictures
+        if plan.frozen is not None and plan.frozen.shape[1] not in (1, pictures):
+            raise ValueError(
+                f"The frozen maps are of {plan.frozen.shape[1]} pictures and this sampling makes {pictures}: use the "
+                "same batch size for both passes, or a first pass of one picture."
+            )
+        if plan.regions is not None and plan.regions.shape[1] not in (1, pictures):
+            raise ValueError(
+                f"There are region masks for {plan.regions.shape[1]} pictures and this sampling makes {pictures}: one "
+                "mask is for all pictures, several are one for each. Give as many masks as pictures, or unite them "
+                "before MIP Reference (MaskComposite, “add”)."
+            )
 
-        Raises ValueError if the maps are of another number of pictures than the run, or the pictures are unknown.
+    def _by_row(self, maps: Tensor | None, rows: int) -> Tensor | None:
+        """Maps [..., pictures, N] spread over the rows that show the pictures: [..., 1 or rows, N].
+
+        Raises ValueError if the maps are of several pictures, and the pictures that the rows show are unknown.
         """
-        pictures = share.shape[-2]
-        if pictures == 1:
-            return share
-        if self.shown is None:
+        if maps is None or maps.shape[-2] == 1:
+            return maps
+        shown = self._shown_by(rows)
+        if shown is None:
             raise ValueError(
-                f"The frozen maps are of {pictures} pictures, and another pack samples {self._batch.pictures} of "
-                f"{self.sampling_run.pictures} at a time without saying which: use ComfyUI's own context windows, or a "
-                "first pass of one picture."
+                f"The frozen maps or region masks are of {maps.shape[-2]} pictures, and another pack samples some of "
+                "them at a time without saying which: use ComfyUI's own context windows, or maps and masks of one "
+                "picture."
             )
-        if pictures != self.sampling_run.pictures:
-            raise ValueError(
-                f"The frozen maps are of {pictures} pictures and this sampling makes {self.sampling_run.pictures}: use "
-                "the same batch size for both passes, or a first pass of one picture."
-            )
-        return share[..., self.shown, :].repeat(1, rows // self._batch.pictures, 1)
+        spread = maps[..., shown, :]
+        return spread.repeat(1, rows // spread.shape[-2], 1)
 
 
 def _fraction(now: Tensor, levels: Tensor) -> Tensor:
@@ -378,3 +460,10 @@ def _for_all(shares: Tensor, plan: Plan, objects: tuple[int, ...], record: Relev
     rows: dict[int, Tensor] = dict(zip(objects, shares.unbind(0), strict=True))
     nothing = torch.zeros_like(shares[0])
     return torch.stack([rows.get(i, nothing) for i in range(len(record.names))])
+
+
+def window_of_another_pack(options: Mapping[str, Any]) -> list[int] | None:
+    """The numbers of the pictures in a context window of AnimateDiff-Evolved, None without one."""
+    said = options.get("ad_params")
+    numbers = said.get("sub_idxs") if isinstance(said, Mapping) else None
+    return [int(number) for number in numbers] if numbers else None

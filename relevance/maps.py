@@ -71,7 +71,7 @@ def draw_maps(
     count, height, width = images.shape[:3]
     measured, gate = maps.absent() is None, maps.gate(size, phase)
     chosen = maps.shares(size, phase) if measured else torch.zeros(max(1, len(maps.names)), count, 1, 1)
-    _check_belonging(chosen, images)
+    _check_belonging(maps, chosen, images)
     shares = upscale(chosen, (height, width)).clamp(0, 1)  # [M, B, H, W]
     overlays: list[Tensor] = []
     for i, image in enumerate(images.cpu()):
@@ -95,7 +95,7 @@ def objects_named(wanted: str, names: Sequence[str]) -> list[int]:
     return [object_number(wanted, names)] if wanted.strip() else list(range(len(names)))
 
 
-def _check_belonging(shares: Tensor, images: Tensor) -> None:
+def _check_belonging(maps: RecordedMaps, shares: Tensor, images: Tensor) -> None:
     """Raises ValueError if maps [M, B, h, w] and pictures [B, H, W, 3] cannot be of one sampling."""
     (count, height, width), (pictures, h, w) = images.shape[:3], shares.shape[1:]
     mend = (
@@ -109,6 +109,11 @@ def _check_belonging(shares: Tensor, images: Tensor) -> None:
         raise ValueError(
             f"The images are {width}×{height} pixels and the maps {w}×{h} positions, another shape: the last sampling "
             f"with this model made another picture (a tile, a detailer's?). So {mend}."
+        )
+    if maps.of_another_run(images):
+        raise ValueError(
+            "The images are of another sampling than the maps, which are of the last one with this model (a tile, a "
+            f"detailer's crop?). So {mend}."
         )
 
 

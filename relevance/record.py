@@ -19,6 +19,8 @@ from torch import Tensor
 
 from ..attention.regions import resize
 
+SAME_LAYOUT = 0.7  # correlation; an upscaled picture stays above, a crop below
+GOOD_FIT, POOR_FIT = 0.6, 0.35  # see `explained`; a picture of another scene gives about 0.1
 PHASES = ("early", "middle", "late")  # thirds of the steps
 KEPT = 8  # finished runs whose maps are kept, found by their latent
 SAME = 5e-4  # tolerance relative to a fingerprint's largest value: rounding stays below, another sampling above
@@ -113,6 +115,25 @@ def fingerprint(latent: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(latent.flatten(0, -3).float(), 8).cpu()
 
 
+def explained(mark: Tensor, images: Tensor) -> float:
+    """How much of what is where in pictures [B, H, W, 3] their latent explains linearly: 0 nothing, 1 all.
+
+    A latent's channels are nearly linear in the colours, whatever VAE made it. mark: the latent's `fingerprint`.
+    """
+    brightness = images[..., :3].float().cpu().mean(-1)
+    seen = F.adaptive_avg_pool2d(brightness, 8).flatten(1).unsqueeze(-1)  # [B, 64, 1]
+    channels = mark.unflatten(0, (len(images), -1)).flatten(2).transpose(1, 2)  # [B, 64, C]
+    seen, channels = (each - each.mean(1, keepdim=True) for each in (seen, channels))
+    left = seen - channels @ torch.linalg.lstsq(channels, seen).solution
+    return float(1 - left.square().sum() / seen.square().sum().clamp_min(torch.finfo(torch.float32).tiny))
+
+
+def layout(latent: Tensor) -> Tensor:
+    """What is where in the pictures of a latent [B, C, h, w]: [B, n], normalised, so that products are correlations."""
+    means = fingerprint(latent).unflatten(0, (len(latent), -1))
+    return F.normalize((means - means.mean((-2, -1), keepdim=True)).flatten(1), dim=1)
+
+
 class RecordedMaps:
     """Maps of one sampling run, by resolution (H, W) and phase.
 
@@ -124,6 +145,8 @@ class RecordedMaps:
     styles: names of the styles beside the objects; they take no part in the shares.
     strategy: the merge's.
     runs: which run of its model and prompt this was, from 1.
+    replaced: that another pack replaced patches, in a sentence; empty if none did.
+    apart: whether the run started from a picture that none of its prompt's earlier runs made, such as a crop of it.
 
     Shares add up to 1 where the objects claim all of a position, whatever the merge's normalisation.
     """
@@ -140,6 +163,7 @@ class RecordedMaps:
         self.colours = tuple(range(len(names)) if colours is None else colours)
         self.off, self.strategy = False, "relevance"
         self.runs = 0
+        self.replaced, self.apart = "", False
         self._shares: dict[tuple[int, int], _Sums] = {}
         self._gates: dict[tuple[int, int], _Sums] = {}
         self._confusion = torch.zeros(2, 0, 0)  # [sum or count, steps, pictures]
@@ -197,6 +221,8 @@ class RecordedMaps:
                 "There is no relevance: scale is 0 in MIP Apply, or MIP Block Strength is 0 for every block, so the "
                 "references are switched off. Raise it to see who claims what."
             )
+        if self.replaced:
+            return f"There is no relevance: {self.replaced}"
         if self.runs > 0 and not self.steps_seen().any():
             return (
                 "There is no relevance: no reference acted in this sampling. Let the references act in some of its "
@@ -222,6 +248,10 @@ class RecordedMaps:
         """The maps of the run that made this latent. Raises ValueError if nothing was recorded."""
         self.require_shares()
         return self
+
+    def of_another_run(self, images: Tensor) -> bool:
+        """Whether pictures [B, H, W, 3] clearly come from another run than these maps."""
+        return False
 
     def _mean(
         self, recorded: Mapping[tuple[int, int], _Sums], resolution: tuple[int, int] | None, phase: str | None
@@ -257,6 +287,7 @@ class RelevanceRecord(RecordedMaps):
         super().__init__(names, frozen, colours, prompt, styles)
         self._run = RunId(None, 0)
         self._lock = Lock()  # the host samples conds on several GPUs at once
+        self._results: list[Tensor] = []  # of the prompt's runs, see `layout`
         self._finished: deque[tuple[Tensor, RecordedMaps]] = deque(maxlen=KEPT)  # by the latent's fingerprint
 
     def __deepcopy__(self, memo: dict) -> RelevanceRecord:
@@ -298,15 +329,23 @@ class RelevanceRecord(RecordedMaps):
             if gates:
                 self._add(self._gates, phase, self._stacked(gates, group[0]), group[0])
 
-    def begin(self, run: RunId) -> None:
-        """Start a run: the maps of the run before are dropped. The first `add` of an unknown run calls this."""
+    def begin(self, run: RunId, start: Tensor | None = None) -> None:
+        """Start a run: the maps of the run before are dropped. The first `add` of an unknown run calls this.
+
+        start: the latent that the run starts from; None for an empty one.
+        """
+        if run.prompt != self._run.prompt:
+            self._results = []
+        alike = (_same_picture(start, result) for result in self._results) if start is not None else ()
+        self.apart = start is not None and bool(self._results) and not any(alike)
         self.runs = self.runs + 1 if run.prompt == self._run.prompt else 1
         self._run, self._shares, self._gates = run, {}, {}
-        self._confusion, self._calls = torch.zeros(2, 0, 0), torch.zeros(0)
+        self._confusion, self._calls, self.replaced = torch.zeros(2, 0, 0), torch.zeros(0), ""
 
     def finish(self, run: RunId, latent: Tensor) -> None:
         """End a run with this latent and keep its maps. Waits for the device, since it reads the latent."""
         if run.key is self._run.key:
+            self._results = [*self._results, layout(latent)][-KEPT:]
             self._finished.append((fingerprint(latent), self._copy()))
 
     def for_latent(self, latent: Tensor) -> RecordedMaps:
@@ -325,6 +364,11 @@ class RelevanceRecord(RecordedMaps):
         known = same or [maps for _, maps in self._finished]
         return known[-1].for_latent(latent) if known else self.snapshot()
 
+    def of_another_run(self, images: Tensor) -> bool:
+        """Whether pictures [B, H, W, 3] clearly come from another of the kept runs than the last one's maps."""
+        fits = [explained(mark, images) for mark, _ in self._finished if len(mark) % len(images) == 0]
+        return len(fits) > 1 and fits[-1] < POOR_FIT and max(fits) > GOOD_FIT
+
     def snapshot(self) -> RecordedMaps:
         """A copy of the last run's maps on the CPU; later samplings do not change it.
 
@@ -336,6 +380,7 @@ class RelevanceRecord(RecordedMaps):
     def _copy(self) -> RecordedMaps:
         taken = RecordedMaps(self.names, self.frozen, self.colours, self.prompt, self.styles)
         taken.off, taken.strategy, taken.runs = self.off, self.strategy, self.runs
+        taken.replaced, taken.apart = self.replaced, self.apart
         taken._confusion, taken._calls = (each.to("cpu", copy=True) for each in (self._confusion, self._calls))
         taken._shares = {size: sums.copy() for size, sums in self._shares.items()}
         taken._gates = {size: sums.copy() for size, sums in self._gates.items()}
@@ -369,3 +414,9 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     """Whether two fingerprints are of the same latent, up to rounding."""
     rounding = SAME * float(one.nan_to_num(0, 0, 0).abs().max())
     return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=rounding, equal_nan=True)
+
+
+def _same_picture(start: Tensor, result: Tensor) -> bool:
+    """Whether each picture of a latent [B, C, h, w] shows what one of the results does; result: see `layout`."""
+    begun = layout(start)
+    return begun.shape[1] == result.shape[1] and bool(((begun @ result.T).amax(1) > SAME_LAYOUT).all())

@@ -11,6 +11,10 @@ from ..common.text import MOST_WORDS, holds, plain
 from .maps import cores, mixing, owners
 from .record import RecordedMaps
 
+APART = (
+    "This sampling started from a picture that no earlier sampling of this queue made: is it a crop, as detailers and "
+    "upscalers in tiles sample it?"
+)
 LEAK = 0.35  # another object's mean share of an object's core; above it looks mix visibly
 SMALL = 0.02  # part of the picture; an object that owns less has no place of its own
 CLAIMED = 0.8  # mixing; above it the texts find no places
@@ -49,7 +53,7 @@ def relevance_report(maps: RecordedMaps, shares: Tensor) -> str:
     owned, _ = places(shares)
     core, held = in_cores(shares)
     mixed = _mixed(shares) if maps.confusion_by_picture() else []
-    lines = [*_verdict(maps, owned, held, mixed), *_prompt(maps)]
+    lines = [*_warnings(maps), *_verdict(maps, owned, held, mixed), *_prompt(maps)]
     for i, name in enumerate(maps.names):
         if owned[i] > 0:
             there = ", ".join(f"{other} {float(held[i, j]):.0%}" for j, other in enumerate(maps.names))
@@ -62,6 +66,12 @@ def relevance_report(maps: RecordedMaps, shares: Tensor) -> str:
     if (left := 1 - float(owned.sum())) >= 0.005:
         lines.append(f"Nobody has the largest share of {left:.0%} of the picture.")
     return "\n".join([*lines, *_confusion(maps, shares), _sampling(maps)])
+
+
+def _warnings(maps: RecordedMaps) -> list[str]:
+    """What was wrong with the sampling itself."""
+    apart = [f"{APART} These maps lie on that picture."] if maps.apart else []
+    return [maps.replaced, *apart] if maps.replaced else apart
 
 
 def _sampling(maps: RecordedMaps) -> str:

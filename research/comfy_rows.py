@@ -40,7 +40,7 @@ def combine(models: Sequence[Any], record: bool = False) -> Any:
             runs.clear()
             runs[run.run.key] = [SamplingState(1, None, run.hooked, run.model_sampling) for _ in models]
         for each in runs[run.run.key]:
-            each.turn = run.turn
+            each.turn, each.visited = run.turn, run.visited
         return runs[run.run.key]
 
     def calls_for_rows(
@@ -75,6 +75,7 @@ class _RowPatch:
         for i, (patch, call) in enumerate(zip(self.patches, options[ROWS], strict=True)):
             row = slice(i, None, count)  # this model's row in every branch
             own = text[row].clone()
+            call.visit(patch.key, patch.record)
             out[row] = patch.act(own, own, q[row], {**options, CALL: call}, call)
         return out
 

@@ -55,7 +55,7 @@ def adapter_path(name: str) -> Path:
     its reader has a .bin. Raises ValueError if there is no such file.
     """
     if not name:
-        raise ValueError(f"No adapter is chosen. Put one into {_places()} and press R to refresh the lists.")
+        raise ValueError(f"No adapter is chosen. Put one into {_places(*FOLDERS)} and press R to refresh the lists.")
     endings = sorted(EXTENSIONS) if Path(name).suffix.lower() in EXTENSIONS else []
     for candidate in (name, *(str(Path(name).with_suffix(ending)) for ending in endings)):
         for key in FOLDERS:
@@ -69,7 +69,7 @@ def adapter_path(name: str) -> Path:
     if name.startswith("miniature_"):
         raise ValueError(f"Adapter “{name}”, which comes with this pack, is missing: {own}.{cure(own)}")
     raise ValueError(
-        f"Adapter “{shown(name)}” was not found in {_places()}. Put it there and press R to refresh the lists."
+        f"Adapter “{shown(name)}” was not found in {_places(*FOLDERS)}. Put it there and press R to refresh the lists."
     )
 
 
@@ -94,7 +94,7 @@ def model_folders(key: str) -> list[str]:
 
 def model_folder(key: str, name: str) -> Path:
     """The folder of a name in `model_folders`. Raises ValueError if there is none."""
-    place = os.path.join(folder_paths.models_dir, key)
+    place = _places(key)
     if not name:
         raise ValueError(f"No model is chosen. Put its folder into {place} and press R to refresh the lists.")
     for base in folder_paths.get_folder_paths(key):
@@ -122,5 +122,8 @@ def fingerprint(path: Path) -> tuple[str, int, int]:
     return str(path), stat.st_mtime_ns, stat.st_size
 
 
-def _places() -> str:
-    return " or ".join(os.path.join(folder_paths.models_dir, key) for key in FOLDERS)
+def _places(*keys: str) -> str:
+    """The folders of some keys, in words: the host's, and those of the user's extra_model_paths.yaml."""
+    own = (MINIATURE, str(output_folder()))
+    folders = (folder for key in keys for folder in folder_paths.get_folder_paths(key) if folder not in own)
+    return " or ".join(dict.fromkeys(folders))

@@ -69,7 +69,7 @@ def test_permuting_objects_changes_nothing(case: Case, random) -> None:
 def test_splitting_rows_into_calls_changes_nothing(case: Case) -> None:
     together = case.fused((True, False))
     data, (plan, site) = case.numbers(), case.plan()
-    given = SiteConstants.from_plan(plan, torch.stack(list(data["regions"])) if case.regional else None)
+    given = SiteConstants.from_plan(plan, torch.stack(list(data["regions"])).unsqueeze(1) if case.regional else None)
     for row, conditional in enumerate((True, False)):
         text, q = data["text"][row : row + 1], data["q"][row : row + 1]
         keys = lambda site=site, data=data: site.object_text @ data["to_k"].T  # noqa: E731

@@ -197,9 +197,76 @@ def test_an_object_does_not_act_outside_its_region() -> None:
         to_k = bundle().model.model.diffusion_model.input_blocks[site.key[1]][1].transformer_blocks[0].attn2.to_k
         for conditional in (True, False):
             (plan,) = patch.schedule.plans.values()
-            rows = RowGroup(0, 1, conditional, SiteConstants.from_plan(plan, region.expand(2, 64)))
+            rows = RowGroup(0, 1, conditional, SiteConstants.from_plan(plan, region.expand(2, 1, 64)))
             compiled = plan.sites[site.key]
             with torch.inference_mode():
                 keys = partial(to_k, compiled.object_text)
                 out = fuse(text.clone(), text, q, plan, compiled, (rows,), keys)
             assert torch.equal(out[:, 32:], text[:, 32:]) and not torch.allclose(out[:, :32], text[:, :32])
+
+
+def by_frame(*columns: tuple[int, int]) -> torch.Tensor:
+    """MASK [K, 32, 32]: in picture i the columns from, to are white."""
+    return torch.cat([box(32, 32, 0, start, 32, stop) for start, stop in columns])
+
+
+FRAMES = (0, 12), (10, 22), (24, 32)
+
+
+def in_each(model, **options) -> torch.Tensor:
+    return sample(model, batch=len(FRAMES), **options)
+
+
+@pytest.mark.parametrize("strategy", ["relevance", "uniform", "sum", "concat"])
+def test_a_mask_for_each_picture(strategy: str) -> None:
+    """Every picture is what the same batch gives with its mask for all."""
+    masks, options = by_frame(*FRAMES), {"merge": {"strategy": strategy}}
+    got = in_each(graphs.apply(regional(masks, RIGHT), **options))
+    expected = torch.cat([
+        in_each(graphs.apply(regional(masks[i : i + 1], RIGHT), **options))[i : i + 1] for i in range(len(FRAMES))
+    ])  # fmt: skip
+    assert deviation(got, expected, in_each(bundle().model)) < graphs.TOLERANCE
+    united = in_each(graphs.apply(regional(masks.amax(0, keepdim=True), RIGHT), **options))
+    assert deviation(united, expected, in_each(bundle().model)) > 100 * graphs.TOLERANCE
+
+
+def test_masks_for_each_picture_of_two_objects_in_windows_and_areas() -> None:
+    """In the host's context windows; and where conds cover areas of the canvas."""
+    one, other = by_frame(*FRAMES), by_frame(*FRAMES).flip(-1)
+    chain = regional(one, other)
+    whole, without = in_each(graphs.apply(chain), steps=2), in_each(bundle().model, steps=2)
+    windows = in_each(graphs.in_windows(graphs.apply(chain), 2, fuse="flat"), steps=2)
+    assert deviation(windows, whole, without) < graphs.TOLERANCE
+    conds = AREAS["halves"]()
+    got = in_each(guide(graphs.apply(chain), conds))
+    expected = torch.cat([
+        in_each(guide(graphs.apply(regional(one[i : i + 1], other[i : i + 1])), conds))[i : i + 1] for i in range(3)
+    ])  # fmt: skip
+    assert deviation(got, expected, in_each(guide(bundle().model, conds))) < graphs.TOLERANCE
+
+
+def test_an_object_that_is_absent_from_some_pictures() -> None:
+    """Black masks: the object does not act in them; grey ones make it weaker."""
+    masks = torch.stack([torch.zeros(8, 8), torch.ones(8, 8), torch.full((8, 8), 0.4)])
+    got = in_each(graphs.apply(references(["cat"], region=[masks]), head={"gate": "off"}))
+    without, full = in_each(bundle().model), in_each(graphs.apply(references(["cat"]), head={"gate": "off"}))
+    torch.testing.assert_close(got[0], without[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(got[1], full[1], atol=1e-4, rtol=0)
+    effect = (full[2] - without[2]).norm()
+    assert 0.1 < (got[2] - without[2]).norm() / effect < 0.9
+
+
+def test_masks_of_another_number_of_pictures_are_refused() -> None:
+    masks = by_frame(*FRAMES)
+    for batch in (1, 2, 4):
+        with pytest.raises(ValueError, match=f"for 3 pictures and this sampling makes {batch}: one mask is for all"):
+            sample(graphs.apply(regional(masks, None)), 1, batch=batch)
+    with pytest.raises(ValueError, match="not as many for each object: 3 for “cat” and 2 for “red coffee cup”"):
+        graphs.apply(regional(masks, masks[:2]))
+
+
+def test_masks_of_a_long_animation_are_kept_small() -> None:
+    from mip_adapter.patching.encode import _regions
+
+    regions = _regions(regional(torch.ones(20, 600, 900), None))
+    assert regions is not None and regions.shape == (2, 20, 171, 256)

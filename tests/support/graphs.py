@@ -203,14 +203,16 @@ def in_tiles(model: Any, at_once: int) -> Any:
     return model
 
 
-def in_windows(model: Any, length: int, schedule: str = "standard_static", **options: Any) -> Any:
+def in_windows(
+    model: Any, length: int, schedule: str = "standard_static", fuse: str = "pyramid", **options: Any
+) -> Any:
     """A clone of the MODEL whose batches the host samples in context windows of so many pictures. 0.3.75 can do so when
     there are as many steps as pictures less one. options: more for the host's handler."""
     import comfy.context_windows as windows
 
     model = model.clone()
     model.model_options["context_handler"] = windows.IndexListContextHandler(
-        windows.get_matching_context_schedule(schedule), windows.get_matching_fuse_method("pyramid"),
+        windows.get_matching_context_schedule(schedule), windows.get_matching_fuse_method(fuse),
         context_length=length, context_overlap=1, **options,
     )  # fmt: skip
     return model

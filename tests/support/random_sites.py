@@ -88,7 +88,9 @@ class Case:
     def fused(self, conditional: tuple[bool, ...] = (True, True)) -> Tensor:
         """Z of both rows, computed by the pack."""
         data, (plan, site) = self.numbers(), self.plan()
-        given = SiteConstants.from_plan(plan, torch.stack(list(data["regions"])) if self.regional else None)
+        given = SiteConstants.from_plan(
+            plan, torch.stack(list(data["regions"])).unsqueeze(1) if self.regional else None
+        )
         q, text, to_k = (data[name].to(self.dtype) for name in ("q", "text", "to_k"))
         parts = [RowGroup(i, i + 1, c, given) for i, c in enumerate(conditional)]
         if len(set(conditional)) == 1:

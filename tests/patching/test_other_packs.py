@@ -1,0 +1,496 @@
+"""Beside the kinds of packs that change what the host evaluates: lists of their own, crops, passes, windows, parts.
+
+Each pack is written here anew, by what it does to the host. The right answer is the definition (direct.py), told by the
+test which rows are what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ..relevance.test_record import freeze, maps
+from ..support import graphs
+from ..support.graphs import SIZE, TOLERANCE, bundle, deviation, guide, prompt, references, sample
+from .test_steering import applied
+
+pytestmark = pytest.mark.usefixtures("host")
+LEFT, RIGHT = torch.zeros(1, 32, 32), torch.zeros(1, 32, 32)
+LEFT[..., :18], RIGHT[..., 14:] = 1, 1
+
+
+def regional() -> tuple:
+    return references(region=[LEFT, RIGHT])
+
+
+def wrapped(model: Any, kind: str, wrapper: Callable) -> Any:
+    """A clone of the MODEL with another pack's wrapper."""
+    from comfy.patcher_extension import add_wrapper_with_key
+
+    model = model.clone()
+    add_wrapper_with_key(kind, "another pack", wrapper, model.model_options, is_model_options=True)
+    return model
+
+
+# Guiders with lists of their own
+
+
+def three_lists(model: Any, name: str, mark: str | None) -> Any:
+    """A guider of three predictions: an empty prompt beside positive and negative, under a name of the pack's own."""
+    import comfy.samplers
+    import node_helpers
+
+    class Guider(comfy.samplers.CFGGuider):
+        def predict_noise(self, x, timestep, model_options, seed=None):
+            lists = [self.conds[each] for each in ("positive", "negative", name)]
+            positive, negative, empty = comfy.samplers.calc_cond_batch(
+                self.inner_model, lists, x, timestep, model_options
+            )
+            return empty + 3.0 * (positive - empty) - 1.0 * (negative - empty)
+
+    guider = Guider(model)
+    marks = {} if mark is None else {"prompt_type": mark}
+    empty = node_helpers.conditioning_set_values(prompt(""), marks)
+    guider.inner_set_conds({"positive": prompt("a cat beside a cup"), "negative": prompt("blurry"), name: empty})
+    return guider
+
+
+@pytest.mark.parametrize("name, mark", [
+    ("null", "negative"), ("uncond", None), ("empty", None), ("Unconditional", None), ("base", "negative"),
+    ("neg_2", None), ("second", "positive"), ("second", None),
+])  # fmt: skip
+def test_lists_by_any_name(name: str, mark: str | None) -> None:
+    table: dict[Any, bool] = {}
+    direct = three_lists(graphs.apply_directly(branch=lambda _, uuid: (table[uuid], None)), name, mark)
+    for each, conds in direct.original_conds.items():
+        table |= {cond["uuid"]: each in ("positive", "second") for cond in conds}
+    expected, without = sample(direct), sample(three_lists(bundle().model, name, mark))
+    assert deviation(sample(three_lists(graphs.apply(), name, mark)), expected, without) < TOLERANCE
+
+
+@pytest.mark.parametrize("mark", ["positive", "negative", None])
+def test_a_list_that_is_not_the_guiders(mark: str | None) -> None:
+    """A pack's own prompt, evaluated alone, is what it is marked as; unmarked it is an empty prompt."""
+    import comfy.sampler_helpers
+    import comfy.samplers
+
+    known: set = set()
+
+    def with_own_prompt(model: Any) -> Any:
+        def function(args):
+            conds = comfy.sampler_helpers.convert_cond(prompt("a photograph"))
+            if mark is not None:
+                conds[0]["prompt_type"] = mark
+            encode = comfy.samplers.encode_model_conds
+            conds = encode(args["model"].extra_conds, conds, args["input"], args["input"].device, "positive")
+            (own,) = comfy.samplers.calc_cond_batch(
+                args["model"], [conds], args["input"], args["sigma"], args["model_options"]
+            )
+            return args["denoised"] + 0.5 * (args["cond_denoised"] - own)
+
+        model = model.clone()
+        model.set_model_sampler_post_cfg_function(function)
+        guider = guide(model)
+        known.update(cond["uuid"] for cond in guider.original_conds["positive"])
+        return guider
+
+    def branch(_: int, uuid: Any) -> tuple[bool, None]:
+        return uuid in known or (mark == "positive" and uuid not in no), None
+
+    direct = graphs.apply_directly(branch=branch)
+    guider = with_own_prompt(direct)
+    no = {cond["uuid"] for cond in guider.original_conds["negative"]}
+    expected, without = sample(guider), sample(with_own_prompt(bundle().model))
+    assert deviation(sample(with_own_prompt(graphs.apply())), expected, without) < TOLERANCE
+
+
+# Encoders
+
+
+def in_pairs(clip: Any) -> Any:
+    """A CLIP that gives a key and a value for each token, one behind the other."""
+    clip = clip.clone()
+    encode = clip.encode_from_tokens
+
+    def doubled(*args, **more):
+        result = encode(*args, **more)
+        cond = result[0] if isinstance(result, tuple) else result
+        cond = cond.repeat_interleave(2, dim=1)
+        return (cond, *result[1:]) if isinstance(result, tuple) else cond
+
+    clip.encode_from_tokens = doubled
+    return clip
+
+
+def halved(model: Any) -> Any:
+    """What belongs to it: sites read keys from the even rows and values from the odd ones."""
+    model = model.clone()
+    model.set_model_attn2_patch(lambda q, k, v, options: (q, k[:, 0::2], v[:, 1::2]))
+    return model
+
+
+def test_an_encoder_of_keys_and_values() -> None:
+    plain, pairs = bundle().clip, in_pairs(bundle().clip)
+
+    def double(text: str) -> list:
+        return [(cond.repeat_interleave(2, dim=1), more) for cond, more in prompt(text, plain)]
+
+    def guided(model: Any) -> Any:
+        return guide(halved(model), double("a cat beside a red coffee cup"), double("blurry"))
+
+    expected, without = sample(guided(graphs.apply_directly())), sample(guided(bundle().model))
+    assert deviation(sample(guided(graphs.apply(clip=pairs))), expected, without) < TOLERANCE
+
+
+def test_an_encoder_of_unknown_rows_is_refused() -> None:
+    clip = bundle().clip.clone()
+    encode = clip.encode_from_tokens
+    clip.encode_from_tokens = lambda *args, **more: torch.cat([encode(*args, **more)[:, :9] for _ in range(10)], 1)
+    with pytest.raises(ValueError, match="gives 90 rows for the 77 tokens .* CLIP .* before"):
+        graphs.apply(clip=clip)
+
+
+# Crops
+
+CROPS = ((0, 0, 10, 16), (0, 8, 16, 16), (6, 2, 16, 12))  # top, left, bottom, right of 16 × 16
+
+
+def with_crops(model: Any, cut: Callable[[Tensor], Tensor], now: list) -> Any:
+    """Guidance by the difference between the whole picture and the mean of overlapping crops."""
+    import comfy.samplers
+
+    def function(args):
+        x = args["input"]
+        mean, count = torch.zeros_like(x), torch.zeros_like(x)
+        for top, left, bottom, right in CROPS:
+            now[:] = [(bottom - top, right - left, top, left)]
+            part = cut(x[..., top:bottom, left:right])
+            (out,) = comfy.samplers.calc_cond_batch(
+                args["model"], [args["cond"]], part, args["sigma"], args["model_options"].copy()
+            )
+            mean[..., top:bottom, left:right] += out
+            count[..., top:bottom, left:right] += 1
+        now.clear()
+        return args["denoised"] + 2.0 * (args["cond_denoised"] - mean / count.clamp_min(1))
+
+    model = model.clone()
+    model.set_model_sampler_post_cfg_function(function)
+    return model
+
+
+@pytest.mark.parametrize("strategy", ["relevance", "concat"])
+def test_regions_in_crops_of_a_guidance(strategy: str) -> None:
+    now: list = []
+    options: dict[str, Any] = {"chain": regional(), "merge": {"strategy": strategy}}
+
+    def branch(index: int, uuid: Any) -> tuple[bool, Any]:
+        return (True, now[0]) if now else (index == 0, None)
+
+    def keep(part: Tensor) -> Tensor:
+        return part
+
+    direct = graphs.apply_directly(branch=branch, **options)
+    expected, without = sample(with_crops(direct, keep, now)), sample(with_crops(bundle().model, keep, now))
+    assert deviation(sample(with_crops(graphs.apply(**options), keep, now)), expected, without) < TOLERANCE
+
+
+def test_maps_beside_crops_are_of_the_whole_picture() -> None:
+    plain, record = applied()
+    sample(plain, 1)
+    cropped, other = applied()
+    sample(with_crops(cropped, lambda part: part, []), 1)
+    assert torch.equal(other.shares(), record.shares())
+
+
+def test_frozen_maps_in_crops() -> None:
+    """Maps that prefer no object are the same as equal shares, wherever they are cut."""
+    first, record = applied(regional())
+    frozen = freeze(record, sample(first))
+    model, _ = applied(frozen=frozen)
+    assert sample(with_crops(model, lambda part: part, [])).isfinite().all()
+    with pytest.raises(ValueError, match="Frozen maps cannot be placed"):
+        sample(with_crops(model, torch.Tensor.clone, []))
+
+
+def test_crops_at_unknown_places_are_refused() -> None:
+    with pytest.raises(ValueError, match="Regions cannot be placed"):
+        sample(with_crops(graphs.apply(regional()), torch.Tensor.clone, []))
+    sample(with_crops(graphs.apply(), torch.Tensor.clone, []))  # without regions nothing needs a place
+
+
+def test_everything_evaluated_in_crops() -> None:
+    """A pack that evaluates each half of the canvas by itself: maps are put together."""
+    import comfy.samplers
+
+    def function(args):
+        halves = [(..., slice(0, 8)), (..., slice(8, 16))]
+        out = [
+            comfy.samplers.calc_cond_batch(
+                args["model"], args["conds"], args["input"][half], args["sigma"], args["model_options"]
+            )
+            for half in halves
+        ]
+        return [torch.cat(each, -1) for each in zip(*out, strict=True)]
+
+    model, record = applied(regional())
+    model.model_options["sampler_calc_cond_batch_function"] = function
+    sample(model, 1)
+    shares = record.shares()
+    assert shares.shape[-2:] == (16, 16) or shares.shape[-2] == shares.shape[-1]
+    assert shares[0, ..., :2].mean() > 0.9 and shares[1, ..., -2:].mean() > 0.9
+
+
+def test_a_sampler_that_evaluates_the_picture_at_another_size() -> None:
+    """Some samplers look at a smaller picture in between: regions are stretched to it, as to any canvas."""
+    import comfy.samplers
+
+    def smaller(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        ones = x.new_ones(x.shape[0])
+        for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+            small = torch.nn.functional.interpolate(x, size=(8, 8))
+            seen = torch.nn.functional.interpolate(model(small, sigma * ones, **extra_args), size=x.shape[-2:])
+            denoised = 0.5 * seen + 0.5 * model(x, sigma * ones, **extra_args)
+            x = x + (x - denoised) / sigma * (after - sigma)
+        return x
+
+    def sampled(model: Any) -> Tensor:
+        sampling = model.get_model_object("model_sampling")
+        noise = torch.randn(1, 4, *SIZE, generator=torch.Generator().manual_seed(7))
+        with torch.inference_mode():
+            return guide(model).sample(
+                noise, torch.zeros_like(noise), comfy.samplers.KSAMPLER(smaller),
+                comfy.samplers.calculate_sigmas(sampling, "normal", 2), disable_pbar=True, seed=7,
+            )  # fmt: skip
+
+    models = graphs.apply(regional()), graphs.apply_directly(regional()), bundle().model
+    assert deviation(*map(sampled, models)) < TOLERANCE
+
+
+# Passes
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "behind"])
+def test_another_pass_of_the_unet_inside_a_call(before: bool) -> None:
+    """Reference-only control runs the UNet on its own picture first. Maps are of the picture that is made."""
+
+    def twice(executor, x, *rest, **more):
+        executor(torch.flip(x, (-1,)) * 0.5, *rest, **more)
+        return executor(x, *rest, **more)
+
+    plain, record = applied()
+    expected, shares = sample(plain), record.shares()
+    start = wrapped(bundle().model, "diffusion_model", twice) if before else bundle().model
+    model, other = applied(model=start)
+    got = sample(model if before else wrapped(model, "diffusion_model", twice))
+    assert torch.equal(got, expected)
+    torch.testing.assert_close(other.shares(), shares)
+    torch.testing.assert_close(other.confusion(), record.confusion())
+
+
+# Context windows
+
+
+def in_windows_of_another_pack(model: Any, length: int = 4, said: bool = True) -> Any:
+    """AnimateDiff's windows: batches are evaluated by parts, and an entry of transformer_options says which."""
+
+    def windows(executor, model, conds, x, timestep, options):
+        outs = [torch.zeros_like(x) for _ in conds]
+        for start in range(0, len(x), length):
+            numbers = list(range(start, min(start + length, len(x))))
+            if said:
+                options["transformer_options"]["ad_params"] = {"full_length": len(x), "sub_idxs": numbers}
+            for out, part in zip(outs, executor(model, conds, x[numbers], timestep[numbers], options), strict=True):
+                out[numbers] = part
+        options["transformer_options"].pop("ad_params", None)
+        return outs
+
+    return wrapped(model, "calc_cond_batch", windows)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "behind"])
+def test_context_windows_that_say_which_pictures_they_show(before: bool) -> None:
+    sampling: dict[str, Any] = {"batch": 6, "size": (8, 8)}
+    plain, record = applied()
+    expected, shares = sample(plain, **sampling), record.shares()
+    start = in_windows_of_another_pack(bundle().model) if before else bundle().model
+    model, other = applied(model=start)
+    model = model if before else in_windows_of_another_pack(model)
+    got = sample(model, **sampling)
+    assert deviation(got, expected, sample(bundle().model, **sampling)) < TOLERANCE
+    torch.testing.assert_close(other.shares(), shares, atol=1e-4, rtol=0)
+    frozen = freeze(other, got)
+    second, _ = applied(frozen=frozen, model=start)
+    third, _ = applied(frozen=frozen)
+    second = second if before else in_windows_of_another_pack(second)
+    results = [sample(each, **sampling) for each in (second, third, bundle().model)]
+    assert deviation(*results) < TOLERANCE
+
+
+# Conds in parts
+
+
+def one_by_one(model: Any, size: int, where: str) -> Any:
+    """The rows of a batch go through the UNet in parts of `size`, while the options say that all conds are there."""
+
+    def parts(executor, x, timesteps, context, y, control, options, **more):
+        pieces = zip(*(each.split(size) for each in (x, timesteps, context, y)), strict=True)
+        return torch.cat([executor(*piece, control, options, **more) for piece in pieces])
+
+    def called(run: Callable, call: dict) -> Tensor:
+        c = call["c"]
+        tensors = call["input"], call["timestep"], c["c_crossattn"], c["y"]
+        pieces = zip(*(each.split(size) for each in tensors), strict=True)
+        more = {"transformer_options": c["transformer_options"], "control": c.get("control")}
+        return torch.cat([run(x, t, c_crossattn=context, y=y, **more) for x, t, context, y in pieces])
+
+    if where == "function":
+        model = model.clone()
+        model.set_model_unet_function_wrapper(called)
+        return model
+    return wrapped(model, "diffusion_model", parts)
+
+
+def noisy_on(model: Any) -> Any:
+    from mip_adapter.patching.noise_patch import apply_text_noise
+
+    with torch.inference_mode():
+        return apply_text_noise(model, bundle().clip, graphs.OBJECTS)
+
+
+@pytest.mark.parametrize("make", [graphs.apply, noisy_on])
+@pytest.mark.parametrize("where", ["function", "before", "behind"])
+@pytest.mark.parametrize("batch, size", [(1, 1), (2, 2), (3, 1)])
+def test_conds_one_after_another(make: Callable, where: str, batch: int, size: int) -> None:
+    bare = bundle().model
+    without, expected = sample(bare, batch=batch), sample(make(model=bare), batch=batch)
+    before = where == "before"
+    model = make(model=one_by_one(bare, size, where)) if before else one_by_one(make(model=bare), size, where)
+    if make is noisy_on and size < batch:
+        assert sample(model, batch=batch).isfinite().all()  # nobody says which picture a row shows
+    else:
+        assert deviation(sample(model, batch=batch), expected, without) < TOLERANCE
+
+
+def test_maps_of_conds_one_after_another() -> None:
+    plain, record = applied()
+    sample(plain, batch=2)
+    model, other = applied()
+    sample(one_by_one(model, 2, "behind"), batch=2)
+    torch.testing.assert_close(other.shares(), record.shares(), atol=1e-4, rtol=0)
+
+
+def test_conds_that_cannot_be_told_apart_are_refused() -> None:
+    same = prompt("a cat beside a cup")
+    with pytest.raises(ValueError, match="sends 1 rows .* prompt or to the negative prompt"):
+        sample(guide(one_by_one(graphs.apply(), 1, "behind"), same, same))
+
+
+# Patches in our place
+
+
+@pytest.mark.parametrize("some", [False, True], ids=["all", "some"])
+def test_patches_that_were_replaced(some: bool, caplog) -> None:
+    """Said once in a sampling: in the log, and by the maps."""
+    from comfy.ldm.modules.attention import optimized_attention
+
+    def theirs(q, k, v, options):
+        return optimized_attention(q, k, v, options["n_heads"])
+
+    model, record = applied()
+    keys = [key for key in model.model_options["transformer_options"]["patches_replace"]["attn2"] if len(key) == 3]
+    model = model.clone()
+    for key in keys[:2] if some else model.model_options["transformer_options"]["patches_replace"]["attn2"].copy():
+        model.set_model_attn2_replace(theirs, *key)
+    sample(model, 3)
+    said = [each.getMessage() for each in caplog.records if "replaced" in each.getMessage()]
+    assert len(said) == 1 and "put that pack's node before MIP Apply" in said[0]
+    if some:
+        assert f"2 of {len(keys)}" in said[0] and record.absent() is None and record.replaced in said[0]
+    else:
+        assert record.absent() == f"There is no relevance: {record.replaced}" and "there" not in record.replaced
+
+
+def test_nothing_is_said_of_patches_that_run(caplog) -> None:
+    model, record = applied(references(start_percent=[0.9, 0.9]))
+    sample(model, 2)
+    assert not record.replaced and "replaced" not in caplog.text
+
+
+# Detailers
+
+
+def again(model: Any, start: Tensor, **options: Any) -> Tensor:
+    """A second sampling that starts from a picture, as detailers and hires fix do."""
+    import comfy.sample
+
+    with torch.inference_mode():
+        noise = comfy.sample.prepare_noise(start, 3)
+        conds = prompt("a cat beside a red coffee cup"), prompt("blurry")
+        return comfy.sample.sample(
+            model, noise, 4, 4.0, "euler", "normal", *conds, start, denoise=0.4, disable_pbar=True, seed=3, **options
+        )
+
+
+def resized(latent: Tensor, height: int, width: int) -> Tensor:
+    return torch.nn.functional.interpolate(latent, size=(height, width), mode="bicubic")
+
+
+def scene(batch: int = 1) -> Tensor:
+    """A latent with a layout: the tiny model's own results are noise."""
+    coarse = torch.randn(batch, 4, 6, 6, generator=torch.Generator().manual_seed(5))
+    return resized(coarse, *SIZE) * 3
+
+
+@pytest.mark.parametrize("chain", [regional, references], ids=["regions", "none"])
+def test_a_crop_that_is_sampled_as_a_picture_of_its_own(chain: Callable, caplog) -> None:
+    from mip_adapter.relevance.report import relevance_report
+
+    model, record = applied(chain())
+    first = again(model, scene(2))
+    assert not record.apart  # the first run may start from any picture
+    again(model, resized(first, 24, 24))
+    assert not record.apart and "earlier sampling" not in relevance_report(record, record.shares())
+    for crop in (first[..., :8, :8], first[..., 6:14, 4:12]):
+        caplog.clear()
+        again(model, resized(crop, *SIZE))
+        assert record.apart and record.snapshot().apart
+        assert "started from a picture that no earlier sampling" in relevance_report(record, record.shares())
+        assert ("Regions and frozen maps are stretched" in caplog.text) == (chain is regional)
+    sample(model)
+    assert not record.apart  # from noise alone
+
+
+def test_one_picture_of_a_batch_is_known() -> None:
+    model, record = applied()
+    first = again(model, scene(3))
+    again(model, first[1:2])
+    assert not record.apart
+
+
+def decoded(latent: Tensor) -> Tensor:
+    """Pictures of a latent, whose colours are nearly linear in its channels."""
+    mixed = torch.einsum("bchw,ck->bhwk", latent, torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
+    return resized((mixed * 0.1).sigmoid().movedim(-1, 1), 64, 64).clamp(0, 1).movedim(1, -1)
+
+
+def test_maps_of_a_crop_are_not_drawn_over_the_whole_picture() -> None:
+    model, record = applied()
+    first = again(model, scene())
+    assert maps(record, decoded(first))[0].shape[0] == 3
+    crop = again(model, resized(first[..., 6:14, 4:12], *SIZE))
+    assert maps(record, decoded(crop))[0].shape[0] == 3
+    with pytest.raises(ValueError, match="of another sampling than the maps.* detailer's crop.* MIP Freeze Relevance"):
+        maps(record, decoded(first))
+    assert maps(freeze(record, first), decoded(first))[0].shape[0] == 3
+
+
+def test_a_second_pass_of_the_same_picture_is_drawn_over_either() -> None:
+    model, record = applied()
+    first = again(model, scene(2))
+    second = again(model, resized(first, 24, 24))
+    for latent in (first, second):
+        assert maps(record, decoded(latent))[0].shape[0] == 6
