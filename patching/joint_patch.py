@@ -22,7 +22,7 @@ from ..attention.schedule import PercentRange, Schedule
 from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey
 from .sampling_wrappers import install_wrappers
-from .unet_call import CALL, RECORDS, SAMPLING, PooledAt, SamplingState, UNetCall
+from .unet_call import CALL, RECORDS, SAMPLING, Applied, PooledAt, SamplingState, UNetCall
 
 JOINT = "mip_adapter_joint"
 OVERRIDE = "optimized_attention_override"  # the host's slot for another attention function
@@ -131,6 +131,8 @@ class JointPatch:
 
         options = args["transformer_options"]
         call, joint = options.get(CALL), options.get(JOINT)
+        if call is not None:
+            call.visit(self.key, self.record)
         if call is None or joint is None or not (self.window is None or call.within(self.window)):
             return run(args)
         if "txt" in args:
@@ -199,7 +201,7 @@ class _Attention:
         def observe(rows, shares: Tensor | None, gate: Tensor | None) -> None:
             record = self.patch.record
             if record is not None:
-                self.call.observe(record, self.plan, self.objects, self.joint.size, rows, shares, gate)
+                self.call.observe(self.patch.key, record, self.plan, self.objects, self.joint.size, rows, shares, gate)
 
         pooled = PooledAt(self.patch.schedule, self.patch.key, self.objects) if self.plan.is_pooled else None
         groups = self.call.rows(len(q), self.plan, self.joint.size, q.device, pooled)
@@ -220,11 +222,13 @@ def install_joint(
     window = PercentRange.from_percents(start_percent, end_percent)
     options = clone.model_options.setdefault("transformer_options", {})
     occupied = options.get("patches_replace", {}).get("dit", {})
-    for key in dict.fromkeys(key for plan in schedule.plans.values() for key in plan.sites):
+    keys = dict.fromkeys(key for plan in schedule.plans.values() for key in plan.sites)
+    for key in keys:
         patch = JointPatch(key, window, occupied.get(key), schedule, texts, record, after_block)
         clone.set_model_patch_replace(patch, "dit", *key)
     install_wrappers(clone.model_options, describe_joint_call)
     if record is not None:
         options = clone.model_options["transformer_options"]
-        options[RECORDS] = (*options.get(RECORDS, ()), record)
+        placed = any(plan.regions is not None or plan.frozen is not None for plan in schedule.plans.values())
+        options[RECORDS] = {**options.get(RECORDS, {}), record: Applied(len(keys), placed)}
     return clone
