@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..common.rng import generator
 from ..weights.adapter import Adapter, SiteWeights, build_adapter
 from ..weights.sites import Site, SiteKey
-from ..weights.spec import PARTS
+from ..weights.spec import BIASES, PARTS
 from .config import TrainConfig
 
 
@@ -28,18 +28,19 @@ def flat_tensors(adapter: Adapter) -> dict[str, Tensor]:
     """The official layout: `image_proj.…`, `ip_adapter.N.…`; the head's rows as [1, C]."""
     flat = {f"image_proj.{key}": tensor for key, tensor in adapter.image_proj.items()}
     for number, site in adapter.sites.items():
-        tensors = (site.to_k, site.to_v, None if site.head is None else site.head.unsqueeze(0))
-        flat |= {f"ip_adapter.{number}.{p}": t for p, t in zip(PARTS, tensors, strict=True) if t is not None}
+        head = None if site.head is None else site.head.unsqueeze(0)
+        tensors = zip((*PARTS, *BIASES), (site.to_k, site.to_v, head, site.k_bias, site.v_bias), strict=True)
+        flat |= {f"ip_adapter.{number}.{part}": tensor for part, tensor in tensors if tensor is not None}
     return flat
 
 
 def with_tensors(adapter: Adapter, flat: Mapping[str, Tensor]) -> Adapter:
     """The adapter with other tensors. Their gradients stay connected."""
     sites = {}
-    for number in adapter.sites:
-        to_k, to_v, head = (flat.get(f"ip_adapter.{number}.{part}") for part in PARTS)
+    for number, site in adapter.sites.items():
+        to_k, to_v, head, k_bias, v_bias = (flat.get(f"ip_adapter.{number}.{part}") for part in (*PARTS, *BIASES))
         assert to_k is not None and to_v is not None
-        sites[number] = SiteWeights(to_k, to_v, None if head is None else head[0])
+        sites[number] = SiteWeights(to_k, to_v, None if head is None else head[0], k_bias, v_bias, site.norm)
     projection = {key: flat[f"image_proj.{key}"] for key in adapter.image_proj}
     has_head = any(site.head is not None for site in sites.values())
     spec = adapter.spec if adapter.spec.has_head == has_head else replace(adapter.spec, has_head=has_head)

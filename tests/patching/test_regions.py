@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -220,7 +221,8 @@ def in_each(model, **options) -> torch.Tensor:
 @pytest.mark.parametrize("strategy", ["relevance", "uniform", "sum", "concat"])
 def test_a_mask_for_each_picture(strategy: str) -> None:
     """Every picture is what the same batch gives with its mask for all."""
-    masks, options = by_frame(*FRAMES), {"merge": {"strategy": strategy}}
+    masks = by_frame(*FRAMES)
+    options: dict[str, Any] = {"merge": {"strategy": strategy}}
     got = in_each(graphs.apply(regional(masks, RIGHT), **options))
     expected = torch.cat([
         in_each(graphs.apply(regional(masks[i : i + 1], RIGHT), **options))[i : i + 1] for i in range(len(FRAMES))

@@ -291,7 +291,7 @@ def test_scales_and_the_best_of_them(page, lines, objects):
         assert {float(scale) for scale in row} == set(tried) - {0.0} | {float(s) for s in row if s == "0"}
         for scale, shown in row.items():
             assert abs(float(shown) - 100 * tried[float(scale)]) <= 0.5 + 1e-9
-        most = max(tried, key=tried.get)
+        most = max(tried, key=lambda scale: tried[scale])
         edge = {SCALES[0]: "≤", SCALES[-1]: "≥"}.get(most, "")
         assert best[name] == f"{edge}{most:g}"
 

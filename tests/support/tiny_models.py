@@ -161,8 +161,8 @@ def sam(folder: Path) -> Path:
     }  # fmt: skip
     prompts = {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4}
     decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 32}
-    square = {"height": 64, "width": 64}
-    SamProcessor(SamImageProcessor(size={"longest_edge": 64}, pad_size=square)).save_pretrained(folder)
+    settings: dict[str, Any] = {"size": {"longest_edge": 64}, "pad_size": {"height": 64, "width": 64}}
+    SamProcessor(SamImageProcessor(**settings)).save_pretrained(folder)
     return saved(
         SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)), folder
     )
