@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mip_adapter.research.miniature.stages import (
@@ -53,7 +56,10 @@ def test_resumed_equals_uninterrupted(tmp_path, matrix_rate):
         assert all(torch.equal(value, other[key]) for key, value in kept.items())
 
 
-def test_a_stretch_ends_in_time_and_leaves_a_checkpoint_and_a_curve(tmp_path):
+def test_a_stretch_ends_in_time_and_leaves_a_checkpoint_and_a_curve(tmp_path, monkeypatch):
+    """By a clock that moves on by a fiftieth of a second whenever it is read, on any machine."""
+    ticks = itertools.count()
+    monkeypatch.setattr(stage_trainer, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 50))
     progress, file = stage_trainer.Progress(Toy()), tmp_path / "toy.pt"
     stage_trainer.run(progress, file, seconds=1.0, say=lambda _: None, log_every=4)
     assert torch.load(file, weights_only=True)["step"] == progress.step > 8
