@@ -177,7 +177,7 @@ def stage(parts, monkeypatch):
 def test_every_kind_trains_and_lowers_the_loss_on_scenes_held_out(stage, tmp_path):
     from mip_adapter.weights.adapter import load_adapter
 
-    stage.train_all([*trained.KINDS], [0], tmp_path, 10, 1, quick=True)
+    stage.train_all([*trained.KINDS], [0], tmp_path, 60, 1, quick=True)
     runs = stage.runs_of(stage.unet, tmp_path / "quick")
     files = {kind: stage.result(kind, 0, runs) for kind in trained.KINDS}
     for kind, file in files.items():
@@ -209,16 +209,16 @@ def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(stage, tmp_path, monke
     monkeypatch.setitem(trained.KINDS, "stock", stock._replace(recipe=replace(stock.recipe, **SMALL)))
     drawn = partial(stage.Paired, shards=1, size=8)
     monkeypatch.setattr(stage, "Paired", lambda *given, **more: drawn(*given, **{**more, "shards": 1, "size": 8}))
-    run(tmp_path / "whole", 10, 1)
-    run(tmp_path / "cut", 10, 1, steps=5)  # finished, and then the recipe got more steps
+    run(tmp_path / "whole", 60, 1)
+    run(tmp_path / "cut", 60, 1, steps=5)  # finished, and then the recipe got more steps
     short = load_file(stage.result("stock", 1, cut))
     once = stage.train
     monkeypatch.setattr(stage, "train", lambda *given, **more: once(*given, **{**more, "asked_to_stop": lambda: True}))
     for _ in range(4):
-        run(tmp_path / "cut", 10, 1)
+        run(tmp_path / "cut", 60, 1)
         assert same(short, load_file(stage.result("stock", 1, cut)))
     monkeypatch.setattr(stage, "train", once)
-    run(tmp_path / "cut", 10, 1)
+    run(tmp_path / "cut", 60, 1)
     assert not changes(*(stage.result("stock", 1, runs) for runs in (whole, cut)))
     written = stage.export(tmp_path / "cut", tmp_path / "pack")
     assert written == [trained.file("stock", 1, tmp_path / "pack")] and trained.seeds("stock", tmp_path / "pack") == (
