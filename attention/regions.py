@@ -32,7 +32,7 @@ def cut_from(latent: Tensor, canvas: Size) -> Area:
     h, w = latent.shape[-2:]
     if latent.ndim < 3 or latent.stride()[-3:] != (height * width, width, 1):
         return None
-    y, x = divmod(latent.storage_offset() % (height * width), width)
+    y, x = divmod(int(latent.storage_offset()) % (height * width), width)
     return (h, w, y, x) if y + h <= height and x + w <= width else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -293,7 +294,7 @@ def test_siglip_pools_as_transformers(host):
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=14
     )
     theirs = SiglipVisionModel(config).eval()
-    inner = getattr(theirs, "vision_model", theirs)  # transformers 4 has one more level than 5
+    inner: Any = getattr(theirs, "vision_model", theirs)  # transformers 4 has one more level than 5
     torch.nn.init.normal_(inner.head.attention.in_proj_bias)
     seen = theirs(torch.randn(3, 3, 28, 28))
     vision = SimpleNamespace(encode_image=lambda image: {"last_hidden_state": seen.last_hidden_state})

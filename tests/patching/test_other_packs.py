@@ -248,7 +248,7 @@ def test_a_sampler_that_evaluates_the_picture_at_another_size() -> None:
     """Some samplers look at a smaller picture in between: regions are stretched to it, as to any canvas."""
     import comfy.samplers
 
-    def smaller(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    def smaller(model, x, sigmas, extra_args: Any = None, callback=None, disable=None):
         ones = x.new_ones(x.shape[0])
         for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
             small = torch.nn.functional.interpolate(x, size=(8, 8))

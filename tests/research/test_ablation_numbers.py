@@ -228,8 +228,11 @@ def sides(cell, arms, objects):
 
 def added(row, changes, draws):
     """Checks a row's cells, apart from its names. changes: pairs (after, before)."""
-    bound = sum(after["bound"] - before["bound"] for after, before in changes)
-    parts = [sum(changed(*each, f"through {factor}") for each in changes) for factor in ("presence", "binding")]
+    bound = np.sum([after["bound"] - before["bound"] for after, before in changes], 0)
+    parts = [
+        sum(changed(after, before, f"through {factor}") for after, before in changes)
+        for factor in ("presence", "binding")
+    ]
     assert np.nanmax(np.abs(sum(parts) - bound)) < 1e-12
     agree_by_seed(row.pop("by seed"), bound)
     pairs, sure = row.pop("by kind pair"), row.pop("sure")
@@ -242,7 +245,7 @@ def added(row, changes, draws):
         shares = in_all([arm for change in changes for arm in change], draws)
         agree(shown, sum(after - before for after, before in zip(shares[::2], shares[1::2], strict=True)), 100)
     for name, shown in row.items():
-        agree(shown, sum(changed(*each, name) for each in changes), 100)
+        agree(shown, sum(changed(after, before, name) for after, before in changes), 100)
 
 
 @pytest.mark.parametrize("objects", OBJECTS)
