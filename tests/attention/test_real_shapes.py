@@ -35,7 +35,7 @@ def patched(kind: str, family: str, strategy: str = "relevance", regional: bool 
         null_tokens=torch.empty(TOKENS[family], context, device=META),
         texts=tuple(torch.empty(1 + i, context, device=META) for i in range(objects)),
         weights=(1.0,) * objects,
-        regions=torch.rand(objects, 64, 48) if regional else None,  # on the CPU, as masks are
+        regions=torch.rand(objects, 1, 64, 48) if regional else None,  # on the CPU, as masks are
     )
     head = FusionHead(adapter.head)
     plan = compile_plan(

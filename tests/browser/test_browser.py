@@ -416,7 +416,7 @@ WIRED = """() => {
 
 
 def test_the_prompt_is_found_behind_the_sampler_and_at_the_input(page) -> None:
-    positive = next(node for node in WORKFLOW["nodes"] if node["title"] == "Prompt")["widgets_values"][0]
+    positive = next(node for node in WORKFLOW["nodes"] if node.get("title") == "Prompt")["widgets_values"][0]
     assert page.evaluate(PROMPT_OF) == positive
     page.evaluate("() => app.graph._nodes.find(node => node.title === 'Prompt').widgets[0].value = '(cat:1.2)'")
     assert page.evaluate(PROMPT_OF) == "(cat:1.2)"

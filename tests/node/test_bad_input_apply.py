@@ -87,9 +87,12 @@ def sd3():
     return small.patcher(comfy.model_base.SD3(settings, device=torch.device("cpu")))
 
 
-@pytest.mark.parametrize("model, name", [(flux, "Flux"), (sd3, "Stable Diffusion 3")])
-def test_models_without_a_cross_attention_unet(model, name: str) -> None:
-    told(lambda: apply(model=model()), name, "no cross-attention UNet", "SDXL")
+def test_a_model_without_a_cross_attention_unet() -> None:
+    told(lambda: apply(model=sd3()), "Stable Diffusion 3", "no cross-attention UNet", "SDXL")
+
+
+def test_an_adapter_for_unets_on_flux() -> None:
+    told(lambda: apply(model=flux()), "is an adapter for", "Load a checkpoint that belongs to the adapter")
 
 
 def test_missing_encoders() -> None:

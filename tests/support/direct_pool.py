@@ -74,9 +74,9 @@ class DirectPool:
         """Begin a turn at every noise prediction of this MODEL's guider."""
         from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-        def predict(executor, *given):
+        def predict(executor, *given, **named):
             self.begin()
-            return executor(*given)
+            return executor(*given, **named)
 
         add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "turns", predict, model.model_options, is_model_options=True)
 
