@@ -102,7 +102,7 @@ def test_a_log_that_cannot_be_written_ends_no_run(host, job: Path, monkeypatch) 
     "old, new, message",
     [
         ('"ball"]', '" "]', "Validation picture 1 (“a cube and a ball”) cannot be made: The object text is empty"),
-        ('"ball"]', f'"{"ball " * 80}"]', "is longer than"),
+        ('"ball"]', f'"{"a b " * 60}"]', "is longer than"),
         ("data/images/001.png", "data/jsons/001.json", "cannot identify image file"),
         ("side = 64", "side = 64\nscale = -1", "scale is -1"),
     ],

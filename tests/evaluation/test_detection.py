@@ -113,7 +113,7 @@ def test_what_nearly_counted_counts_at_a_lower_threshold(folders: Path, name: st
             if near := missed.near[b][m]:
                 assert not missed.found[b][m]
                 above, below = (
-                    detect(detector, images[b : b + 1], (text,), near + step, text_threshold).found[0][0]
+                    detect(detector, images[b : b + 1], (text,), min(near + step, 1.0), text_threshold).found[0][0]
                     for step in (1e-3, -1e-3)
                 )
                 assert not above and below
