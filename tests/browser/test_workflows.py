@@ -220,7 +220,9 @@ def test_the_frontend_opens_it(page, stocked, path):
     page.wait_for_function(NOTES_SHOWN)
     assert not [lack for lack in page.evaluate(NOTES_LACK) if lack > 0], "a note needs more pixels of height"
     for node in workflow["nodes"]:
-        assert opened["widgets"][str(node["id"])] == node.get("widgets_values", []), node["type"]
+        shown, written = opened["widgets"][str(node["id"])], node.get("widgets_values", [])
+        # A newer host's own nodes may have more widgets, behind those that were saved.
+        assert (shown if node["type"].startswith("MIP") else shown[: len(written)]) == written, node["type"]
     saved = load(converted(path))
     assert classes_and_inputs(opened["output"], saved) == classes_and_inputs(saved, opened["output"])
 
