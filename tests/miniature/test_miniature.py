@@ -180,7 +180,7 @@ def test_the_node_draws_and_refuses(host):
     (picture,) = MIPMiniatureObject.execute("star", "plain", "red", "red", 3).result
     assert picture.shape == (1, 224, 224, 3) and picture.min() >= 0 and picture.max() <= 1
     assert MIPMiniatureObject.validate_inputs("star", "plain", "red", "red") is True
-    assert "kind is “dragon”" in MIPMiniatureObject.validate_inputs("dragon", "plain", "red", "red")
+    assert "kind is 'dragon'" in MIPMiniatureObject.validate_inputs("dragon", "plain", "red", "red")
 
 
 # ---- the demo, against a running server ----
@@ -263,7 +263,7 @@ def workflow_with(node_title: str, **inputs) -> dict:
 @pytest.mark.parametrize(
     "workflow, reasons",
     [
-        (workflow_with("Reference 1: heart", text=" "), ["Reference 1: heart failed", "object text is empty"]),
+        (workflow_with("Reference 1: heart", text=" "), ["Reference 1: heart", "object text is empty"]),
         (workflow_with("Load MIP Adapter", adapter_name="nothing.safetensors"), ["nothing.safetensors", "refused"]),
         (workflow_with("Sample: uniform", steps=0), ["Sample: uniform", "steps", "refused"]),
         ({"1": {"class_type": "NoSuchNode", "inputs": {}}}, ["NoSuchNode", "refused"]),

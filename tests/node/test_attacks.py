@@ -23,6 +23,7 @@ def imported(host) -> None:
     register_folders()
 
 
+THING = object()  # what another node gives
 HALF = "\ud800"  # of a surrogate pair: nothing can encode it
 PICTURE = torch.rand(1, 64, 64, 3)
 
@@ -72,12 +73,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "1,500 texts": (lambda: detect("\n".join(f"cat {i}" for i in range(1500))), "at most 64"),
     "half a letter of a name": (lambda: node("MIPAdapterLoader").execute(adapter_name=HALF), "not found"),
     "half a letter of a head": (
-        lambda: node("MIPFusionHead").execute(adapter=None, gate="image", strength=1.0, head_name=f"{HALF}.bin"),
+        lambda: node("MIPFusionHead").execute(adapter=THING, gate="image", strength=1.0, head_name=f"{HALF}.bin"),
         "not found",
     ),
     "nobody's home": (
         lambda: node("MIPTrainAdapter").execute(
-            model=None, clip=None, vae=None, clip_vision=None, adapter=None, dataset_folder="~nosuchuser/x", steps=1,
+            model=THING, clip=THING, vae=THING, clip_vision=THING, adapter=THING, dataset_folder="~nosuchuser/x", steps=1,
             learning_rate=1e-4, batch_size=1, train="head only", seed=0),
         "whom this machine does not know",
     ),
