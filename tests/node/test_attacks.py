@@ -78,8 +78,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "nobody's home": (
         lambda: node("MIPTrainAdapter").execute(
-            model=THING, clip=THING, vae=THING, clip_vision=THING, adapter=THING, dataset_folder="~nosuchuser/x", steps=1,
-            learning_rate=1e-4, batch_size=1, train="head only", seed=0),
+            model=THING, clip=THING, vae=THING, clip_vision=THING, adapter=THING, dataset_folder="~nosuchuser/x",
+            steps=1, learning_rate=1e-4, batch_size=1, train="head only", seed=0),
         "whom this machine does not know",
     ),
     "no threshold": (lambda: detect("cat", threshold=float("nan")), "threshold is nan"),
