@@ -100,7 +100,7 @@ BAD = {
     "another encoder's adapter": ({"adapter.adapter_name": "for another encoder.safetensors"}, "apply", "encoder"),
     "a head that is missing": ({"head.head_name": "nothing.safetensors"}, "head", "was not found"),
     "an empty object text": ({"reference.text": "  "}, "reference", "object text is empty"),
-    "a long object text": ({"reference.text": "cat " * 90}, "apply", "longer than 75 tokens"),
+    "a long object text": ({"reference.text": "a b " * 60}, "apply", "longer than 75 tokens"),
     "a heavy weight": ({"reference.weight": 4.0}, "reference", "3"),
     "a pixel": ({"picture.image": "pixel.png"}, "reference", "1×1 pixels"),
     "an empty region": ({"region.value": 0.0}, "reference", "region of “cat” is empty"),
