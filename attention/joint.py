@@ -17,8 +17,8 @@ from torch.nn.functional import normalize
 
 from .merge import accumulate, block_attention, joint_attention
 from .plan import Plan, SitePlan
-from .relevance import FLOOR, shares
-from .site import RowGroup
+from .relevance import FLOOR
+from .site import RowGroup, relevance_share
 
 NAMED = 0.3  # mean cosine below which a prompt does not hold an object's words; not yet tried with the released T5
 
@@ -89,10 +89,8 @@ def image_features(
         share, null_share, region = rows.constants
         blocks = plan.null_blocks
         if rows.conditional:
-            if plan.needs_relevance and rows.pool is not None:
-                share = rows.pool.shares(partial(relevance, rows), plan, region, rows.length)
-            elif plan.needs_relevance:
-                share = shares(relevance(rows), plan.merge, region)
+            if plan.needs_relevance:
+                share = relevance_share(rows, plan, partial(relevance, rows))
             if observe is not None:
                 observe(rows, None if plan.is_concat else share, None)
             keys, values = site.keys, site.values

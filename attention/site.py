@@ -108,11 +108,7 @@ def fuse(
         share, null_share, region = rows.constants
         if rows.conditional:
             if plan.needs_relevance:
-                measure = partial(_measured, queries, site, object_keys, rows.length)
-                if rows.pool is not None:
-                    share = rows.pool.shares(measure, plan, region, rows.length)
-                else:
-                    share = shares(measure(), plan.merge, region)
+                share = relevance_share(rows, plan, partial(_measured, queries, site, object_keys, rows.length))
             if observe is not None:
                 observe(rows, None if plan.is_concat else share, None if gate is None else gate[rows.at])
             if plan.is_concat and region is not None:
@@ -129,6 +125,16 @@ def fuse(
             attention = attention * _columns(share, rows).to(attention.dtype)
         accumulate(out[rows.at], attention, values)
     return out
+
+
+def relevance_share(rows: RowGroup, plan: Plan, measure: Callable[[], Tensor]) -> Tensor:
+    """Ã_i of conditional rows, [M, b, N]: from the pool where they have one, else from the site's own measure.
+
+    measure: returns the site's relevance, [M, b, N].
+    """
+    if rows.pool is not None:
+        return rows.pool.shares(measure, plan, rows.constants.region, rows.length)
+    return shares(measure(), plan.merge, rows.constants.region)
 
 
 def _measured(queries: Tensor, site: SitePlan, object_keys: Callable[[], Tensor], rows: int) -> Tensor:

@@ -25,7 +25,7 @@ from .relevance import MIPRelevanceMaps  # noqa: E402
 from .relevance_score import MIPObjectRelevanceScore  # noqa: E402
 from .style import MIPStyleReference  # noqa: E402
 from .train import MIPSaveAdapter, MIPTrainAdapter  # noqa: E402
-from .validation import checked, with_checked_inputs  # noqa: E402
+from .validation import check_whenever_it_runs  # noqa: E402
 
 NODES: list[type[io.ComfyNode]] = [
     MIPAdapterLoader,
@@ -55,8 +55,8 @@ NODES: list[type[io.ComfyNode]] = [
     MIPStyleReference,
     MIPSigLIPLoader,
 ]
-for _node in map(with_checked_inputs, NODES):
-    _node.execute = classmethod(checked(_node.execute.__func__))  # pyright: ignore[reportAttributeAccessIssue]
+for _node in NODES:
+    check_whenever_it_runs(_node)
 
 
 class MIPAdapterExtension(ComfyExtension):

@@ -81,20 +81,27 @@ class MIPSigLIPLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, clip_name: str | None):
-        path = clip_name and folder_paths.get_full_path("clip_vision", clip_name)
-        return path and fingerprint(Path(path))
+        return fingerprint_of(lambda name: fingerprint(_encoder_path(name)), clip_name)
+
+    @classmethod
+    def validate_inputs(cls, clip_name: str | None) -> bool | str:
+        return found(_encoder_path, clip_name)
 
     @classmethod
     def execute(cls, clip_name: str) -> io.NodeOutput:
-        path = folder_paths.get_full_path("clip_vision", clip_name)
-        if path is None:
-            raise ValueError(
-                f"“{clip_name}” is not in models/clip_vision. Put it there and press R to refresh the lists."
-            )
-        vision = comfy.clip_vision.load(path)
+        path = _encoder_path(clip_name)
+        vision = comfy.clip_vision.load(str(path))
         if vision is None:
             raise ValueError(
                 f"“{clip_name}” is no image encoder that ComfyUI knows. Choose SigLIP's model.safetensors."
             )
         heads = vision.model.vision_model.encoder.layers[0].self_attn.heads
         return io.NodeOutput(siglip(vision, read_tensors(path)[0], heads, clip_name))
+
+
+def _encoder_path(name: str) -> Path:
+    """The file of a name in models/clip_vision. Raises ValueError if there is none."""
+    path = folder_paths.get_full_path("clip_vision", name)
+    if path is None:
+        raise ValueError(f"“{name}” is not in models/clip_vision. Put it there and press R to refresh the lists.")
+    return Path(path)

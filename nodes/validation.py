@@ -55,18 +55,21 @@ def _name(given: object) -> str:
     return checked_text("name", given)
 
 
-def checked(execute: Callable[..., Any]) -> Callable[..., Any]:
-    """A node's `execute` behind checks that are the same for all nodes.
+def check_whenever_it_runs(node: type[io.ComfyNode]) -> None:
+    """Put a node's `execute` behind checks that are the same for all nodes.
 
     A workflow may come from anywhere, and linked values pass the host's own checks by. So texts are made printable and
-    are not endless, pictures are not extremely narrow, and a sentence that quotes something can always be printed.
+    are not endless, pictures are no bytes and not extremely narrow, nothing needed is missing, and a sentence that
+    quotes something can always be printed.
     """
+    execute = node.execute.__func__  # pyright: ignore[reportFunctionMemberAccess]
 
     @functools.wraps(execute)
-    def checked_execute(cls: type, *given: Any, **named: Any) -> Any:
+    def checked_execute(cls: type[io.ComfyNode], *given: Any, **named: Any) -> io.NodeOutput:
         try:
             kinds = _kinds(cls)
             named = {name: _checked(name, value, kinds.get(name, "")) for name, value in named.items()}
+            check_inputs(node, signature(execute).bind(cls, *given, **named).arguments)
             return execute(cls, *given, **named)
         except MemoryError as error:
             raise ValueError(
@@ -77,7 +80,7 @@ def checked(execute: Callable[..., Any]) -> Callable[..., Any]:
                 raise ValueError(sentence) from None
             raise
 
-    return checked_execute
+    node.execute = classmethod(checked_execute)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _sentence(error: Exception) -> str:
@@ -124,19 +127,6 @@ def checked_text(name: str, text: str) -> str:
             "Shorten it."
         )
     return printable(text)
-
-
-def with_checked_inputs(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The node, whose inputs are checked whenever it runs."""
-    run = node.execute.__func__  # pyright: ignore[reportFunctionMemberAccess]
-
-    @functools.wraps(run)
-    def execute(cls: type[io.ComfyNode], *given: Any, **named: Any) -> io.NodeOutput:
-        check_inputs(node, signature(run).bind(cls, *given, **named).arguments)
-        return run(cls, *given, **named)
-
-    node.execute = classmethod(execute)  # pyright: ignore[reportAttributeAccessIssue]
-    return node
 
 
 def check_inputs(node: type[io.ComfyNode], given: Mapping[str, Any]) -> None:

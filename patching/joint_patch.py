@@ -22,7 +22,8 @@ from ..attention.schedule import PercentRange, Schedule
 from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey
 from .sampling_wrappers import install_wrappers
-from .unet_call import CALL, RECORDS, SAMPLING, Applied, PooledAt, SamplingState, UNetCall
+from .site_patch import note_record
+from .unet_call import CALL, SAMPLING, PooledAt, SamplingState, UNetCall
 
 JOINT = "mip_adapter_joint"
 OVERRIDE = "optimized_attention_override"  # the host's slot for another attention function
@@ -38,15 +39,23 @@ class ObjectTexts:
     def __init__(self, names: tuple[str, ...], embeddings: Sequence[Tensor]) -> None:
         self.names, self.embeddings = names, tuple(embeddings)
         self._checked: WeakKeyDictionary[SamplingState, set[tuple]] = WeakKeyDictionary()
+        self._moved: dict[torch.device, tuple[Tensor, ...]] = {}  # so that no call waits for a copy
 
-    def positions(self, prompts: Tensor, conditional: Tensor, run: SamplingState | None, conds: tuple) -> list[Tensor]:
+    def _on(self, device: torch.device) -> tuple[Tensor, ...]:
+        if device not in self._moved:
+            self._moved[device] = tuple(text.to(device) for text in self.embeddings)
+        return self._moved[device]
+
+    def positions(
+        self, prompts: Tensor, conditional: list[int], run: SamplingState | None, conds: tuple
+    ) -> list[Tensor]:
         """M × [B, L_i], where the prompts [B, P, X] name the objects.
 
-        conditional: [B] bool, the rows that are to name them.
+        conditional: the rows that are to name them.
         run, conds: each cond is checked once in a run, since reading the likeness waits for the device.
         Raises ValueError if a prompt does not name an object.
         """
-        found = [named_positions(prompts, text.to(prompts.device)) for text in self.embeddings]
+        found = [named_positions(prompts, text) for text in self._on(prompts.device)]
         checked = self._checked.setdefault(run, set()) if run is not None else set()
         if conds not in checked:
             checked.add(conds)
@@ -77,13 +86,10 @@ class JointCall:
     def positions(self, texts: ObjectTexts, call: UNetCall, options: Mapping[str, Any]) -> list[Tensor]:
         """See `ObjectTexts.positions`; made once per call."""
         if texts not in self._positions:
-            conditional = torch.zeros(len(self.prompts), dtype=torch.bool)
-            for rows in call.rows(len(self.prompts)):
-                conditional[rows.at] = rows.conditional
+            groups = call.rows(len(self.prompts))
+            conditional = [row for rows in groups if rows.conditional for row in range(rows.start, rows.stop)]
             conds = tuple(options.get("uuids") or ())
-            self._positions[texts] = texts.positions(
-                self.prompts, conditional.to(self.prompts.device), options.get(SAMPLING), conds
-            )
+            self._positions[texts] = texts.positions(self.prompts, conditional, options.get(SAMPLING), conds)
         return self._positions[texts]
 
 
@@ -228,7 +234,5 @@ def install_joint(
         clone.set_model_patch_replace(patch, "dit", *key)
     install_wrappers(clone.model_options, describe_joint_call)
     if record is not None:
-        options = clone.model_options["transformer_options"]
-        placed = any(plan.regions is not None or plan.frozen is not None for plan in schedule.plans.values())
-        options[RECORDS] = {**options.get(RECORDS, {}), record: Applied(len(keys), placed)}
+        note_record(clone, schedule, len(keys), record)
     return clone

@@ -181,10 +181,15 @@ def install(
     keys = dict.fromkeys(key for plan in schedule.plans.values() for key in plan.sites)
     clone = patched(model, keys, start_percent, end_percent, lambda place: MergePatch(place, schedule, record))
     if record is not None:
-        options = clone.model_options["transformer_options"]
-        placed = any(plan.regions is not None or plan.frozen is not None for plan in schedule.plans.values())
-        options[RECORDS] = {**options.get(RECORDS, {}), record: Applied(len(keys), placed)}
+        note_record(clone, schedule, len(keys), record)
     return clone
+
+
+def note_record(clone: Any, schedule: Schedule, sites: int, record: RelevanceRecord) -> None:
+    """Let the sampling of a clone know the record that its patches fill at so many sites."""
+    options = clone.model_options["transformer_options"]
+    placed = any(plan.regions is not None or plan.frozen is not None for plan in schedule.plans.values())
+    options[RECORDS] = {**options.get(RECORDS, {}), record: Applied(sites, placed)}
 
 
 def patched(
