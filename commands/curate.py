@@ -14,9 +14,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from ..common.atomic_io import atomic_write
+from ..common.pictures import open_picture
 from ..common.resumable import Parts, Row, open_parts, process
 from ..evaluation.encoders.encoder import load_encoder, need_words
 from ..evaluation.model_folder import identity, on, own_device
@@ -116,7 +115,7 @@ def _entry(folder: Folder, row: Row) -> Entry:
         if label in left:
             left.remove(label)
             boxes.append((label, tuple(found["box"])))
-    with Image.open(folder.picture(row["id"])) as image:
+    with open_picture(folder.picture(row["id"])) as image:
         picture = image.convert("RGB")
     caption = f"{row['total']:.3f}\nsingle {row['single']:.3f}  pair {row['pair']:.3f}\n{row['id']}"
     return Entry(picture, [box for _, box in boxes], [label for label, _ in boxes], caption)

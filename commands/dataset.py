@@ -20,6 +20,7 @@ from PIL import Image
 
 from ..common.atomic_io import atomic_write
 from ..common.drawing import colour
+from ..common.pictures import open_picture
 from ..common.resumable import Parts, Row, json_lines, open_parts, process
 from ..evaluation.detection.folder_detector import load_detector
 from ..evaluation.detection.segmenter import load_segmenter
@@ -129,7 +130,7 @@ def _conclude(parts: Parts, output: Path, options: argparse.Namespace) -> None:
 def _entry(output: Path, row: Row) -> Entry:
     """A picture of the sheet, each object's mask in the colour of its box."""
     data = read_json(output, row["id"])
-    with Image.open(picture_path(output, row["id"])) as image:
+    with open_picture(picture_path(output, row["id"])) as image:
         pixels = np.array(image.convert("RGB"), np.float32)
     values = read_mask(output, row["id"], (pixels.shape[1], pixels.shape[0]))
     found: list[dict[str, Any]] = data["final_masks"][1:]

@@ -46,7 +46,7 @@ class MIPAdapterLoader(io.ComfyNode):
         return fingerprint_of(lambda name: fingerprint(adapter_path(name)), adapter_name)
 
     @classmethod
-    def validate_inputs(cls, adapter_name: str | None) -> bool | str:
+    def validate_inputs(cls, adapter_name: str | None = None) -> bool | str:
         return found(adapter_path, adapter_name)
 
     @classmethod
@@ -84,7 +84,7 @@ class MIPSigLIPLoader(io.ComfyNode):
         return fingerprint_of(lambda name: fingerprint(_encoder_path(name)), clip_name)
 
     @classmethod
-    def validate_inputs(cls, clip_name: str | None) -> bool | str:
+    def validate_inputs(cls, clip_name: str | None = None) -> bool | str:
         return found(_encoder_path, clip_name)
 
     @classmethod

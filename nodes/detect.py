@@ -51,7 +51,7 @@ class MIPDetectorLoader(io.ComfyNode):
         return fingerprint_of(lambda name: folder_fingerprint(model_folder(DETECTORS, name)), detector_name)
 
     @classmethod
-    def validate_inputs(cls, detector_name: str | None) -> bool | str:
+    def validate_inputs(cls, detector_name: str | None = None) -> bool | str:
         return detector_name == NAME or found(model_folder, DETECTORS, detector_name)
 
     @classmethod

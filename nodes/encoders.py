@@ -36,7 +36,7 @@ class MIPEncoderLoader(io.ComfyNode):
         return fingerprint_of(lambda name: folder_fingerprint(model_folder(ENCODERS, name)), encoder_name)
 
     @classmethod
-    def validate_inputs(cls, encoder_name: str | None) -> bool | str:
+    def validate_inputs(cls, encoder_name: str | None = None) -> bool | str:
         return found(model_folder, ENCODERS, encoder_name)
 
     @classmethod

@@ -67,10 +67,10 @@ class MIPMiniatureObject(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, kind, pattern, colour, second_colour) -> bool | str:
+    def validate_inputs(cls, kind=None, pattern=None, colour=None, second_colour=None) -> bool | str:
         for choice in _choices(kind, pattern, colour, second_colour):
             if choice[1] is not None and (wrong := checked_call(one_of, *choice)) is not True:
-                return wrong  # None: linked
+                return wrong  # None: linked or missing
         return True
 
     @classmethod

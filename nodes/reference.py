@@ -149,7 +149,7 @@ class MIPReference(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, text: str | None) -> bool | str:
+    def validate_inputs(cls, text: str | None = None) -> bool | str:
         return found(object_text, text)
 
     @classmethod

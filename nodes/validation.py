@@ -24,7 +24,7 @@ ENCODERS = (io.Clip, io.ClipVision)  # a checkpoint may hold none; the nodes say
 def found(look_up: Callable[..., object], *given: str | None) -> bool | str:
     """For `validate_inputs`: True, or the message of the ValueError that `look_up` raises for the given values.
 
-    A linked value is None until the run; it is not checked.
+    A linked value is None until the run, a missing one always; the host tells of that. Neither is checked here.
     """
     return None in given or checked_call(lambda: look_up(*(_name(each) for each in given)))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..attention.options import FusionHead, Merge
 from ..attention.reference import make_reference
+from ..common.pictures import open_picture
 from ..patching.apply import apply_references
 from ..weights.adapter import Adapter
 from .config import TrainConfig
@@ -82,6 +83,6 @@ def _applied(parts: Parts, each: Validation, adapter: Adapter, recipe: TrainConf
 
 def _read(file: str) -> Tensor:
     """A picture file as [1, H, W, 3] in 0..1."""
-    with Image.open(file) as image:
+    with open_picture(Path(file)) as image:
         upright = ImageOps.exif_transpose(image).convert("RGB")
     return torch.from_numpy(np.asarray(upright, np.float32) / 255).unsqueeze(0)

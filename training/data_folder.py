@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..common.atomic_io import atomic_write
+from ..common.pictures import open_picture
 from ..common.text import shown
 
 LARGEST = 1 << 24  # bytes of a json, or of a list of pictures
@@ -54,7 +54,7 @@ def read_mask(folder: Path, name: str, size: tuple[int, int]) -> np.ndarray:
     """The values [H, W] of a picture's mask. size: (width, height) of the picture. Raises ValueError if they differ in
     size.
     """
-    with Image.open(mask_path(folder, name)) as image:
+    with open_picture(mask_path(folder, name)) as image:
         values = np.array(image)
     values = values[..., 0] if values.ndim == 3 else values
     if values.shape != size[::-1]:

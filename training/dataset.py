@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..common.crops import Box
+from ..common.pictures import open_picture
 from ..common.rng import generator, seed_of
 from .config import TrainConfig
 from .crops import choose_crop, cropped, latent_mask, reference, training_picture, whole_box
@@ -141,7 +141,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         broken.
         """
         data, picture = read_json(self.folder, name), picture_path(self.folder, name)
-        with Image.open(picture) as image:
+        with open_picture(picture) as image:
             size = image.size
         if not mask_path(self.folder, name).is_file():
             raise FileNotFoundError(f"masks/{name}.png is missing")
@@ -155,7 +155,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
 
     def _load(self, entry: _Entry, position: int) -> Sample:
         recipe, rng = self.recipe, random.Random(seed_of(self.recipe.seed, "sample", position))
-        with Image.open(entry.picture) as image:
+        with open_picture(entry.picture) as image:
             picture = image.convert("RGB")
         values, pixels = read_mask(self.folder, entry.id, picture.size), np.array(picture)
         found, why = with_masks(entry.found, values, recipe.filters, recipe.min_objects)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from ...common.pictures import open_picture
 from ...training.crops import reference
 from ...training.data_folder import picture_ids, picture_path, read_json, read_mask
 from ...training.filters import Filters, candidates, refuse_names, with_masks
@@ -49,7 +49,7 @@ class Folder:
             raise ValueError(f"{type(error).__name__}: {error}") from error
 
     def _objects(self, name: str) -> LabelledCrops | str:
-        with Image.open(self.picture(name)) as image:
+        with open_picture(self.picture(name)) as image:
             picture = np.array(image.convert("RGB"))
         size = picture.shape[1], picture.shape[0]
         data = self.data(name)

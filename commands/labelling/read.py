@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageOps
 
+from ...common.pictures import open_picture
 from ...evaluation.detection.detect import object_texts, once
 from ...training.data_folder import PICTURES
 from .words import named_objects
@@ -61,7 +62,7 @@ def sources(folder: Path, table: Path | None = None) -> list[Source]:
 
 def opened(path: Path, short_side: int) -> tuple[Image.Image, tuple[int, int]]:
     """A picture, upright and at most `short_side` pixels on its shorter side (0: any size), and its size before."""
-    with Image.open(path) as file:
+    with open_picture(path) as file:
         picture = ImageOps.exif_transpose(file).convert("RGB")
     size = picture.size
     if short_side and min(size) > short_side:

@@ -23,6 +23,7 @@ from PIL import Image
 
 from ...attention.reference import Reference, make_reference
 from ...common.crops import SIDE, cut_out
+from ...common.pictures import open_picture
 
 LIST = "dataset_multiconcept.json"
 PICTURES, BOXES = "benchmark_dataset", "json_data"
@@ -174,7 +175,7 @@ def load(file: Path) -> Image.Image:
     Raises ValueError for a file that is no picture.
     """
     try:
-        with Image.open(file) as image:
+        with open_picture(file) as image:
             return image.convert("RGB")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"The file {file} is no readable picture ({error}): download or make it again.") from error

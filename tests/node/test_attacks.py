@@ -126,6 +126,19 @@ def test_checks_before_a_run_never_raise() -> None:
         node("MIPDetectorLoader").fingerprint_inputs(detector_name=given)
 
 
+def test_checks_before_a_run_take_a_workflow_that_lacks_inputs() -> None:
+    from inspect import signature
+
+    from mip_adapter.nodes import NODES
+
+    checks = [each.validate_inputs for each in NODES if "validate_inputs" in vars(each)]
+    assert len(checks) > 6 and all(check() is True for check in checks)
+    needed = [
+        name for check in checks for name, each in signature(check).parameters.items() if each.default is not None
+    ]
+    assert set(needed) <= {"head_name"}
+
+
 def test_half_a_letter_reaches_no_report_picture_or_tokenizer() -> None:
     (reference_,) = reference(text=f"cat{HALF}").result[0]
     assert reference_.text == "cat?"

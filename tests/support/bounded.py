@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+LONGER = int(os.environ.get("MIP_ADAPTER_FUZZ", "1"))  # how many times as many cases the tests with random ones make
 MEMORY = 2 << 30  # bytes above what the process has
 SECONDS = 20  # of the processor; what the attacks took before they were refused is longer on every machine
 
