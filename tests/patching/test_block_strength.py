@@ -87,6 +87,24 @@ def test_silent_sites_run_no_operator_of_ours(head, end: float) -> None:
     assert blocks[1] not in slots and blocks[2] in slots
 
 
+def test_a_style_runs_operators_only_where_it_speaks() -> None:
+    """It speaks in block 2 alone. There the objects are silent, and in block 1 everybody is."""
+    from mip_adapter.nodes.style import MIPStyleReference
+
+    objects = chain(*[strength(numbers=line(1, 2))] * 2)
+    (both,) = MIPStyleReference.execute(
+        graphs.photo(5), 1.0, "all", objects, block_strength=strength(numbers="2:1")
+    ).args
+    plain, alone, beside = map(operators_of, (bundle().model, graphs.apply(objects), graphs.apply(both)))
+    blocks = [*strength().strengths]
+    for step, key in plain:
+        more = beside[step, key] - alone[step, key]
+        assert (more > 0) if key[:2] == blocks[2] else (more == 0), (step, key, more)
+        if key[:2] == blocks[1]:
+            assert beside[step, key] == plain[step, key]
+    assert {key[:2] for _, key in plain} == set(blocks)
+
+
 def test_silent_everywhere_is_the_model() -> None:
     nothing = strength(numbers=line(*range(len(strength().strengths))))
     assert torch.equal(sample(graphs.apply(chain(nothing, nothing))), sample(bundle().model))
