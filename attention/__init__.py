@@ -2,14 +2,18 @@
 
 Pure PyTorch: no file here imports ComfyUI.
 
-relevance.py    relevance A_i and the shares Ã_i
-merge.py        gated block attention to the image tokens
-fusion_head.py  the gate g̃
-site.py         one cross-attention site: all equations together
-plan.py         references compiled for all sites
-options.py      what the artist chooses
-schedule.py     which objects act when
-reference.py    pictures and text of one object
-regions.py      boxes as masks, areas of the canvas
-noise.py        noise on Z_text, for the object relevance score
+relevance.py       relevance A_i and the shares Ã_i
+pool.py            one relevance for all sites
+merge.py           gated block attention to the image tokens
+fusion_head.py     the gate g̃
+site.py            one cross-attention site: all equations together
+joint.py           the same where text and picture attend together, as in FLUX.1
+plan.py            references compiled for all sites
+options.py         what the artist chooses
+block_strength.py  strength by block
+ease.py            strength over time
+schedule.py        which objects act when
+reference.py       pictures and text of one object
+regions.py         boxes as masks, areas of the canvas
+noise.py           noise on Z_text, for the object relevance score
 """

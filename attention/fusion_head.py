@@ -1,4 +1,4 @@
-"""The fusion head: a trained gate that says where image features should speak (paper §3.3; step 5 of the method)."""
+"""The fusion head: a trained gate that says where image features should speak (paper §3.3)."""
 
 from __future__ import annotations
 

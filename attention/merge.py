@@ -1,4 +1,4 @@
-"""Gated block attention to the image tokens of all objects at once (steps 2, 6 and 9 of the method).
+"""Gated block attention to the image tokens of all objects at once.
 
 The definition, Σ_i gate_i · softmax(q K_iᵀ/√d) V_i, needs M attentions and M full-size products. A gate is one number
 per position, so it can multiply the probabilities instead. Two thin matrix products then do the whole merge:

@@ -2,7 +2,8 @@
 
 Keys and values of the image tokens depend on the references and the adapter, not on the UNet, the step or a LoRA. They
 are compiled when the references are applied (4 MB for two base objects on SDXL). Sampling does not need the adapter
-itself. Constant factors (1/√d, scale, object weight, 1/M) are folded in and cost nothing per step.
+itself. Constant factors (1/√d, scale, object weight, strength at the block, 1/M) are folded in and cost nothing
+per step.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class SitePlan:
     """One cross-attention site: h heads of width d.
 
     keys, null_keys: [h, M·T, d] and [h, T or M·T, d] (see `Plan.null_blocks`), divided by sqrt(d).
-    values, null_values: same shapes; scale, object weights and constant shares are folded in.
+    values, null_values: same shapes; scale, object weights, strengths at the block and constant shares are folded
+        in.
     head: [C], the fusion head's row, or None.
     object_text: [L, X], content tokens of all objects, divided by sqrt(d).
     average: [M, h·L], see `raw_relevance`.

@@ -1,4 +1,4 @@
-"""Object relevance: which positions of the latent belong to which object (paper §3.2; steps 3 and 4 of the method).
+"""Object relevance: which positions of the latent belong to which object (paper §3.2).
 
 Shapes: B rows, N latent positions, h heads of width d, M objects, L content tokens of all object texts together.
 """

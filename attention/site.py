@@ -1,4 +1,4 @@
-"""One cross-attention site: all equations of the method together (step 6).
+"""One cross-attention site: all equations of the method together.
 
 image gate (official code):  Z = Z_text + Σ_i s w_i Ã_i g̃ Z_i        text gate (paper): Z = g̃ Z_text + Σ_i s w_i Ã_i Z_i
 """

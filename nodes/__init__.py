@@ -1,4 +1,31 @@
-"""The nodes that artists use. Each validates its inputs, makes one call into the core, and returns."""
+"""The nodes that artists use. Each validates its inputs, makes one call into the core, and returns.
+
+The nodes of a file are in its `define_schema`; NODES lists them all. Every `execute` is wrapped by
+`validation.py`: `check_whenever_it_runs`, so an error may come from there.
+
+adapter.py          Load MIP Adapter, Load SigLIP (MIP)
+reference.py        MIP Reference
+style.py            MIP Style Reference
+region.py           MIP Region from Box
+block_strength.py   MIP Block Strength
+merge.py            MIP Merge, MIP Fusion Head
+apply.py            MIP Apply
+relevance.py        MIP Relevance Maps
+freeze.py           MIP Freeze Relevance
+detect.py           Load MIP Detector, MIP Detect Objects, MIP Objects from Boxes
+encoders.py         Load MIP Encoder, MIP Encoder from CLIP Vision
+quality.py          MIP Object Quality Score
+noise.py            MIP Text Noise
+relevance_score.py  MIP Object Relevance Score
+personalization.py  MIP Personalization Score
+binding.py          MIP Binding Report, MIP Seed Picker
+train.py            Train MIP Adapter, Save MIP Adapter
+miniature.py        Load Miniature (MIP), Draw Miniature Object (MIP)
+types.py            socket types, and what schemas have in common
+validation.py       checks at the nodes' door
+progress.py         progress bars
+comfy_version.py    the host's version
+"""
 
 from .comfy_version import require_host
 

@@ -45,7 +45,9 @@ class MIPApply(io.ComfyNode):
             description="Gives the model its references: every object of the picture takes its looks from its own "
             "reference. Place it between the model (after LoRAs) and the sampler; the prompt must name the objects.",
             inputs=[
-                io.Model.Input("model", tooltip="SDXL, SD1.5 or a derivative; the adapter must be made for the same."),
+                io.Model.Input(
+                    "model", tooltip="SDXL, SD1.5, FLUX.1 or a derivative; the adapter must be made for the same."
+                ),
                 io.Clip.Input("clip", tooltip="The checkpoint's CLIP: encodes the object texts."),
                 io.ClipVision.Input(
                     "clip_vision",

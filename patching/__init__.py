@@ -2,7 +2,9 @@
 
 apply.py              references onto a model: encode, compile, install
 encode.py             pictures and words to features, with the host's encoders
+siglip.py             SigLIP with the pooled embedding that the host's loader leaves out
 site_patch.py         the patch at each cross-attention site
+joint_patch.py        the patch around each block of FLUX.1
 noise_patch.py        noise on the text attention
 unet_call.py          what a patch must know about the UNet call it is part of
 batch_layout.py       which rows of the batch are what

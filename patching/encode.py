@@ -77,9 +77,8 @@ def check_encoders(clip: Any, clip_vision: Any, adapter: Adapter) -> None:
 def check_vision(clip_vision: Any, adapter: Adapter) -> None:
     """Raises ValueError if there is no image encoder."""
     if clip_vision is None:
-        raise ValueError(
-            f"The image encoder is missing: load {adapter.spec.encoder.name} with Load CLIP Vision and connect it."
-        )
+        need = adapter.spec.encoder
+        raise ValueError(f"The image encoder is missing: load {need.name} with {need.loader} and connect it.")
 
 
 def check_clip(clip: Any) -> None:
@@ -161,7 +160,7 @@ def t5_tokens(clip: Any, text: str) -> Tensor:
 
 
 def image_tokens(clip_vision: Any, reference: Reference, adapter: Adapter) -> Tensor:
-    """[T, X], the image tokens of one object: the weighted mean over its pictures' projected tokens (step 8)."""
+    """[T, X], the image tokens of one object: the weighted mean over its pictures' projected tokens."""
     all_tokens = torch.cat([projected(clip_vision, images, adapter) for images, _ in reference.batches])  # [B, T, X]
     weights = all_tokens.new_tensor([weight for images, weight in reference.batches for _ in images])
     return torch.einsum("b,btx->tx", weights / weights.sum(), all_tokens)
@@ -196,15 +195,15 @@ def encode_pictures(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tenso
     except (AttributeError, KeyError):
         raise ValueError(
             f"“{adapter.name}” reads the pooled embedding of {need.name}, and this image encoder gives none: load that "
-            "encoder with Load SigLIP (MIP)."
+            f"encoder with {need.loader}."
         ) from None
 
 
 def null_features(clip_vision: Any, adapter: Adapter) -> Tensor:
     """The image features of the unconditional branch, [1, E] or [1, P, E].
 
-    For the base family they are a zero embedding. Families that read hidden states get the encoding of an all-zero
-    pixel tensor, zero *after* normalisation, as in the official code.
+    For families that read one embedding (base, xlabs, instantx) it is zero. Those that read hidden states get the
+    encoding of an all-zero pixel tensor, zero *after* normalisation, as in the official code.
     """
     need = adapter.spec.encoder
     if need.output != "penultimate_hidden_states":

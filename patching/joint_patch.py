@@ -21,7 +21,7 @@ from ..attention.regions import Size
 from ..attention.schedule import PercentRange, Schedule
 from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey
-from .sampling_wrappers import install_wrappers
+from .sampling_wrappers import install_wrappers, noted
 from .site_patch import note_record
 from .unet_call import CALL, SAMPLING, PooledAt, SamplingState, UNetCall
 
@@ -100,8 +100,8 @@ def describe_joint_call(executor: Any, *args: Any, **kwargs: Any) -> Any:
     x, options, model = given["x"], given["transformer_options"], executor.class_obj
     call = UNetCall(model, x.shape, options)
     size = tuple(-(-side // model.patch_size) for side in x.shape[-2:])
-    given["transformer_options"] = {**options, CALL: call, JOINT: JointCall(given["context"], size)}
-    out = executor(*bound.args, **bound.kwargs)
+    with noted(options, CALL, call), noted(options, JOINT, JointCall(given["context"], size)):
+        out = executor(*bound.args, **bound.kwargs)
     call.close()
     return out
 
@@ -147,7 +147,8 @@ class JointPatch:
         if active is None or self.key not in active[1].sites:
             return run(args)
         attention = _Attention(self, *active, call, joint, args.get("pe"), options)
-        out = run({**args, "transformer_options": {**options, OVERRIDE: attention}})
+        with noted(options, OVERRIDE, attention):
+            out = run(args)
         if self.after_block and attention.features is not None:
             shown = attention.features.shape[1]
             out["img"][:, :shown] += attention.features

@@ -118,7 +118,7 @@ def _name_conds(executor: Any, x: Tensor, timestep: Tensor, model_options: dict,
     sampling: SamplingState | None = model_options["transformer_options"].get(SAMPLING)
     if sampling is not None:
         sampling.turn += 1
-    with _noted(model_options["transformer_options"], GUIDER_STEP, GuiderStep(conditional, size, set())):
+    with noted(model_options["transformer_options"], GUIDER_STEP, GuiderStep(conditional, size, set())):
         return executor(x, timestep, model_options, seed)
 
 
@@ -149,7 +149,7 @@ def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timest
     )
     if sampling is not None:
         sampling.evaluated = True
-    with _noted(options, EVALUATION, evaluation):
+    with noted(options, EVALUATION, evaluation):
         return executor(model, conds, x_in, timestep, model_options)
 
 
@@ -223,7 +223,7 @@ def _keep_last_pass(executor: Any, x: Tensor, t: Tensor, *rest: Any, **more: Any
     as reference-only control does."""
     options = more["transformer_options"] if "transformer_options" in more else rest[3] if len(rest) > 3 else {}
     passes: list[UNetCall] = []
-    with _noted(options, PASSES, passes):
+    with noted(options, PASSES, passes):
         out = executor(x, t, *rest, **more)
     if passes:
         passes[-1].close()
@@ -242,7 +242,7 @@ def _describe_call(
 ):
     """DIFFUSION_MODEL: make one UNetCall, shared by all sites of this call."""
     call = UNetCall(executor.class_obj, x.shape, transformer_options)
-    with _noted(transformer_options, CALL, call):
+    with noted(transformer_options, CALL, call):
         out = executor(x, timesteps, context, y, control, transformer_options, **more)
     passes: list[UNetCall] | None = transformer_options.get(PASSES)
     if passes is None:
@@ -258,7 +258,7 @@ def _with_transformer_options(model_options: dict) -> dict:
 
 
 @contextmanager
-def _noted(options: dict[str, Any], key: str, value: Any) -> Iterator[None]:
+def noted(options: dict[str, Any], key: str, value: Any) -> Iterator[None]:
     """Put a value into the options for as long as a call lasts, then what was there before.
 
     The dictionary is the host's own and never a copy: other packs keep their state in it from step to step.

@@ -24,9 +24,13 @@ from ..relevance.record import Observation, RelevanceRecord, RunId
 from ..weights.sites import SiteKey, cross_attentions
 from .batch_layout import BatchLayout, CondEvaluation, CondRows
 
-GUIDER_STEP, EVALUATION, PASSES, CALL, SAMPLING, RECORDS = (
-    f"mip_adapter_{name}" for name in ("prediction", "frame", "passes", "call", "sampling", "records")
-)
+# Keys of the host's transformer_options, where a running call finds what our wrappers and nodes know.
+SAMPLING = "mip_adapter_sampling"  # SamplingState
+GUIDER_STEP = "mip_adapter_guider_step"  # GuiderStep
+EVALUATION = "mip_adapter_evaluation"  # CondEvaluation
+PASSES = "mip_adapter_passes"  # the UNetCalls of one evaluation, of which the last is recorded
+CALL = "mip_adapter_call"  # UNetCall
+RECORDS = "mip_adapter_records"  # by record: Applied
 
 # By plan, canvas size (where only an area is shown), area, the site's resolution and device.
 SiteConstantsCache = dict[tuple[Plan, Size | None, Area, Size, torch.device | None], SiteConstants]

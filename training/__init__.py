@@ -17,6 +17,7 @@ processes.py          one process, or several under accelerate
 checkpoints.py        checkpoints of a run, resumed bit for bit
 loss_curve.py         the loss as a table and as a picture
 save.py               the trained adapter as a file
+comfy_latents.py      latents drawn from the VAE's posterior
 comfy_model.py        a model that ComfyUI has loaded, as the frozen model
 comfy_session.py      training inside a workflow
 comfy_validation.py   sample pictures during training

@@ -21,6 +21,11 @@ Output = Literal["image_embeds", "penultimate_hidden_states", "pooled"]
 
 OUTPUTS: Mapping[str, Output] = {"base": "image_embeds", "xlabs": "image_embeds", "instantx": "pooled"}
 
+SAID: Mapping[Output, str] = {
+    "image_embeds": "image embeddings",
+    "penultimate_hidden_states": "hidden states",
+    "pooled": "pooled embeddings",
+}
 ENCODERS = {
     ("image_embeds", 1280): "CLIP ViT-bigG/14",
     ("image_embeds", 1024): "CLIP ViT-H/14",
@@ -52,11 +57,15 @@ class EncoderNeed:
     output: Output
     width: int
 
+    @property
+    def loader(self) -> str:
+        """The node that loads it with this output."""
+        return "Load SigLIP (MIP)" if self.output == "pooled" else "Load CLIP Vision"
+
 
 def encoder_need(output: Output, width: int) -> EncoderNeed:
     """The encoder need, with the encoder's name derived from the output and its width."""
-    what = "image embeddings" if output == "image_embeds" else "hidden states"
-    name = ENCODERS.get((output, width), f"an image encoder with {width}-wide {what}")
+    name = ENCODERS.get((output, width), f"an image encoder with {width}-wide {SAID[output]}")
     return EncoderNeed(name, output, width)
 
 
@@ -80,7 +89,7 @@ class AdapterSpec:
 
     @property
     def architecture(self) -> str:
-        """'SDXL', 'SD1.5', 'FLUX.1' or 'custom'."""
+        """A name of `ARCHITECTURES`, or 'custom'."""
         return architecture(self.context_dim, self.sites)
 
     @property

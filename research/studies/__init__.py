@@ -2,6 +2,7 @@
 
 steering.py        the means of steering, each as a before and an after, and the picture of both
 comfy_steering.py  `python mip.py steer`: samples them with ComfyUI
+options.py         the options that the commands have in common
 overlap.py         intersection over union of relevance maps with the objects
 comfy_overlap.py   `python mip.py overlap`: records the maps with ComfyUI
 """

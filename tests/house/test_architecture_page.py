@@ -14,6 +14,7 @@ from .test_floors import FILES, FLOORS
 
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+Definition = ast.FunctionDef | ast.ClassDef
 NAMED = r"`((?:\w+/)+\w+\.py)`(?:: ((?:`[\w.]+`(?:, )?)+))?"  # `a/b.py`: `name`, `Class.method`
 
 
@@ -28,7 +29,7 @@ def names(file: str) -> set[str]:
     """What a file defines at its top level, and its classes' methods as `Class.method`."""
     found = set()
     for node in ast.parse((ROOT / file).read_text("utf-8")).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, Definition):
             found.add(node.name)
         if isinstance(node, ast.ClassDef):
             found |= {f"{node.name}.{each.name}" for each in node.body if isinstance(each, ast.FunctionDef)}
@@ -53,8 +54,8 @@ def test_the_drawing_shows_the_floors() -> None:
 
 
 def test_the_tree_is_the_tree() -> None:
-    """Every folder with code has a line; every file that is named there exists."""
-    folder, listed = Path(), set()
+    """Every folder with code has a line; every file that is named there exists, and none is left out."""
+    folder, listed, named = Path(), set(), set()
     for line in block(ARCHITECTURE, "The tree"):
         if line[0] != " ":
             folder = Path(line.split()[0])
@@ -62,8 +63,10 @@ def test_the_tree_is_the_tree() -> None:
             assert (ROOT / folder).is_dir(), folder
         else:
             for name in line.split():
-                assert (ROOT / folder / (name if "." in name else f"{name}.py")).is_file(), folder / name
+                named.add(folder / (name if "." in name else f"{name}.py"))
+    assert all((ROOT / path).is_file() for path in named)
     assert {path.parent for path in FILES} - {Path()} <= listed
+    assert {path for path in FILES if path.parent != Path() and path.name != "__init__.py"} <= named
 
 
 def test_the_words_of_the_method_are_explained() -> None:
@@ -75,10 +78,40 @@ def test_the_words_of_the_method_are_explained() -> None:
             assert not unknown, f"{path}: {unknown} are not in the tables of docs/architecture.md"
 
 
-@pytest.mark.parametrize("heading", ["A reference, from the node to the term at a site", "An adapter file, to a plan",
-                                     "A picture, to the verdict of the binding report",
-                                     "A training sample, to an optimizer step"])  # fmt: skip
-def test_a_journey_names_a_function_at_almost_every_step(heading: str) -> None:
-    (below,) = re.findall(rf"^### {heading}$(.*?)(?=^##)", ARCHITECTURE, re.MULTILINE | re.DOTALL)
-    steps = re.findall(r"^\d+\. (.+)$", below, re.MULTILINE)
-    assert 10 <= len(steps) <= 12 and sum("`: `" in step for step in steps) >= len(steps) - 1
+JOURNEYS = re.findall(
+    r"^### (.+?)$(.*?)(?=^##)",
+    re.findall(r"^## Five journeys$.*?(?=^## )", ARCHITECTURE, re.MULTILINE | re.DOTALL)[0] + "##",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@cache
+def mentioned(file: str, name: str) -> set[str]:
+    """All names in the body of a function, a class, or a method (`Class.method`) of a file."""
+    body: ast.AST = ast.parse((ROOT / file).read_text("utf-8"))
+    for part in name.split("."):
+        (body,) = [each for each in ast.iter_child_nodes(body) if isinstance(each, Definition) and each.name == part]
+    return {each.id for each in ast.walk(body) if isinstance(each, ast.Name)} | {
+        each.attr for each in ast.walk(body) if isinstance(each, ast.Attribute)
+    }
+
+
+@pytest.mark.parametrize("steps", [steps for _, steps in JOURNEYS], ids=[heading for heading, _ in JOURNEYS])
+def test_a_journey_is_a_tree_of_calls(steps: str) -> None:
+    """Every function exists, and a function above names those that stand below it."""
+    file, above = "", list[tuple[str, str]]()
+    lines = re.findall(r"^( *)- (?:`([\w/]+\.py)`: )?((?:`[\w.]+`(?:, )?)+)", steps, re.MULTILINE)
+    assert len(lines) == len(re.findall(r"^ *- ", steps, re.MULTILINE)) > 12
+    for indent, named, functions in lines:
+        file, depth = named or file, len(indent) // 2
+        assert depth <= len(above)
+        called = re.findall(r"`([\w.]+)`", functions)
+        assert set(called) <= names(file), file
+        for function in called if depth else ():
+            caller = above[depth - 1]
+            assert function.rpartition(".")[2] in mentioned(*caller), f"{caller} does not name {function}"
+        above[depth:] = [(file, called[0])]
+
+
+def test_there_are_five_journeys() -> None:
+    assert len(JOURNEYS) == 5

@@ -141,6 +141,8 @@ def test_a_second_order_guidance() -> None:
 
 @pytest.mark.parametrize("interrupted", [True, False])
 def test_nothing_of_ours_remains(interrupted: bool) -> None:
+    from mip_adapter.patching.unet_call import CALL, EVALUATION, GUIDER_STEP
+
     """Neither after a sampling nor after one that was interrupted in the UNet."""
     from comfy.patcher_extension import add_wrapper_with_key
 
@@ -168,8 +170,8 @@ def test_nothing_of_ours_remains(interrupted: bool) -> None:
         sample(model, 2)
     except KeyboardInterrupt:
         assert interrupted
-    assert not {"mip_adapter_prediction", "mip_adapter_frame", "mip_adapter_call"} & seen["sampling"].keys()
-    assert "mip_adapter_call" not in seen["call"]
+    assert not {GUIDER_STEP, EVALUATION, CALL} & seen["sampling"].keys()
+    assert CALL not in seen["call"]
 
 
 def test_a_copy_of_the_options_inside_a_call_copies_no_model() -> None:
