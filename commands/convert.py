@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import os
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..common.atomic_io import atomic_file
+from ..common.console import complain, say
 from ..weights.adapter import check_finite
 from ..weights.files import read_tensors
 from ..weights.spec import AdapterSpec, detect
@@ -111,8 +111,8 @@ def main(argv: list[str]) -> int:
     for file in options.files:
         try:
             target = convert(file, options.output, options.force)
-            print(f"{file} -> {target} ({detect(read_tensors(target)[0], target.name)})")
+            say(f"{file} -> {target} ({detect(read_tensors(target)[0], target.name)})")
         except ValueError as error:
-            print(f"{file}: {error}", file=sys.stderr)
+            complain(f"{file}: {error}")
             failed = 1
     return failed

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.atomic_io import atomic_write
+from ..common.console import exit_status, say
 from ..common.pictures import open_picture
 from ..common.resumable import Parts, Row, open_parts, process
 from ..evaluation.encoders.encoder import load_encoder, need_words
@@ -31,12 +31,7 @@ PART = 64  # pictures in a part; a process that is killed loses at most this man
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns 0, or 1 with a sentence on stderr."""
     options = _parse(argv)
-    try:
-        curate(options)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: curate(options))
 
 
 def curate(options: argparse.Namespace) -> None:
@@ -60,8 +55,8 @@ def curate(options: argparse.Namespace) -> None:
     if any(parts.todo(rank, world)):
         encoder = need_words(load_encoder(options.encoder, on(own_device(options.device))), "The object quality score")
         if rank == 0 and parts.finished():
-            _say(f"Going on: {parts.finished()} of {len(parts)} parts are there.")
-        score(parts, folder.objects, encoder, rank, world, options.workers, _say)
+            say(f"Going on: {parts.finished()} of {len(parts)} parts are there.")
+        score(parts, folder.objects, encoder, rank, world, options.workers, say)
     if parts.finished() == len(parts):
         _conclude(parts, folder, by, output, options)
 
@@ -79,24 +74,22 @@ def _conclude(parts: Parts, folder: Folder, encoder: str, output: Path, options:
     broken = [f"{row['id']}: {row['broken']}\n" for row in rows if "broken" in row]
     why = Counter(row["left_out"] for row in rows if "left_out" in row)
     left = "".join(f"\n  {count:,} left out: {reason}" for reason, count in why.most_common())
-    _say(f"{len(scored):,} of {len(rows):,} pictures scored, {len(broken):,} broken{left}")
+    say(f"{len(scored):,} of {len(rows):,} pictures scored, {len(broken):,} broken{left}")
     if broken:
         atomic_write(output.with_suffix(".broken.txt"), "".join(broken))
-        _say(f"  broken pictures: {output.with_suffix('.broken.txt')}")
+        say(f"  broken pictures: {output.with_suffix('.broken.txt')}")
     if not scored:
         raise ValueError(
             f"No picture of {folder.path} has {folder.least} usable objects, so there is nothing to score."
         )
     write_table(output, scored, encoder)
-    _say(f"  scores: {output}, by the encoder {encoder}")
+    say(f"  scores: {output}, by the encoder {encoder}")
     if len({row["objects"] == 1 for row in scored}) > 1:
-        _say("  pictures of one object have no pairs, so their totals do not compare with the others'")
+        say("  pictures of one object have no pairs, so their totals do not compare with the others'")
     if options.keep is not None or options.quantile is not None:
         kept, path = best(scored, options.keep, options.quantile), output.with_suffix(".kept.txt")
         write_subset(path, folder.path, [row["id"] for row in kept])
-        _say(
-            f"  kept: {len(kept):,} pictures, total {kept[-1]['total']:.3f} or more: {path} (train with it as dataset)"
-        )
+        say(f"  kept: {len(kept):,} pictures, total {kept[-1]['total']:.3f} or more: {path} (train with it as dataset)")
     if options.sheet:
         order, path = ranked(scored), output.with_suffix(".png")
         shown = min(options.sheet, (len(order) + 1) // 2)
@@ -105,7 +98,7 @@ def _conclude(parts: Parts, folder: Folder, encoder: str, output: Path, options:
             ("Worst, the very worst last", order[len(order) - min(shown, len(order) - shown) :]),
         ]
         atomic_write(path, contact_sheet([(title, [_entry(folder, row) for row in each]) for title, each in sections]))
-        _say(f"  the best and the worst: {path}")
+        say(f"  the best and the worst: {path}")
 
 
 def _entry(folder: Folder, row: Row) -> Entry:
@@ -119,10 +112,6 @@ def _entry(folder: Folder, row: Row) -> Entry:
         picture = image.convert("RGB")
     caption = f"{row['total']:.3f}\nsingle {row['single']:.3f}  pair {row['pair']:.3f}\n{row['id']}"
     return Entry(picture, [box for _, box in boxes], [label for label, _ in boxes], caption)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

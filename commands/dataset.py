@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..common.atomic_io import atomic_write
+from ..common.console import exit_status, say
 from ..common.drawing import colour
 from ..common.pictures import open_picture
 from ..common.resumable import Parts, Row, json_lines, open_parts, process
@@ -39,15 +39,8 @@ PART = 16  # pictures in a part; a process that is killed makes at most so many 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns 0, or 1 with a sentence on stderr."""
     options = _parse(argv)
-    try:
-        if options.select and (options.folder / "jsons").is_dir():
-            _list_chosen(options)
-        else:
-            make(options)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    finished = options.select and (options.folder / "jsons").is_dir()
+    return exit_status(lambda: _list_chosen(options) if finished else make(options))
 
 
 def make(options: argparse.Namespace) -> None:
@@ -66,7 +59,7 @@ def make(options: argparse.Namespace) -> None:
         if not found:
             raise ValueError(f"No picture of {options.folder} is in {options.select}; its first id: {missing[0]}.")
         if missing and rank == 0:
-            _say(f"{len(missing):,} ids of {options.select.name} have no picture; the first: {missing[0]}")
+            say(f"{len(missing):,} ids of {options.select.name} have no picture; the first: {missing[0]}")
     drawn = options.detector == MINIATURE
     if not drawn and options.segmenter is None:
         raise ValueError("A detector gives boxes only: name a --segmenter folder too, such as SAM.")
@@ -93,8 +86,8 @@ def make(options: argparse.Namespace) -> None:
             options.min_objects,
         )
         if rank == 0 and parts.finished():
-            _say(f"Going on: {parts.finished()} of {len(parts)} parts are there.")
-        labeller.label(parts, {source.id: source for source in found}, rank, world, _say)
+            say(f"Going on: {parts.finished()} of {len(parts)} parts are there.")
+        labeller.label(parts, {source.id: source for source in found}, rank, world, say)
     if parts.finished() == len(parts):
         _conclude(parts, output, options)
 
@@ -112,19 +105,19 @@ def _conclude(parts: Parts, output: Path, options: argparse.Namespace) -> None:
     why = Counter(row["dropped"].partition(" (")[0] for row in dropped)
     left = "".join(f"\n  {count:,} dropped: {reason}" for reason, count in why.most_common())
     objects = sum(len(row["objects"]) for row in kept)
-    _say(f"{len(kept):,} of {len(rows):,} pictures are training data, with {objects:,} objects{left}")
+    say(f"{len(kept):,} of {len(rows):,} pictures are training data, with {objects:,} objects{left}")
     if lost:
-        _say(f"  {len(lost):,} named objects were not found or not cut out")
+        say(f"  {len(lost):,} named objects were not found or not cut out")
     if dropped or lost:
-        _say(f"  each with its reason: {output / 'dropped.jsonl'}")
+        say(f"  each with its reason: {output / 'dropped.jsonl'}")
     if not kept:
         raise ValueError(f"No picture of {options.folder} can be used for training; the reasons stand above.")
     if options.sheet:
         shown = [kept[i] for i in np.linspace(0, len(kept) - 1, min(options.sheet, len(kept))).round().astype(int)]
         title = f"{len(shown)} of {len(kept):,} pictures, with boxes, masks and labels"
         atomic_write(output / "dataset.png", contact_sheet([(title, [_entry(output, row) for row in shown])]))
-        _say(f"  contact sheet: {output / 'dataset.png'}")
-    _say(f"  train with it as data: {output}")
+        say(f"  contact sheet: {output / 'dataset.png'}")
+    say(f"  train with it as data: {output}")
 
 
 def _entry(output: Path, row: Row) -> Entry:
@@ -151,19 +144,15 @@ def _list_chosen(options: argparse.Namespace) -> None:
         raise ValueError(f"No picture of {options.folder} is in {options.select}; its first id: {ids[0]}.")
     path = (options.output or options.folder) / f"{options.select.stem}.kept.txt"
     write_subset(path, options.folder, kept)
-    _say(f"{len(kept):,} of {len(ids):,} ids are there: {path} (train with it as data)")
+    say(f"{len(kept):,} of {len(ids):,} ids are there: {path} (train with it as data)")
     if missing := [name for name in ids if name not in there]:
-        _say(f"  {len(missing):,} are not; the first: {missing[0]}")
+        say(f"  {len(missing):,} are not; the first: {missing[0]}")
 
 
 def _digest(found: Sequence[Source]) -> str:
     """What a run depends on besides the pictures' ids: captions and objects."""
     text = "\n".join(f"{each.id}\t{each.caption}\t{each.objects}" for each in found)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

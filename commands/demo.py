@@ -19,6 +19,7 @@ import aiohttp
 from PIL import Image
 
 from ..common.atomic_io import atomic_file
+from ..common.console import complain, legible, say
 from . import demo_sheet
 
 WORKFLOW = Path(__file__).with_name("demo_api.json")
@@ -174,9 +175,9 @@ class ProgressLine:
     def show(self, node: str, value: int = 0, total: int = 0) -> None:
         if self.terminal:
             bar = f"  {'█' * (20 * value // total):░<20} {value}/{total}" if total else ""
-            print(f"\r\033[K  {node}{bar}", end="", flush=True)
+            print(f"\r\033[K  {legible(node)}{bar}", end="", flush=True)
         elif node != self.node:
-            print(f"  {node}", flush=True)
+            say(f"  {node}")
         self.node = node
 
     def end(self) -> None:
@@ -203,16 +204,16 @@ def main(arguments: list[str]) -> int:
         workflow = json.loads(options.workflow.read_text(encoding="utf-8"))
         paths = asyncio.run(run(options.server, options.output, workflow))
     except DemoError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 1
     for path in paths:
-        print(path.resolve())
+        say(path.resolve())
     if options.workflow != WORKFLOW:
         return 0
     counts = explain(workflow, paths, options.output / SHEET)
     for name, (own, of) in counts.items():
-        print(f"{name}: {own} of {of} objects wear their own reference's colours")
-    print(f"The picture to look at: {(options.output / SHEET).resolve()}")
+        say(f"{name}: {own} of {of} objects wear their own reference's colours")
+    say(f"The picture to look at: {(options.output / SHEET).resolve()}")
     return 0
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from typing import Any
 import torch
 
 from ..common.comfy_path import prepare_host
+from ..common.console import exit_status, log_to_console, say
 from ..common.hashing import file_sha256
 from ..training.checkpoints import as_begun
 from ..training.dataset import SubjectFolder
@@ -37,14 +35,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the run, see training/example.toml")
     parser.add_argument("--cpu", action="store_true", help="train on the CPU")
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    log_to_console()
+
+    def start() -> int:
         config = read_run_config(options.config)
         prepare_host(options.cpu or not torch.cuda.is_available())
         return run(config, options.cpu)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+
+    return exit_status(start)
 
 
 def run(config: RunConfig, cpu: bool = False) -> int:
@@ -116,12 +114,6 @@ def show(progress: Progress) -> None:
             f"step {progress.step}/{progress.steps}  loss {progress.loss:.4f} (mean {progress.smooth:.4f})  "
             f"{progress.seconds_per_step:.2f} s a step, {left} left"
         )
-
-
-def say(line: str) -> None:
-    """Prints a line. A full disk or a closed pipe does not end the run."""
-    with suppress(OSError):
-        print(line, flush=True)
 
 
 def stop_signal() -> Callable[[], bool]:

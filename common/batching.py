@@ -11,6 +11,15 @@ Tick = Callable[[int], None]  # called with the number of items just done; may r
 OUT_OF_MEMORY = torch.cuda.OutOfMemoryError  # the same exception that the host catches
 
 Result = TypeVar("Result")
+# What torch says in a RuntimeError when the processor's own memory does not suffice.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, the machine's or a GPU's."""
+    if isinstance(error, RuntimeError):
+        return isinstance(error, OUT_OF_MEMORY) or any(each in str(error) for each in _NO_MEMORY)
+    return isinstance(error, MemoryError)
 
 
 def in_batches(

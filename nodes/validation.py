@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..common.batching import OUT_OF_MEMORY, memory_ran_out
 from ..common.text import printable, shown
 
 _LONG_QUOTE = re.compile(r"“([^“”]{120})[^“”]+”")
@@ -71,7 +72,9 @@ def check_whenever_it_runs(node: type[io.ComfyNode]) -> None:
             named = {name: _checked(name, value, kinds.get(name, "")) for name, value in named.items()}
             check_inputs(node, signature(execute).bind(cls, *given, **named).arguments)
             return execute(cls, *given, **named)
-        except MemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, OUT_OF_MEMORY) or not memory_ran_out(error):  # the host makes room on its GPU
+                raise
             raise ValueError(
                 "The memory does not suffice for this node: use smaller or fewer pictures, or close other programs."
             ) from error

@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ import torch
 
 from ...common.atomic_io import atomic_write
 from ...common.comfy_path import prepare_host
+from ...common.console import exit_status, say
 from ...common.resumable import Parts, open_parts, process
 from ...evaluation.concept101.dataset import Pair, digest, read_pairs, references
 from ...evaluation.concept101.score import Scorer, contents
@@ -44,15 +44,7 @@ def main(argv: Sequence[str]) -> int:
     Returns 0 when this process's pairs are done, 1 with a sentence on stderr, 130 if it was stopped and can resume.
     """
     options = parse(argv)
-    try:
-        run(options, settings_of(options))
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: run(options, settings_of(options)))
 
 
 def run(options: argparse.Namespace, settings: Settings) -> None:
@@ -69,7 +61,7 @@ def run(options: argparse.Namespace, settings: Settings) -> None:
         _scorer(options, torch.device("cpu"))  # fails here, before hours of drawing, if they cannot be loaded
     draw(pairs[rank::world], options.output, settings, device.type == "cpu", quiet=rank > 0)
     if not encoders:
-        _say("The pictures are made. Name --encoder, and --dino, to score them.")
+        say("The pictures are made. Name --encoder, and --dino, to score them.")
         return
     parts = _open_scores(options, pairs, described)
     _remove_changed(parts, pairs, options.output, rank, world)
@@ -78,14 +70,14 @@ def run(options: argparse.Namespace, settings: Settings) -> None:
         for position, _ in parts.todo(rank, world):
             parts.finish(position, [scorer.row(pairs[position], picture_files(options.output, pairs[position]))])
     if (finished := parts.finished()) < len(parts):
-        _say(f"{finished} of {len(parts)} pairs are scored; the last process to finish writes the table.")
+        say(f"{finished} of {len(parts)} pairs are scored; the last process to finish writes the table.")
         return
     name = options.name or f"{Path(settings.adapter).stem}, {settings.strategy}"
     more = [*of_settings(settings, _spec(settings.adapter)), *of_texts(pairs, options.file_name_texts)]
     made = tables(name, list(parts.rows()), described, encoders, more)
     for ending, text in made.items():  # several processes may come here at once
         atomic_write(options.output / f"concept101.{ending}", text)
-    _say(f"{made['md']}\nWritten: {options.output / 'concept101'}.json, .csv and .md")
+    say(f"{made['md']}\nWritten: {options.output / 'concept101'}.json, .csv and .md")
 
 
 def draw(pairs: Sequence[Pair], output: Path, settings: Settings, cpu: bool, quiet: bool) -> None:
@@ -114,7 +106,7 @@ def draw(pairs: Sequence[Pair], output: Path, settings: Settings, cpu: bool, qui
         if not quiet and (now - last > 10 or made == len(missing)):
             last, pace = now, (now - begin) / made
             left = pace * (len(missing) - made) / 60
-            _say(f"{made:,} of {len(missing):,} pictures, {pace:.1f} s each, {left:.0f} min left")
+            say(f"{made:,} of {len(missing):,} pictures, {pace:.1f} s each, {left:.0f} min left")
 
 
 def picture_files(output: Path, pair: Pair) -> list[Path]:
@@ -170,7 +162,3 @@ def _device(cpu: bool) -> torch.device:
         return torch.device("cpu")
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return torch.device("cuda", torch.cuda.current_device())
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from torch import Tensor
 from ...common.atomic_io import atomic_write
 from ...common.bundled import MINIATURE
 from ...common.comfy_path import prepare_host
+from ...common.console import complain, say
 from ..miniature import trained
 from ..miniature.stages.precision import activations
 from . import page, picture_grid, table, variants
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
             run.work()
         run.report()
     except ValueError as error:
-        print(error, file=sys.stderr)
+        complain(error)
         return 1
     return 0
 
@@ -277,7 +277,7 @@ class Run:
             }
             if (grid := picture_grid.draw_grid(trials, columns)) is not None:
                 grid.save(self.folder / f"arms, {objects} objects.png")
-        print(f"{self.folder.resolve()}: arms.json, arms.md, and a picture for each number of objects")
+        say(f"{self.folder.resolve()}: arms.json, arms.md, and a picture for each number of objects")
 
 
 def _parts(

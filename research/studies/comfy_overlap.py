@@ -27,6 +27,7 @@ from ...attention.reference import make_reference
 from ...attention.relevance import shares
 from ...common.atomic_io import atomic_write
 from ...common.comfy_path import prepare_host
+from ...common.console import complain
 from ...miniature import world
 from ...relevance.record import Observation, RelevanceRecord, RunId
 from ...weights.adapter import Adapter, load_adapter
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
         prepare_host(not torch.cuda.is_available())
         results = measure(given)
     except ValueError as error:
-        print(error, file=sys.stderr)
+        complain(error)
         return 1
     settings = {key: str(value) for key, value in vars(given).items()}
     given.output.mkdir(parents=True, exist_ok=True)

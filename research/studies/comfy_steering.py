@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from ...attention.reference import make_reference
 from ...common.atomic_io import atomic_file, atomic_write
 from ...common.comfy_path import prepare_host
+from ...common.console import complain
 from ...miniature import judgement
 from ...relevance.record import RecordedMaps, RelevanceRecord
 from ...weights.adapter import load_adapter
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
         prepare_host(not torch.cuda.is_available())
         maker = Maker(given)
     except ValueError as error:
-        print(error, file=sys.stderr)
+        complain(error)
         return 1
     given.output.mkdir(parents=True, exist_ok=True)
     counts = {}
