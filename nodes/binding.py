@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..attention.reference import objects_of
 from ..evaluation.binding.binding import RANKINGS, WORST
 from ..evaluation.binding.report import binding_report, headline, matrices, measure_binding, ranking, to_encode
+from ..relevance.report import mixed_by_picture
 from .progress import ticking
 from .types import SCORES, MIPBinding, MIPDetections, MIPEncoder, MIPReferences, MIPRelevance, found_by
 
@@ -61,8 +62,8 @@ class MIPBindingReport(io.ComfyNode):
     def execute(cls, images, references, detections, encoder, relevance=None) -> io.NodeOutput:
         references = objects_of(references)
         tick = ticking(to_encode(references, detections))
-        confusion = None if relevance is None else relevance.confusion_by_picture()
-        binding = measure_binding(images, references, detections, encoder, tick, confusion)
+        mixed = None if relevance is None else mixed_by_picture(relevance)
+        binding = measure_binding(images, references, detections, encoder, tick, mixed)
         return io.NodeOutput(*headline(binding), binding_report(binding), matrices(binding), binding)
 
 

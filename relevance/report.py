@@ -18,7 +18,7 @@ APART = (
 LEAK = 0.35  # another object's mean share of an object's core; above it looks mix visibly
 SMALL = 0.02  # part of the picture; an object that owns less has no place of its own
 CLAIMED = 0.8  # mixing; above it the texts find no places
-MIXED = 0.85  # confusion of the whole picture; above it the objects claim the same places
+MIXED = 2 * LEAK  # mixing; of two objects each claims LEAK of the other's core
 
 
 def places(shares: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,6 +66,13 @@ def relevance_report(maps: RecordedMaps, shares: Tensor) -> str:
     if (left := 1 - float(owned.sum())) >= 0.005:
         lines.append(f"Nobody has the largest share of {left:.0%} of the picture.")
     return "\n".join([*lines, *_confusion(maps, shares), _sampling(maps)])
+
+
+def mixed_by_picture(maps: RecordedMaps) -> list[float] | None:
+    """Each picture's `mixing`; None where it was not measured, or with a single object."""
+    if maps.confusion_by_picture() is None:
+        return None
+    return _mixed(maps.shares()) or None
 
 
 def _warnings(maps: RecordedMaps) -> list[str]:

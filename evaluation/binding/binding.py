@@ -46,7 +46,8 @@ class PictureBinding:
     instead [M]: for an object that was not found, the number of another object's crop that may hold it too
         (`matching.may_hold`); else None.
     near [M]: for an object that was not found, the threshold below which the detector would have found it.
-    confusion: of the relevance while the picture was sampled, in 0..1 (`relevance/record.py`); None if it is unknown.
+    mixed: how much the objects claimed each other's places while the picture was sampled, in 0..1
+        (`relevance/maps.py`: `mixing`); None if it is unknown.
     """
 
     crops: tuple[Any, ...]
@@ -57,7 +58,7 @@ class PictureBinding:
     own: tuple[int | None, ...]
     instead: tuple[int | None, ...] = ()
     near: tuple[float, ...] = ()
-    confusion: float | None = None
+    mixed: float | None = None
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -151,9 +152,9 @@ class Binding:
         """The share of found objects that look more like another reference than like their own; None as for margin."""
         return _mean([float(value < 0) for *_, value in self.margins])
 
-    def relevance_confusion(self, pictures: Sequence[int]) -> float | None:
-        """The mean confusion of the relevance over some pictures, given by number; None if it is known of none."""
-        return _mean([value for b in pictures if (value := self.pictures[b].confusion) is not None])
+    def mean_mixed(self, pictures: Sequence[int]) -> float | None:
+        """The mean of `PictureBinding.mixed` over some pictures, given by number; None if it is known of none."""
+        return _mean([value for b in pictures if (value := self.pictures[b].mixed) is not None])
 
     @property
     def presence(self) -> float:
@@ -200,13 +201,13 @@ def bind(
     seen: ObjectEmbeddings,
     references: Tensor,
     near: Sequence[float] = (),
-    confusion: float | None = None,
+    mixed: float | None = None,
     instead: Sequence[int | None] = (),
 ) -> PictureBinding:
     """Compares one picture's objects with every reference.
 
     references [M, E]: mean of the unit embeddings of each reference's pictures.
-    near, confusion, instead: as in `PictureBinding`.
+    near, mixed, instead: as in `PictureBinding`.
     """
     matches = seen.matches
     return PictureBinding(
@@ -218,7 +219,7 @@ def bind(
         own=matches.own,
         instead=tuple(instead),
         near=tuple(near),
-        confusion=confusion,
+        mixed=mixed,
     )
 
 

@@ -30,14 +30,14 @@ def measure_binding(
     detections: Detections,
     encoder: ImageEncoder,
     tick: Tick | None = None,
-    confusion: Sequence[float] | None = None,
+    mixed: Sequence[float] | None = None,
 ) -> Binding:
     """Measures the binding of a batch.
 
     images [B, H, W, 3]: in 0..1, those that were searched.
     detections: of the references' texts.
     tick: called with the number of pictures encoded since the last call; `to_encode` is their total.
-    confusion: of the relevance, one number for each picture that was sampled. If there are not B of them, as when only
+    mixed: see `PictureBinding`, one number for each picture that was sampled. If there are not B of them, as when only
         the best of a batch is measured, every picture gets their mean.
 
     Raises ValueError with a sentence for the artist.
@@ -47,7 +47,7 @@ def measure_binding(
     shown = [pictures_of(reference) for reference in references]
     means = torch.stack([embed(encoder, each, tick).mean(0) for each in shown])  # [M, E]
     seen = objects_in(images, references, detections, encoder, means, tick)
-    confusions = _each(confusion, len(images))
+    mixed_each = _each(mixed, len(images))
     instead = may_hold([each.matches for each in seen], references, (detections.height, detections.width))
     return Binding(
         names=texts,
@@ -57,17 +57,17 @@ def measure_binding(
         images=as_bytes(images[..., :3]),
         encoder=encoder.name,
         pictures=tuple(
-            bind(each, means, near(detections, b, texts), confusions[b], instead[b]) for b, each in enumerate(seen)
+            bind(each, means, near(detections, b, texts), mixed_each[b], instead[b]) for b, each in enumerate(seen)
         ),
         threshold=detections.threshold,
         colours=colours_of(references),
     )
 
 
-def _each(confusion: Sequence[float] | None, pictures: int) -> Sequence[float | None]:
-    if confusion is None:
+def _each(mixed: Sequence[float] | None, pictures: int) -> Sequence[float | None]:
+    if mixed is None:
         return [None] * pictures
-    return confusion if len(confusion) == pictures else [sum(confusion) / len(confusion)] * pictures
+    return mixed if len(mixed) == pictures else [sum(mixed) / len(mixed)] * pictures
 
 
 def headline(binding: Binding) -> tuple[float, float, float]:
@@ -105,10 +105,10 @@ def binding_report(binding: Binding) -> str:
         f"presence {percent(binding.presence)}",
         f"pictures compared by {binding.encoder}",
     ]
-    each = [percent(picture.confusion) for picture in binding.pictures if picture.confusion is not None]
-    if (confusion := binding.relevance_confusion(range(len(binding.pictures)))) is not None:
+    each = [percent(picture.mixed) for picture in binding.pictures if picture.mixed is not None]
+    if (mixed := binding.mean_mixed(range(len(binding.pictures)))) is not None:
         one_by_one = f" ({', '.join(each)})" if len(each) > 1 else ""
-        numbers.insert(3, f"confusion of the relevance while sampling {percent(confusion)}{one_by_one}")
+        numbers.insert(3, f"places mixed while sampling {percent(mixed)}{one_by_one}")
     sentences = [f"- {sentence}" for sentence in verdict(binding)]
     parts = ["\n".join(sentences), ", ".join(numbers), lines(binding)]
     if len(binding.pictures) > 1 and len(binding.names) > 1:

@@ -171,21 +171,21 @@ def _against_leak(binding: Binding, objects: Sequence[int], pictures: Pictures, 
     """
     if not all(binding.weights[m] for m in objects):
         return balance
-    confusion = binding.relevance_confusion(pictures)
+    mixed = binding.mean_mixed(pictures)
     several = len(objects) > 1
     if all(binding.placed[m] for m in objects):
         region = f"shrink {'their regions' if several else 'its region'}"
     else:
         region = f"give {'each of them' if several else _quoted(binding, objects)} a region"
-    if confusion is None:
+    if mixed is None:
         return f"{balance}, or {region}"
-    if confusion >= MIXED:
+    if mixed >= MIXED:
         return (
-            f"the objects claim the same places while sampling (confusion {percent(confusion)}), so set sharpness in "
+            f"the objects claim the same places while sampling (mixed {percent(mixed)}), so set sharpness in "
             f"MIP Merge to 2–4, or {region}"
         )
     return (
-        f"the relevance keeps the objects apart (confusion {percent(confusion)}), so cut them out of their pictures "
+        f"the relevance keeps the objects apart (mixed {percent(mixed)}), so cut them out of their pictures "
         f"with image_mask, or {balance}"
     )
 

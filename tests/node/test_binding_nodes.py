@@ -97,7 +97,7 @@ def test_the_relevance_of_the_sampling_is_heard():
         ).args
     graphs.sample(model)
     said = binding_report(scene, relevance=record)[3]
-    assert "confusion of the relevance while sampling" in said and "sharpness in MIP Merge" in said
+    assert "places mixed while sampling" in said and "sharpness in MIP Merge" in said
     silent = binding_report(scene, relevance=RelevanceRecord(("a", "b")))[3]
     assert "while sampling" not in silent and "Lower the" in silent
 
@@ -106,9 +106,10 @@ def test_every_picture_hears_its_own_relevance():
     """Of the best of a batch it hears the batch's mean."""
     from types import SimpleNamespace
 
-    told = SimpleNamespace(confusion_by_picture=lambda: [0.2, 0.9])
+    clear, mixed = (torch.tensor([[own, 1 - own], [1 - own, own]]).view(2, 1, 2) for own in (0.9, 0.55))
+    told = SimpleNamespace(confusion_by_picture=lambda: [0.97, 0.99], shares=lambda: torch.stack([clear, mixed], 1))
     *_, said, _, binding = binding_report(draw(4, pictures=2, looks=[(0, 1, 2), (0, 1, 1)]), relevance=told)
-    assert [each.confusion for each in binding.pictures] == [0.2, 0.9]
+    assert [each.mixed for each in binding.pictures] == pytest.approx([0.2, 0.9])
     assert "while sampling 55 % (20 %, 90 %)" in said
     said = binding_report(draw(4), relevance=told)[3]
     assert "while sampling 55 %," in said
