@@ -171,6 +171,22 @@ def test_a_region_and_a_range_confine_it() -> None:
     assert torch.equal(sample(graphs.apply(never), 2), sample(bundle().model, 2))
 
 
+@pytest.mark.parametrize("kind", ["style", "object"])
+def test_grey_masks_are_weights_by_picture(kind: str) -> None:
+    """One mask a picture: each is drawn as with that weight, where nobody competes."""
+    weights = torch.tensor([0.25, 0.75])
+    masks = weights.view(-1, 1, 1).expand(-1, 8, 8)
+
+    def drawn(**more) -> torch.Tensor:
+        return sample(graphs.apply(style(**more) if kind == "style" else references(("cat",), **more)), batch=2)
+
+    got, without = drawn(region=masks if kind == "style" else [masks]), sample(bundle().model, batch=2)
+    for i, weight in enumerate(weights.tolist()):
+        expected = drawn(weight=weight if kind == "style" else [weight])
+        assert deviation(got[i], expected[i], without[i]) < TOLERANCE
+        assert deviation(got[1 - i], expected[1 - i], without[1 - i]) > 0.1
+
+
 def test_the_unconditional_branch_with_a_region_follows_the_definition() -> None:
     left = torch.linspace(1, 0, 8).expand(1, 8, 8)
     chain = style(region=left)
