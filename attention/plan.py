@@ -36,6 +36,7 @@ class References:
         are measured.
     blocks: the M objects' strength by block, None where it is 1; () where it is 1 for all.
     eases: the M objects' strength over time; () where it is steady for all.
+    adapters: the M objects' adapters, as indices into those that the plan is compiled with; () where all have one.
     """
 
     names: tuple[str, ...]
@@ -47,6 +48,7 @@ class References:
     frozen: Tensor | None = None
     blocks: tuple[BlockStrength | None, ...] = ()
     eases: tuple[Ease, ...] = ()
+    adapters: tuple[int, ...] = ()
 
     @property
     def nulls_differ(self) -> bool:
@@ -71,6 +73,8 @@ class References:
 
     def only(self, objects: Sequence[int], confined: Sequence[int]) -> References:
         """The references of these objects (indices). Regions hold only for those that are also in `confined`."""
+        own_nulls = self.null_tokens.ndim == 3
+        nulls = self.null_tokens[list(objects)] if own_nulls else self.null_tokens
         regions = None if self.regions is None else self.regions.clone()
         if regions is not None:
             regions[[i for i in range(len(regions)) if i not in confined]] = 1
@@ -79,13 +83,14 @@ class References:
             self,
             names=tuple(self.names[i] for i in objects),
             tokens=self.tokens[list(objects)],
-            null_tokens=self.null_tokens if self.null_tokens.ndim == 2 else self.null_tokens[list(objects)],
+            null_tokens=nulls[0] if own_nulls and len(objects) == 1 else nulls,
             texts=tuple(self.texts[i] for i in objects),
             weights=tuple(self.weights[i] for i in objects),
             regions=None if regions is None or bool((regions == 1).all()) else regions,
             frozen=None if self.frozen is None else self.frozen[[*objects, len(self.names)]],
             blocks=tuple(self.blocks[i] for i in objects) if self.blocks else (),
             eases=tuple(self.eases[i] for i in objects) if self.eases else (),
+            adapters=tuple(self.adapters[i] for i in objects) if self.adapters else (),
         )
 
 
@@ -201,12 +206,14 @@ def compile_plan(
 
     The projection runs in float32 on `device`; the result is stored as `dtype`.
     """
-    plans = compile_plans(adapter, sites, [references], scale=scale, merge=merge, head=head, device=device, dtype=dtype)
-    return plans[0]
+    (plan,) = compile_plans(
+        [adapter], sites, [references], scale=scale, merge=merge, head=head, device=device, dtype=dtype
+    )
+    return plan
 
 
 def compile_plans(
-    adapter: Adapter,
+    adapters: Sequence[Adapter],
     sites: Sequence[Site],
     reference_sets: Sequence[References],
     *,
@@ -218,11 +225,13 @@ def compile_plans(
 ) -> list[Plan]:
     """`compile_plan` for several sets of references.
 
+    adapters: those that `References.adapters` counts.
+
     Each site's weights are moved to `device` once. Only one site's weights are there at a time.
     """
     builders = [_PlanBuilder(references, scale, merge, head, device, dtype) for references in reference_sets]
     for site in sites:
-        weights = adapter.sites[site.number].on(device)
+        weights = [adapter.sites[site.number].on(device) for adapter in adapters]
         row = head.weights[site.number].to(device, dtype) if head.active else None
         for builder in builders:
             builder.add(site, weights, row)
@@ -251,7 +260,18 @@ class _PlanBuilder:
         self.weights = torch.tensor(references.weights, device=device, dtype=torch.float32).view(-1, 1, 1)
         self.sites: dict[SiteKey, SitePlan] = {}
 
-    def add(self, site: Site, weights: SiteWeights, row: Tensor | None) -> None:
+    def _keys_values(self, tokens: Tensor, weights: Sequence[SiteWeights], heads: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [M·T, C] of tokens [M·T, X], by their objects' adapters. weights: of every adapter."""
+        adapters = self.references.adapters or (0,)
+        if len(set(adapters)) == 1:
+            return weights[adapters[0]].keys_values(tokens, heads)
+        by_object = tokens.unflatten(0, (len(adapters), -1))  # [M, T, X]
+        each = [weights[i].keys_values(its, heads) for its, i in zip(by_object, adapters, strict=True)]
+        keys, values = zip(*each, strict=True)
+        return torch.cat(keys), torch.cat(values)
+
+    def add(self, site: Site, weights: Sequence[SiteWeights], row: Tensor | None) -> None:
+        """weights: of every adapter."""
         width = site.width // site.heads
         strengths = self.references.strengths_at(site.key)
         if not any(strengths):
@@ -266,8 +286,8 @@ class _PlanBuilder:
             return flat.unflatten(-1, (site.heads, -1)).transpose(0, 1).to(self.dtype).contiguous()
 
         object_text, average = self.shared.for_site(site.heads, width)
-        keys, values = weights.keys_values(self.tokens, site.heads)
-        null_keys, null_values = weights.keys_values(self.null, site.heads)
+        keys, values = self._keys_values(self.tokens, weights, site.heads)
+        null_keys, null_values = self._keys_values(self.null, weights, site.heads)
         self.sites[site.key] = SitePlan(
             heads=site.heads,
             keys=heads_first(keys * width**-0.5),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,10 @@ from torch import Tensor
 from ..common.drawing import colour_numbers
 from ..common.text import check_texts, shown
 from ..common.weak_cache import WeakCache
+from ..weights.adapter import Adapter
 from .block_strength import PRESETS, STYLE, BlockStrength
 from .ease import EASES, STEADY
+from .face import Face
 from .options import one_of
 
 MAX_OBJECTS = 16
@@ -49,6 +52,7 @@ class Reference:
     blocks: multiplies its image features by block of the UNet. None: 1 everywhere.
     over_time: how they vary over the object's range of the sampling, one of `EASES`.
     negative: [B, H, W, 3], what the object must not look like: the image of the unconditional branch. None: no image.
+    face: for the reference of a face, whose pictures are aligned crops.
     """
 
     images: Tensor
@@ -63,6 +67,7 @@ class Reference:
     blocks: BlockStrength | None = None
     over_time: str = STEADY
     negative: Tensor | None = None
+    face: Face | None = None
 
     @property
     def batches(self) -> tuple[tuple[Tensor, float], ...]:
@@ -199,6 +204,36 @@ def make_style(
         image, name, weight, None, region, *times, fit=fit, blocks=blocks, over_time=over_time, negative=negative
     )
     return Style(**vars(made), preset=preset)
+
+
+def of_a_face(
+    reference: Reference,
+    embeddings: Tensor,
+    crops: Tensor,
+    structure: float = 1.0,
+    more_pictures: Sequence[Reference] = (),
+    adapter: Adapter | None = None,
+    clip_vision: Any = None,
+) -> Reference:
+    """The reference of a face, from the reference of the photographs.
+
+    embeddings, crops, structure, adapter, clip_vision: see `Face`.
+    more_pictures: further faces of the person; their weights become the pictures' weights in the mean.
+
+    Raises ValueError with a sentence for the artist.
+    """
+    embedded = [embeddings]
+    for each in more_pictures:
+        if each.face is None:
+            raise ValueError(
+                f"“more_pictures” of “{reference.text}” got “{each.text}”, a MIP Reference: use MIP Face Reference for "
+                "every photograph."
+            )
+        embedded.append(each.face.embeddings)
+    if len({each.shape[-1] for each in embedded}) > 1:
+        raise ValueError(f"The photographs of “{reference.text}” were analysed by different models: use one for all.")
+    more = tuple((images, each.weight * share) for each in more_pictures for images, share in each.batches)
+    return replace(reference, images=crops, more=more, face=Face(torch.cat(embedded), structure, adapter, clip_vision))
 
 
 def _checksum(tensor: Tensor) -> int:

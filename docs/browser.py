@@ -79,6 +79,10 @@ def stock(base: Path) -> None:
                 file = base / "models" / model["directory"] / model["name"]
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.touch()
+            if node["type"] == "MIPFaceAnalyserLoader":
+                folder = base / "models" / "insightface" / "models" / node["widgets_values"][0]
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "det_10g.onnx").touch()
 
 
 def open_frontend(browser: Any, url: str, **settings: object) -> Any:

@@ -40,6 +40,7 @@ from .binding import MIPBindingReport, MIPSeedPicker  # noqa: E402
 from .block_strength import MIPBlockStrength  # noqa: E402
 from .detect import MIPBoxes, MIPDetectObjects, MIPDetectorLoader  # noqa: E402
 from .encoders import MIPEncoderFromModels, MIPEncoderLoader  # noqa: E402
+from .faces import MIPFaceAnalyserLoader, MIPFaceReference  # noqa: E402
 from .freeze import MIPFreezeRelevance  # noqa: E402
 from .merge import MIPFusionHead, MIPMerge  # noqa: E402
 from .miniature import MIPMiniatureLoader, MIPMiniatureObject  # noqa: E402
@@ -81,6 +82,8 @@ NODES: list[type[io.ComfyNode]] = [
     MIPBlockStrength,
     MIPStyleReference,
     MIPSigLIPLoader,
+    MIPFaceAnalyserLoader,
+    MIPFaceReference,
 ]
 for _node in NODES:
     check_whenever_it_runs(_node)

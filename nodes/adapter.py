@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..patching.siglip import siglip
 from ..weights.adapter import load_adapter
 from ..weights.comfy_files import adapter_names, adapter_path, cure, fingerprint
+from ..weights.families import BY_NAME, FACE_PLUS, FacePlus
 from ..weights.files import read_tensors
 from .types import CATEGORY, MIPAdapter, found_by
 from .validation import fingerprint_of, found
@@ -29,8 +30,16 @@ class MIPAdapterLoader(io.ComfyNode):
                     "adapter_name",
                     options=adapter_names(),
                     tooltip="A file in models/mip_adapter or models/ipadapter. MIP-Adapter weights carry a fusion "
-                    "head; plain IP-Adapter weights work too.",
-                )
+                    "head; plain IP-Adapter weights and face adapters (FaceID, portrait) work too.",
+                ),
+                io.Combo.Input(
+                    "face_plus",
+                    options=list(FACE_PLUS),
+                    default=BY_NAME,
+                    optional=True,
+                    tooltip="Only for FaceID Plus files of SD1.5, whose two versions have the same tensors. By the "
+                    "file's name: plus if it says “plus” without “v2”, else plus v2.",
+                ),
             ],
             outputs=[
                 MIPAdapter.Output(display_name="adapter", tooltip="For MIP Apply, MIP Fusion Head and training."),
@@ -42,7 +51,7 @@ class MIPAdapterLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, adapter_name: str | None):
+    def fingerprint_inputs(cls, adapter_name: str | None, face_plus: FacePlus = BY_NAME):
         return fingerprint_of(lambda name: fingerprint(adapter_path(name)), adapter_name)
 
     @classmethod
@@ -50,13 +59,16 @@ class MIPAdapterLoader(io.ComfyNode):
         return found(adapter_path, adapter_name)
 
     @classmethod
-    def execute(cls, adapter_name: str) -> io.NodeOutput:
+    def execute(cls, adapter_name: str, face_plus: FacePlus = BY_NAME) -> io.NodeOutput:
         path = adapter_path(adapter_name)
         try:
-            adapter = load_adapter(path, name=adapter_name)
+            adapter = load_adapter(path, adapter_name, face_plus)
         except ValueError as error:
             raise ValueError(f"{error}{cure(path)}") from error
-        return io.NodeOutput(adapter, str(adapter.spec))
+        about = str(adapter.spec)
+        if adapter.spec.family.startswith("faceid-plus"):
+            about += f". Its version was chosen: {face_plus}; “face_plus” changes it"
+        return io.NodeOutput(adapter, about)
 
 
 class MIPSigLIPLoader(io.ComfyNode):

@@ -104,6 +104,17 @@ class MIPApply(io.ComfyNode):
                     tooltip="The prompt, as the text encoder gets it. It changes no picture: the thumbnails here and "
                     "the report of MIP Relevance Maps then say which object texts it does not hold.",
                 ),
+                io.Float.Input(
+                    "face_lora",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    optional=True,
+                    **ADVANCED,
+                    tooltip="Strength of the LoRA inside a FaceID adapter, which acts on the whole picture. 0: without "
+                    "it. A model that has it already, from the separate LoRA file, does not get it twice.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -130,6 +141,7 @@ class MIPApply(io.ComfyNode):
         fusion_head=None,
         frozen=None,
         prompt="",
+        face_lora=1.0,
     ) -> io.NodeOutput:
         objects, styles = objects_of(references), tuple(each.text for each in styles_of(references))
         names, colours = tuple(each.text for each in objects), colours_of(objects)
@@ -147,5 +159,6 @@ class MIPApply(io.ComfyNode):
             fusion_head=fusion_head,
             record=record,
             frozen=frozen,
+            face_lora=face_lora,
         )
         return io.NodeOutput(patched, record)

@@ -17,6 +17,7 @@ MIPEncoder = io.Custom("MIP_ENCODER")
 MIPDetector = io.Custom("MIP_DETECTOR")
 MIPDetections = io.Custom("MIP_DETECTIONS")
 MIPBinding = io.Custom("MIP_BINDING")
+MIPFaceAnalyser = io.Custom("MIP_FACE_ANALYSER")
 
 
 # Inputs that few people change. Hosts that know the mark fold them away; older ones show them like all others.

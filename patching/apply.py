@@ -19,7 +19,8 @@ from ..attention.schedule import ObjectTiming, PercentRange, Schedule, active_se
 from ..relevance.record import RecordedMaps, RelevanceRecord, nobody
 from ..weights.adapter import Adapter
 from ..weights.sites import Site, check_head, check_sites, model_sites
-from .encode import encode_references, encode_styles
+from .encode import adapters_of, encode_references, encode_styles
+from .inner_lora import with_inner_lora
 from .joint_patch import ObjectTexts, install_joint
 from .site_patch import check_percents, compute_dtype, install
 
@@ -38,6 +39,7 @@ def apply_references(
     fusion_head: FusionHead | None = None,
     record: RelevanceRecord | None = None,
     frozen: RecordedMaps | None = None,
+    face_lora: float = 1.0,
 ) -> Any:
     """A clone of `model` (ModelPatcher) whose cross-attention merges the references. `model` itself is not changed.
 
@@ -50,6 +52,7 @@ def apply_references(
     fusion_head: default the adapter's own head.
     record: filled while the clone samples.
     frozen: maps of an earlier sampling that replace the measured shares.
+    face_lora: strength of the LoRA inside a FaceID adapter; 0 leaves it out.
 
     Raises ValueError with a sentence for the artist when the arguments do not belong together.
     """
@@ -57,7 +60,9 @@ def apply_references(
         raise ValueError(f"scale is {scale}; it must be 0 or more (0.75 suits base weights, 0.65 plus weights).")
     check_percents(start_percent, end_percent)
     sites = model_sites(model.model.diffusion_model)
-    check_sites(adapter.spec, adapter.name, sites)
+    adapters = adapters_of(references, adapter)
+    for each in adapters:
+        check_sites(each.spec, each.name, sites)
     head = fusion_head or FusionHead(adapter.head, "image" if adapter.head else "off", name=adapter.name)
     if head.active:
         check_head(head.weights, head.name, sites)
@@ -74,21 +79,24 @@ def apply_references(
     if scale == 0:
         return model.clone()  # the same bits as without the references
     sites = sites[: len(adapter.spec.sites)]
-    compiled = partial(_compiled, model=model, adapter=adapter, sites=sites, scale=scale)
+    compiled = partial(_compiled, model=model, sites=sites, scale=scale)
     installed = partial(_installed, adapter=adapter, start_percent=start_percent, end_percent=end_percent)
     patched = model
     if objects:
-        encoded = replace(encode_references(objects, adapter, clip, clip_vision), frozen=shares)
-        schedule = compiled(objects, encoded, merge=merge, head=head)
+        joint = merge.strategy == "concat"
+        encoded = replace(encode_references(objects, adapter, clip, clip_vision, joint), frozen=shares)
+        schedule = compiled(objects, encoded, adapters=adapters_of(objects, adapter), merge=merge, head=head)
         if schedule is not None:
             patched = installed(patched, schedule, encoded, record)
         elif record is not None:
             record.off = True
     if styles:
         encoded = encode_styles(styles, adapter, clip_vision)
-        schedule = compiled(styles, encoded, merge=Merge("sum"), head=FusionHead({}, "off"))
+        schedule = compiled(styles, encoded, adapters=[adapter], merge=Merge("sum"), head=FusionHead({}, "off"))
         if schedule is not None:
             patched = installed(patched, schedule, encoded)
+    for each in adapters:
+        patched = with_inner_lora(patched, each, face_lora)
     return model.clone() if patched is model else patched
 
 
@@ -97,7 +105,7 @@ def _compiled(
     encoded: References,
     *,
     model: Any,
-    adapter: Adapter,
+    adapters: Sequence[Adapter],
     sites: Sequence[Site],
     scale: float,
     merge: Merge,
@@ -114,7 +122,7 @@ def _compiled(
     )
     segments = active_segments(times)
     plans = compile_plans(
-        adapter,
+        adapters,
         sites,
         [encoded.only(*each) for each in segments],
         scale=scale,

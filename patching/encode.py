@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from comfy.utils import ProgressBar
 from torch import Tensor
 
 from ..attention.ease import STEADY, Ease
+from ..attention.face import Face
 from ..attention.plan import References
 from ..attention.reference import Reference, Style
 from ..attention.regions import SIDE
@@ -30,42 +32,92 @@ CLIP_WORDS = 75  # 77 positions without start and end
 _tokens, _null_tokens, _texts = WeakCache(), WeakCache(), WeakCache()
 
 
-def encode_references(references: tuple[Reference, ...], adapter: Adapter, clip: Any, clip_vision: Any) -> References:
-    """Encode all objects for `adapter`. Raises ValueError for missing or wrong encoders and unusable texts."""
-    check_encoders(clip, clip_vision, adapter)
+def encode_references(
+    references: tuple[Reference, ...], adapter: Adapter, clip: Any, clip_vision: Any, joint: bool = False
+) -> References:
+    """Encode all references, faces that have an adapter of their own for that, the others for `adapter`.
+
+    joint: whether one softmax will run over the image tokens of all references, which must then have as many.
+
+    Raises ValueError for missing or wrong encoders and unusable texts.
+    """
+    check_clip(clip)
     texts = tuple(
         _texts(partial(encode_object_text, clip, each.text, adapter), adapter, clip, name=each.text)
         for each in references
     )
-    return _encoded(references, texts, adapter, clip_vision)
+    return _encoded(references, texts, adapter, clip_vision, joint)
 
 
 def encode_styles(styles: tuple[Style, ...], adapter: Adapter, clip_vision: Any) -> References:
     """Encode all styles for `adapter`. They have no texts. Raises ValueError for a missing or wrong image encoder."""
-    check_vision(clip_vision, adapter)
     return _encoded(styles, (torch.zeros(0, adapter.spec.context_dim),) * len(styles), adapter, clip_vision)
 
 
 def _encoded(
-    references: tuple[Reference, ...], texts: tuple[Tensor, ...], adapter: Adapter, clip_vision: Any
+    references: tuple[Reference, ...],
+    texts: tuple[Tensor, ...],
+    adapter: Adapter,
+    clip_vision: Any,
+    joint: bool = False,
 ) -> References:
     """texts: M × [L_i, X], content tokens."""
+    own = [own_models(each, adapter, clip_vision) for each in references]
+    for each, (its_adapter, vision) in zip(references, own, strict=True):
+        check_face(each, its_adapter)
+        check_vision(vision, its_adapter)
     eases = [Ease(each.over_time, each.start_percent, each.end_percent) for each in references]
     progress = ProgressBar(len(references))
     tokens = []
-    for each in references:
-        tokens.append(image_tokens(clip_vision, each, adapter))
+    for each, (its_adapter, vision) in zip(references, own, strict=True):
+        tokens.append(image_tokens(vision, each, its_adapter))
         progress.update(1)  # also lets the artist interrupt
+    nulls = [
+        null_tokens(vision, each, its_adapter) for each, (its_adapter, vision) in zip(references, own, strict=True)
+    ]
+    if joint and len({len(each) for each in tokens}) > 1:
+        counts = ", ".join(f"“{each.text}” {len(its)}" for each, its in zip(references, tokens, strict=True))
+        raise ValueError(
+            f"The merge strategy is concat, one softmax over all image tokens, and these references have different "
+            f"numbers of them ({counts}): choose another strategy, or references of one kind."
+        )
+    adapters = adapters_of(references, adapter)
+    nulls_differ = any(null is not nulls[0] for null in nulls)  # the cache gives the same tokens for the same models
+    longest = math.lcm(*(len(each) for each in (*tokens, *nulls)))
+    nulls = [repeated(each, longest) for each in nulls]
     return References(
         names=tuple(reference.text for reference in references),
-        tokens=torch.stack(tokens),
-        null_tokens=_all_null_tokens(references, adapter, clip_vision),
+        tokens=torch.stack([repeated(each, longest) for each in tokens]),
+        null_tokens=torch.stack(nulls) if nulls_differ else nulls[0],
         texts=texts,
         weights=tuple(reference.weight for reference in references),
         regions=_regions(references),
         blocks=tuple(each.blocks for each in references) if any(each.blocks for each in references) else (),
         eases=tuple(eases) if any(each.kind != STEADY for each in eases) else (),
+        adapters=tuple(adapters.index(its_adapter) for its_adapter, _ in own) if len(adapters) > 1 else (),
     )
+
+
+def own_models(reference: Reference, adapter: Adapter, clip_vision: Any) -> tuple[Adapter, Any]:
+    """The adapter and the image encoder of a reference: a face's own, or those of the objects."""
+    face = reference.face
+    if face is None:
+        return adapter, clip_vision
+    return face.adapter or adapter, clip_vision if face.clip_vision is None else face.clip_vision
+
+
+def adapters_of(references: Sequence[Reference], adapter: Adapter) -> list[Adapter]:
+    """The adapters of a chain, each once; that of the objects is the first."""
+    return list(dict.fromkeys([adapter, *(own_models(each, adapter, None)[0] for each in references)]))
+
+
+def repeated(tokens: Tensor, count: int) -> Tensor:
+    """Image tokens [T, X] over and over again, as [count, X].
+
+    A softmax gives each of r equal tokens 1/r of what it gave the one. So the attention to the tokens is the same, and
+    objects with different numbers of tokens can stand in one tensor.
+    """
+    return tokens.repeat(count // len(tokens), 1) if count > len(tokens) else tokens
 
 
 def check_encoders(clip: Any, clip_vision: Any, adapter: Adapter) -> None:
@@ -74,9 +126,30 @@ def check_encoders(clip: Any, clip_vision: Any, adapter: Adapter) -> None:
     check_vision(clip_vision, adapter)
 
 
+def check_face(reference: Reference, adapter: Adapter) -> None:
+    """Raises ValueError if one of reference and adapter is about faces and the other is not, or their widths differ."""
+    face, wanted = reference.face, adapter.spec.face
+    if face is None and wanted is not None:
+        raise ValueError(
+            f"“{adapter.name}” reads face embeddings, and “{reference.text}” is a MIP Reference: use MIP Face "
+            "Reference for faces. To have objects beside them, give MIP Apply an adapter for objects, and this one to "
+            "“adapter” of MIP Face Reference."
+        )
+    if face is not None and wanted is None:
+        raise ValueError(
+            f"“{reference.text}” is a MIP Face Reference, and “{adapter.name}” ({adapter.spec.family}) reads pictures: "
+            "connect a FaceID or portrait adapter to its “adapter”, or use MIP Reference with a plus-face adapter."
+        )
+    if face is not None and face.embeddings.shape[-1] != wanted:
+        raise ValueError(
+            f"“{adapter.name}” reads face embeddings of {wanted} numbers, and the face analyser gives "
+            f"{face.embeddings.shape[-1]}: use InsightFace's buffalo_l, with which it was trained."
+        )
+
+
 def check_vision(clip_vision: Any, adapter: Adapter) -> None:
-    """Raises ValueError if there is no image encoder."""
-    if clip_vision is None:
+    """Raises ValueError if the image encoder is missing."""
+    if clip_vision is None and adapter.spec.reads_pictures:
         need = adapter.spec.encoder
         raise ValueError(f"The image encoder is missing: load {need.name} with {need.loader} and connect it.")
 
@@ -161,9 +234,54 @@ def t5_tokens(clip: Any, text: str) -> Tensor:
 
 def image_tokens(clip_vision: Any, reference: Reference, adapter: Adapter) -> Tensor:
     """[T, X], the image tokens of one object: the weighted mean over its pictures' projected tokens."""
+    if reference.face is not None:
+        return face_tokens(clip_vision, reference, reference.face, adapter)
     all_tokens = torch.cat([projected(clip_vision, images, adapter) for images, _ in reference.batches])  # [B, T, X]
     weights = all_tokens.new_tensor([weight for images, weight in reference.batches for _ in images])
     return torch.einsum("b,btx->tx", weights / weights.sum(), all_tokens)
+
+
+def face_tokens(clip_vision: Any, reference: Reference, face: Face, adapter: Adapter) -> Tensor:
+    """[T, X], the image tokens of a face.
+
+    The face embeddings of several pictures, and what the image encoder gives for the crops, are averaged before they
+    are projected. A portrait adapter takes one face after the other: T is then 16 for each.
+    """
+    family = adapter.spec.family
+    faces = face.embeddings if family == "portrait-unnorm" else F.normalize(face.embeddings, dim=-1)
+    if family == "portrait":
+        return project(adapter, faces).flatten(0, 1)
+    faces = _mean(reference, faces)
+    if not adapter.spec.reads_pictures:
+        return project(adapter, faces)[0]
+    states = [
+        _tokens(partial(encode_pictures, clip_vision, images, adapter), images, adapter, clip_vision, name="states")
+        for images, _ in reference.batches
+    ]
+    return project(adapter, _mean(reference, torch.cat(states)), faces, face.structure)[0]
+
+
+def null_tokens(clip_vision: Any, reference: Reference, adapter: Adapter) -> Tensor:
+    """[T, X], the image tokens of an object in the unconditional branch: its negative's, if it has one.
+
+    A face there is the zero vector.
+    """
+    if reference.negative is not None:
+        return projected(clip_vision, reference.negative, adapter).mean(0)
+    face = reference.face if adapter.spec.family == "faceid-plusv2" else None
+    structure = 1.0 if face is None else face.structure
+    no_face = torch.zeros(1, adapter.spec.face or 0)
+
+    def tokens() -> Tensor:
+        return project(adapter, null_features(clip_vision, adapter), no_face, structure)[0]
+
+    return _null_tokens(tokens, adapter, *([clip_vision] * adapter.spec.reads_pictures), name=structure)
+
+
+def _mean(reference: Reference, each: Tensor) -> Tensor:
+    """The weighted mean [1, …] of something over a reference's pictures [B, …]."""
+    weights = each.new_tensor([weight for images, weight in reference.batches for _ in images])
+    return torch.einsum("b,b...->...", weights / weights.sum(), each).unsqueeze(0)
 
 
 def projected(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tensor:
@@ -171,20 +289,6 @@ def projected(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tensor:
     return _tokens(
         lambda: project(adapter, encode_pictures(clip_vision, images, adapter)), images, adapter, clip_vision
     )
-
-
-def _all_null_tokens(references: Sequence[Reference], adapter: Adapter, clip_vision: Any) -> Tensor:
-    """The image tokens of the unconditional branch: [T, X]; [M, T, X] if one of several references has a negative."""
-
-    def of(negative: Tensor | None) -> Tensor:
-        if negative is not None:
-            return projected(clip_vision, negative, adapter).mean(0)
-        return _null_tokens(lambda: project(adapter, null_features(clip_vision, adapter))[0], adapter, clip_vision)
-
-    negatives = [each.negative for each in references]
-    if len(negatives) > 1 and any(each is not None for each in negatives):
-        return torch.stack([of(each) for each in negatives])
-    return of(negatives[0])
 
 
 def encode_pictures(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tensor:
@@ -202,7 +306,7 @@ def encode_pictures(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tenso
 def null_features(clip_vision: Any, adapter: Adapter) -> Tensor:
     """The image features of the unconditional branch, [1, E] or [1, P, E].
 
-    For families that read one embedding (base, xlabs, instantx) it is zero. Those that read hidden states get the
+    For families that read one embedding, of a picture or a face, it is zero. Those that read hidden states get the
     encoding of an all-zero pixel tensor, zero *after* normalisation, as in the official code.
     """
     need = adapter.spec.encoder

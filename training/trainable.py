@@ -25,13 +25,13 @@ class TrainedAdapter(Adapter):
 
 
 def flat_tensors(adapter: Adapter) -> dict[str, Tensor]:
-    """The official layout: `image_proj.…`, `ip_adapter.N.…`; the head's rows as [1, C]."""
+    """The official layout: `image_proj.…`, `ip_adapter.N.…`; the head's rows as [1, C]; a FaceID file's LoRA too."""
     flat = {f"image_proj.{key}": tensor for key, tensor in adapter.image_proj.items()}
     for number, site in adapter.sites.items():
         head = None if site.head is None else site.head.unsqueeze(0)
         tensors = zip((*PARTS, *BIASES), (site.to_k, site.to_v, head, site.k_bias, site.v_bias), strict=True)
         flat |= {f"ip_adapter.{number}.{part}": tensor for part, tensor in tensors if tensor is not None}
-    return flat
+    return flat | {f"ip_adapter.{key}": tensor for key, tensor in adapter.lora.items()}
 
 
 def with_tensors(adapter: Adapter, flat: Mapping[str, Tensor]) -> Adapter:
@@ -94,7 +94,7 @@ class TrainableAdapter(nn.Module):
         own = learnt or dict(zip(self.keys, self.trained, strict=True))
         flat |= {key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in own.items()}
         made = with_tensors(self.start, flat)
-        return TrainedAdapter(made.name, made.spec, made.image_proj, made.sites, MappingProxyType(dict(about)))
+        return TrainedAdapter(made.name, made.spec, made.image_proj, made.sites, about=MappingProxyType(dict(about)))
 
 
 def first_row(number: int, width: int, recipe: TrainConfig) -> Tensor:

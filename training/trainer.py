@@ -95,6 +95,11 @@ def train(
     finite, or too many samples are broken.
     """
     check_sites(adapter.spec, adapter.name, model.sites)
+    if adapter.spec.face is not None:
+        raise ValueError(
+            f"“{adapter.name}” reads face embeddings, and training is for adapters that read pictures: choose a base "
+            "or plus adapter."
+        )
     processes = processes or Alone()
     alone = nullcontext() if folder is None or processes.rank else only_here(folder, _WAIT)
     with alone:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.text import some
-from .families import NORMS
+from .families import BY_NAME, NORMS, FacePlus
 from .files import read_tensors
 from .foreign import reject_foreign
 from .spec import BIASES, PARTS, AdapterSpec, detect, site_numbers
@@ -64,12 +64,14 @@ class Adapter:
 
     image_proj: the image projection's tensors, keys without prefix.
     sites: by number N.
+    lora: the LoRA of a FaceID file, by key without 'ip_adapter.'; see `lora_shapes`.
     """
 
     name: str
     spec: AdapterSpec
     image_proj: Mapping[str, Tensor]
     sites: Mapping[int, SiteWeights]
+    lora: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def head(self) -> Mapping[int, Tensor]:
@@ -80,23 +82,24 @@ class Adapter:
         return self  # frozen and up to 1 GB: copies share it
 
 
-def load_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapter:
+def load_adapter(path: str | os.PathLike[str], name: str | None = None, face_plus: FacePlus = BY_NAME) -> Adapter:
     """Reads, recognises and validates a file.
 
     name: how messages call the adapter; default: the file's name.
+    face_plus: which FaceID Plus a file of that family is.
     Raises ValueError with a sentence for the artist for every file that is not a valid adapter.
     """
     name = name or Path(path).name
     tensors, _ = read_tensors(path)
-    return build_adapter(tensors, name)
+    return build_adapter(tensors, name, face_plus)
 
 
-def build_adapter(tensors: Mapping[str, Tensor], name: str) -> Adapter:
+def build_adapter(tensors: Mapping[str, Tensor], name: str, face_plus: FacePlus = BY_NAME) -> Adapter:
     """An adapter from tensors by flat key (`image_proj.…`, `ip_adapter.…`). The tensors are not copied.
 
     Raises ValueError if they are not a valid adapter.
     """
-    spec = detect(tensors, name)
+    spec = detect(tensors, name, face_plus)
     check_finite(tensors, name)
     sites = {}
     for number, _ in spec.sites:
@@ -106,7 +109,8 @@ def build_adapter(tensors: Mapping[str, Tensor], name: str) -> Adapter:
         row = None if head is None else head[0]
         sites[number] = SiteWeights(to_k, to_v, row, k_bias, v_bias, NORMS.get(spec.family))
     projection = {k.removeprefix("image_proj."): t for k, t in tensors.items() if k.startswith("image_proj.")}
-    return Adapter(name, spec, MappingProxyType(projection), MappingProxyType(sites))
+    lora = {k.removeprefix("ip_adapter."): t for k, t in tensors.items() if "_lora." in k}
+    return Adapter(name, spec, MappingProxyType(projection), MappingProxyType(sites), MappingProxyType(lora))
 
 
 def load_head(path: str | os.PathLike[str], name: str | None = None) -> Mapping[int, Tensor]:

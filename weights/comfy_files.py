@@ -19,6 +19,7 @@ FOLDERS = ("mip_adapter", "ipadapter")
 MINIATURE = str(bundled.MINIATURE / "adapters")  # the adapters that come with the pack
 EXTENSIONS = {".safetensors", ".bin", ".pt", ".pth"}
 ENCODERS, DETECTORS = "mip_encoders", "grounding-dino"
+ANALYSERS = Path("insightface", "models")  # where InsightFace itself and other packs keep its model packs
 
 
 def register_folders() -> None:
@@ -104,6 +105,28 @@ def model_folder(key: str, name: str) -> Path:
         if path.is_dir():
             return path
     raise ValueError(f"“{shown(name)}” was not found in {place}. Put the model's folder there and press R.")
+
+
+def analyser_folders() -> list[str]:
+    """Folders to choose from in models/insightface/models: those with .onnx files."""
+    base = Path(folder_paths.models_dir, ANALYSERS)
+    return sorted(file.name for file in base.glob("*") if any(file.glob("*.onnx")))
+
+
+def analyser_folder(name: str) -> Path:
+    """The folder of a name in `analyser_folders`. Raises ValueError if there is none."""
+    base = Path(folder_paths.models_dir, ANALYSERS)
+    if not name:
+        raise ValueError(
+            f"No face analyser is chosen. Unpack a model pack of InsightFace, such as buffalo_l, into a folder of its "
+            f"own in {base} and press R to refresh the lists."
+        )
+    path = Path(base, name)
+    if not _below(path, str(base)):
+        raise ValueError(f"“{name}” leads out of the models folder; choose a folder from the list.")
+    if path.is_dir():
+        return path
+    raise ValueError(f"“{name}” was not found in {base}. Put its folder there and press R to refresh the lists.")
 
 
 def _below(path: Path, folder: str) -> bool:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 _ADAPTER = "Choose a MIP-Adapter or IP-Adapter file for SDXL, SD1.5 or FLUX.1."
 _EMBEDDING = "Write embedding:name into the prompt instead."
-_FACE = "It reads face embeddings (InsightFace), not pictures. Choose a plus-face adapter for faces."
 
 _UNSUPPORTED = f"It is not supported. {_ADAPTER}"
-_UNSUPPORTED_FACE = f"It is not supported. {_FACE}"
+_FACE_LORA = re.compile(r"ip_adapter\.\d+\.to_(q|k|v|out)_lora\.(down|up)\.weight")  # part of a FaceID adapter
 
 # (kind; patterns that must occur in the keys; what to do). A line is a list of alternatives, separated by |. Every line
 # must match. The first match wins.
@@ -20,8 +20,6 @@ _BY_KEY = (
      _UNSUPPORTED),
     ("an IP-Adapter for Stable Diffusion 3", ".norm_ip.|image_proj.time_embedding.|image_proj.time_proj.",
      _UNSUPPORTED),
-    ("an IP-Adapter FaceID Plus", "image_proj.perceiver_resampler.", _UNSUPPORTED_FACE),
-    ("an IP-Adapter FaceID", "ip_adapter.0.to_q_lora.|ip_adapter.1.to_q_lora.", _UNSUPPORTED_FACE),
     ("an MS-Diffusion adapter", "image_proj.grounding_latents|image_proj.latent_proj.", _UNSUPPORTED),
     ("a LoRA", "lora_unet_|lora_te|.lora_down.|.lora_up.|.lora_A.|.lora_B.|.lora.down.|.lora.up."
      "|.lora_linear_layer.|.hada_w1|.lokr_w|.oft_blocks|.dora_scale|_lora.down.", "Load it with Load LoRA."),
@@ -63,7 +61,7 @@ def reject_foreign(tensors: Mapping[str, Tensor], name: str) -> None:
 def _by_key(keys: Iterable[str]) -> tuple[str, str] | None:
     if set(keys) and set(keys) <= {"clip_l", "clip_g", "t5xxl"}:
         return "a textual inversion embedding", _EMBEDDING
-    text = "\n" + "\n".join(keys)  # one search through all keys
+    text = "\n" + "\n".join(key for key in keys if not _FACE_LORA.fullmatch(key))  # one search through all keys
     for kind, signs, mend in _BY_KEY:
         if all(any(sign in text for sign in line.split("|")) for line in signs.split("\n")):
             return kind, mend
@@ -78,7 +76,7 @@ def _by_shape(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
 
     keys = [k for k in tensors if k.endswith(".to_k_ip.weight")]
     contexts = {shape(k)[-1] for k in keys if len(shape(k)) == 2}
-    latents, proj_in = shape("image_proj.latents"), shape("image_proj.proj_in.weight")
+    latents = shape("image_proj.latents")
     if 4096 in contexts and "ip_adapter.0.to_k_ip.weight" not in tensors:
         return "an IP-Adapter for Flux of an unknown kind", _UNSUPPORTED
     to_out = shape("image_proj.perceiver_resampler.layers.0.0.to_out.weight")
@@ -86,11 +84,4 @@ def _by_shape(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
         return "an IP-Adapter FaceID Plus for Kolors", _UNSUPPORTED
     if len(latents) == 3 and latents[2] == 2048 and contexts <= {2048}:
         return "an IP-Adapter for Kolors", _UNSUPPORTED
-    if len(proj_in) == 2 and proj_in[1] == 512 and 2048 in contexts:
-        return "a face adapter for SDXL (InstantID, or FaceID portrait unnorm)", _UNSUPPORTED_FACE
-    if "ip_adapter.0.to_k_ip.weight" in tensors:
-        return None  # an adapter for FLUX.1
-    faces = "image_proj.proj.2.weight" in tensors and "image_proj.proj.3.weight" not in tensors
-    if faces and not any("_lora." in k or ".perceiver_resampler." in k for k in tensors):
-        return "an IP-Adapter FaceID Portrait", _UNSUPPORTED_FACE
     return None

@@ -1,24 +1,26 @@
-"""Image embeddings to image tokens: the adapter's image projection as functions, in float32.
+"""Image or face embeddings to image tokens: the adapter's image projection as functions, in float32.
 
 Each weight is moved to the embeddings' device when it is used and is not kept there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .adapter import Adapter
-from .families import DIM_HEAD, depth
+from .families import DIM_HEAD, PERCEIVER, below, depth
 from .spec import ENCODERS
 
 
 class _Weights:
     """The projection's tensors by key, as float32 on one device."""
 
-    def __init__(self, adapter: Adapter, device: torch.device) -> None:
-        self.tensors, self.device = adapter.image_proj, device
+    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        self.tensors, self.device = tensors, device
 
     def get(self, key: str) -> Tensor:
         return self.tensors[key].to(self.device, torch.float32)
@@ -31,29 +33,44 @@ class _Weights:
         return F.layer_norm(x, x.shape[-1:], self.get(f"{key}.weight"), self.get(f"{key}.bias"))
 
 
-def project(adapter: Adapter, embeds: Tensor) -> Tensor:
-    """embeds [B, E] (base, xlabs, instantx) or [B, P, E] (plus, full-face) -> image tokens [B, T, X], float32.
+def project(adapter: Adapter, embeds: Tensor, faces: Tensor | None = None, structure: float = 1.0) -> Tensor:
+    """What the adapter's encoder gives -> image tokens [B, T, X], float32.
+
+    embeds: [B, P, E] (plus, full-face, faceid-plus, -plusv2) or [B, E] (all others).
+    faces: [B, F], for faceid-plus and -plusv2: the face embeddings of the pictures in `embeds`.
+    structure: s, for faceid-plusv2: how much the crops' hidden states add to the face embedding's tokens.
 
     Raises ValueError, naming the required encoder, if the embeddings come from another one.
     """
     _check_encoder(adapter, embeds)
-    weights = _Weights(adapter, embeds.device)
-    x = embeds.to(torch.float32)
-    if adapter.spec.family == "instantx":
-        x = F.gelu(weights.linear(x, "proj.0"))
-        return weights.norm(weights.linear(x, "proj.2").unflatten(-1, (-1, adapter.spec.context_dim)), "norm")
-    if adapter.spec.family in ("base", "xlabs"):
+    weights = _Weights(adapter.image_proj, embeds.device)
+    x, family = embeds.to(torch.float32), adapter.spec.family
+    if family in ("base", "xlabs"):
         tokens = weights.linear(x, "proj").reshape(x.shape[0], -1, adapter.spec.context_dim)  # [B, T, X]
         return weights.norm(tokens, "norm")
-    if adapter.spec.family == "full-face":
+    if family == "full-face":
         return weights.norm(weights.linear(F.gelu(weights.linear(x, "proj.0")), "proj.2"), "proj.3")
-    return _resample(weights, x)
+    if family in ("faceid", "portrait", "instantx"):
+        return _mlp_tokens(weights, x, adapter.spec.context_dim)
+    if family in ("faceid-plus", "faceid-plusv2"):
+        assert faces is not None and len(faces) == len(x), "every picture needs its face embedding"
+        tokens = _mlp_tokens(weights, faces.to(x), adapter.spec.context_dim)
+        read = _resample(_Weights(below(adapter.image_proj, PERCEIVER), x.device), x, tokens)
+        return tokens + structure * read if family == "faceid-plusv2" else read
+    x = x.unsqueeze(1) if family == "portrait-unnorm" else x  # a sequence of one face
+    return _resample(weights, x, weights.get("latents").expand(x.shape[0], -1, -1))
 
 
-def _resample(weights: _Weights, x: Tensor) -> Tensor:
-    """IP-Adapter plus: learned queries read the hidden states. x [B, P, E] -> [B, T, X]."""
+def _mlp_tokens(weights: _Weights, x: Tensor, context: int) -> Tensor:
+    """FaceID and InstantX: an MLP on an embedding. x [B, E] -> [B, T, X]."""
+    hidden = F.gelu(weights.linear(x, "proj.0"))
+    return weights.norm(weights.linear(hidden, "proj.2").reshape(x.shape[0], -1, context), "norm")
+
+
+def _resample(weights: _Weights, x: Tensor, latents: Tensor) -> Tensor:
+    """Queries read a sequence: IP-Adapter plus reads hidden states with learned ones. x [B, P, E], latents [B, T, D] ->
+    [B, T, X]."""
     x = weights.linear(x, "proj_in")
-    latents = weights.get("latents").expand(x.shape[0], -1, -1)  # [B, T, D]
     for layer in range(depth(weights.tensors)):
         latents = latents + _perceive(weights, f"layers.{layer}.0", x, latents)
         hidden = weights.norm(latents, f"layers.{layer}.1.0")

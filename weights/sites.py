@@ -103,6 +103,25 @@ def cross_attentions(unet: Any) -> dict[SiteKey, Any]:
     return {key: block.attn2 for key, block in _transformer_blocks(unet) if getattr(block, "attn2", None) is not None}
 
 
+def attention_weights(unet: Any) -> dict[str, str]:
+    """Names of the weights of all attentions in the UNet by a FaceID file's name for them: “0.to_q”, … “N.to_out”.
+
+    See `unet_sites` for the numbers; self-attentions have the even ones.
+    """
+    names = {module: name for name, module in unet.named_modules()}
+    found: dict[str, str] = {}
+    number = 0
+    for _, block in _transformer_blocks(unet):
+        for attention in ("attn1", "attn2"):
+            module = getattr(block, attention, None)
+            if module is None:
+                continue
+            parts = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
+            found |= {f"{number}.{part}": f"{names[module]}.{below}.weight" for part, below in parts.items()}
+            number += 1
+    return found
+
+
 def _transformer_blocks(unet: Any) -> Iterator[tuple[SiteKey, Any]]:
     middle = getattr(unet, "middle_block", None)
     places: tuple[tuple[str, Any], ...] = (

@@ -14,12 +14,16 @@ from typing import Literal
 from torch import Tensor
 
 from ..common.text import some
-from .families import JOINT, Family, family_of, projection_shapes
+from .families import BY_NAME, JOINT, FacePlus, Family, family_of, plus_version, projection_shapes
 from .foreign import reject_foreign
 
-Output = Literal["image_embeds", "penultimate_hidden_states", "pooled"]
+Output = Literal["image_embeds", "penultimate_hidden_states", "pooled", "face_embeds"]
 
-OUTPUTS: Mapping[str, Output] = {"base": "image_embeds", "xlabs": "image_embeds", "instantx": "pooled"}
+OUTPUTS: Mapping[str, Output] = {  # of the families that read no hidden states
+    "base": "image_embeds", "xlabs": "image_embeds", "instantx": "pooled",
+    "faceid": "face_embeds", "portrait": "face_embeds", "portrait-unnorm": "face_embeds",
+}  # fmt: skip
+FACE_ANALYSER = "a face analyser"
 
 SAID: Mapping[Output, str] = {
     "image_embeds": "image embeddings",
@@ -49,7 +53,7 @@ class EncoderNeed:
     """The image encoder an adapter was trained with, and the output that it reads.
 
     name: from the model's page, such as 'CLIP ViT-H/14'; a phrase if the width is unknown.
-    output: the encoder's output that the adapter reads.
+    output: the encoder's output that the adapter reads; “face_embeds” come from a face analyser.
     width: E, of that output.
     """
 
@@ -65,6 +69,8 @@ class EncoderNeed:
 
 def encoder_need(output: Output, width: int) -> EncoderNeed:
     """The encoder need, with the encoder's name derived from the output and its width."""
+    if output == "face_embeds":
+        return EncoderNeed(FACE_ANALYSER, output, width)
     name = ENCODERS.get((output, width), f"an image encoder with {width}-wide {SAID[output]}")
     return EncoderNeed(name, output, width)
 
@@ -78,6 +84,8 @@ class AdapterSpec:
     encoder: the image encoder that it needs.
     has_head: whether it has a fusion head.
     sites: (number N, width C), ascending N.
+    face: F, the width of the face embedding that it reads; None: it reads none.
+    lora_rank: of the LoRA for the UNet's attentions that the file holds; 0: it holds none.
     """
 
     family: Family
@@ -86,6 +94,13 @@ class AdapterSpec:
     encoder: EncoderNeed
     has_head: bool
     sites: tuple[tuple[int, int], ...]
+    face: int | None = None
+    lora_rank: int = 0
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether it needs an image encoder (CLIP vision)."""
+        return self.encoder.output != "face_embeds"
 
     @property
     def architecture(self) -> str:
@@ -104,7 +119,10 @@ class AdapterSpec:
             target = f"a UNet with {len(self.sites)} sites and context width {self.context_dim}"
         tokens = "a token per image patch" if self.tokens is None else f"{self.tokens} tokens"
         head = "with fusion head" if self.has_head else "no fusion head"
-        return f"{kind} {self.family} for {target}, {tokens}, {head}; needs {self.encoder.name} as CLIP vision"
+        lora = f", LoRA of rank {self.lora_rank} inside" if self.lora_rank else ""
+        needs = [FACE_ANALYSER] * (self.face is not None)
+        needs += [f"{self.encoder.name} as CLIP vision"] * self.reads_pictures
+        return f"{kind} {self.family} for {target}, {tokens}, {head}{lora}; needs {' and '.join(needs)}"
 
 
 def architecture(context_dim: int, sites: Iterable[tuple[int, int]]) -> str:
@@ -116,11 +134,12 @@ def architecture(context_dim: int, sites: Iterable[tuple[int, int]]) -> str:
     return "custom"
 
 
-def detect(tensors: Mapping[str, Tensor], name: str = "this file") -> AdapterSpec:
+def detect(tensors: Mapping[str, Tensor], name: str = "this file", face_plus: FacePlus = BY_NAME) -> AdapterSpec:
     """The spec of an adapter.
 
     tensors: by flat key, from `read_tensors`.
-    name: for messages.
+    name: the file's, for messages and `plus_version`.
+    face_plus: which FaceID Plus a file of that family is.
     Raises ValueError. It names the file's kind if the file is no supported adapter, or the keys that are missing,
     unexpected or of the wrong shape.
     """
@@ -135,9 +154,14 @@ def detect(tensors: Mapping[str, Tensor], name: str = "this file") -> AdapterSpe
             "one, a Resampler or an MLP. Choose a MIP-Adapter or IP-Adapter file for SDXL, SD1.5 or FLUX.1."
         )
     dims, expected = projection_shapes(family, projection)
+    if family == "faceid-plusv2":
+        family = plus_version(name, dims.context, face_plus)
     wanted = {f"image_proj.{key}": shape for key, shape in expected.items()}
     numbers = block_numbers(kv) if family in JOINT else site_numbers(kv)
-    wanted |= {f"ip_adapter.{k}": shape for k, shape in site_shapes(kv, dims.context, numbers, family).items()}
+    rank = lora_rank(kv)
+    shapes = site_shapes(kv, dims.context, numbers, family)
+    shapes |= lora_shapes(kv, dims.context, numbers, rank) if rank else {}
+    wanted |= {f"ip_adapter.{key}": shape for key, shape in shapes.items()}
     _check_complete(tensors, wanted, name)
     output = OUTPUTS.get(family, "penultimate_hidden_states")
     return AdapterSpec(
@@ -147,6 +171,8 @@ def detect(tensors: Mapping[str, Tensor], name: str = "this file") -> AdapterSpe
         encoder=encoder_need(output, dims.encoder),
         has_head=any(key.endswith(PARTS[2]) for key in kv),
         sites=tuple((number, kv[f"{number}.{PARTS[0]}"].shape[0]) for number in numbers),
+        face=dims.face,
+        lora_rank=rank,
     )
 
 
@@ -200,6 +226,7 @@ def _check_complete(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[in
 PARTS = ("to_k_ip.weight", "to_v_ip.weight", "text_to_weight.weight")
 BIASES = ("to_k_ip.bias", "to_v_ip.bias")
 _KEY = re.compile(r"(0|[1-9]\d{0,4})\.(to_k_ip|to_v_ip|text_to_weight)\.weight")
+LORA_PARTS = ("to_q", "to_k", "to_v", "to_out")
 
 
 def site_shapes(
@@ -234,3 +261,29 @@ def site_numbers(keys: Mapping[str, Tensor]) -> range:
 def block_numbers(keys: Mapping[str, Tensor]) -> range:
     """0, 1, 2, …, as many as there are distinct numbers in the keys, at least one."""
     return range(max(1, len({match[1] for key in keys if (match := _KEY.fullmatch(key))})))
+
+
+def lora_rank(kv: Mapping[str, Tensor]) -> int:
+    """Rank of the LoRA among the sites' keys; 0 without one."""
+    downs = (tensor.shape for key, tensor in kv.items() if key.endswith("_lora.down.weight"))
+    return next((shape[0] for shape in downs if len(shape) == 2), 1 if any("_lora." in key for key in kv) else 0)
+
+
+def lora_shapes(
+    kv: Mapping[str, Tensor], context_dim: int, numbers: Iterable[int], rank: int
+) -> dict[str, tuple[int, ...]]:
+    """The shape that every key of a FaceID file's LoRA must have: W + up · down for every attention of the UNet.
+
+    kv: keys without 'ip_adapter.'.
+    numbers: the sites'. A cross-attention has the number N of its site, the self-attention of its block N − 1.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for site in numbers:
+        leading = kv.get(f"{site}.{PARTS[0]}")
+        width = leading.shape[0] if leading is not None and leading.ndim == 2 else 0
+        for number, source in ((site - 1, width), (site, context_dim)):
+            for part in LORA_PARTS:
+                reads = source if part in ("to_k", "to_v") else width
+                shapes[f"{number}.{part}_lora.down.weight"] = (rank, reads)
+                shapes[f"{number}.{part}_lora.up.weight"] = (width, rank)
+    return shapes

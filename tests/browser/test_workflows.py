@@ -47,6 +47,7 @@ def test_there_is_one_for_every_job():
         "three objects (plus)",
         "regions",
         "objects in a style",
+        "two people",
         "merge strategies side by side",
         "start here - miniature",
         "merging or training",

@@ -22,6 +22,7 @@ LISTS_FILES = {
     ("MIPFusionHead", "head_name"),
     ("MIPEncoderLoader", "encoder_name"),
     ("MIPDetectorLoader", "detector_name"),
+    ("MIPFaceAnalyserLoader", "analyser_name"),
 }
 KEPT = ("default", "min", "max", "step", "options", "multiline", "control_after_generate")
 
@@ -106,7 +107,7 @@ def test_sockets_are_called_after_the_design(nodes) -> None:
     apply = facts(next(node for node in nodes if node.__name__ == "MIPApply"))
     assert list(apply["inputs"]) == [
         "model", "clip", "clip_vision", "adapter", "references", "scale", "start_percent", "end_percent", "merge",
-        "fusion_head", "frozen", "prompt",
+        "fusion_head", "frozen", "prompt", "face_lora",
     ]  # fmt: skip
     defaults = {name: each["default"] for name, each in apply["inputs"].items() if "default" in each}
-    assert defaults == {"scale": 0.75, "start_percent": 0.0, "end_percent": 1.0}
+    assert defaults == {"scale": 0.75, "start_percent": 0.0, "end_percent": 1.0, "face_lora": 1.0}

@@ -9,13 +9,15 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
-from ..support import graphs, small
+from ..support import graphs, small, weights_samples
 from ..support.graphs import TOLERANCE, bundle, deviation, photo, references, sample
+from ..support.tiny_faces import Analyser, numbers, seen
+from ..support.tiny_faces import photo as tiny_photo
 
 PATH = os.environ.get("IPADAPTER_PLUS_PATH", "")
 pytestmark = [
@@ -166,3 +168,53 @@ def test_a_negative_is_its_image_negative(plus, full) -> None:
     with torch.inference_mode(False):
         features = bundle().vision.encode_image(photo(9)).image_embeds.clone()
     close_to(plus, full, style(negative=photo(9)), neg_embed=features)
+
+
+class Fixed(Analyser):
+    """An analyser with InsightFace's detection size, which IPAdapter_plus sets."""
+
+    det_model = SimpleNamespace(input_size=(640, 640))
+
+
+@pytest.mark.parametrize("order", ["alone", "before", "behind"])
+def test_faceid(plus, model, order: str) -> None:
+    """Its FaceID path and ours give the same faces, and stand beside each other in either order."""
+    pytest.importorskip("insightface.utils.face_align")
+    from mip_adapter.nodes.faces import MIPFaceReference
+    from mip_adapter.weights.adapter import build_adapter
+    from mip_adapter.weights.sites import unet_sites
+
+    widths = tuple(site.width for site in unet_sites(model.model.diffusion_model))
+    seeded = torch.Generator().manual_seed(0)
+
+    def fill(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=seeded) / shape[-1] ** 0.5 if len(shape) > 1 else torch.ones(shape)
+
+    tensors = weights_samples.flat(weights_samples.Sample("faceid", 48, 512, widths, lora=2), fill)
+    face, vision = build_adapter(tensors, "face"), small.vision(image_size=224, patch_size=112)
+    analysers = [Fixed([seen(90, 100, 80, numbers(i))]) for i in range(2)]
+
+    def our_face(before, number: int):
+        chain = MIPFaceReference.execute(tiny_photo(), "cat", analysers[number], 1.0, 0).args[0]
+        patched = graphs.apply(chain, model=before, adapter=face, scale=0.8)
+        patched.patches = dict(before.patches)  # IPAdapter_plus leaves the LoRA to another loader
+        slots = patched.model_options["transformer_options"]["patches_replace"]["attn2"]
+        for key in [key for key in slots if key[0] == "middle"]:
+            del slots[key]
+        return patched
+
+    def their_face(before, number: int):
+        with torch.inference_mode(False):
+            return plus.ipadapter_execute(
+                before.clone(), weights_samples.nested({k: t.clone() for k, t in tensors.items()}), vision,
+                insightface=analysers[number], image=tiny_photo(), weight=0.8,
+            )[0]  # fmt: skip
+
+    if order == "alone":
+        got, expected = our_face(model, 0), their_face(model, 0)
+    else:
+        got = our_face(their_face(model, 1), 0) if order == "before" else their_face(our_face(model, 0), 1)
+        expected = their_face(their_face(model, 0), 1)
+    before = sampled(model)
+    assert deviation(sampled(got), sampled(expected), before) < TOLERANCE
+    assert torch.equal(sampled(model), before) and not model.patches

@@ -29,6 +29,7 @@ class Sample:
     head: whether it has a fusion head.
     tokens: image tokens per picture.
     dim, heads, depth: of the Resampler.
+    lora: rank of the LoRA inside; 0: none.
     """
 
     family: str
@@ -40,6 +41,7 @@ class Sample:
     dim: int = 0
     heads: int = 0
     depth: int = 4
+    lora: int = 0
 
 
 _SDXL_PLUS = Sample("plus", 2048, 1280, SDXL_WIDTHS, tokens=16, dim=1280, heads=20)
@@ -57,12 +59,24 @@ FAMILIES = {  # all published weights that must load
     "ip-adapter-plus_sd15": _SD15_PLUS,
     "ip-adapter-plus-face_sd15": _SD15_PLUS,
     "ip-adapter-full-face_sd15": Sample("full-face", 768, 1280, SD15_WIDTHS),
+    "ip-adapter-faceid_sd15": Sample("faceid", 768, 512, SD15_WIDTHS, lora=128),
+    "ip-adapter-faceid_sdxl": Sample("faceid", 2048, 512, SDXL_WIDTHS, lora=128),
+    "ip-adapter-faceid-plus_sd15": Sample("faceid-plus", 768, 1280, SD15_WIDTHS, heads=12, lora=128),
+    "ip-adapter-faceid-plusv2_sd15": Sample("faceid-plusv2", 768, 1280, SD15_WIDTHS, heads=12, lora=128),
+    "ip-adapter-faceid-plusv2_sdxl": Sample("faceid-plusv2", 2048, 1280, SDXL_WIDTHS, heads=32, lora=128),
+    "ip-adapter-faceid-portrait-v11_sd15": Sample("portrait", 768, 512, SD15_WIDTHS, tokens=16),
+    "ip-adapter-faceid-portrait_sdxl": Sample("portrait", 2048, 512, SDXL_WIDTHS, tokens=16),
+    "ip-adapter-faceid-portrait_sdxl_unnorm": replace(_SDXL_PLUS, family="portrait-unnorm", encoder=512),
 }
 
 SMALL = {  # the same families in a few KB
     "base": Sample("base", 12, 10, (8, 8, 16), head=True),
     "plus": Sample("plus", 12, 10, (8, 8, 16), head=True, tokens=3, dim=16, heads=2, depth=2),
     "full-face": Sample("full-face", 12, 10, (8, 8, 16)),
+    "faceid": Sample("faceid", 12, 6, (8, 8, 16), lora=2),
+    "faceid-plusv2": Sample("faceid-plusv2", 12, 10, (8, 8, 16), heads=2, depth=2, lora=2),
+    "portrait": Sample("portrait", 12, 6, (8, 8, 16), tokens=16),
+    "portrait-unnorm": Sample("portrait-unnorm", 12, 512, (8, 8, 16), tokens=3, dim=16, heads=2, depth=2),
 }
 
 
@@ -83,7 +97,11 @@ def random(seed: int = 0, dtype: torch.dtype = torch.float32) -> Fill:
 def flat(sample: Sample, fill: Fill | None = None) -> dict[str, Tensor]:
     """Flat keys, as in a published .safetensors."""
     fill = fill or random()
-    projection = {"base": _base, "plus": _plus, "full-face": _full_face}[sample.family](sample, fill)
+    make = {
+        "base": _base, "plus": _plus, "full-face": _full_face, "faceid": _mlp, "portrait": _mlp,
+        "portrait-unnorm": _plus, "faceid-plus": _face_plus, "faceid-plusv2": _face_plus,
+    }  # fmt: skip
+    projection = make[sample.family](sample, fill)
     tensors = {f"image_proj.{key}": tensor for key, tensor in projection.items()}
     for position, width in enumerate(sample.widths):
         site = f"ip_adapter.{2 * position + 1}"
@@ -91,6 +109,18 @@ def flat(sample: Sample, fill: Fill | None = None) -> dict[str, Tensor]:
         tensors[f"{site}.to_v_ip.weight"] = fill(width, sample.context)
         if sample.head:
             tensors[f"{site}.text_to_weight.weight"] = fill(1, width)
+        if sample.lora:
+            tensors |= _lora(2 * position, width, width, sample.lora, fill)
+            tensors |= _lora(2 * position + 1, width, sample.context, sample.lora, fill)
+    return tensors
+
+
+def _lora(number: int, width: int, source: int, rank: int, fill: Fill) -> dict[str, Tensor]:
+    """The LoRA of one attention, which reads keys and values from a sequence `source` wide."""
+    tensors = {}
+    for part, reads in (("q", width), ("k", source), ("v", source), ("out", width)):
+        tensors[f"ip_adapter.{number}.to_{part}_lora.down.weight"] = fill(rank, reads)
+        tensors[f"ip_adapter.{number}.to_{part}_lora.up.weight"] = fill(width, rank)
     return tensors
 
 
@@ -133,10 +163,30 @@ def _full_face(s: Sample, fill: Fill) -> dict[str, Tensor]:
     }
 
 
+def _mlp(s: Sample, fill: Fill, face: int = 0) -> dict[str, Tensor]:
+    face = face or s.encoder
+    return {
+        "proj.0.weight": fill(2 * face, face),
+        "proj.0.bias": fill(2 * face),
+        "proj.2.weight": fill(s.tokens * s.context, 2 * face),
+        "proj.2.bias": fill(s.tokens * s.context),
+        "norm.weight": fill(s.context),
+        "norm.bias": fill(s.context),
+    }
+
+
+def _face_plus(s: Sample, fill: Fill) -> dict[str, Tensor]:
+    resampler = _resampler(replace(s, dim=s.context), fill)
+    return _mlp(s, fill, 512) | {f"perceiver_resampler.{key}": tensor for key, tensor in resampler.items()}
+
+
 def _plus(s: Sample, fill: Fill) -> dict[str, Tensor]:
+    return {"latents": fill(1, s.tokens, s.dim)} | _resampler(s, fill)
+
+
+def _resampler(s: Sample, fill: Fill) -> dict[str, Tensor]:
     inner = 64 * s.heads
     tensors = {
-        "latents": fill(1, s.tokens, s.dim),
         "proj_in.weight": fill(s.dim, s.encoder),
         "proj_in.bias": fill(s.dim),
         "proj_out.weight": fill(s.context, s.dim),

@@ -18,25 +18,12 @@ def keys(*names: str) -> dict[str, torch.Tensor]:
     return {name: meta(4, 4) for name in names}
 
 
-def face_id(*projection: str, lora: bool = True) -> dict[str, torch.Tensor]:
-    """proj.0, proj.2, norm for a face embedding of 512; the attention's LoRA lies among the sites."""
-    tensors = {k: t for k, t in samples.flat(SMALL["base"], meta).items() if not k.startswith("image_proj.proj")}
-    tensors |= {"image_proj.proj.0.weight": meta(1024, 512), "image_proj.proj.2.weight": meta(48, 1024)}
-    tensors |= keys(*projection)
-    return tensors | (keys("ip_adapter.0.to_q_lora.down.weight", "ip_adapter.1.to_q_lora.down.weight") if lora else {})
-
-
+KOLORS_FACE = {"image_proj.perceiver_resampler.layers.0.0.to_out.weight": meta(4096, 768)}
 KOLORS = replace(FAMILIES["ip-adapter-plus_sdxl_vit-h"], dim=2048, heads=12, encoder=1024)
-INSTANT_ID = replace(FAMILIES["ip-adapter-plus_sdxl_vit-h"], encoder=512)
 FLUX = replace(SMALL["base"], context=4096, widths=(3072, 3072), head=False)
 
 FOREIGN = {
-    "an IP-Adapter FaceID.": face_id(),
-    "FaceID Plus": face_id("image_proj.perceiver_resampler.proj_in.weight"),
-    "FaceID Plus for Kolors": face_id(lora=False)
-    | {"image_proj.perceiver_resampler.layers.0.0.to_out.weight": meta(4096, 768)},
-    "FaceID Portrait": face_id(lora=False),
-    "InstantID": samples.flat(INSTANT_ID, meta),
+    "FaceID Plus for Kolors": KOLORS_FACE,
     "IP-Adapter for Kolors": samples.flat(KOLORS, meta),
     "IP-Adapter for Flux": samples.flat(FLUX, meta),
     "Stable Diffusion 3": keys("image_proj.latents", "image_proj.time_embedding.linear_1.weight", "ip_adapter.0.x"),

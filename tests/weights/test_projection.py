@@ -56,8 +56,9 @@ def test_pictures_do_not_see_each_other():
 def test_real_shapes(name):
     sample = FAMILIES[name]
     adapter = build_adapter(samples.flat(sample, samples.meta), name)
-    shape = (2, sample.encoder) if sample.family == "base" else (2, 257, sample.encoder)
-    tokens = project(adapter, torch.empty(shape, device="meta"))
+    reads_states = adapter.spec.encoder.output == "penultimate_hidden_states"
+    shape = (2, 257, sample.encoder) if reads_states else (2, sample.encoder)
+    tokens = project(adapter, torch.empty(shape, device="meta"), torch.empty(2, 512, device="meta"))
     assert tokens.shape == (2, adapter.spec.tokens or 257, sample.context)
 
 

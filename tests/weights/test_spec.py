@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mip_adapter.weights.adapter import load_adapter
+from mip_adapter.weights.adapter import build_adapter, load_adapter
 from mip_adapter.weights.spec import detect
 
 from ..support import weights_samples as samples
@@ -26,21 +26,65 @@ EXPECTED = {  # family, architecture, tokens, encoder, its output, head
     "ip-adapter-plus_sd15": ("plus", "SD1.5", 16, "CLIP ViT-H/14", "penultimate_hidden_states", False),
     "ip-adapter-plus-face_sd15": ("plus", "SD1.5", 16, "CLIP ViT-H/14", "penultimate_hidden_states", False),
     "ip-adapter-full-face_sd15": ("full-face", "SD1.5", None, "CLIP ViT-H/14", "penultimate_hidden_states", False),
+    "ip-adapter-faceid_sd15": ("faceid", "SD1.5", 4, "a face analyser", "face_embeds", False),
+    "ip-adapter-faceid_sdxl": ("faceid", "SDXL", 4, "a face analyser", "face_embeds", False),
+    "ip-adapter-faceid-plus_sd15": ("faceid-plus", "SD1.5", 4, "CLIP ViT-H/14", "penultimate_hidden_states", False),
+    "ip-adapter-faceid-plusv2_sd15": ("faceid-plusv2", "SD1.5", 4, "CLIP ViT-H/14", "penultimate_hidden_states", False),
+    "ip-adapter-faceid-plusv2_sdxl": ("faceid-plusv2", "SDXL", 4, "CLIP ViT-H/14", "penultimate_hidden_states", False),
+    "ip-adapter-faceid-portrait-v11_sd15": ("portrait", "SD1.5", 16, "a face analyser", "face_embeds", False),
+    "ip-adapter-faceid-portrait_sdxl": ("portrait", "SDXL", 16, "a face analyser", "face_embeds", False),
+    "ip-adapter-faceid-portrait_sdxl_unnorm": ("portrait-unnorm", "SDXL", 16, "a face analyser", "face_embeds", False),
 }
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_by_its_real_shapes(name):
-    spec = detect(samples.flat(FAMILIES[name], samples.meta))
+    spec = detect(samples.flat(FAMILIES[name], samples.meta), f"{name}.bin")
     got = (spec.family, spec.architecture, spec.tokens, spec.encoder.name, spec.encoder.output, spec.has_head)
     assert got == EXPECTED[name]
     assert spec.context_dim == FAMILIES[name].context
     assert spec.encoder.width == FAMILIES[name].encoder
     assert spec.sites == tuple((2 * i + 1, width) for i, width in enumerate(FAMILIES[name].widths))
     assert spec.architecture in str(spec) and spec.encoder.name in str(spec)
+    assert spec.face == (512 if "faceid" in name else None)
+    assert spec.lora_rank == FAMILIES[name].lora
 
 
-@pytest.mark.parametrize("name", ["MIP-Adapter model_sdxl", "ip-adapter-plus_sd15", "ip-adapter-full-face_sd15"])
+FACE_FILES = {  # name: the version that it is taken for
+    "ip-adapter-faceid-plus_sd15.bin": "faceid-plus",
+    "IP-Adapter FaceID Plus.safetensors": "faceid-plus",
+    "sub/ip-adapter-faceid-plusv2_sd15.bin": "faceid-plusv2",
+    "ip_adapter_faceid_plus_v2.safetensors": "faceid-plusv2",
+    "my face.safetensors": "faceid-plusv2",
+}
+
+
+@pytest.mark.parametrize("name", FACE_FILES)
+def test_the_two_versions_of_faceid_plus(name):
+    """SD1.5's have the same tensors: the choice decides, and without one the name. SDXL has version 2 only."""
+    tensors = samples.flat(FAMILIES["ip-adapter-faceid-plus_sd15"], samples.meta)
+    assert detect(tensors, name).family == FACE_FILES[name]
+    assert detect(tensors, name, "plus").family == "faceid-plus"
+    assert detect(tensors, name, "plus v2").family == "faceid-plusv2"
+    sdxl = samples.flat(FAMILIES["ip-adapter-faceid-plusv2_sdxl"], samples.meta)
+    assert detect(sdxl, name).family == "faceid-plusv2"
+
+
+def test_the_lora_covers_every_attention():
+    adapter = build_adapter(samples.flat(SMALL["faceid"]), "a")
+    assert len(adapter.lora) == 3 * 2 * 4 * 2  # sites, attentions of a block, parts, up and down
+    assert "rank 2" in str(adapter.spec)
+    for lost in ("0.to_q_lora.down", "5.to_out_lora.up"):
+        tensors = samples.flat(SMALL["faceid"])
+        del tensors[f"ip_adapter.{lost}.weight"]
+        with pytest.raises(ValueError, match=rf"missing ip_adapter\.{lost}\.weight"):
+            build_adapter(tensors, "a")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["MIP-Adapter model_sdxl", "ip-adapter-plus_sd15", "ip-adapter-full-face_sd15", "ip-adapter-faceid-plusv2_sd15"],
+)
 def test_a_file_of_real_shapes_loads(tmp_path, name):
     path = tmp_path / "model.bin"
     with torch.serialization.skip_data():  # a file with a hole for every tensor: it reads as zeros
@@ -71,7 +115,7 @@ def test_a_missing_key_is_named(family, data):
     with pytest.raises(ValueError) as error:
         detect(tensors, "mine.bin")
     assert "mine.bin" in str(error.value)
-    leading = ("image_proj.latents", "image_proj.proj.weight", "image_proj.proj.3.weight")  # these say the family
+    leading = [f"image_proj.{key}.weight" for key in ("proj", "proj.2", "proj.3")] + ["image_proj.latents"]  # say it
     assert key in str(error.value) or key in leading
 
 

@@ -12,7 +12,8 @@
 const MUTED = 2
 const BYPASSED = 4
 const MOST_OBJECTS = 16 // as many as MIP Apply accepts, and as many styles
-const LINKS = ["MIPReference", "MIPStyleReference"] // a style stands in the chain and is no object
+const OBJECTS = ["MIPReference", "MIPFaceReference"]
+const LINKS = [...OBJECTS, "MIPStyleReference"] // a style stands in the chain and is no object
 const MOST_STEPS = 200 // a loop in the graph ends here
 
 /**
@@ -25,7 +26,7 @@ export function objectsOf(node) {
   const found = []
   let at = source({ node, path: pathTo(node.graph) }, "references")
   for (let links = 0; LINKS.includes(at?.node?.comfyClass) && links < 2 * MOST_OBJECTS; links++) {
-    if (at.node.comfyClass === "MIPReference") {
+    if (OBJECTS.includes(at.node.comfyClass)) {
       const connected = source(at, "image") !== null
       const text = String(value(at, "text") ?? "").trim()
       found.unshift({ picture: pictureFor(at), connected, text, mapColor: value(at, "map_color") })

@@ -16,7 +16,7 @@ const LINKS = {
   MIP_DETECTIONS: "#9fc5a0",
 }
 // The widget that tells folded nodes of one kind apart.
-const TOLD_APART_BY = { MIPReference: "text", MIPMerge: "strategy", MIPAdapterLoader: "adapter_name" }
+const TOLD_APART_BY = { MIPReference: "text", MIPFaceReference: "text", MIPMerge: "strategy", MIPAdapterLoader: "adapter_name" }
 
 /** What a folded node says before its title, to tell nodes of one kind apart; nothing where the user named the node. */
 function toldApart(node) {

@@ -10,6 +10,7 @@ const ORDER = [
   "three objects (plus)",
   "regions",
   "objects in a style",
+  "two people",
   "merge strategies side by side",
   "merging or training",
   "binding report and seed picker",
