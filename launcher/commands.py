@@ -151,6 +151,7 @@ forward("dataset", "commands.dataset", "find and cut out the objects of pictures
 forward("overlap", "research.studies.comfy_overlap", "do the relevance maps lie on the objects?", become=True)
 forward("pictures", "docs.pictures", "make the pictures of workflows and help pages anew")
 forward("relevance", "benchmarks.relevance_score", "does noise meet its object?", become=True)
+forward("sites", "research.studies.comfy_sites", "which cross-attentions know where the objects are?", become=True)
 forward("steer", "research.studies.comfy_steering", "pictures before and after each way of steering", become=True)
 forward("train", "commands.train", "train an adapter or its fusion head", become=True)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 STAGES = ("vae", "encoders", "base", "places")
 LATER = ("vision",)  # continues the image encoder, which the base does not depend on
+UNAIDED = "unaided"  # in place of what `places` taught; in a --work of its own, since adapters are trained on it there
 # Trained on the finished base.
 ADAPTERS = ("stock", "mip", "uniform-trained", "one-object-trained", "head-only", "stock-plus", "mip-plus")
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +65,8 @@ def main(arguments: list[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--stage", choices=(*STAGES, *LATER, "adapters", *ADAPTERS, "all"), help="what to train")
+    stages = (*STAGES, *LATER, UNAIDED, "adapters", *ADAPTERS, "all")
+    parser.add_argument("--stage", choices=stages, help="what to train")
     parser.add_argument("--minutes", type=float, default=60, help="how long each stage trains at most")
     parser.add_argument("--work", type=Path, default=ROOT / "output" / "miniature", help="checkpoints, curves")
     parser.add_argument(

@@ -33,6 +33,7 @@ from ...relevance.record import Observation, RelevanceRecord, RunId
 from ...weights.adapter import Adapter, load_adapter
 from ..ablation import variants
 from . import overlap
+from .comfy_noisy import conditioning, look
 from .options import study_parser
 
 LEVELS = (200, 400, 600, 800)  # out of 1000 noise levels
@@ -92,7 +93,7 @@ def _overlaps(
         texts, silhouettes = trials.texts(trial), drawn.masks[trial, : given.objects]
         latent = vae.encode(drawn.images[trial].movedim(0, -1)[None])
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(trials.seeds[trial]))
-        positive = _conditioning(clip, trials.prompts[trial])
+        positive = conditioning(clip, trials.prompts[trial])
         pictures = trials.references[trial].movedim(1, -1)
         references = tuple(make_reference(p[None], text) for p, text in zip(pictures, texts, strict=True))
         relevance, attention = RelevanceRecord(texts), RelevanceRecord(texts)
@@ -101,9 +102,9 @@ def _overlaps(
         )
         words = [_positions(clip, trials.prompts[trial], text) for text in texts]
         for level in LEVELS:
-            _look(patched, latent, noise, level, positive)
+            look(patched, latent, noise, level, positive)
             with _text_attention(model, words) as seen:
-                _look(model, latent, noise, level, positive)
+                look(model, latent, noise, level, positive)
             attention.add(RunId(seen, 1), torch.zeros(1, dtype=torch.long, device=model.load_device), 1, seen)
             finest = relevance.resolutions[-1]
             maps = {
@@ -123,22 +124,6 @@ def _overlaps(
 def _shares(maps: Tensor) -> Tensor:
     """The merge's shares of any maps [M, h, w] taken as relevance."""
     return shares(F.normalize(maps.flatten(1), p=1, dim=1), MERGE).view_as(maps)
-
-
-def _conditioning(clip: Any, text: str) -> list:
-    context, pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
-    return [[context, {"pooled_output": pooled}]]
-
-
-def _look(model: Any, latent: Tensor, noise: Tensor, level: int, positive: list) -> None:
-    """One UNet call on the latent at a noise level, through ComfyUI's sampler, without guidance."""
-    import comfy.sample
-    import comfy.samplers
-
-    sigma = model.get_model_object("model_sampling").sigmas[level]
-    sampler = comfy.samplers.sampler_object("euler")
-    sigmas = torch.stack([sigma, torch.zeros_like(sigma)])
-    comfy.sample.sample_custom(model, noise, 1.0, sampler, sigmas, positive, positive, latent, disable_pbar=True)
 
 
 def _positions(clip: Any, prompt: str, text: str) -> list[int]:

@@ -22,16 +22,18 @@ from .encoders import Encoders, EncoderStage, VisionStage
 from .gate import gate
 from .latents import Shards
 from .provenance import circumstances
+from .unaided import Unaided, forget
 from .vae import Vae
 from .word_grounding import Places
 
 _SHORT = {"total": 10, "stop": 10}
 QUICK = {  # settings of a quick run
     "vae": {**_SHORT, "batch_size": 2},
-    **dict.fromkeys(("base", "places"), {**_SHORT, "batch_size": 8}),
+    **dict.fromkeys(("base", "places", "unaided"), {**_SHORT, "batch_size": 8}),
     **dict.fromkeys(("encoders", "vision"), {**_SHORT, "single_count": 24, "scene_count": 12}),
 }
 QUICK_SHARDS = {"size": 16, "window": 1}  # scenes take longer to encode than to learn from
+UNAIDED_SHARDS = {"size": 512, "window": 4}  # it learns less, so fewer scenes do
 
 
 def train(stages: Sequence[str], work: Path, minutes: float, threads: int, quick: bool = False) -> None:
@@ -85,9 +87,10 @@ def export_files(work: Path, folder: Path, logs: Path) -> None:
 
 
 def last_of(name: str, folder: Path) -> str:
-    """The last stage that trained the model of stage `name`: the one that continues it if it has run, else itself."""
-    after = AFTER[name]
-    return after if started(after, folder) else name
+    """The last stage that trained the model of stage `name`: the last of those that continue it and have run, else
+    itself.
+    """
+    return next((after for after in AFTER[name] if started(after, folder)), name)
 
 
 def started(name: str, folder: Path) -> bool:
@@ -171,9 +174,14 @@ def _places(folder: Path, device: torch.device) -> Places:
     return Places(unet, comfy_networks.run_unet, *_lessons(folder, device))
 
 
-def _lessons(folder: Path, device: torch.device) -> tuple[Shards, Conditioner]:
+def _unaided(folder: Path, device: torch.device) -> Unaided:
+    unet = forget(finished("places", folder, device))
+    return Unaided(unet, comfy_networks.run_unet, *_lessons(folder, device, UNAIDED_SHARDS))
+
+
+def _lessons(folder: Path, device: torch.device, sizes: Mapping[str, int] | None = None) -> tuple[Shards, Conditioner]:
     """The data of the UNet's training: scenes as latents, and their captions' conditioning."""
-    sizes = QUICK_SHARDS if folder.name == "quick" else {}
+    sizes = QUICK_SHARDS if folder.name == "quick" else sizes or {}
     shards = Shards(finished("vae", folder, device), folder / "latents", device, **sizes)
     return shards, Conditioner(finished("encoders", folder, device), Words(comfy_networks.tokenize), device)
 
@@ -183,6 +191,7 @@ BUILD = {
     "encoders": _encoders,
     "base": _base,
     "places": _places,
+    "unaided": _unaided,
     "vision": _vision,
 }
 # Stages that the exported files can restore: how to build the model, and its key prefix by file.
@@ -191,7 +200,7 @@ SHIPPED: dict[str, tuple[Callable[[], nn.Module], Mapping[str, str]]] = {
     "vae": (comfy_networks.vae, {"vae": ""}),
     **dict.fromkeys(("encoders", "vision"), (Encoders, {"clip": "clip.", "clip_vision": "vision."})),
 }
-AFTER = {"base": "places", "encoders": "vision"}
+AFTER = {"base": ("unaided", "places"), "encoders": ("vision",)}  # the latest first
 
 
 def prepare(threads: int) -> torch.device:
