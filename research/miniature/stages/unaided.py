@@ -12,7 +12,7 @@ from .base import Base
 
 
 class Unaided(Base):
-    name, rate, total, stop, ema_decay = "unaided", 4e-4, 400, 400, 0.99
+    name, rate, total, stop, ema_decay = "unaided", 4e-4, 240, 240, 0.99
     matrix_rate = 4e-3
     batch_size = 128
 
