@@ -186,7 +186,11 @@ class DirectPatch:
             if self.window[1] <= sigma <= self.window[0]:
                 to_k = self.attention2.to_k.weight
                 if self.pool is not None:
-                    shown = tuple(getattr(options.get("context_window"), "index_list", range(rows)))
+                    window = options.get("context_window")
+                    shown = tuple(getattr(window, "index_list", range(rows)))
+                    # Newer hosts put the picture before the window in front of it.
+                    first = getattr(window, "causal_anchor_index", None)
+                    shown = shown if first is None else (first, *shown)
                     picture = options["uuids"][row // rows], shown[row % rows]
                     self.direct.pooled = partial(self._read, self.pool, picture, shown, size=size)
                 text = self.direct.row(q[row], text, to_k, self.number, heads, conditional, regions)
