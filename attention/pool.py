@@ -155,6 +155,7 @@ class PoolHistory:
         self.now: Pool | None = None
         self._turn: object = None
         self._count = -1
+        self._passes, self._expected = 0, 1
         self._chosen: frozenset[Hashable] | None = None  # None: all
         self._copied: Callable[[], frozenset[Hashable]] | None = None
 
@@ -164,12 +165,27 @@ class PoolHistory:
             return
         if turn != self._turn:
             self._turn, self._count = turn, self._count + 1
+            self._expected, self._passes = max(1, self._passes), 0
             self._chosen = self._copied() if self._copied is not None else self._chosen
             self._copied = None
             if self.now is not None and self._all_measure(self._count - 1):
                 self._copied = surest(self.now.sureness)
             self.last = self.now
         self.now = Pool(objects, pictures)
+
+    def is_last(self, number: int) -> bool:
+        """Whether this pass of the UNet is the last of an evaluation, whose result counts; of the turn that has begun.
+
+        Those before it show the UNet another picture, as reference-only control does. What they measure is kept out of
+        the pool: by the number of passes in the turn before, and where there are more by a new pool.
+
+        number: of the pass, from 0.
+        """
+        if number >= self._passes:
+            self._passes = number + 1
+            if self.now is not None and number >= self._expected:
+                self.now = Pool(self.now.objects, self.now.pictures)
+        return number + 1 >= max(self._passes, self._expected)
 
     def finished(self, turn: object) -> Pool | None:
         """The newest pool that a turn before this one made."""

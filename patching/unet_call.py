@@ -148,7 +148,9 @@ class UNetCall:
         self._rows = shape[0]
         self._of_all_sites: list[CondRows] | None = None  # where the UNet gets some of the rows
         self._here: list[CondRows] | None = None  # where the site at work gets some of the rows
-        self._pools: Pools = {}  # where nobody knows what the rows show
+        self._pools: Pools = {}  # where nobody knows what the rows show, or they show another picture
+        self._passes_before = len(options.get(PASSES) or ())
+        self._visits: dict[tuple[Schedule, SiteKey], int] = {}
         self._observed: dict[RelevanceRecord, dict[tuple[SiteKey, int], Observation]] = {}
         self._numbers: Tensor | None = None
         self._eased: dict[Plan, tuple[Tensor, Tensor]] = {}
@@ -268,7 +270,11 @@ class UNetCall:
         size: (h, w) of the site. Without a plan the constants are empty.
         pooled: for a plan whose relevance is pooled, so that every cond needs rows of its own.
         """
-        groups = []
+        groups, number = [], self._passes_before
+        if pooled is not None:
+            visits = self._visits.get((pooled.schedule, pooled.key), 0)
+            self._visits[pooled.schedule, pooled.key] = visits + 1
+            number += visits
         for start, stop, conditional, area, cond in self._here or self._batch.groups(count, apart=pooled is not None):
             constants = SiteConstants() if plan is None else self._site_constants(plan, area, size, device)
             if not conditional:
@@ -277,16 +283,20 @@ class UNetCall:
             pool = None
             if conditional and pooled is not None and device is not None:
                 place = start if self._batch.in_tiles else 0
-                pool = self._pooled_site(pooled, (cond, place), size, device, stop - start)
+                pool = self._pooled_site(pooled, (cond, place), size, device, stop - start, number)
             groups.append(RowGroup(start, stop, conditional, constants, area, pool))
         return groups
 
-    def _pooled_site(self, at: PooledAt, cond: Hashable, size: Size, device: torch.device, rows: int) -> PooledSite:
+    def _pooled_site(
+        self, at: PooledAt, cond: Hashable, size: Size, device: torch.device, rows: int, number: int
+    ) -> PooledSite:
         """What a site reads of the pool of one cond's rows, and where it adds what it measures.
 
         The sites of evaluations that are not the guider's own, such as PAG's, read and do not measure. Where nobody
-        knows which pictures or which parts of them the rows show, the pool lasts for this call; where the conds come in
-        parts, each site reads its own measure.
+        knows which pictures or which parts of them the rows show, and in a pass of the UNet before the last, the pool
+        lasts for this call; where the conds come in parts, each site reads its own measure.
+
+        number: of the pass, from 0.
         """
         schedule, key, objects = at
         shown, sampling, evaluation = self.shown, self._sampling, self._evaluation
@@ -302,15 +312,17 @@ class UNetCall:
             history = sampling.pools.setdefault(by, PoolHistory())
             if evaluation.main:
                 history.begin(sampling.turn, objects, sampling.run.pictures)
-                last = history.last
-                read = last if last is not None and last.covers(objects, pictures) else None
-                write = history.now if read is None or history.measures(key) else None
-                return PooledSite(read, write, key, size, objects, pictures, numbers)
-            for read in (history.finished(sampling.turn), history.now):
-                if read is not None and read.covers(objects, pictures):
-                    return PooledSite(read, None, key, size, objects, pictures, numbers)
+                if history.is_last(number):
+                    last = history.last
+                    read = last if last is not None and last.covers(objects, pictures) else None
+                    write = history.now if read is None or history.measures(key) else None
+                    return PooledSite(read, write, key, size, objects, pictures, numbers)
+            else:
+                for read in (history.finished(sampling.turn), history.now):
+                    if read is not None and read.covers(objects, pictures):
+                        return PooledSite(read, None, key, size, objects, pictures, numbers)
         pictures = range(self._batch.pictures)
-        history = self._pools.setdefault(by, PoolHistory())
+        history = self._pools.setdefault((schedule, (cond, crop, number), device), PoolHistory())
         history.begin(0, objects, len(pictures))
         return PooledSite(None, history.now, key, size, objects, pictures, numbers)
 

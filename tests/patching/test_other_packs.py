@@ -274,18 +274,24 @@ def test_a_sampler_that_evaluates_the_picture_at_another_size() -> None:
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "behind"])
-def test_another_pass_of_the_unet_inside_a_call(before: bool) -> None:
-    """Reference-only control runs the UNet on its own picture first. Maps are of the picture that is made."""
+@pytest.mark.parametrize("measure, steps, start", [("each site", 2, 0), ("pool", 4, 0), ("pool", 4, 1)])
+def test_another_pass_of_the_unet_inside_a_call(before: bool, measure: str, steps: int, start: int) -> None:
+    """Reference-only control runs the UNet on its own picture first, from some step on. Maps, and what sites pool, are
+    of the picture that is made."""
+    calls = []
 
     def twice(executor, x, *rest, **more):
-        executor(torch.flip(x, (-1,)) * 0.5, *rest, **more)
+        calls.append(len(x))
+        if len(calls) > start:
+            executor(torch.flip(x, (-1,)) * 0.5, *rest, **more)
         return executor(x, *rest, **more)
 
-    plain, record = applied()
-    expected, shares = sample(plain), record.shares()
-    start = wrapped(bundle().model, "diffusion_model", twice) if before else bundle().model
-    model, other = applied(model=start)
-    got = sample(model if before else wrapped(model, "diffusion_model", twice))
+    plain, record = applied(measure=measure)
+    expected, shares = sample(plain, steps), record.shares()
+    first = wrapped(bundle().model, "diffusion_model", twice) if before else bundle().model
+    model, other = applied(model=first, measure=measure)
+    got = sample(model if before else wrapped(model, "diffusion_model", twice), steps)
+    assert len(calls) == steps
     assert torch.equal(got, expected)
     torch.testing.assert_close(other.shares(), shares)
     torch.testing.assert_close(other.confusion(), record.confusion())
