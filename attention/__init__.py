@@ -14,6 +14,7 @@ block_strength.py  strength by block
 ease.py            strength over time
 schedule.py        which objects act when
 reference.py       pictures and text of one object
+face.py            what a face's reference holds beside its pictures
 regions.py         boxes as masks, areas of the canvas
 noise.py           noise on Z_text, for the object relevance score
 """

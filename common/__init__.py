@@ -5,6 +5,7 @@ bars.py         numbers as bars
 batching.py     work in batches that shrink when memory runs out
 bundled.py      files that come with the pack
 comfy_path.py   ComfyUI on Python's path
+console.py      what commands print, and how they end
 crops.py        boxes in pixels, objects cut out of pictures
 drawing.py      colours, fonts and a canvas for reports
 folder_lock.py  a folder in which one process writes at a time

@@ -2,6 +2,7 @@
 
 encoders/             pictures and words to embeddings
 detection/            objects found in pictures: detectors, boxes of other nodes, matching to object texts
+faces/                faces found in photographs, aligned, recognised
 quality/              object quality score: do a picture's objects look like their texts, and unlike each other?
 binding/              binding report: did each object take its look from its own reference?
 relevance_score/      object relevance score: does noise by relevance change the picture where the object is?

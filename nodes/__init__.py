@@ -5,6 +5,7 @@ The nodes of a file are in its `define_schema`; NODES lists them all. Every `exe
 
 adapter.py          Load MIP Adapter, Load SigLIP (MIP)
 reference.py        MIP Reference
+faces.py            Load Face Analyser (MIP), MIP Face Reference
 style.py            MIP Style Reference
 region.py           MIP Region from Box
 block_strength.py   MIP Block Strength

@@ -2,6 +2,7 @@
 
 apply.py              references onto a model: encode, compile, install
 encode.py             pictures and words to features, with the host's encoders
+inner_lora.py         the LoRA inside a FaceID file, by the host's patches
 siglip.py             SigLIP with the pooled embedding that the host's loader leaves out
 site_patch.py         the patch at each cross-attention site
 joint_patch.py        the patch around each block of FLUX.1
