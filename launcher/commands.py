@@ -153,6 +153,7 @@ forward("pictures", "docs.pictures", "make the pictures of workflows and help pa
 forward("relevance", "benchmarks.relevance_score", "does noise meet its object?", become=True)
 forward("sites", "research.studies.comfy_sites", "which cross-attentions know where the objects are?", become=True)
 forward("steer", "research.studies.comfy_steering", "pictures before and after each way of steering", become=True)
+forward("styles", "research.studies.comfy_styles", "objects beside a style: what keeps its looks?", become=True)
 forward("train", "commands.train", "train an adapter or its fusion head", become=True)
 
 

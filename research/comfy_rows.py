@@ -24,7 +24,8 @@ ROWS = "mip_adapter_rows"
 def combine(models: Sequence[Any], record: bool = False) -> Any:
     """One model whose row i (in each branch of guidance) is that of models[i].
 
-    models: outputs of MIP Apply over the same MODEL, which nothing else patches. They must act at every step.
+    models: outputs of MIP Apply over the same MODEL, which nothing else patches. They must act at every step, at the
+        same sites.
     record: fill the models' relevance records during sampling.
     """
     combined = models[0].clone()
@@ -63,24 +64,33 @@ def combine(models: Sequence[Any], record: bool = False) -> Any:
 
 
 class _RowPatch:
-    """Computes the text attention once for all rows, then lets each patch add its term to its own rows."""
+    """Computes the text attention once for all rows, then lets each model's patches add their terms to its own rows."""
 
     def __init__(self, patches: Sequence[MergePatch]) -> None:
-        assert all(patch.window is None and patch.occupant is None for patch in patches)
-        self.patches = patches
+        self.patches = [_in_slot(patch) for patch in patches]
+        assert all(patch.window is None for slot in self.patches for patch in slot)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
         text, count = text_attention(q, k, v, options), len(self.patches)
         out = torch.empty_like(q)
-        for i, (patch, call) in enumerate(zip(self.patches, options[ROWS], strict=True)):
+        for i, (slot, call) in enumerate(zip(self.patches, options[ROWS], strict=True)):
             row = slice(i, None, count)  # this model's row in every branch
             own = text[row].clone()
-            call.visit(patch.key, patch.record)
-            out[row] = patch.act(own, own, q[row], {**options, CALL: call}, call)
+            for patch in slot:
+                call.visit(patch.key, patch.record)
+                own = patch.act(own, text[row], q[row], {**options, CALL: call}, call)
+            out[row] = own
         return out
 
     def __deepcopy__(self, memo: dict) -> _RowPatch:
         return self  # ComfyUI copies model options on every clone
+
+
+def _in_slot(patch: MergePatch) -> list[MergePatch]:
+    """All patches of one slot, in the order in which they add their terms: the objects' before the styles'."""
+    before = patch.occupant
+    assert before is None or isinstance(before, MergePatch)
+    return [patch] if before is None else [*_in_slot(before), patch]
 
 
 def noise_of(seeds: Sequence[int], side: int) -> Tensor:

@@ -5,4 +5,6 @@ comfy_steering.py  `python mip.py steer`: samples them with ComfyUI
 options.py         the options that the commands have in common
 overlap.py         intersection over union of relevance maps with the objects
 comfy_overlap.py   `python mip.py overlap`: records the maps with ComfyUI
+styles.py          objects beside a style: what is measured
+comfy_styles.py    `python mip.py styles`: draws and judges the pictures with ComfyUI
 """

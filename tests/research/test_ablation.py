@@ -391,6 +391,7 @@ def test_rows_sampled_together_are_those_sampled_alone(parts, adapters):
     """A batch of pictures with different references gives what the nodes and KSampler give one by one."""
     from mip_adapter.nodes.apply import MIPApply
     from mip_adapter.nodes.reference import MIPReference
+    from mip_adapter.nodes.style import MIPStyleReference
     from mip_adapter.research import comfy_rows
     from mip_adapter.weights.adapter import load_adapter
 
@@ -404,6 +405,8 @@ def test_rows_sampled_together_are_those_sampled_alone(parts, adapters):
         chain = ()
         for picture, text in zip(trials.references[i].movedim(1, -1), trials.texts(i), strict=True):
             (chain,) = MIPReference.execute(picture[None], text, 1.0, references=chain).result
+        if i == 2:
+            (chain,) = MIPStyleReference.execute(trials.references[0, 0].movedim(0, -1)[None], 0.5, "all", chain).result
         merge = Merge(measure="pool" if i == 1 else "each site")
         models.append(MIPApply.execute(model, clip, vision, adapter, chain, 0.75, 0.0, 1.0, merge).result[0])
     conds = [clip.encode_from_tokens(clip.tokenize(text), return_pooled=True) for text in (*trials.prompts, "")]
