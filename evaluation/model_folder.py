@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.text import shown
+from ..common.text_files import parse_json, read_text
 
 Ready = Callable[[int], torch.device]  # takes the inputs' size in bytes, makes the model ready, returns its device
 Keeper = Callable[[nn.Module], Ready]  # takes charge of a model: where it lies, and in which dtype
@@ -103,12 +103,10 @@ def check_settings(folder: Path) -> dict[str, Any]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        if not file.is_file() or file.stat().st_size > LARGEST_JSON:  # a pipe would block for ever
-            raise ValueError(f"it is no file of at most {LARGEST_JSON >> 20} MB")
-        settings = json.loads(file.read_text("utf-8"))
+        settings = parse_json(read_text(file, LARGEST_JSON))
         if not isinstance(settings, dict):
             raise ValueError("it holds no settings")
-    except (ValueError, RecursionError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise ValueError(
             f"The file {shown(file, 300)} is not readable JSON ({shown(error)}): download the folder again."
         ) from error

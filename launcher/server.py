@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .environment import Problem, claimed, environ, tail
 from .package import NOT_HERE, ROOT
@@ -109,10 +111,21 @@ class Server:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy for the loopback interface
         deadline = time.monotonic() + self.timeout
         while self.process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError), direct.open(f"{self.url}/system_stats", timeout=5):
-                return True
+            with contextlib.suppress(OSError, ValueError), direct.open(f"{self.url}/system_stats", timeout=5) as answer:
+                if self.is_ours(json.loads(answer.read(1 << 20))):
+                    return True
             time.sleep(0.2)
         return False
+
+    def is_ours(self, stats: Any) -> bool:
+        """Whether the host that answers is the one that was started: another program may have taken the port before.
+
+        stats: its answer; it names the command line.
+        """
+        try:
+            return str(self.base) in stats["system"]["argv"]
+        except (KeyError, TypeError):
+            return False
 
     def pack_failure(self) -> str | None:
         """Why the host could not load the pack, or None. The host runs on without packs that it cannot load."""

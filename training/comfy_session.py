@@ -27,7 +27,7 @@ from ..weights.sites import check_sites, unet_sites
 from .checkpoints import as_begun, earlier_losses, reached, run_folder
 from .comfy_model import HostModel, model_parts
 from .config import TrainConfig
-from .data_folder import expanded
+from .data_folder import expanded, refuse_other_machine
 from .dataset import SubjectFolder
 from .loss_curve import SIZE, loss_picture
 from .save import free_path, save_adapter, save_head
@@ -50,11 +50,8 @@ def dataset_path(name: str) -> Path:
         raise ValueError(
             "dataset_folder is empty: give the folder that holds images/, masks/ and jsons/ of the training pictures."
         )
+    refuse_other_machine(name)
     path = Path(folder_paths.get_input_directory()) / expanded(name)
-    if path.drive.startswith("\\\\"):  # Windows would log in at whatever machine a workflow names
-        raise ValueError(
-            f"“{shown(name)}” is on another machine: connect its folder as a drive with a letter, and give that path."
-        )
     if not (path.is_dir() or path.is_file()):
         raise ValueError(
             f"There is no training data at {shown(path, 300)}: give the whole path of a folder with images/, masks/ "

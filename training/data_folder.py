@@ -6,7 +6,6 @@ wherever it takes a folder.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,8 +16,8 @@ import numpy as np
 from ..common.atomic_io import atomic_write
 from ..common.pictures import open_picture
 from ..common.text import shown
+from ..common.text_files import parse_json, read_text
 
-LARGEST = 1 << 24  # bytes of a json, or of a list of pictures
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -30,6 +29,16 @@ def expanded(name: str) -> Path:
         raise ValueError(
             f"“{shown(name)}” begins with a user whom this machine does not know: give the whole path."
         ) from error
+
+
+def refuse_other_machine(name: str) -> None:
+    """Raises ValueError for a path of Windows on another machine: it would log in at whatever machine a file or a
+    workflow names.
+    """
+    if (name.replace("/", "\\") if os.name == "nt" else name).startswith("\\\\"):
+        raise ValueError(
+            f"“{shown(name)}” is on another machine: connect its folder as a drive with a letter, and give that path."
+        )
 
 
 def picture_path(folder: Path, name: str) -> Path:
@@ -45,9 +54,10 @@ def mask_path(folder: Path, name: str) -> Path:
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     path = folder / "jsons" / f"{name}.json"
-    if not path.is_file() or path.stat().st_size > LARGEST:  # a pipe would block for ever
-        raise ValueError(f"jsons/{name}.json is no file of at most {LARGEST >> 20} MB")
-    return json.loads(path.read_text("utf-8"))
+    data = parse_json(read_text(path))
+    if not isinstance(data, dict) or not isinstance(data.get("final_masks"), list) or "text" not in data:
+        raise ValueError(f"jsons/{name}.json lacks “text” or “final_masks”")
+    return data
 
 
 def read_mask(folder: Path, name: str, size: tuple[int, int]) -> np.ndarray:
@@ -88,10 +98,8 @@ def picture_ids(path: Path) -> tuple[Path, list[str]]:
 def read_subset(path: Path) -> tuple[Path, list[str]]:
     """The folder and the ids of a list of kept pictures. Raises ValueError for a file that is not such a list."""
     try:
-        if path.stat().st_size > LARGEST:
-            raise OSError(f"it has more than {LARGEST >> 20} MB")
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in read_text(path).splitlines()]
+    except (OSError, ValueError) as error:
         raise ValueError(f"The list of kept pictures {path} cannot be read ({error}).") from error
     if not lines or not lines[0].startswith(_FOLDER):
         raise ValueError(
@@ -101,4 +109,10 @@ def read_subset(path: Path) -> tuple[Path, list[str]]:
     ids = [line for line in lines[1:] if line and not line.startswith("#")]
     if not ids:
         raise ValueError(f"The list of kept pictures {path} is empty; keep more with `mip.py curate --keep`.")
-    return path.parent / lines[0].removeprefix(_FOLDER).strip(), ids
+    if away := next((each for each in ids if set(each) & set("/\\:")), None):
+        raise ValueError(
+            f"The list of kept pictures {path} holds “{shown(away)}”, which is a path: list ids of pictures."
+        )
+    folder = lines[0].removeprefix(_FOLDER).strip()
+    refuse_other_machine(folder)
+    return path.parent / folder, ids

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from ..common.crops import Box, window
+from ..common.text import shown
 
 CroppedAspect = Literal["h/w", "w/h"]
 
@@ -190,9 +191,16 @@ def _usable(entry: dict, size: tuple[int, int], filters: Filters) -> bool:
 
 
 def _found(entry: dict) -> Found:
-    x0, y0, x1, y1 = (float(edge) for edge in entry["box"])
-    return Found(str(entry["label"]).strip(), (x0, y0, x1, y1))
+    try:
+        x0, y0, x1, y1 = (float(edge) for edge in entry["box"])
+        label = entry["label"]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"an object of its json has no label, or no box of four numbers: {shown(entry)}") from error
+    return Found(str(label).strip(), (x0, y0, x1, y1))
 
 
 def _logit(entry: dict) -> float:
-    return float(entry.get("logit", 1.0))
+    try:
+        return float(entry.get("logit", 1.0))
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"an object of its json has no number as logit: {shown(entry)}") from error

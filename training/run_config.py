@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..common.text_files import read_text
 from .config import TrainConfig, read_table
 from .data_folder import expanded
 
@@ -86,8 +87,8 @@ def read_run_config(file: Path) -> RunConfig:
     except ImportError as error:
         raise ValueError("Training from a file needs Python 3.11 or newer.") from error
     try:
-        table = tomllib.loads(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        table = tomllib.loads(read_text(file))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read as TOML: {error}.") from error
     run = _resolve(read_table(RunConfig, table, file.name), file.parent)
     _check(run, file.name)

@@ -61,10 +61,11 @@ _CALLING = {"INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"}
 _VALUES = {f"torch {str(dtype).removeprefix('torch.')}" for dtype in _DTYPES.values()}
 
 
-def read_pickle(stream: BinaryIO, storages: dict[str, Storage]) -> Any:
+def read_pickle(stream: BinaryIO, storages: dict[str, Storage], most: int = MOST_OPCODES) -> Any:
     """The value of one pickle, read up to its STOP.
 
     storages: those that its tensors lie in are added by their keys.
+    most: opcodes that are read.
 
     Raises Forbidden for a pickle that would import anything else than tensors need, ValueError for any other that is
     not what `torch.save` writes. Errors of pickletools are not caught; the caller explains them.
@@ -72,7 +73,7 @@ def read_pickle(stream: BinaryIO, storages: dict[str, Storage]) -> Any:
     machine = _Machine(storages)
     strings = [""]
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-        if count > MOST_OPCODES:
+        if count > most:
             raise ValueError("its index is larger than any adapter's")
         if isinstance(argument, str):
             strings.append(argument)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
-import json
-import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +12,14 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageOps
 
 from ...common.pictures import open_picture
+from ...common.text_files import parse_json, read_text
 from ...evaluation.detection.detect import object_texts, once
 from ...training.data_folder import PICTURES
+from ...weights.pickles import read_pickle
 from .words import named_objects
+
+LARGEST_CAPTION, LARGEST_LIST, LARGEST_TABLE = 1 << 20, 1 << 26, 1 << 28  # bytes
+MOST_ROWS = 2_000_000
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # in the folder, as Hugging Face's ImageFolder has them
 FILES, CAPTIONS, OBJECTS = ("file_name", "image", "id"), ("text", "caption"), "objects"  # columns
@@ -52,7 +55,7 @@ def sources(folder: Path, table: Path | None = None) -> list[Source]:
         given = rows.get(inside.as_posix()) or rows.get(path.name) or rows.get(path.stem) or ("", ())
         caption, objects = given
         if not caption and path.with_suffix(".txt").is_file():
-            caption = path.with_suffix(".txt").read_text("utf-8-sig")
+            caption = read_text(path.with_suffix(".txt"), LARGEST_CAPTION)
         caption = " ".join(caption.split())
         found[name] = Source(name, path, caption, objects or named_objects(caption))
     if not found:
@@ -95,28 +98,37 @@ def _given(objects: Any) -> tuple[str, ...]:
 def _rows(table: Path) -> list[dict[str, Any]]:
     try:
         if table.suffix == ".jsonl":
-            rows = [json.loads(line) for line in table.read_text("utf-8-sig").split("\n") if line.strip()]
+            rows = [parse_json(line) for line in read_text(table, LARGEST_TABLE).split("\n") if line.strip()]
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("a line is no object")
             return rows
         if table.suffix == ".csv":
-            return list(csv.DictReader(io.StringIO(table.read_text("utf-8-sig"))))
+            return list(csv.DictReader(io.StringIO(read_text(table, LARGEST_TABLE))))
         if table.suffix == ".parquet":
             if importlib.util.find_spec("pyarrow") is None:
                 raise ValueError("Parquet needs pyarrow, which is not installed: install it, or use .jsonl or .csv")
-            from pyarrow import parquet
-
-            return parquet.read_table(table).to_pylist()
+            return _parquet_rows(table)
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"The table of captions {table} cannot be read ({error}).") from error
     raise ValueError(f"The table of captions {table} must end in .jsonl, .csv or .parquet.")
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads lists, texts and numbers, and refuses whatever would call anything."""
+def _parquet_rows(table: Path) -> list[dict[str, Any]]:
+    """The columns of a Parquet file that are needed. Some kilobytes may hold any number of rows, and of letters."""
+    from pyarrow import parquet
 
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it would call {module}.{name}, which a list of ids does not need")
+    with parquet.ParquetFile(table) as file:
+        if file.metadata.num_rows > MOST_ROWS:
+            raise ValueError(f"it has {file.metadata.num_rows:,} rows; at most {MOST_ROWS:,} are read")
+        needed = [name for name in file.schema_arrow.names if name in (*FILES, *CAPTIONS, OBJECTS)]
+        rows: list[dict[str, Any]] = []
+        size = 0
+        for batch in file.iter_batches(100, columns=needed):
+            rows += (more := batch.to_pylist())
+            size += sum(len(each) for row in more for each in row.values() if isinstance(each, str | list))
+            if size > LARGEST_TABLE:  # a text is stored once, and made anew for every row
+                raise ValueError(f"its texts have more than {LARGEST_TABLE >> 20} million letters")
+    return rows
 
 
 def read_ids(path: Path) -> list[str]:
@@ -126,12 +138,14 @@ def read_ids(path: Path) -> list[str]:
     """
     try:
         if path.suffix == ".pkl":
+            if not path.is_file() or path.stat().st_size > LARGEST_LIST:
+                raise ValueError(f"it is no file of at most {LARGEST_LIST >> 20} MB")
             with path.open("rb") as file:
-                ids: Any = _PlainUnpickler(file).load()
+                ids: Any = read_pickle(file, {}, MOST_ROWS)
         elif path.suffix == ".json":
-            ids = json.loads(path.read_text("utf-8-sig"))
+            ids = parse_json(read_text(path, LARGEST_LIST))
         else:
-            ids = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+            ids = [line.strip() for line in read_text(path, LARGEST_LIST).splitlines()]
             ids = [line for line in ids if line and not line.startswith("#")]
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"The list of ids {path} cannot be read ({type(error).__name__}: {error}).") from error

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from PIL import Image
 from ...attention.reference import Reference, make_reference
 from ...common.crops import SIDE, cut_out
 from ...common.pictures import open_picture
+from ...common.text_files import parse_json, read_text
 
 LIST = "dataset_multiconcept.json"
 PICTURES, BOXES = "benchmark_dataset", "json_data"
@@ -68,7 +70,7 @@ def read_pairs(folder: Path, cropped: bool = True) -> list[Pair]:
     Raises ValueError for anything that is missing.
     """
     try:
-        entries = json.loads((folder / LIST).read_text("utf-8"))
+        entries = parse_json(read_text(folder / LIST))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"There is no readable {LIST} in {folder} ({error}): name the folder of Concept101, which "
@@ -84,7 +86,7 @@ def digest(pairs: Sequence[Pair]) -> str:
     concepts = {concept.name: concept for pair in pairs for concept in pair.concepts}
     said: list[Any] = [(pair.name, pair.prompts) for pair in pairs]
     for name, concept in concepts.items():
-        files = [(p.name, p.stat().st_size, box and box.read_text("utf-8")) for p, box in concept.pictures]
+        files = [(p.name, p.stat().st_size, box and read_text(box)) for p, box in concept.pictures]
         said.append((name, concept.text, files))
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
 
@@ -101,8 +103,8 @@ def _pair(folder: Path, number: int, entry: Any, cropped: bool) -> Pair:
             "concepts with class_prompt and instance_data_dir, then prompt_filename_compose."
         ) from error
     try:
-        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
-    except OSError as error:
+        lines = [line.strip() for line in read_text(file).splitlines()]
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"The prompts of pair {number} cannot be read ({error}): download Concept101 again."
         ) from error
@@ -152,8 +154,10 @@ def _square(picture: Path, box: Path | None) -> Image.Image:
 
 def _box(file: Path) -> Sequence[float]:
     try:
-        x0, y0, x1, y1 = json.loads(file.read_text("utf-8"))["mask"][1]["box"]
-        return float(x0), float(y0), float(x1), float(y1)
+        box = [float(edge) for edge in parse_json(read_text(file))["mask"][1]["box"]]
+        if len(box) != 4 or not all(map(math.isfinite, box)):
+            raise ValueError("four numbers are needed")
+        return box
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise ValueError(f"There is no box at mask[1].box in {file} ({type(error).__name__}: {error}).") from error
 

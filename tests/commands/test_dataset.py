@@ -25,6 +25,7 @@ from mip_adapter.training.filters import Filters
 from PIL import Image
 
 from ..support import tiny_models
+from ..support.bounded import needs_fork, refused
 from ..support.paths import ROOT
 from ..support.subprocesses import started, wait_for
 
@@ -335,6 +336,47 @@ def test_lists_of_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name, says in (("map.json", "no list"), ("none.txt", "empty"), ("not there.txt", "cannot be read")):
         with pytest.raises(ValueError, match=says):
             read_ids(tmp_path / name)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="Parquet needs pyarrow")
+def test_a_parquet_file_that_unpacks_to_far_more_is_refused(tmp_path: Path):
+    import pyarrow
+    from pyarrow import parquet
+
+    save(torch.zeros(3, 8, 8), tmp_path / "a.png")
+    long, many = ["x" * (1 << 20)] * 300, ["x"] * 2_100_000
+    for texts, says in ((long, "more than 256 million letters"), (many, "2,100,000 rows")):
+        column = pyarrow.array(texts).dictionary_encode()
+        table = pyarrow.table({"file_name": column, "text": column})
+        parquet.write_table(table, tmp_path / "metadata.parquet", compression="zstd")
+        assert (tmp_path / "metadata.parquet").stat().st_size < 1 << 21
+        del table, column
+        with pytest.raises(ValueError, match=says):
+            sources(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, content, says",
+    [
+        ("a.txt", b"\xff\xfe\x00cat", "no text in UTF-8"),
+        ("a.txt", b"a cat " * 300_000, "no file of at most 1 MB"),
+        ("metadata.jsonl", b"[" * 100_000, "no readable JSON"),
+        ("metadata.csv", b'file_name,text\na.png,"' + b"x" * 200_000 + b'"', "cannot be read"),
+        ("metadata.parquet", b"PAR1 no more", "cannot be read"),
+    ],
+)
+def test_captions_made_to_harm(tmp_path: Path, name: str, content: bytes, says: str):
+    save(torch.zeros(3, 8, 8), tmp_path / "a.png")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        sources(tmp_path)
+
+
+@needs_fork
+def test_a_list_of_ids_that_claims_memory_is_refused(tmp_path: Path):
+    for content in (b"\x80\x02]r\xff\xff\xff\xff.", b"\x80\x02]"):
+        (tmp_path / "ids.pkl").write_bytes(content)
+        refused(lambda: read_ids(tmp_path / "ids.pkl"), "ids.pkl")
 
 
 # ---- real models, small ----

@@ -41,7 +41,7 @@ NUMBERS = (
     "x",
     True,
 )
-OTHERS = (None, [], {}, [[]], ["no", "b"], {"a": 1})
+OTHERS = (None, [], {}, [[]], ["a", "b", "c"], {"a": 1})
 # What gives a value of a type, by numbers of nodes below.
 SOURCES = {
     "MODEL": ["m", 0], "CLIP": ["m", 1], "VAE": ["m", 2], "CLIP_VISION": ["m", 3], "MIP_ADAPTER": ["a", 0],

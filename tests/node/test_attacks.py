@@ -86,6 +86,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: reference(image=torch.rand(1, 8, 8, 3).repeat(1, 32, 32, 1).expand(4000, 256, 256, 3)),
         "memory does not suffice",
     ),
+    "another machine": (
+        lambda: node("MIPTrainAdapter").execute(
+            model=THING, clip=THING, vae=THING, clip_vision=THING, adapter=THING, dataset_folder="\\\\somewhere\\x",
+            steps=1, learning_rate=1e-4, batch_size=1, train="head only", seed=0),
+        "is on another machine",
+    ),
     "no threshold": (lambda: detect("cat", threshold=float("nan")), "threshold is nan"),
     "no colour": (
         lambda: node("MIPMiniatureObject").execute(

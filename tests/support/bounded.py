@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -27,37 +28,49 @@ def refused(act: Callable[[], Any], *words: str) -> str:
     return said
 
 
-def outcome(act: Callable[[], Any]) -> tuple[str, str]:
+def outcome(act: Callable[[], Any], seconds: int = SECONDS) -> tuple[str, str]:
     """What becomes of `act` within the limits: the exception's type and words, or ("", "") where it returns."""
+    return next(outcomes([act], seconds))
+
+
+def outcomes(acts: Iterable[Callable[[], Any]], seconds: int = 5) -> Iterator[tuple[str, str]]:
+    """What becomes of each of the acts, one after the other in one process. seconds: of the processor, for each.
+
+    Whoever ends the process is the last.
+    """
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_limited, args=(act, theirs))
+    process = context.Process(target=_limited, args=(acts, seconds, theirs))
     process.start()
     theirs.close()
     try:
-        return ours.recv()
+        while (came := ours.recv()) is not None:
+            yield came
     except EOFError:
         process.join()
-        return f"the process ended with {process.exitcode}", ""
+        yield f"the process ended with {process.exitcode}", ""
     finally:
         process.kill()
         process.join()
 
 
-def _limited(act: Callable[[], Any], pipe: Any) -> None:
+def _limited(acts: Iterable[Callable[[], Any]], seconds: int, pipe: Any) -> None:
     import resource
 
     torch.set_num_threads(1)  # other threads do not survive a fork
     with open("/proc/self/statm") as sizes:
         taken = int(sizes.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    last = int(used.ru_utime + used.ru_stime) + SECONDS
-    resource.setrlimit(resource.RLIMIT_CPU, (last, last))
-    try:
-        act()
-        pipe.send(("", ""))
-    except ValueError as error:
-        pipe.send(("ValueError", str(error)))
-    except BaseException as error:
-        pipe.send((type(error).__name__, str(error)))
+    for act in acts:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        last = int(used.ru_utime + used.ru_stime) + seconds + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (last, resource.RLIM_INFINITY))
+        try:
+            act()
+            pipe.send(("", ""))
+        except ValueError as error:
+            raw = isinstance(error, UnicodeError | json.JSONDecodeError)
+            pipe.send((type(error).__name__ if raw else "ValueError", str(error)))
+        except BaseException as error:
+            pipe.send((type(error).__name__, str(error)))
+    pipe.send(None)

@@ -13,10 +13,11 @@ import pytest
 import torch
 from mip_adapter.common.folder_lock import only_here
 from mip_adapter.training.checkpoints import reached, write_state
+from mip_adapter.training.data_folder import picture_ids, refuse_other_machine
 from mip_adapter.training.save import save_adapter
 from mip_adapter.training.trainer import train
 
-from ..support.bounded import needs_fork
+from ..support.bounded import LONGER, needs_fork
 from ..support.training_world import PlainModel, small_adapter, small_recipe, write_folder
 
 
@@ -67,6 +68,25 @@ def test_a_folder_takes_one_training_at_a_time(data: Path, tmp_path: Path) -> No
         other.join()
     with only_here(tmp_path, "wait."), pytest.raises(ValueError, match=f"this one, process {os.getpid()}"):
         run(data, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["\\\\somewhere\\share", "\\\\?\\UNC\\somewhere\\share", "//somewhere/share"])
+def test_no_other_machine_is_asked_for_data(tmp_path: Path, name: str) -> None:
+    """Windows would log in there as soon as anything asks whether the path exists."""
+    if name[0] == "/" and os.name != "nt":
+        pytest.skip("such a path names no machine here")
+    kept = tmp_path / "kept.txt"
+    kept.write_text(f"# dataset: {name}\na\n")
+    for ask in (lambda: picture_ids(kept), lambda: refuse_other_machine(name)):
+        with pytest.raises(ValueError, match="is on another machine: connect its folder as a drive"):
+            ask()
+
+
+def test_a_list_of_kept_pictures_names_no_paths(tmp_path: Path) -> None:
+    for away in ("../up", "/etc/passwd", "\\\\somewhere\\share", "C:x"):
+        (tmp_path / "kept.txt").write_text(f"# dataset: .\n{away}\n")
+        with pytest.raises(ValueError, match="which is a path"):
+            picture_ids(tmp_path / "kept.txt")
 
 
 def edited(state: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -127,7 +147,7 @@ def test_any_damage_gets_a_sentence_or_goes_on(data: Path, tmp_path: Path, train
     file.parent.mkdir()
     torch.save(trained, file)
     whole = file.read_bytes()
-    for case in range(40):
+    for case in range(40 * LONGER):
         broken = bytearray(whole[: rng.randrange(len(whole))] if case % 4 == 0 else whole)
         for _ in range(rng.choice((1, 8, 64))):
             broken[rng.randrange(len(broken))] = rng.randrange(256)

@@ -11,6 +11,7 @@ from mip_adapter.weights.adapter import Adapter, load_adapter, load_head
 from safetensors.torch import save_file
 
 from ..support import weights_samples as samples
+from ..support.bounded import LONGER
 from ..support.weights_samples import SMALL
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
@@ -63,7 +64,7 @@ def test_cut_off_anywhere(sound):
     path, whole = sound
     rng = random.Random(1)
     lengths = [0, 1, 7, 8, 9, 100, len(whole) - 1, len(whole) - 8]
-    for length in lengths + [rng.randrange(len(whole)) for _ in range(32)]:
+    for length in lengths + [rng.randrange(len(whole)) for _ in range(32 * LONGER)]:
         path.write_bytes(whole[:length])
         assert loads_or_refuses(path) is None, f"cut at {length} of {len(whole)}"
 
@@ -71,7 +72,7 @@ def test_cut_off_anywhere(sound):
 def test_flipped_bytes(sound):
     path, whole = sound
     rng = random.Random(2)
-    for case in range(80):
+    for case in range(80 * LONGER):
         broken = bytearray(whole)
         # Half of the cases near the start or the end, where the indices are.
         for _ in range(rng.choice((1, 1, 2, 8, 64))):
@@ -84,7 +85,7 @@ def test_flipped_bytes(sound):
 def test_spliced_and_padded(sound):
     path, whole = sound
     rng = random.Random(3)
-    for _ in range(20):
+    for _ in range(20 * LONGER):
         a, b = sorted(rng.randrange(len(whole)) for _ in range(2))
         for broken in (whole[:a] + whole[b:], whole[:b] + whole[a:], whole[:a] + rng.randbytes(b - a) + whole[b:]):
             path.write_bytes(broken)
@@ -97,7 +98,7 @@ def test_swapped_shapes_dropped_and_added_keys(tmp_path, kind, family):
     rng = random.Random(f"{kind}{family}")
     path = tmp_path / f"fuzzed.{kind}"
     original = samples.flat(SMALL[family])
-    for _ in range(30):
+    for _ in range(30 * LONGER):
         tensors = dict(original)
         for _ in range(rng.choice((1, 1, 2, 5))):
             mutate(tensors, rng)
