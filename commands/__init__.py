@@ -6,6 +6,7 @@ curate.py      object quality scores of training pictures, and the choice of the
 convert.py     torch pickles to .safetensors
 demo.py        the demo: run a workflow on a server, fetch its pictures
 demo_sheet.py  the demo's pictures in one sheet, judged
+options.py     options that several commands have
 comfy_base.py  the models that commands load
 concept101/    the paper's table
 labelling/     what dataset.py needs: reading, words, boxes and masks

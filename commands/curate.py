@@ -24,6 +24,7 @@ from .curation.read import Folder
 from .curation.score import score
 from .curation.sheet import Entry, contact_sheet
 from .curation.table import best, check_table, ranked, write_table
+from .options import add_long_run, check_ranges
 
 PART = 64  # pictures in a part; a process that is killed loses at most this many scores
 
@@ -132,15 +133,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--sheet", type=int, default=18, metavar="N", help="pictures of each end on the contact sheet, 0: no sheet")
     add("--min-objects", type=int, default=2, help="objects a picture must have (default 2)")
     add("--max-objects", type=int, help="objects that are scored, the most confident first (default: all usable ones)")
-    add("--device", help="such as cuda:1 or cpu (default: a GPU of its own for every process, else the CPU)")
     add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read pictures")
-    add("--part", type=int, default=PART, help=argparse.SUPPRESS)
-    add("--fresh", action="store_true", help="forget the scores of earlier runs")
+    add_long_run(parser, PART, "forget the scores of earlier runs")
     options = parser.parse_args(argv)
-    for name, low, high in (("keep", 1, None), ("quantile", 0, 1), ("workers", 1, None), ("part", 1, None)):
-        value = getattr(options, name)
-        if value is not None and (value < low or (high is not None and value > high)):
-            parser.error(f"--{name} is {value}; it must be {f'{low} to {high}' if high else f'{low} or more'}")
+    check_ranges(parser, options, keep=(1, None), quantile=(0, 1), workers=(1, None), part=(1, None))
     most = options.min_objects if options.max_objects is None else options.max_objects
     if not 1 <= options.min_objects <= most:
         parser.error("--min-objects must be 1 or more, and not above --max-objects")

@@ -31,6 +31,7 @@ from ..training.filters import Filters
 from .curation.sheet import Entry, contact_sheet
 from .labelling.label import Labeller
 from .labelling.read import Source, chosen, read_ids, sources
+from .options import add_long_run, check_ranges
 
 MINIATURE = Path("miniature")
 PART = 16  # pictures in a part; a process that is killed makes at most so many again
@@ -174,14 +175,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--min-objects", type=int, default=2, metavar="N", help="drop pictures in which training would use fewer "
         "(default 2); 0 keeps all with an object")  # fmt: skip
     add("--sheet", type=int, default=36, metavar="N", help="pictures on the contact sheet, 0: no sheet")
-    add("--device", help="such as cuda:1 or cpu (default: a GPU of its own for every process, else the CPU)")
-    add("--part", type=int, default=PART, help=argparse.SUPPRESS)
-    add("--fresh", action="store_true", help="make everything anew")
+    add_long_run(parser, PART, "make everything anew")
     options = parser.parse_args(argv)
-    for name, low, high in (("threshold", 0, 1), ("short_side", 0, None), ("min_objects", 0, None), ("part", 1, None)):
-        value = getattr(options, name)
-        if value < low or (high is not None and value > high):
-            parser.error(
-                f"--{name.replace('_', '-')} is {value}; it must be {f'{low} to {high}' if high else f'{low} or more'}"
-            )
+    check_ranges(parser, options, threshold=(0, 1), short_side=(0, None), min_objects=(0, None), part=(1, None))
     return options

@@ -10,6 +10,7 @@ from typing import get_args
 from ...attention.options import STRATEGIES
 from ...evaluation.concept101.schedule import Schedule, official_timesteps
 from ...training.run_config import MINIATURE
+from ..options import check_ranges
 from .settings import NEGATIVE, Settings
 
 
@@ -47,10 +48,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--name", help="of the row in the table (default: adapter and strategy)")
     add("--cpu", action="store_true", help="do not use a GPU")
     options = parser.parse_args(argv)
-    for name, low in (("steps", 1), ("pairs", 1), ("prompts", 1), ("side", 64)):
-        value = getattr(options, name)
-        if value is not None and value < low:
-            parser.error(f"--{name} is {value}; it must be {low} or more")
+    check_ranges(parser, options, steps=(1, None), pairs=(1, None), prompts=(1, None), side=(64, None))
     if options.checkpoint != MINIATURE and not options.clip_vision:
         parser.error("--clip-vision is missing: name the image encoder that the adapter was trained with")
     if options.schedule == "official":
