@@ -8,6 +8,7 @@ merge.py           gated block attention to the image tokens
 fusion_head.py     the gate g̃
 site.py            one cross-attention site: all equations together
 joint.py           the same where text and picture attend together, as in FLUX.1
+share_bias.py      edit models: the references of their own sequence, told apart by a bias
 plan.py            references compiled for all sites
 options.py         what the artist chooses
 block_strength.py  strength by block

@@ -28,11 +28,15 @@ def named_positions(prompt: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
 
     prompt: [B, P, X], the prompts' embeddings.
     text: [L, X], the object text's content tokens, encoded alone; L at most P.
-    Returns the positions [B, L] and the run's mean cosine [B]. What all tokens of a prompt have in common is taken off
-    before. An encoder gives a word other numbers in another context, so the cosine stays below 1.
+    Returns the positions [B, L] and the run's mean cosine [B]. What the directions of a prompt's tokens have in common
+    is taken off before; rows of zeros, with which some hosts fill up, do not count. An encoder gives a word other
+    numbers in another context, so the cosine stays below 1.
     """
-    common = prompt.float().mean(1, keepdim=True)
-    tokens, wanted = normalize(prompt.float() - common, dim=-1), normalize(text.float() - common, dim=-1)
+    given = normalize(prompt.float(), dim=-1)
+    filled = given.any(-1, keepdim=True).sum(1, keepdim=True).clamp_min(1)
+    common = given.sum(1, keepdim=True) / filled
+    # Directions, since one token of a large language model can be a thousand times as long as the others.
+    tokens, wanted = normalize(given - common, dim=-1), normalize(normalize(text.float(), dim=-1) - common, dim=-1)
     cosines = tokens @ wanted.transpose(1, 2)  # [B, P, L]
     runs = prompt.shape[1] - len(text) + 1
     along = torch.stack([cosines[:, word : word + runs, word] for word in range(len(text))]).mean(0)  # [B, runs]

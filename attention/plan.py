@@ -363,10 +363,15 @@ class SharedText:
         if (heads, width) not in self._made:
             # to_k is linear without bias: dividing the text by sqrt(d) divides the keys, and does so only once.
             text = (self._text * width**-0.5).to(self._dtype)
-            rows = torch.zeros(len(self._counts), sum(self._counts))
-            start = 0
-            for i, count in enumerate(self._counts):
-                rows[i, start : start + count] = 1.0 / max(1, count * heads)
-                start += count
-            self._made[heads, width] = text, rows.repeat(1, heads).to(self._text.device)
+            self._made[heads, width] = text, averages(self._counts, heads).to(self._text.device)
         return self._made[heads, width]
+
+
+def averages(counts: Sequence[int], heads: int) -> Tensor:
+    """[M, h·L] float32: 1 / (h L_i) on the L_i tokens of object i in every head (see `raw_relevance`)."""
+    rows = torch.zeros(len(counts), sum(counts))
+    start = 0
+    for i, count in enumerate(counts):
+        rows[i, start : start + count] = 1.0 / max(1, count * heads)
+        start += count
+    return rows.repeat(1, heads)

@@ -11,6 +11,7 @@ region.py           MIP Region from Box
 block_strength.py   MIP Block Strength
 merge.py            MIP Merge, MIP Fusion Head
 apply.py            MIP Apply
+edit.py             MIP Edit References
 relevance.py        MIP Relevance Maps
 freeze.py           MIP Freeze Relevance
 detect.py           Load MIP Detector, MIP Detect Objects, MIP Objects from Boxes
@@ -40,6 +41,7 @@ from .apply import MIPApply  # noqa: E402
 from .binding import MIPBindingReport, MIPSeedPicker  # noqa: E402
 from .block_strength import MIPBlockStrength  # noqa: E402
 from .detect import MIPBoxes, MIPDetectObjects, MIPDetectorLoader  # noqa: E402
+from .edit import MIPEditReferences  # noqa: E402
 from .encoders import MIPEncoderFromModels, MIPEncoderLoader  # noqa: E402
 from .faces import MIPFaceAnalyserLoader, MIPFaceReference  # noqa: E402
 from .freeze import MIPFreezeRelevance  # noqa: E402
@@ -85,6 +87,7 @@ NODES: list[type[io.ComfyNode]] = [
     MIPSigLIPLoader,
     MIPFaceAnalyserLoader,
     MIPFaceReference,
+    MIPEditReferences,
 ]
 for _node in NODES:
     check_whenever_it_runs(_node)

@@ -6,6 +6,7 @@ inner_lora.py         the LoRA inside a FaceID file, by the host's patches
 siglip.py             SigLIP with the pooled embedding that the host's loader leaves out
 site_patch.py         the patch at each cross-attention site
 joint_patch.py        the patch around each block of FLUX.1
+edit_patch.py         the attention of edit models, which take references by themselves
 noise_patch.py        noise on the text attention
 unet_call.py          what a patch must know about the UNet call it is part of
 batch_layout.py       which rows of the batch are what

@@ -75,7 +75,7 @@ def apply_references(
     styles = tuple(each for each in styles_of(references) if each.weight)
     if record is not None:
         record.off, record.strategy = scale == 0, merge.strategy
-    shares = None if frozen is None else _frozen_shares(frozen, tuple(each.text for each in objects), merge)
+    shares = None if frozen is None else frozen_shares_of(frozen, tuple(each.text for each in objects), merge)
     if scale == 0:
         return model.clone()  # the same bits as without the references
     sites = sites[: len(adapter.spec.sites)]
@@ -161,7 +161,7 @@ def _with_blocks(reference: Reference, sites: Sequence[Site]) -> Reference:
     return reference
 
 
-def _frozen_shares(maps: RecordedMaps, names: tuple[str, ...], merge: Merge) -> Tensor:
+def frozen_shares_of(maps: RecordedMaps, names: tuple[str, ...], merge: Merge) -> Tensor:
     """[M + 1, pictures, H, W]: the recorded shares, then what no object claimed."""
     if isinstance(maps, RelevanceRecord):
         raise ValueError(

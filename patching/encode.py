@@ -29,7 +29,7 @@ CLIP_WORDS = 75  # 77 positions without start and end
 
 # A new scale, range, merge, weight or region encodes nothing again, so the encoders need not displace the UNet on the
 # GPU. Caching by identity is safe: the host applies changes to a CLIP, such as a LoRA, to a clone.
-_tokens, _null_tokens, _texts = WeakCache(), WeakCache(), WeakCache()
+_tokens, _null_tokens, _texts, _words = WeakCache(), WeakCache(), WeakCache(), WeakCache()
 
 
 def encode_references(
@@ -230,6 +230,79 @@ def t5_tokens(clip: Any, text: str) -> Tensor:
     if count < 1:
         raise ValueError(f"The object text “{text}” contains no words for the text encoder; name the object.")
     return clip.encode_from_tokens(tokens)[0, :count].float()
+
+
+def edit_words(clip: Any, names: Sequence[str], prompt: str = "") -> tuple[Tensor, ...]:
+    """The tokens [L_i, X] of the objects' words, for any text encoder: encoded alone, or in the prompt if it is given.
+
+    Raises ValueError for a text without words, and for one that the prompt does not hold.
+    """
+    check_clip(clip)
+    if not prompt:
+        # Within a prompt most words follow a space, which some tokenizers count to the word.
+        return tuple(_words(lambda name=name: _content(clip, f" {name}")[1], clip, name=name) for name in names)
+    ids, rows = _content(clip, prompt)
+    return tuple(rows[_words_in(clip, name, ids)] for name in names)
+
+
+def _words_in(clip: Any, name: str, prompt: list[int]) -> slice:
+    """Where the prompt's tokens are those of a name, with or without a space before it."""
+    for words in (f" {name}", name):
+        wanted = _content_ids(clip, words)[0]
+        for start in range(len(prompt) - len(wanted) + 1):
+            if prompt[start : start + len(wanted)] == wanted:
+                return slice(start, start + len(wanted))
+    raise ValueError(
+        f"The prompt does not name “{name}”: this model finds an object by the prompt's own words. Write the object "
+        "text into the prompt as it is."
+    )
+
+
+def _content(clip: Any, text: str) -> tuple[list[int], Tensor]:
+    """The ids and the embeddings [L, X] of a text's own tokens. Raises ValueError for a text without words."""
+    ids, behind, tokens = _content_ids(clip, text)
+    if not ids:
+        raise ValueError(f"The object text “{text.strip()}” contains no words for the text encoder; name the object.")
+    rows = clip.encode_from_tokens(tokens)[0].float()
+    # From the end: some encoders cut their system prompt off.
+    stop = len(rows) - behind
+    if stop < len(ids):
+        raise ValueError(
+            f"The text encoder gives {len(rows)} rows for an object text of {len(ids)} tokens, so nobody can say which "
+            "row is which word: connect the CLIP that encodes the prompt, from before packs that change what it gives."
+        )
+    return ids, rows[stop - len(ids) : stop]
+
+
+def _content_ids(clip: Any, text: str) -> tuple[list[int], int, Any]:
+    """The ids of a text's own tokens, how many tokens stand behind them, and the tokens.
+
+    What an empty text has, too, is the encoder's: start, end, system prompt, padding.
+    """
+    tokens = clip.tokenize(text)
+    ids, empty = _ids(tokens), _ids(clip.tokenize(""))
+    padding = len(ids) - len(_unpadded(ids))
+    ids, empty = _unpadded(ids), _unpadded(empty)
+    before = _common(ids, empty)
+    behind = _common(ids[before:][::-1], empty[before:][::-1])
+    return ids[before : len(ids) - behind], behind + padding, tokens
+
+
+def _ids(tokens: Any) -> list[int]:
+    """The token numbers of the encoder that makes the embeddings. Textual inversions count as -1."""
+    row = tokens.get(T5, next(iter(tokens.values()))) if isinstance(tokens, dict) else tokens
+    return [int(token) if isinstance(token, int) else -1 for chunk in row for token, *_ in chunk]
+
+
+def _unpadded(ids: list[int]) -> list[int]:
+    """Without the same token several times at the end."""
+    count = _common(ids[::-1], [ids[-1]] * len(ids)) if ids else 0
+    return ids[: len(ids) - count] if count > 1 else ids
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many elements two sequences share at their beginnings."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def image_tokens(clip_vision: Any, reference: Reference, adapter: Adapter) -> Tensor:

@@ -7,7 +7,9 @@ fills the second while its block runs. So it sees the queries and keys of that b
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,6 +28,7 @@ from .site_patch import note_record
 from .unet_call import CALL, SAMPLING, PooledAt, SamplingState, UNetCall
 
 JOINT = "mip_adapter_joint"
+CALL_PATCH = "mip_adapter_call_patch"  # one that acts on whole calls; see edit_patch.py
 OVERRIDE = "optimized_attention_override"  # the host's slot for another attention function
 
 
@@ -33,12 +36,13 @@ class ObjectTexts:
     """The object texts' embeddings, and where prompts name them.
 
     names: the M object texts.
-    embeddings: M × [L_i, X], content tokens, each text encoded alone.
+    embeddings: M × [L_i, X], content tokens, each text encoded alone or in its prompt.
+    remedy: what helps if a prompt does not name an object.
     """
 
-    def __init__(self, names: tuple[str, ...], embeddings: Sequence[Tensor]) -> None:
-        self.names, self.embeddings = names, tuple(embeddings)
-        self._checked: WeakKeyDictionary[SamplingState, set[tuple]] = WeakKeyDictionary()
+    def __init__(self, names: tuple[str, ...], embeddings: Sequence[Tensor], remedy: str = "") -> None:
+        self.names, self.embeddings, self.remedy = names, tuple(embeddings), remedy
+        self._found: WeakKeyDictionary[SamplingState, dict[Hashable, list[Tensor]]] = WeakKeyDictionary()
         self._moved: dict[torch.device, tuple[Tensor, ...]] = {}  # so that no call waits for a copy
 
     def _on(self, device: torch.device) -> tuple[Tensor, ...]:
@@ -47,48 +51,64 @@ class ObjectTexts:
         return self._moved[device]
 
     def positions(
-        self, prompts: Tensor, conditional: list[int], run: SamplingState | None, conds: tuple
+        self, prompts: Tensor, conditional: list[int], run: SamplingState | None, conds: Hashable
     ) -> list[Tensor]:
         """M × [B, L_i], where the prompts [B, P, X] name the objects.
 
         conditional: the rows that are to name them.
-        run, conds: each cond is checked once in a run, since reading the likeness waits for the device.
+        run, conds: the same conds are looked up once in a run, since reading the likeness waits for the device. conds
+            is None where nobody says which they are.
         Raises ValueError if a prompt does not name an object.
         """
+        known = self._found.setdefault(run, {}) if run is not None else {}
+        if conds is not None and conds in known:
+            return known[conds]
+        longest = max(map(len, self.embeddings))
+        if longest > prompts.shape[1]:
+            raise ValueError(
+                f"The prompt has {prompts.shape[1]} tokens and an object text {longest}: write the object texts into "
+                "the prompt as they are."
+            )
         found = [named_positions(prompts, text) for text in self._on(prompts.device)]
-        checked = self._checked.setdefault(run, set()) if run is not None else set()
-        if conds not in checked:
-            checked.add(conds)
+        if conds not in known:
             likeness = torch.stack([best for _, best in found])[:, conditional].amin(1).tolist()
             for name, best in zip(self.names, likeness, strict=True):
                 if best < NAMED:
                     raise ValueError(
                         f"The prompt does not name “{name}” (likeness {best:.2f}, at least {NAMED} is needed): "
-                        "FLUX finds an object by the prompt's own words. Write the object text into the prompt as it "
-                        "is."
+                        "this model finds an object by the prompt's own words. Write the object text into the prompt "
+                        f"as it is{self.remedy}."
                     )
+            known[conds] = [positions for positions, _ in found]
         return [positions for positions, _ in found]
 
 
 class JointCall:
-    """What one call of the model tells its patches.
+    """What one call of a model with joint attention tells its patches.
 
     prompts: [B, P, X].
     size: (h, w), the picture's positions.
+    references: number of tokens of each reference latent, which stand behind the picture's.
+
     text: number of text positions; the first block says it.
     """
 
-    def __init__(self, prompts: Tensor, size: Size) -> None:
-        self.prompts, self.size = prompts, size
+    def __init__(self, prompts: Tensor, size: Size, references: tuple[int, ...] = ()) -> None:
+        self.prompts, self.size, self.references = prompts, size, references
         self.text = prompts.shape[1]
         self._positions: dict[ObjectTexts, list[Tensor]] = {}
 
+    def __deepcopy__(self, memo: dict) -> JointCall:
+        return self  # see CondEvaluation
+
     def positions(self, texts: ObjectTexts, call: UNetCall, options: Mapping[str, Any]) -> list[Tensor]:
-        """See `ObjectTexts.positions`; made once per call."""
+        """See `ObjectTexts.positions`; asked for once per call."""
         if texts not in self._positions:
             groups = call.rows(len(self.prompts))
             conditional = [row for rows in groups if rows.conditional for row in range(rows.start, rows.stop)]
-            conds = tuple(options.get("uuids") or ())
+            uuids, shown = options.get("uuids"), call.shown
+            pictures = tuple(shown) if isinstance(shown, list) else shown is None
+            conds = (tuple(uuids), tuple(self.prompts.shape), pictures) if uuids else None
             self._positions[texts] = texts.positions(self.prompts, conditional, options.get(SAMPLING), conds)
         return self._positions[texts]
 
@@ -99,11 +119,25 @@ def describe_joint_call(executor: Any, *args: Any, **kwargs: Any) -> Any:
     given = bound.arguments
     x, options, model = given["x"], given["transformer_options"], executor.class_obj
     call = UNetCall(model, x.shape, options)
-    size = tuple(-(-side // model.patch_size) for side in x.shape[-2:])
-    with noted(options, CALL, call), noted(options, JOINT, JointCall(given["context"], size)):
+    references = tuple(math.prod(_positions(each, model)) for each in given.get("ref_latents") or ())
+    height, width = _positions(x, model)[-2:]
+    joint = JointCall(given["context"], (height, width), references)
+    patch = options.get(CALL_PATCH)
+    attention = patch.attention(call, joint, options) if patch is not None else None
+    with ExitStack() as notes:
+        notes.enter_context(noted(options, CALL, call))
+        notes.enter_context(noted(options, JOINT, joint))
+        if attention is not None:
+            notes.enter_context(noted(options, OVERRIDE, attention))
         out = executor(*bound.args, **bound.kwargs)
     call.close()
     return out
+
+
+def _positions(latent: Tensor, model: Any) -> tuple[int, ...]:
+    """How many positions a latent [B, C, …, h, w] becomes along each side."""
+    *frames, height, width = latent.shape[2:]
+    return *frames, -(-height // model.patch_size), -(-width // model.patch_size)
 
 
 class JointPatch:

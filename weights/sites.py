@@ -75,6 +75,28 @@ def joint_sites(model: Any) -> tuple[Site, ...]:
     )
 
 
+def edit_sites(model: Any) -> tuple[Site, ...]:
+    """The blocks of a model that attends to text, picture and references together, text first, as edit models do.
+
+    Raises ValueError if the model is none.
+    """
+    if is_joint(model):
+        return joint_sites(model)
+    if all(hasattr(model, name) for name in ("transformer_blocks", "txt_norm", "txt_in", "img_in", "time_text_embed")):
+        context = _columns(model.txt_in)
+        return tuple(
+            Site(("double_block", number), number, block.dim, block.num_attention_heads, context)
+            for number, block in enumerate(model.transformer_blocks)
+        )
+    kind = type(model).__name__
+    kind = _ARCHITECTURE_NAMES.get(kind, kind)
+    raise ValueError(
+        f"This model is no edit model that MIP-Adapter knows (it is a {kind}): load FLUX.1 Kontext, FLUX.2 or "
+        "Qwen-Image-Edit with ComfyUI's own loader. Packs for quantised models, such as Nunchaku, run an attention of "
+        "their own that nobody else can reach; fp8 and GGUF files do not need them."
+    )
+
+
 def unet_sites(unet: Any) -> tuple[Site, ...]:
     """All sites in the order of their numbers.
 

@@ -1,0 +1,266 @@
+"""Edit models (FLUX.1 Kontext, FLUX.2, Qwen-Image-Edit): their own references, told apart by the prompt's words.
+
+Such a model takes references by itself: every ReferenceLatent's tokens stand behind the picture's in one sequence. A
+patch fills the host's slot for another attention function while the model runs, and nothing else. So it acts at every
+block, on all hosts, beside whatever other packs put around the blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import comfy.ldm.modules.attention
+import torch
+from torch import Tensor
+
+from ..attention.joint import joint_relevance
+from ..attention.options import Merge
+from ..attention.plan import Plan, averages
+from ..attention.reference import object_text
+from ..attention.schedule import PercentRange, Schedule
+from ..attention.share_bias import Layout, bias_of, key_channels, query_channels, with_channels, without_channels
+from ..attention.site import RowGroup, relevance_share
+from ..relevance.record import RecordedMaps, RelevanceRecord
+from ..weights.sites import SiteKey, edit_sites
+from .apply import frozen_shares_of
+from .encode import edit_words
+from .joint_patch import CALL_PATCH, OVERRIDE, JointCall, ObjectTexts, describe_joint_call
+from .sampling_wrappers import install_wrappers
+from .site_patch import check_percents, note_record
+from .unet_call import PooledAt, UNetCall
+
+log = logging.getLogger(__name__)
+NOBODY = "-"  # in place of a text: a reference that belongs to no object
+# Parts of the names of the host's attention functions that store queries and keys as integers. One scale for all
+# channels would be chosen for ours, which are large.
+INTEGERS = ("sage", "int8")
+REMEDY = ", or connect the prompt to MIP Edit References"
+
+
+def read_texts(texts: str) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
+    """The M objects' names, and for each reference which of them it shows; None: none of them.
+
+    texts: one line for each reference. The same text in several lines is one object with several references.
+    Raises ValueError if no line holds a text.
+    """
+    lines = [line.strip() for line in texts.strip("\n").split("\n")]
+    named = [None if line in ("", NOBODY) else object_text(line) for line in lines]
+    names = tuple(dict.fromkeys(name for name in named if name is not None))
+    if not names:
+        raise ValueError(
+            "No object is named: write one line for each ReferenceLatent, in their order, with the words of the "
+            f"prompt that name what the reference shows, or “{NOBODY}” for a reference that shows no object."
+        )
+    return names, tuple(None if name is None else names.index(name) for name in named)
+
+
+def edit_references(
+    model: Any,
+    clip: Any,
+    texts: str,
+    *,
+    strength: float,
+    apart: bool = True,
+    start_percent: float = 0.0,
+    end_percent: float = 1.0,
+    merge: Merge | None = None,
+    frozen: RecordedMaps | None = None,
+    prompt: str = "",
+    record: RelevanceRecord | None = None,
+) -> Any:
+    """A clone of `model` (ModelPatcher of an edit model) whose picture listens to each reference by its share.
+
+    texts: see `read_texts`.
+    strength: of the bias; 0: the same bits as without this.
+    apart: whether references do not attend to each other.
+    merge, frozen, record: as in `apply_references`.
+    prompt: the prompt, if known: the objects' words are then encoded in it.
+    Raises ValueError with a sentence for the artist when the arguments do not belong together.
+    """
+    if not (math.isfinite(strength) and strength >= 0):
+        raise ValueError(f"The strength is {strength}; it must be 0 or more (1 follows the shares).")
+    check_percents(start_percent, end_percent)
+    merge = merge or Merge(measure="pool")
+    if merge.strategy != "relevance":
+        raise ValueError(
+            f"The merge strategy is {merge.strategy}, and an edit model merges its references by itself: only "
+            "relevance can tell them apart. Choose relevance, or disconnect “merge”."
+        )
+    sites = edit_sites(model.model.diffusion_model)
+    names, owners = read_texts(texts)
+    shares = None if frozen is None else frozen_shares_of(frozen, names, merge)
+    if record is not None:
+        record.off, record.strategy = strength == 0, merge.strategy
+    clone = model.clone()
+    if strength == 0:
+        return clone
+    words = ObjectTexts(names, edit_words(clip, names, prompt), "" if prompt else REMEDY)
+    ones = torch.ones(len(names), 1, 1)
+    plan = Plan(names, merge, "off", 0.0, ones, None, {}, shares)
+    window = PercentRange.from_percents(start_percent, end_percent)
+    patch = EditPatch(Schedule.always(plan), words, owners, strength, apart, window, record)
+    install_wrappers(clone.model_options, describe_joint_call)
+    options = clone.model_options["transformer_options"]
+    if CALL_PATCH in options:
+        raise ValueError(
+            "This model comes from another MIP Edit References: use one, and write all references' texts into it."
+        )
+    options[CALL_PATCH] = patch
+    if record is not None:
+        note_record(clone, patch.schedule, len(sites), record)
+    return clone
+
+
+class EditPatch:
+    """What is to happen in the attention of an edit model.
+
+    schedule: of one plan without sites, whose objects always act.
+    texts: the objects' words.
+    owners: see `read_texts`; references beyond them belong to no object.
+    window: when the patch acts; None: at all steps.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        texts: ObjectTexts,
+        owners: tuple[int | None, ...],
+        strength: float,
+        apart: bool,
+        window: PercentRange | None,
+        record: RelevanceRecord | None,
+    ) -> None:
+        self.schedule, self.texts, self.owners = schedule, texts, owners
+        self.strength, self.apart, self.window, self.record = strength, apart, window, record
+        (self.plan,) = schedule.plans.values()
+        self._averages: dict[tuple[int, torch.device], Tensor] = {}
+
+    def __deepcopy__(self, memo: dict) -> EditPatch:
+        return self  # it never changes
+
+    def attention(self, call: UNetCall, joint: JointCall, options: Mapping[str, Any]) -> Callable | None:
+        """The attention function for one call of the model; None: the host's own.
+
+        Raises ValueError if the call has fewer references than there are texts.
+        """
+        if self.window is not None and not call.within(self.window):
+            return None
+        conditional = any(rows.conditional for rows in call.rows(len(joint.prompts)))
+        if conditional and len(joint.references) < len(self.owners):
+            raise ValueError(_too_few(len(joint.references), len(self.owners)))
+        return _EditAttention(self, call, joint, options) if joint.references else None
+
+    def average(self, heads: int, device: torch.device) -> Tensor:
+        """[M, h·L], see `raw_relevance`."""
+        if (heads, device) not in self._averages:
+            counts = [len(text) for text in self.texts.embeddings]
+            self._averages[heads, device] = averages(counts, heads).to(device)
+        return self._averages[heads, device]
+
+
+def _too_few(references: int, texts: int) -> str:
+    if not references:
+        return (
+            "The prompt has no reference latents, so there is nothing that could be told apart: put a ReferenceLatent "
+            "for each picture behind the text encoder, in the order of the texts."
+        )
+    return (
+        f"There are texts for {texts} references and the prompt has {references} reference latents: write one line for "
+        "each ReferenceLatent, in their order. Pictures stitched into one latent cannot be told apart."
+    )
+
+
+class _EditAttention:
+    """The attention of all blocks in one call."""
+
+    def __init__(self, patch: EditPatch, call: UNetCall, joint: JointCall, options: Mapping[str, Any]) -> None:
+        self.patch, self.call, self.joint, self.options = patch, call, joint, options
+        self.before: Callable | None = options.get(OVERRIDE)
+        self._keys: tuple[Layout, Tensor] | None = None
+
+    def __deepcopy__(self, memo: dict) -> _EditAttention:
+        return self  # see CondEvaluation
+
+    def __call__(
+        self, function: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *rest: Any, **more: Any
+    ) -> Tensor:
+        layout, site = self._layout(q, k), _site(more.get("transformer_options") or {})
+        if layout is None or site is None:
+            return self._attend(function, q, k, v, heads, *rest, **more)
+        bias = self._bias(q, k, layout, site)
+        if not bias and not self.patch.apart:
+            return self._attend(function, q, k, v, heads, *rest, **more)
+        if self._keys is None or self._keys[0] != layout or self._keys[1].dtype != q.dtype:
+            self._keys = layout, key_channels(layout, k)
+        keys = self._keys[1]
+        queries = query_channels(layout, keys, bias, self.patch.owners, len(q), self.patch.apart)
+        wide = with_channels(q, k, v, queries, keys, more.get("scale"))
+        if any(part in getattr(function, "__name__", "") for part in INTEGERS):
+            function = comfy.ldm.modules.attention.attention_pytorch
+        out = self._attend(function, *wide, heads, *rest, **more)
+        if more.get("skip_output_reshape"):
+            return out[..., : v.shape[-1]]
+        return without_channels(out, heads, v.shape[-1])
+
+    def _attend(self, function: Callable, *given: Any, **more: Any) -> Tensor:
+        """The attention function, through what another pack put into its slot."""
+        if self.before is None:
+            return function(*given, **more)
+        try:
+            return self.before(function, *given, **more)
+        except (AssertionError, NotImplementedError, ValueError) as error:
+            log.warning(
+                "Another pack's attention refused heads of %d channels (%s); ComfyUI's own runs instead.",
+                given[0].shape[-1],
+                error,
+            )
+            self.before = None
+            return function(*given, **more)
+
+    def _layout(self, q: Tensor, k: Tensor) -> Layout | None:
+        """The parts of the sequence, or None if this is no attention of text, picture and references together.
+
+        A cache of the references' keys leaves their queries out.
+        """
+        if q.ndim != 4:
+            return None
+        references, picture = self.joint.references, math.prod(self.joint.size)
+        text = k.shape[2] - picture - sum(references)
+        known = text >= self.joint.prompts.shape[1] and q.shape[2] in (k.shape[2], text + picture)
+        return Layout(text, picture, references) if known else None
+
+    def _bias(self, q: Tensor, k: Tensor, layout: Layout, site: SiteKey) -> Sequence[tuple[slice, Tensor]]:
+        """b_i[n], [M, b, N], of the rows that have one."""
+        patch, plan, call, size = self.patch, self.patch.plan, self.call, self.joint.size
+        call.visit(site, patch.record)
+        objects = tuple(range(plan.objects))
+        text, picture = slice(layout.text), slice(layout.text, layout.text + layout.picture)
+
+        def relevance(rows: RowGroup) -> Tensor:
+            positions = torch.cat(self.joint.positions(patch.texts, call, self.options), 1)[rows.at]
+            average = patch.average(q.shape[1], q.device)
+            return joint_relevance(q[rows.at, :, picture], k[rows.at, :, text], positions, average)
+
+        found = []
+        pooled = PooledAt(patch.schedule, site, objects) if plan.is_pooled else None
+        for rows in call.rows(len(q), plan, size, q.device, pooled):
+            if not rows.conditional:
+                continue
+            share = rows.constants.share
+            if plan.needs_relevance:
+                share = relevance_share(rows, plan, partial(relevance, rows))
+            if patch.record is not None:
+                call.observe(site, patch.record, plan, objects, size, rows, share, None)
+            if share is not None:
+                found.append((rows.at, bias_of(share, patch.strength, plan.share_sum)))
+        return found
+
+
+def _site(options: Mapping[str, Any]) -> SiteKey | None:
+    """The block at work, as the host names it."""
+    kind, index = options.get("block_type"), options.get("block_index")
+    return None if kind is None or index is None else (f"{kind}_block", index)
