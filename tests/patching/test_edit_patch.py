@@ -21,7 +21,7 @@ TEXTS = "cat\nred jacket"
 EACH = Merge()
 
 
-def latents(*sizes: tuple[int, int], channels: int = tiny_flux.CHANNELS) -> list:
+def latents(*sizes: tuple[int, ...], channels: int = tiny_flux.CHANNELS) -> list:
     made = torch.Generator().manual_seed(9)
     return [torch.randn(1, channels, *size, generator=made) for size in sizes]
 
@@ -147,7 +147,7 @@ def language(host):
 @pytest.mark.parametrize("method", ["offset", "index"])
 @pytest.mark.parametrize("kind", ["qwen", "flux2"])
 def test_other_edit_models_are_the_definition(language, kind, method):
-    """Qwen-Image-Edit, with the host's tokenizer and system prompt, and FLUX.2, whose prompts are filled up with zeros."""
+    """Qwen-Image-Edit, with the host's tokenizer and system prompt; FLUX.2, whose prompts are filled up with zeros."""
     model = {"qwen": tiny_edit.qwen, "flux2": tiny_edit.flux2}[kind]()
     parts = SimpleNamespace(**vars(language), model=model)
     if kind == "qwen":

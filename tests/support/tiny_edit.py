@@ -31,7 +31,7 @@ def _made(model_class: str, settings_class: str, config: dict, latent_format: st
 
 
 def flux2() -> Any:
-    """A MODEL of FLUX.2's kind: global modulation, four axes of positions, latents of 128 channels and half the size."""
+    """A MODEL of FLUX.2's kind: global modulation, four axes of positions, latents of 128 channels."""
     config = {
         "image_model": "flux2", "in_channels": 128, "out_channels": 128, "patch_size": 1, "vec_in_dim": None,
         "context_in_dim": TEXT, "hidden_size": WIDTH, "mlp_ratio": 3.0, "num_heads": HEADS, "depth": 2,
