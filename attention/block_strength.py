@@ -89,7 +89,7 @@ class BlockStrength:
     """A factor of the image features for every block of one UNet.
 
     name: the preset, or “numbers”.
-    strengths: by block, in the order in which the blocks run: input, middle, output.
+    strengths: by block, in the order in which the blocks run, see `blocks_of`.
     over_time: how all of them vary over the reference's range of the sampling, one of `EASES`.
     """
 
@@ -114,7 +114,7 @@ class BlockStrength:
 def make_block_strength(
     sites: Sequence[Site], preset: str = ALL, numbers: str = "", over_time: str = STEADY
 ) -> BlockStrength:
-    """The strength of every block of the UNet with these sites.
+    """The strength of every block of the model with these sites.
 
     preset: one of `PRESETS`.
     numbers: in place of the preset, if it is not empty. Either a number for each block, in the order in which the
@@ -142,15 +142,22 @@ def make_block_strength(
 
 
 def blocks_of(sites: Sequence[Site]) -> tuple[Block, ...]:
-    """The blocks with cross-attention in the order in which they run: input, middle, output."""
-    order = ("input", "middle", "output")
+    """The blocks with attention to text as they run: input, middle, output; of FLUX.1 double, single."""
+    order = ("input", "middle", "output", "double_block", "single_block")
     return tuple(sorted({site.key[:2] for site in sites}, key=lambda block: (order.index(block[0]), block[1])))
 
 
 def named(blocks: Sequence[Block]) -> str:
-    """“input 4 5 7 8, middle, output 0 1 2 3 4 5”."""
-    places = {place: [str(number) for at, number in blocks if at == place] for place, _ in blocks}
-    return ", ".join(place if place == "middle" else f"{place} {' '.join(each)}" for place, each in places.items())
+    """“input 4 5 7 8, middle, output 0 1 2 3 4 5”; “double 0–18, single 0–37”."""
+    places = {place: [number for at, number in blocks if at == place] for place, _ in blocks}
+    return ", ".join(_place(place, numbers) for place, numbers in places.items())
+
+
+def _place(place: str, numbers: list[int]) -> str:
+    if place == "middle":
+        return place
+    many = place.endswith("_block") and len(numbers) > 1
+    return f"{place.removesuffix('_block')} " + (f"{numbers[0]}–{numbers[-1]}" if many else " ".join(map(str, numbers)))
 
 
 def _read(numbers: str, blocks: Sequence[Block]) -> list[float]:

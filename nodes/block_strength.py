@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 from ..attention.block_strength import ALL, PRESETS, make_block_strength
 from ..attention.ease import EASES, STEADY
 from ..common.bars import draw_bars
-from ..weights.sites import unet_sites
+from ..weights.sites import model_sites
 from .types import CATEGORY, MIPBlockStrengths, found_by
 
 
@@ -60,7 +60,7 @@ class MIPBlockStrength(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, preset, numbers="", over_time=STEADY) -> io.NodeOutput:
-        made = make_block_strength(unet_sites(model.model.diffusion_model), preset, numbers, over_time)
+        made = make_block_strength(model_sites(model.model.diffusion_model), preset, numbers, over_time)
         labels = {f"{place[0].upper()}{number}": s for (place, number), s in made.strengths.items()}
         picture = np.asarray(draw_bars(f"Strength by block: {made.name}", labels), np.float32) / 255
         bars = torch.from_numpy(picture).unsqueeze(0)

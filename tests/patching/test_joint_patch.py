@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from mip_adapter.attention.joint import NAMED, named_positions
 from mip_adapter.attention.options import Merge
-from mip_adapter.attention.reference import make_reference
+from mip_adapter.attention.reference import make_reference, make_style
 from mip_adapter.relevance.record import RelevanceRecord
 from mip_adapter.weights.adapter import build_adapter
 from mip_adapter.weights.layout import flat_keys
@@ -283,6 +284,96 @@ def test_the_pool_is_one_relevance_for_all_blocks(flux):
     turned = applied(flux, tensors, chain[::-1], merge=merge)
     for one, other in zip(got, predictions(flux, turned, steps=3), strict=True):
         assert relative_error(other[2], one[2]) < 1e-5
+
+
+def t5(flux):
+    from mip_adapter.patching.encode import t5_tokens
+
+    def prompt(text):
+        return flux.clip.encode_from_tokens(flux.clip.tokenize(text))
+
+    return prompt, lambda text: t5_tokens(flux.clip, text)
+
+
+def language_model(flux):
+    from mip_adapter.patching.encode import edit_words
+
+    from ..support import tiny_edit
+
+    clip = tiny_edit.clip()
+    return lambda text: clip.encode_from_tokens(clip.tokenize(text)), lambda text: edit_words(clip, [text])[0]
+
+
+def trained(flux):
+    """The miniature's CLIP, the only trained text encoder here."""
+    from mip_adapter.miniature.comfy_bundle import load
+    from mip_adapter.patching.encode import content_tokens
+
+    _, clip, _, _ = load()
+    return lambda text: clip.encode_from_tokens(clip.tokenize(text)), lambda text: content_tokens(clip, text)
+
+
+@pytest.mark.parametrize("encoder", [t5, language_model, trained])
+def test_likeness_tells_named_words_from_others(flux, encoder):
+    """`NAMED` lies below all words that a prompt holds, in every encoder that can be had here."""
+    prompt, alone = encoder(flux)
+    kinds = ("star", "ring", "heart", "cross", "moon", "square", "fish", "leaf")
+    named, others = [], []
+    for first, second in ((0, 1), (3, 6), (4, 2), (7, 5)):
+        cond = prompt(f"a {kinds[first]} beside a {kinds[second]}")
+        for i, kind in enumerate(kinds):
+            (named if i in (first, second) else others).append(float(named_positions(cond, alone(kind))[1]))
+    print(
+        f"{encoder.__name__}: named {min(named):.2f} to {max(named):.2f}, others {min(others):.2f} to {max(others):.2f}"
+    )
+    assert min(named) > NAMED and min(named) > max(others)
+
+
+def only_at(direct: DirectFlux, number: int) -> DirectFlux:
+    """The definition at one block; the others are as without an adapter."""
+    from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+
+    blocks = [*direct.transformer.transformer_blocks, *direct.transformer.single_transformer_blocks]
+    for i, block in enumerate(blocks):
+        if i != number:
+            block.attn.processor = FluxAttnProcessor()
+    return direct
+
+
+def test_strength_by_block(flux):
+    from mip_adapter.attention.block_strength import make_block_strength
+    from mip_adapter.weights.sites import model_sites
+
+    sites = model_sites(flux.model.model.diffusion_model)
+    assert make_block_strength(sites).strengths == dict.fromkeys([each.key for each in sites], 1.0)
+    blocks = make_block_strength(sites, numbers="2:0.5")  # the first single block
+    tensors = tiny_flux.instantx()
+    chain = references("cat", "red jacket", blocks=blocks)
+    given = [words(flux, "cat"), words(flux, "red jacket")]
+    direct = DirectFlux(flux.source, flat_keys(tensors, "a"), embeds(chain), given, "instantx", scale=0.4)
+    direct.transformer.text_length = flux.positive[0][0].shape[1]
+    only_at(direct, tiny_flux.DOUBLE)
+    for x, sigma, velocity, _ in predictions(flux, applied(flux, tensors, chain)):
+        expected = unpacked(direct(**packed(flux, x, sigma, flux.positive)))
+        assert relative_error(velocity, expected) < 1e-4
+        assert relative_error(diffusers_prediction(flux, x, sigma), expected) > 1e-3
+    told(lambda: make_block_strength(sites, "style"), "others: double 0–1, single 0–1", "Choose the preset “all”")
+    told(lambda: make_block_strength(sites, numbers="1 1 1"), "too few block strengths", "double 0–1, single 0–1")
+
+
+def test_a_style_beside_an_object(flux):
+    """Outside the shares: both at full strength. A preset by role is known for no block of FLUX."""
+    tensors, picture = tiny_flux.xlabs(), torch.eye(3)[1].expand(1, 8, 8, 3).clone()
+    chain = (*references("cat"), make_style(picture, "ink", preset="all"))
+    alike = references("cat", "red jacket")  # of the same pictures
+    given = [words(flux, "cat"), words(flux, "red jacket")]
+    direct = DirectFlux(flux.source, flat_keys(tensors, "a"), embeds(alike), given, "xlabs", merge="sum")
+    direct.transformer.text_length = flux.positive[0][0].shape[1]
+    for x, sigma, velocity, _ in predictions(flux, applied(flux, tensors, chain)):
+        expected = unpacked(direct(**packed(flux, x, sigma, flux.positive)))
+        assert relative_error(velocity, expected) < 1e-4
+    role = (*references("cat"), make_style(picture, "ink"))
+    told(lambda: applied(flux, tensors, role), "The preset “style” is known for the blocks of SDXL and SD1.5", "“all”")
 
 
 def test_siglip_pools_as_transformers(host):
