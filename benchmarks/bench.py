@@ -4,7 +4,7 @@ Ours three times: measuring its own relevance as in the paper, and with a pool a
 that also measures. All run in turn, round after round, so that a noisy machine disturbs them alike; of each the fastest
 round counts, since interference only ever adds time, and added times are compared as ratios. `--step` measures a whole
 UNet step instead, with random weights in the host's own SDXL: plain, with our patch, and with the patch recording the
-relevance.
+relevance. `--edit` measures an attention of FLUX.1 Kontext: plain, with the references told apart, and by a dense mask.
 """
 
 from __future__ import annotations
@@ -216,8 +216,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", help="default: float32 on the CPU, bfloat16 on a GPU")
     parser.add_argument("--step", action="store_true", help="a whole SDXL UNet step at 1024²: plain, patched, recorded")
+    parser.add_argument("--edit", action="store_true", help="an attention of FLUX.1 Kontext, references told apart")
     parser.add_argument("--small", action="store_true", help="with --step: a narrow UNet, where SDXL does not fit")
-    parser.add_argument("--pixels", type=int, default=1024, help="with --step: side of the picture (default 1024)")
+    parser.add_argument("--pixels", type=int, default=1024, help="with --step or --edit: side of the picture")
     parser.add_argument("--json", type=Path, default=Path("output/bench.json"))
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
@@ -232,6 +233,10 @@ def main(argv: list[str]) -> int:
             rows = bench_step(
                 interleaved, arguments.rounds, device, dtype, small=arguments.small, pixels=arguments.pixels
             )
+        elif arguments.edit:
+            from .edit_references import bench_edit
+
+            rows = bench_edit(interleaved, arguments.rounds, device, dtype, pixels=arguments.pixels)
         else:
             print(HEADER)
             rows = bench_sites(arguments.rounds, device, dtype)
