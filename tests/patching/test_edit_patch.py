@@ -84,7 +84,8 @@ def calls(parts, model, references, *, method=None, cfg=1.0, steps=2, batch=1, s
     positive = with_references(parts.positive, references, method)
     negative = with_references(parts.negative, references, method) if negative else parts.negative
     guider = graphs.guide(model, positive, negative, cfg)
-    graphs.sample(guider, steps, size=size, batch=batch)
+    channels = getattr(parts, "channels", (tiny_flux.CHANNELS,))
+    graphs.sample(guider, steps, size=size, batch=batch, channels=channels)
     return seen
 
 
@@ -149,7 +150,7 @@ def language(host):
 def test_other_edit_models_are_the_definition(language, kind, method):
     """Qwen-Image-Edit, with the host's tokenizer and system prompt; FLUX.2, whose prompts are filled up with zeros."""
     model = {"qwen": tiny_edit.qwen, "flux2": tiny_edit.flux2}[kind]()
-    parts = SimpleNamespace(**vars(language), model=model)
+    parts = SimpleNamespace(**vars(language), model=model, channels=(16, 1) if kind == "qwen" else (128,))
     if kind == "qwen":
         sizes, patch, size = [(1, 6, 10), (1, 9, 7), (1, 4, 4)], 2, SIZE
     else:
@@ -161,13 +162,16 @@ def test_other_edit_models_are_the_definition(language, kind, method):
         words = [[i + _prompt_length(seen) for i in each] for each in language.words]
         direct = DirectEdit(model.model.diffusion_model, words, owners, 1.5, apart=True)
         check_definition(parts, seen, direct, references, size=size, patch=patch)
+        (_, plain), *_ = calls(parts, model, references, method=method, cfg=cfg, steps=1, size=size, batch=batch)
+        assert relative_error(seen[0][1], plain) > 1e-3
     record = RelevanceRecord(("cat", "red jacket"))
     calls(parts, bound(parts, texts, record=record, merge=None), references, cfg=3.0, steps=2, size=size)
     assert record.shares().shape == (2, 1, size[0] // patch, size[1] // patch)
 
 
 def _prompt_length(seen) -> int:
-    return seen[0][0]["context"].shape[1]
+    """Of the prompt; the negative one may be evaluated apart, and be shorter."""
+    return next(given["context"].shape[1] for given, _ in seen if 0 in given["transformer_options"]["cond_or_uncond"])
 
 
 def test_references_that_see_each_other(kontext):
@@ -352,7 +356,7 @@ def test_a_cache_of_the_references_keys(language):
     if not hasattr(host, "FluxKVCache"):
         pytest.skip("this host has no cache of the references' keys")
     model = tiny_edit.flux2()
-    parts = SimpleNamespace(**vars(language), model=model)
+    parts = SimpleNamespace(**vars(language), model=model, channels=(128,))
     references, size = latents((3, 5), (5, 4), channels=128), (4, 6)
     cached, other = (host.FluxKVCache.execute(model).args[0] for _ in range(2))
     seen = calls(parts, bound(parts, model=cached), references, method="index_timestep_zero", steps=3, size=size)

@@ -147,13 +147,17 @@ def output(result: Any) -> Any:
 
 
 def sample(guider: Any, steps: int = 2, *, size: tuple[int, int] = SIZE, batch: int = 1, seed: int = 7,
-           sampler: str = "euler", callback: Callable | None = None) -> Tensor:  # fmt: skip
-    """What SamplerCustomAdvanced does with a guider. A MODEL gets a CFGGuider with the default prompts."""
+           sampler: str = "euler", callback: Callable | None = None,
+           channels: tuple[int, ...] = (4,)) -> Tensor:  # fmt: skip
+    """What SamplerCustomAdvanced does with a guider. A MODEL gets a CFGGuider with the default prompts.
+
+    channels: of the latents, with the frames where they have any.
+    """
     import comfy.samplers
 
     guider = guider if hasattr(guider, "sample") else guide(guider)
     sampling = guider.model_patcher.get_model_object("model_sampling")
-    noise = torch.randn(batch, 4, *size, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(batch, *channels, *size, generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():
         return guider.sample(
             noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler),
