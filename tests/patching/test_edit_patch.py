@@ -93,7 +93,7 @@ def tokens(latent, patch: int = 2) -> int:
     return -(-latent.shape[-2] // patch) * -(-latent.shape[-1] // patch)
 
 
-def check_definition(parts, seen, direct, references, *, size=SIZE, patch: int = 2):
+def check_definition(parts, seen, direct, references, *, size=SIZE, patch: int = 2, tolerance: float = 1e-5):
     picture = -(-size[0] // patch) * -(-size[1] // patch)
     for given, out in seen:
         marks = given["transformer_options"]["cond_or_uncond"]
@@ -101,7 +101,7 @@ def check_definition(parts, seen, direct, references, *, size=SIZE, patch: int =
         conditional = [mark == 0 for mark in marks for _ in range(each)]
         counts = [tokens(one, patch) for one in references]
         expected = direct(given, conditional, picture, counts)
-        assert relative_error(out, expected) < 1e-5
+        assert relative_error(out, expected) < tolerance
 
 
 SIZES = {1: [(8, 8)], 2: [(6, 10), (9, 7)], 3: [(6, 10), (4, 4), (12, 6)], 4: [(6, 10), (4, 4), (12, 6), (7, 9)]}
@@ -157,13 +157,15 @@ def test_other_edit_models_are_the_definition(language, kind, method):
         sizes, patch, size = [(3, 5), (5, 4), (2, 2)], 1, (4, 6)
     references = latents(*sizes, channels=16 if kind == "qwen" else 128)
     texts, owners = "cat\nred jacket\n-", [0, 1, None]
+    # Among FLUX.2's 512 tokens of text the references of a small random model weigh little.
+    tolerance, effect = (1e-5, 1e-3) if kind == "qwen" else (3e-6, 5e-5)
     for batch, cfg in ((2, 3.0), (1, 1.0)):
         seen = calls(parts, bound(parts, texts), references, method=method, cfg=cfg, steps=1, size=size, batch=batch)
         words = [[i + _prompt_length(seen) for i in each] for each in language.words]
         direct = DirectEdit(model.model.diffusion_model, words, owners, 1.5, apart=True)
-        check_definition(parts, seen, direct, references, size=size, patch=patch)
+        check_definition(parts, seen, direct, references, size=size, patch=patch, tolerance=tolerance)
         (_, plain), *_ = calls(parts, model, references, method=method, cfg=cfg, steps=1, size=size, batch=batch)
-        assert relative_error(seen[0][1], plain) > 1e-3
+        assert relative_error(seen[0][1], plain) > effect
     record = RelevanceRecord(("cat", "red jacket"))
     calls(parts, bound(parts, texts, record=record, merge=None), references, cfg=3.0, steps=2, size=size)
     assert record.shares().shape == (2, 1, size[0] // patch, size[1] // patch)
@@ -347,22 +349,3 @@ def test_an_adapter_beside_it(kontext):
     assert relative_error(calls(kontext, after, two, steps=1)[0][1], both) < 1e-6
     for alone in (bound(kontext), applied(flux, tiny_flux.instantx(), chain)):
         assert relative_error(calls(kontext, alone, two, steps=1)[0][1], both) > 1e-3
-
-
-def test_a_cache_of_the_references_keys(language):
-    """Later steps have no queries of the references. Newer hosts have such a cache."""
-    import comfy_extras.nodes_flux as host
-
-    if not hasattr(host, "FluxKVCache"):
-        pytest.skip("this host has no cache of the references' keys")
-    model = tiny_edit.flux2()
-    parts = SimpleNamespace(**vars(language), model=model, channels=(128,))
-    references, size = latents((3, 5), (5, 4), channels=128), (4, 6)
-    cached, other = (host.FluxKVCache.execute(model).args[0] for _ in range(2))
-    seen = calls(parts, bound(parts, model=cached), references, method="index_timestep_zero", steps=3, size=size)
-    words = [[i + _prompt_length(seen) for i in each] for each in language.words]
-    direct = DirectEdit(model.model.diffusion_model, words, [0, 1], 1.5, apart=True)
-    for given, _ in seen:
-        patches = other.model_options["transformer_options"]["patches"]
-        given["transformer_options"] = {**given["transformer_options"], "patches": patches}
-    check_definition(parts, seen, direct, references, size=size, patch=1)
