@@ -44,7 +44,7 @@ class MIPFaceAnalyserLoader(io.ComfyNode):
         return None if analyser_name is None else folder_fingerprint(analyser_folder(analyser_name))
 
     @classmethod
-    def validate_inputs(cls, analyser_name: str | None) -> bool | str:
+    def validate_inputs(cls, analyser_name: str | None = None) -> bool | str:
         return found(analyser_folder, analyser_name)
 
     @classmethod

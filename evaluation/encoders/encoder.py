@@ -109,7 +109,7 @@ def _most_tokens(model: Any, processor: Any) -> int | None:
     """
     text = getattr(model.config, "text_config", None)
     said = (getattr(processor.tokenizer, "model_max_length", None), getattr(text, "max_position_embeddings", None))
-    return min((each for each in said if each and each < 1e6), default=None)
+    return min((int(each) for each in said if isinstance(each, int | float) and 1 <= each < 1e6), default=None)
 
 
 @dataclass(frozen=True, eq=False)
