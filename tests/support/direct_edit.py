@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class DirectEdit:
             return (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
         options = {**given["transformer_options"], "optimized_attention_override": attention, "wrappers": {}}
-        with torch.inference_mode():
+        with torch.inference_mode(), _any_dtype():
             return self.network(**_double({**given, "transformer_options": options}))
 
     def _mask(self, logits: Tensor, q: Tensor, k: Tensor, conditional, picture: int, references) -> Tensor:
@@ -68,6 +69,21 @@ class DirectEdit:
                     if one is not other and one.stop <= logits.shape[-2]:
                         mask[:, :, one.start : one.stop, other.start : other.stop] = -math.inf
         return mask
+
+
+@contextmanager
+def _any_dtype() -> Iterator[None]:
+    """Newer hosts' kernel for rotary embeddings knows no float64; the one that they train with does."""
+    import comfy.model_management as management
+
+    before = getattr(management, "in_training", None)
+    if before is not None:
+        management.in_training = True
+    try:
+        yield
+    finally:
+        if before is not None:
+            management.in_training = before
 
 
 def _double(value: Any) -> Any:
