@@ -349,3 +349,22 @@ def test_an_adapter_beside_it(kontext):
     assert relative_error(calls(kontext, after, two, steps=1)[0][1], both) < 1e-6
     for alone in (bound(kontext), applied(flux, tiny_flux.instantx(), chain)):
         assert relative_error(calls(kontext, alone, two, steps=1)[0][1], both) > 1e-3
+
+
+def test_a_cache_of_the_references_keys(language):
+    """Later steps have no queries of the references. Newer hosts have such a cache."""
+    import comfy_extras.nodes_flux as host
+
+    if not hasattr(host, "FluxKVCache"):
+        pytest.skip("this host has no cache of the references' keys")
+    model = tiny_edit.flux2()
+    parts = SimpleNamespace(**vars(language), model=model, channels=(128,))
+    references, size = latents((3, 5), (5, 4), channels=128), (4, 6)
+    cached, other = (host.FluxKVCache.execute(model).args[0] for _ in range(2))
+    seen = calls(parts, bound(parts, model=cached), references, method="index_timestep_zero", steps=3, size=size)
+    words = [[i + _prompt_length(seen) for i in each] for each in language.words]
+    direct = DirectEdit(model.model.diffusion_model, words, [0, 1], 1.5, apart=True)
+    for given, _ in seen:
+        patches = other.model_options["transformer_options"]["patches"]
+        given["transformer_options"] = {**given["transformer_options"], "patches": patches}
+    check_definition(parts, seen, direct, references, size=size, patch=1)

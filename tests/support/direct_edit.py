@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -73,17 +74,26 @@ class DirectEdit:
 
 @contextmanager
 def _any_dtype() -> Iterator[None]:
-    """Newer hosts' kernel for rotary embeddings knows no float64; the one that they train with does."""
-    import comfy.model_management as management
+    """The kernels that newer hosts have for rotary embeddings know no float64; the plain formula does."""
+    import comfy.ldm.flux.math
+    import comfy.ldm.qwen_image.model
 
-    before = getattr(management, "in_training", None)
-    if before is not None:
-        management.in_training = True
-    try:
+    with ExitStack() as changed:
+        for module in (comfy.ldm.flux.math, comfy.ldm.qwen_image.model):
+            for name, plain in (("apply_rope", _rotated_both), ("apply_rope1", _rotated)):
+                if hasattr(module, name):
+                    changed.enter_context(patch.object(module, name, plain))
         yield
-    finally:
-        if before is not None:
-            management.in_training = before
+
+
+def _rotated(x: Tensor, rotations: Tensor) -> Tensor:
+    pairs = x.unflatten(-1, (-1, 1, 2))
+    turned = (rotations[:, :, : x.shape[2]].to(x.dtype) * pairs).sum(-1)
+    return turned.flatten(-2)
+
+
+def _rotated_both(q: Tensor, k: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
+    return _rotated(q, rotations), _rotated(k, rotations)
 
 
 def _double(value: Any) -> Any:
