@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -181,6 +182,41 @@ def make_reference(
     return Reference(images, text, float(weight), region, *times, more, map_color, blocks, over_time, negative)
 
 
+def paired(names: str, pictures: Collection[int]) -> dict[int, str]:
+    """Object texts by the number of their picture, from 1.
+
+    names: the texts, one a line or separated by commas.
+    pictures: the numbers of the pictures.
+
+    Raises ValueError if there is no name, or if names and pictures do not go in pairs.
+    """
+    texts = {number: object_text(each) for number, each in enumerate(filter(str.strip, re.split(r"[\n,;]", names)), 1)}
+    if not texts:
+        raise ValueError("No object is named: write each picture's name, one a line, in the pictures' order.")
+    if nameless := set(pictures) - texts.keys():
+        raise ValueError(
+            f"“picture {min(nameless)}” has no name; names written: {len(texts)}. Write one a line, in the pictures' "
+            "order."
+        )
+    if lacking := texts.keys() - set(pictures):
+        raise ValueError(
+            f"“{shown(texts[min(lacking)], 60)}”, name {min(lacking)}, has no picture: connect one to “picture "
+            f"{min(lacking)}”, or delete the name."
+        )
+    return texts
+
+
+def make_references(names: str, pictures: Mapping[int, Tensor]) -> tuple[Reference, ...]:
+    """References with a name and a picture each, and nothing else.
+
+    names: see `paired`.
+    pictures: by number, from 1; [B, H, W, 1, 3 or 4].
+
+    Raises ValueError with a sentence for the artist.
+    """
+    return tuple(make_reference(pictures[number], text) for number, text in paired(names, pictures).items())
+
+
 def make_style(
     image: Tensor,
     name: str,
@@ -301,7 +337,7 @@ def _cut_out(images: Tensor, masks: Tensor, text: str) -> Tensor:
         raise ValueError(
             f"The image_mask of “{text}” is {masks_width}×{masks_height} pixels and its picture {width}×{height}: of "
             "another shape it would not lie on the object. Connect picture and mask of the same node; pictures of "
-            "different shapes need a MIP Reference each, joined by more_pictures instead of Batch Images."
+            "different shapes need a MIP Picture each, at more_pictures, instead of Batch Images."
         )
     if (masks_height, masks_width) != (height, width):
         masks = F.interpolate(masks.unsqueeze(1), size=(height, width), mode="bilinear", align_corners=False).squeeze(1)

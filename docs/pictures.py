@@ -67,9 +67,11 @@ BOXES = """types => {
 ALONE = """type => {
     app.graph.clear()
     const node = LiteGraph.createNode(type)
+    if (!node) return false
     node.pos = [0, 0]
     node.setSize([Math.max(node.size[0], 320), node.size[1]])
     app.graph.add(node)
+    return true
 }"""
 DRAWS = ("MIPMiniatureObject", "SaveImage")
 # The pictures that the nodes of a kind have made, of all nodes that draw or of the first that saves.
@@ -207,7 +209,8 @@ class Maker:
         return Image.open(io.BytesIO(answer.body())).convert("RGB")
 
     def node(self, name: str) -> None:
-        """Makes the picture of a help page: a scene, or a node in the smallest workflow that has it, else alone."""
+        """Makes the picture of a help page: a scene, or a node in the smallest workflow that has it, else alone. A node
+        that this host does not have keeps its picture."""
         begin = time.monotonic()
         if name in SCENES:
             workflow, kinds = SCENES[name]
@@ -217,8 +220,9 @@ class Maker:
             having = [each for each in self.opened.values() if any(n["type"] == name for n in each["nodes"])]
             if having:
                 self.page.evaluate(browser.OPEN, min(having, key=lambda each: len(each["nodes"])))
-            else:
-                self.page.evaluate(ALONE, name)
+            elif not self.page.evaluate(ALONE, name):
+                print(f"{name}: no picture, because this ComfyUI does not have it", file=sys.stderr, flush=True)
+                return
             self.page.evaluate(NAME, name)
             boxes = self.page.evaluate(BOXES, [name])[:1]
         picture = self.photograph(boxes, 1 if name in SCENES else NODE_ZOOM)

@@ -5,6 +5,8 @@ The nodes of a file are in its `define_schema`; NODES lists them all. Every `exe
 
 adapter.py          Load MIP Adapter, Load SigLIP (MIP)
 reference.py        MIP Reference
+several.py          MIP Several References, where inputs grow
+picture.py          MIP Picture
 faces.py            Load Face Analyser (MIP), MIP Face Reference
 style.py            MIP Style Reference
 region.py           MIP Region from Box
@@ -49,11 +51,13 @@ from .merge import MIPFusionHead, MIPMerge  # noqa: E402
 from .miniature import MIPMiniatureLoader, MIPMiniatureObject  # noqa: E402
 from .noise import MIPTextNoise  # noqa: E402
 from .personalization import MIPPersonalizationScore  # noqa: E402
+from .picture import MIPPicture  # noqa: E402
 from .quality import MIPObjectQualityScore  # noqa: E402
 from .reference import MIPReference  # noqa: E402
 from .region import MIPBoxRegion  # noqa: E402
 from .relevance import MIPRelevanceMaps  # noqa: E402
 from .relevance_score import MIPObjectRelevanceScore  # noqa: E402
+from .several import MIPSeveralReferences  # noqa: E402
 from .style import MIPStyleReference  # noqa: E402
 from .train import MIPSaveAdapter, MIPTrainAdapter  # noqa: E402
 from .validation import check_whenever_it_runs  # noqa: E402
@@ -88,7 +92,10 @@ NODES: list[type[io.ComfyNode]] = [
     MIPFaceAnalyserLoader,
     MIPFaceReference,
     MIPEditReferences,
+    MIPPicture,
 ]
+if hasattr(io, "Autogrow"):
+    NODES.append(MIPSeveralReferences)
 for _node in NODES:
     check_whenever_it_runs(_node)
 

@@ -78,7 +78,7 @@ class MIPDetectObjects(io.ComfyNode):
                     "texts",
                     default="",
                     multiline=True,
-                    placeholder="cat\ndog",
+                    placeholder="one object a line",
                     tooltip="What to look for: one object a line, or separated by commas. Empty: the object texts of "
                     "the references.",
                 ),
@@ -117,7 +117,7 @@ class MIPDetectObjects(io.ComfyNode):
                 io.String.Input(
                     "object",
                     default="",
-                    placeholder="cat",
+                    placeholder="all",
                     optional=True,
                     tooltip="Whose masks: the object's text or its number among the texts. Empty: of all.",
                 ),
@@ -169,7 +169,7 @@ class MIPBoxes(io.ComfyNode):
                     "texts",
                     default="",
                     multiline=True,
-                    placeholder="cat\ndog",
+                    placeholder="one object a line",
                     tooltip="What the boxes hold: one object a line, or separated by commas. Empty: the object texts "
                     "of the references.",
                 ),

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..attention.reference import CENTRE, FITS, MAX_WEIGHT, check_chain, make_reference, object_text
 from ..common.drawing import AUTOMATIC, MAP_COLOURS, chosen_colour
-from .types import ADVANCED, CATEGORY, MIPBlockStrengths, MIPReferences, found_by
+from .types import ADVANCED, CATEGORY, MIPBlockStrengths, MIPPictures, MIPReferences, found_by
 from .validation import found
 
 
@@ -103,11 +103,12 @@ class MIPReference(io.ComfyNode):
                     tooltip="The region holds up to here, then the object text finds the place: try 0.2–0.4 to make "
                     "the region a hint. 1: to the end.",
                 ),
-                MIPReferences.Input(
+                io.MultiType.Input(
                     "more_pictures",
+                    types=[MIPPictures, MIPReferences],  # workflows from before there was MIP Picture have references
                     optional=True,
-                    tooltip="More pictures of this object: MIP Reference nodes of their own, each with its picture of "
-                    "any size and its mask. Their weights say how much each counts in the mean, their texts nothing.",
+                    tooltip="More pictures of this same object: MIP Picture nodes, each with its picture of any size, "
+                    "its mask and its weight in the mean. The other objects belong to “references”.",
                 ),
                 io.Combo.Input(
                     "fit",

@@ -9,6 +9,7 @@ SCORES = f"{CATEGORY}/scores"
 
 MIPAdapter = io.Custom("MIP_ADAPTER")
 MIPReferences = io.Custom("MIP_REFERENCES")
+MIPPictures = io.Custom("MIP_PICTURES")
 MIPMergeOptions = io.Custom("MIP_MERGE")
 MIPFusionHeadOptions = io.Custom("MIP_FUSION_HEAD")
 MIPBlockStrengths = io.Custom("MIP_BLOCK_STRENGTH")

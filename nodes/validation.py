@@ -19,6 +19,7 @@ LONGEST = 20_000  # letters of any text
 NARROWEST, LONG_SIDE = 32, 2048  # a picture with a longer side than this may be so many times as long as it is wide
 BRIGHTEST = 2.0  # a picture or mask goes from 0 to 1; sharpening and upscaling leave that a little
 PIXELS = (io.Image, io.Mask)
+GROWN = "COMFY_AUTOGROW_V3"  # an input with sockets of one kind; its value is what is connected, by socket
 ENCODERS = (io.Clip, io.ClipVision)  # a checkpoint may hold none; the nodes say which one they need
 
 
@@ -97,11 +98,19 @@ WRITTEN = ("BOUNDING_BOX", "BBOX", "SEGS", "LATENT")  # sockets whose values are
 
 @functools.cache
 def _kinds(node: Any) -> dict[str, str]:
-    """The type of each input of a node."""
-    return {each.id: str(each.get_io_type()) for each in node.define_schema().inputs}
+    """The type of each input of a node; behind `GROWN` that of its sockets."""
+    kinds = {each.id: str(each.get_io_type()) for each in node.define_schema().inputs}
+    return kinds | {each.id: f"{GROWN} {each.template.input.get_io_type()}" for each in _grown(node)}
+
+
+def _grown(node: Any) -> list[Any]:
+    """The node's inputs whose sockets grow."""
+    return [each for each in node.define_schema().inputs if each.get_io_type() == GROWN]
 
 
 def _checked(name: str, value: Any, kind: str) -> Any:
+    if kind.startswith(GROWN) and isinstance(value, dict):
+        return {socket: _checked(socket, each, kind.split()[1]) for socket, each in value.items()}
     plain = isinstance(value, str | int | float) or (
         isinstance(value, list | dict) and not set(kind.split(",")) & set(WRITTEN)
     )
@@ -141,24 +150,30 @@ def check_inputs(node: type[io.ComfyNode], given: Mapping[str, Any]) -> None:
     for key, value in given.items():
         if key not in inputs:
             continue
-        kind, optional = inputs[key]
-        if value is None and not optional and kind not in ENCODERS:
-            raise ValueError(
-                f"The input “{key}” of {name} got nothing: what is connected to it gives none. A switch whose inputs "
-                "are all muted or bypassed does so; unmute one, or connect another node."
-            )
-        if value is not None and kind in PIXELS:
-            _check_pixels(value, f"The input “{key}” of {name}", "mask" if kind is io.Mask else "picture")
-        if kind is io.Latent and not isinstance(getattr(value, "get", lambda _: None)("samples"), torch.Tensor):
-            raise ValueError(f"The input “{key}” of {name} got no latent: connect the latent of a sampler.")
+        kind, optional, grows = inputs[key]
+        for socket, each in value.items() if grows and isinstance(value, dict) else [(key, value)]:
+            _check_input(each, f"The input “{socket}” of {name}", kind, optional)
+
+
+def _check_input(value: Any, what: str, kind: type | None, optional: bool) -> None:
+    if value is None and not optional and kind not in ENCODERS:
+        raise ValueError(
+            f"{what} got nothing: what is connected to it gives none. A switch whose inputs are all muted or bypassed "
+            "does so; unmute one, or connect another node."
+        )
+    if value is not None and kind in PIXELS:
+        _check_pixels(value, what, "mask" if kind is io.Mask else "picture")
+    if kind is io.Latent and not isinstance(getattr(value, "get", lambda _: None)("samples"), torch.Tensor):
+        raise ValueError(f"{what} got no latent: connect the latent of a sampler.")
 
 
 @functools.cache
-def _inputs_of(node: type[io.ComfyNode]) -> tuple[str, dict[str, tuple[type | None, bool]]]:
-    """The node's name, and type and optional of its inputs by name."""
+def _inputs_of(node: type[io.ComfyNode]) -> tuple[str, dict[str, tuple[type | None, bool, bool]]]:
+    """The node's name; of each input by name: its type or that of its sockets, optional, and whether they grow."""
     schema = node.define_schema()
-    inputs = {each.id: (getattr(each, "Parent", None), bool(each.optional)) for each in schema.inputs}
-    return schema.display_name or schema.node_id, inputs
+    inputs = {each.id: (getattr(each, "Parent", None), bool(each.optional), False) for each in schema.inputs}
+    grown = {each.id: (each.template.input.Parent, bool(each.optional), True) for each in _grown(node)}
+    return schema.display_name or schema.node_id, inputs | grown
 
 
 def _check_pixels(value: Any, what: str, kind: str) -> None:

@@ -99,6 +99,21 @@ def test_their_weights_say_how_much_they_count() -> None:
     assert chain[0].weight == 2.0
 
 
+def test_pictures_without_a_text_count_as_references_do() -> None:
+    from mip_adapter.nodes.picture import MIPPicture
+
+    mask = torch.zeros(1, 50, 30)
+    mask[:, 5:30, 5:25] = 1
+    second = reference(image=photo(1, 50, 30), weight=0.5, image_mask=mask)
+    third = reference(image=photo(2, 24, 40), weight=2.0, fit="top or left", references=second)
+    pictures = MIPPicture.execute(photo(1, 50, 30), 0.5, mask).args[0]
+    pictures = MIPPicture.execute(photo(2, 24, 40), 2.0, pictures=pictures, fit="top or left").args[0]
+    assert len(pictures) == 2
+    assert torch.equal(tokens(reference(more_pictures=pictures)), tokens(reference(more_pictures=third)))
+    told(lambda: MIPPicture.execute(photo(1), 1.0, torch.zeros(1, 24, 32)), "image_mask of “one more picture” is empty")
+    told(lambda: MIPPicture.execute(photo(1), 4.0), "weight of “one more picture” is 4")
+
+
 def test_scores_see_all_pictures() -> None:
     from mip_adapter.evaluation.detection.crops import pictures_of
 

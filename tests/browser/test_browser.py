@@ -15,11 +15,15 @@ import pytest
 
 from ..support import frontend
 from ..support.paths import ROOT
+from ..support.queueing import run
 
 PACK = "ComfyUI-MIP-Adapter"
 TEMPLATE = "start here - miniature"
 APPLIES = 4  # MIP Apply in the workflow that most tests here open; all of them share one chain, a cat and a cup
 WORKFLOW = json.loads((ROOT / "workflows" / "merge strategies side by side.json").read_text("utf-8"))
+# The template folds most nodes; here they stand unfolded below the others, so that their widgets are drawn.
+for _i, _node in enumerate(node for node in WORKFLOW["nodes"] if node["flags"]):
+    _node.update(flags={}, pos=[400 * (_i % 6), 1200 + 700 * (_i // 6)])
 
 OPEN = frontend.OPEN
 TYPES = "() => app.graph._nodes.map(node => node.type)"
@@ -320,6 +324,62 @@ def test_thumbnails_look_through_other_image_nodes(page) -> None:
     assert shown_objects(page) == before
 
 
+SOCKETS = """() => app.graph._nodes.find(node => node.type === "MIPSeveralReferences").inputs
+    .map(input => input.name).filter(name => name.startsWith("pictures."))"""
+ADD_SEVERAL = """() => {
+    const several = LiteGraph.createNode("MIPSeveralReferences")
+    app.graph.add(several)
+    several.widgets.find(widget => widget.name === "names").value = "cat\\ncup"
+    const applies = app.graph._nodes.filter(node => node.type === "MIPApply")
+    for (const apply of applies) several.connect(0, apply, "references")
+}"""
+CONNECT_PICTURE = """number => {
+    const several = app.graph._nodes.find(node => node.type === "MIPSeveralReferences")
+    const loader = app.graph._nodes.filter(node => node.type === "LoadImage")[number - 1]
+    loader.connect(0, several, several.inputs.findIndex(input => input.name === `pictures.picture ${number}`))
+}"""
+
+
+@pytest.fixture
+def several(page) -> Any:
+    """The page with both objects in one MIP Several References, on hosts whose inputs grow."""
+    if not page.evaluate("() => 'MIPSeveralReferences' in LiteGraph.registered_node_types"):
+        pytest.skip("the inputs of this host do not grow")
+    page.evaluate(ADD_SEVERAL)
+    for number in (1, 2):
+        page.wait_for_function(f"number => ({SOCKETS})().includes(`pictures.picture ${{number}}`)", arg=number)
+        page.evaluate(CONNECT_PICTURE, number)
+    page.wait_for_function(f"() => ({SOCKETS})().length === 3")  # and room for the next one
+    return page
+
+
+def test_several_objects_in_one_node(several, stocked) -> None:
+    (node,) = (n for n in several.evaluate(QUEUED).values() if n["class_type"] == "MIPSeveralReferences")
+    assert set(node["inputs"]) == {"names", "pictures.picture 1", "pictures.picture 2"}
+    chained = [[("cat", "cat.png"), ("cup", "coffee.png")]] * APPLIES
+    assert shown_objects(several) == chained
+    several.evaluate("() => { app.graph._nodes.filter(n => n.type === 'LoadImage')[1].mode = 2 }")
+    shown = [[(each["text"], each["connected"]) for each in objects] for objects in several.evaluate(SHOWN)]
+    assert shown == [[("cat", True), ("cup", False)]] * APPLIES
+    several.evaluate(RUN)
+    several.wait_for_function(TOAST, arg="“cup”, name 2, has no picture")
+    several.keyboard.press("Escape")
+
+    pictures = {f"pictures.picture {number}": [str(number), 0] for number in (1, 2)}
+    white = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}}
+    made = {"class_type": "MIPSeveralReferences", "inputs": {"names": "cat\ncup", **pictures}}
+    end = {"class_type": "PreviewAny", "inputs": {"source": ["3", 0]}}
+    said = run(stocked, {"1": white, "2": white, "3": made, "4": end})["outputs"]["4"]["text"][0]
+    assert said.count("Reference(") == 2 and "text='cup'" in said
+
+
+def test_several_objects_stay_when_they_are_saved(several) -> None:
+    """Names, pictures and the input for the next one."""
+    several.evaluate("async () => { await app.loadGraphData(app.graph.serialize()) }")
+    assert several.evaluate(SOCKETS) == [f"pictures.picture {number}" for number in (1, 2, 3)]
+    assert shown_objects(several) == [[("cat", "cat.png"), ("cup", "coffee.png")]] * APPLIES
+
+
 def test_muted_references_are_not_shown(page) -> None:
     page.evaluate("() => { app.graph._nodes.filter(node => node.type === 'MIPReference')[0].mode = 2 }")
     assert [[text for text, _ in objects] for objects in shown_objects(page)] == [["cup"]] * APPLIES
@@ -374,7 +434,7 @@ COLOURFUL = """() => {
 
 SAID = """async ([objects, prompt]) => {
     const {mistakesIn} = await import("/extensions/PACK/js/mistakes.js")
-    return mistakesIn(objects.map(([text, connected]) => ({text, connected})), prompt)
+    return mistakesIn(objects.map(([text, connected, texts]) => ({text, connected, texts})), prompt)
 }""".replace("PACK", PACK)
 
 
@@ -397,6 +457,9 @@ def test_likely_mistakes_are_named(page) -> None:
         "too many words",
     ]
     assert page.evaluate(SAID, [chain[1:2], None]) == [""]
+    more = [["cat", True, each] for each in (["cat", "side view"], ["Cup"], ["dragon"])]
+    said = [page.evaluate(SAID, [[each], "a cat and a cup"]) for each in more]
+    assert said == [[""], ["more_pictures: other objects"], [""]]
     texts = ["red coffee cup", "猫", "c++", "(cat:1.3)"]
     right = [[each, True] for each in texts]
     assert page.evaluate(SAID, [right, "a (red  coffee:1.2) cup, 一只猫, C++ and a cat"]) == [""] * 4
@@ -590,6 +653,7 @@ def test_nodes_2_0_show_the_button_and_run_the_scripts(page) -> None:
         page.evaluate(OPEN, WORKFLOW)
         page.evaluate(frontend.FIT)
         before = page.evaluate(COUNT, "MIPReference")
+        page.get_by_placeholder("cat").first.wait_for()
         page.get_by_role("button", name="add another object").first.dispatch_event("click")
         page.wait_for_function(f"() => ({COUNT})('MIPReference') === {before + 1}")
         frontend.screenshot(page, "nodes 2.0")
@@ -605,11 +669,24 @@ def test_nodes_2_0_show_the_button_and_run_the_scripts(page) -> None:
         page.evaluate(frontend.SET, {"Comfy.VueNodes.Enabled": False})
 
 
+WORDS = """() => [app.graph._nodes.find(node => node.type === "MarkdownNote").widgets[0].value,
+    app.graph._groups[0].title]"""
+
+
 def test_everything_is_chinese_in_chinese(page, stocked) -> None:
     frontend.configure(page, **{"Comfy.Locale": "zh"})
     try:
         chinese = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text("utf-8"))
-        page.evaluate(OPEN, json.loads((ROOT / "workflows" / f"{TEMPLATE}.json").read_text("utf-8")))
+        template = json.loads((ROOT / "workflows" / f"{TEMPLATE}.json").read_text("utf-8"))
+        note = next(node for node in template["nodes"] if node["type"] == "MarkdownNote")
+        edited = {**template, "nodes": [note | {"widgets_values": ["my own"]}], "links": []}
+        page.wait_for_function("() => app.graph._nodes.length")  # the frontend opens what was open before
+        page.evaluate(OPEN, edited)
+        assert page.evaluate(WORDS) == ["my own", template["groups"][0]["title"]]
+        page.evaluate(OPEN, template)
+        words = json.loads((ROOT / "web" / "templates" / "zh.json").read_text("utf-8"))
+        told = [words[note["widgets_values"][0]], words[template["groups"][0]["title"]]]
+        assert page.evaluate(WORDS) == told
         nodes = page.evaluate("""() => ["MIPApply", "MIPReference"].map(type => {
             const node = LiteGraph.createNode(type)
             const slots = [...node.inputs, ...node.widgets.filter(widget => widget.type !== "button")]

@@ -47,6 +47,7 @@ SOURCES = {
     "MODEL": ["m", 0], "CLIP": ["m", 1], "VAE": ["m", 2], "CLIP_VISION": ["m", 3], "MIP_ADAPTER": ["a", 0],
     "IMAGE": ["i", 0], "MASK": ["k", 0], "MIP_REFERENCES": ["r", 0], "MIP_DETECTOR": ["d", 0], "MIP_ENCODER": ["e", 0],
     "MIP_DETECTIONS": ["b", 0], "LATENT": ["l", 0], "MIP_MERGE": ["g", 0], "BOUNDING_BOX": ["b2", 1],
+    "MIP_PICTURES": ["mp", 0],
 }  # fmt: skip
 NODES = {
     "m": ("MIPMiniatureLoader", {}),
@@ -54,6 +55,7 @@ NODES = {
     "i": ("EmptyImage", {"width": 64, "height": 64, "batch_size": 1, "color": 255}),
     "k": ("SolidMask", {"value": 1.0, "width": 64, "height": 64}),
     "r": ("MIPReference", {"image": ["i", 0], "text": "star", "weight": 1.0}),
+    "mp": ("MIPPicture", {"image": ["i", 0], "weight": 1.0}),
     "d": ("MIPDetectorLoader", {"detector_name": "miniature world (pixels)"}),
     "e": ("MIPEncoderFromModels", {"clip_vision": ["m", 3]}),
     "b": ("MIPBoxes", {"images": ["i", 0], "boxes": ["k", 0], "texts": "star", "bbox_format": "x, y, width, height"}),

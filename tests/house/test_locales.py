@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ..support.loops import complete
+from ..support.newer import absent
 from ..support.paths import ROOT
 
 LOCALES = ROOT / "locales"
@@ -62,7 +63,7 @@ def schemas(host) -> list:
 
 
 def test_english_is_what_the_schemas_say(schemas) -> None:
-    now = {schema.node_id: said(schema) for schema in schemas}
+    now = {schema.node_id: said(schema) for schema in schemas} | {each: load(ENGLISH)[each] for each in absent()}
     if os.environ.get("MIP_ADAPTER_UPDATE"):
         ENGLISH.write_text(json.dumps(now, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     assert load(ENGLISH) == now, "locales/en is out of date (see this file's top)"
@@ -100,6 +101,21 @@ def test_every_category_and_text_of_the_scripts_has_a_name(schemas) -> None:
     assert set(re.findall(r'\bsay\("([^"]+)"\)', scripts)) == set(main["mipAdapter"])
     settings = {each.replace(".", "_") for each in re.findall(r'\bid: "(MIP-Adapter\.[^"]+)"', scripts)}
     assert settings == set(load(LOCALES / "zh" / "settings.json"))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "web" / "templates").iterdir()), ids=lambda file: file.stem)
+def test_templates_speak_other_languages(file) -> None:
+    """Every note and title, by the English words; the Chinese ones are Chinese, but for names."""
+    said = set()
+    for path in (ROOT / "workflows").glob("*.json"):
+        workflow = load(path)
+        said |= {each["title"] for each in (*workflow["nodes"], *workflow["groups"]) if "title" in each}
+        said |= {node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote"}
+    told = load(file)
+    assert said == set(told), sorted(said ^ set(told))
+    assert not [text for text in told.values() if not CHINESE.search(text)]
+    for english, text in told.items():
+        assert re.findall(r"\(http\S+\)", english) == re.findall(r"\(http\S+\)", text)
 
 
 def texts(tree: dict, path: str = "") -> Iterator[tuple[str, str]]:

@@ -5,15 +5,17 @@
  * One subgraph can stand in a workflow several times, so the node alone does not say what flows into it.
  *
  * @typedef {{ node: object, path: object[] }} Place
- * @typedef {{ picture: string | null, connected: boolean, text: string, mapColor: unknown }} ObjectOfChain
- *   picture: a /view query, null where there is none or it is not known; connected: something gives one
+ * @typedef {{ picture: string | null, connected: boolean, text: string, mapColor: unknown, texts: string[] }}
+ *   ObjectOfChain picture: a /view query, null where there is none or it is not known; connected: something gives one;
+ *   texts: those of references that are connected as more pictures of this object
  */
 
 const MUTED = 2
 const BYPASSED = 4
 const MOST_OBJECTS = 16 // as many as MIP Apply accepts, and as many styles
 const OBJECTS = ["MIPReference", "MIPFaceReference"]
-const LINKS = [...OBJECTS, "MIPStyleReference"] // a style stands in the chain and is no object
+const SEVERAL = "MIPSeveralReferences"
+const LINKS = [...OBJECTS, SEVERAL, "MIPStyleReference"] // a style stands in the chain and is no object
 const MOST_STEPS = 200 // a loop in the graph ends here
 
 /**
@@ -27,13 +29,40 @@ export function objectsOf(node) {
   let at = source({ node, path: pathTo(node.graph) }, "references")
   for (let links = 0; LINKS.includes(at?.node?.comfyClass) && links < 2 * MOST_OBJECTS; links++) {
     if (OBJECTS.includes(at.node.comfyClass)) {
-      const connected = source(at, "image") !== null
-      const text = String(value(at, "text") ?? "").trim()
-      found.unshift({ picture: pictureFor(at), connected, text, mapColor: value(at, "map_color") })
-    }
+      const texts = textsOfChain(source(at, "more_pictures"))
+      found.unshift({ ...object(at, "image", value(at, "text"), value(at, "map_color")), texts })
+    } else if (at.node.comfyClass === SEVERAL) found.unshift(...severalOf(at))
     at = source(at, "references")
   }
   return found
+}
+
+/** @returns {ObjectOfChain} */
+const object = (at, input, text, mapColor) => ({
+  picture: pictureFor(at, input),
+  connected: source(at, input) !== null,
+  text: String(text ?? "").trim(),
+  mapColor,
+  texts: [],
+})
+
+/** @returns {string[]} the texts of a chain of MIPReference that ends at a place */
+function textsOfChain(at) {
+  const texts = []
+  for (; OBJECTS.includes(at?.node?.comfyClass) && texts.length < MOST_OBJECTS; at = source(at, "references")) {
+    texts.push(String(value(at, "text") ?? ""))
+  }
+  return texts
+}
+
+/** The objects of a MIPSeveralReferences: names and pictures by their numbers, as nodes/several.py pairs them. */
+function severalOf(at) {
+  const names = String(value(at, "names") ?? "")
+    .split(/[\n,;]/)
+    .filter((each) => each.trim())
+  const slots = at.node.inputs.filter((each) => each.name.startsWith("pictures.") && source(at, each.name))
+  const last = Math.max(names.length, ...slots.map((each) => Number(each.name.split(" ")[1])))
+  return Array.from({ length: last }, (_, i) => object(at, `pictures.picture ${i + 1}`, names[i]))
 }
 
 /**
@@ -164,16 +193,17 @@ function value(place, name) {
 /**
  * The query of a reference's picture: of the nearest node upstream that shows one.
  *
- * @param {Place} place a MIPReference
+ * @param {Place} place a MIPReference or MIPSeveralReferences
+ * @param {string} input of its picture
  * @returns {string | null}
  */
-function pictureFor(place) {
-  let at = source(place, "image")
+function pictureFor(place, input) {
+  let at = source(place, input)
   for (let steps = 0; at?.node && steps < MOST_STEPS; steps++) {
     const shown = shownBy(at)
     if (shown) return new URLSearchParams(shown).toString()
-    const input = at.node.inputs?.findIndex((each) => each.type === "IMAGE" && each.link != null) ?? -1
-    at = input < 0 ? null : source(at, input)
+    const through = at.node.inputs?.findIndex((each) => each.type === "IMAGE" && each.link != null) ?? -1
+    at = through < 0 ? null : source(at, through)
   }
   return null
 }

@@ -30,11 +30,12 @@ export function sentencesOf(errors) {
 /** One error of the host in our words; where the host already has a sentence of ours, that one. */
 function sentenceOf(type, { type: kind, message, details, extra_info: extra }) {
   const name = extra?.input_name ?? details
-  const words = nodeWords(type)?.inputs?.[name]
+  const [input, socket] = name.split(".") // where an input has several sockets, both are named
+  const words = nodeWords(type)?.inputs?.[input]
   const { required, optional } = LiteGraph.registered_node_types[type]?.nodeData?.input ?? {}
-  const tooltip = words?.tooltip ?? (required?.[name] ?? optional?.[name])?.[1]?.tooltip ?? ""
+  const tooltip = words?.tooltip ?? (required?.[input] ?? optional?.[input])?.[1]?.tooltip ?? ""
   if (kind === "required_input_missing") {
-    return `${say("Nothing is connected to “%s”.").replace("%s", words?.name ?? name)} ${tooltip}`.trim()
+    return `${say("Nothing is connected to “%s”.").replace("%s", socket ?? words?.name ?? name)} ${tooltip}`.trim()
   }
   if (kind === "custom_validation_failed") return details.replace(`${name} - `, "")
   return `${message}: ${details}`

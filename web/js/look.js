@@ -7,6 +7,8 @@ const TITLE_BAR = "#37305a"
 const LINKS = {
   MIP_ADAPTER: "#8f7ee7",
   MIP_REFERENCES: "#f2b84b",
+  MIP_PICTURES: "#f58fa8",
+  "MIP_PICTURES,MIP_REFERENCES": "#f58fa8",
   MIP_MERGE: "#5bc0a4",
   MIP_FUSION_HEAD: "#d98fbf",
   MIP_BLOCK_STRENGTH: "#a99be0",
@@ -15,6 +17,15 @@ const LINKS = {
   MIP_DETECTOR: "#e08a6d",
   MIP_DETECTIONS: "#9fc5a0",
 }
+/** What an empty text shows, on nodes drawn by Vue; the frontend hands it on to texts of several lines alone. */
+function showPlaceholders(node) {
+  const { required, optional } = node.constructor.nodeData?.input ?? {}
+  for (const widget of node.widgets ?? []) {
+    const placeholder = { ...required, ...optional }[widget.name]?.[1]?.placeholder
+    if (placeholder && widget.options) widget.options.placeholder ??= placeholder
+  }
+}
+
 // The widget that tells folded nodes of one kind apart.
 const TOLD_APART_BY = { MIPReference: "text", MIPFaceReference: "text", MIPMerge: "strategy", MIPAdapterLoader: "adapter_name" }
 
@@ -64,7 +75,10 @@ app.registerExtension({
       return toldApart(this) + getTitle.call(this)
     }
   },
-  nodeCreated: () => setTimeout(styleTitles), // when it has its id
+  nodeCreated(node) {
+    if (node.comfyClass?.startsWith("MIP")) showPlaceholders(node)
+    setTimeout(styleTitles) // when it has its id
+  },
   afterConfigureGraph() {
     colourLinks() // the palette is read later than the extensions' setup
     styleTitles()

@@ -17,7 +17,7 @@ export function holds(prompt, text) {
 }
 
 /**
- * @param {{ connected: boolean, text: string }[]} objects of a chain
+ * @param {{ connected: boolean, text: string, texts?: string[] }[]} objects of a chain; texts: of its more pictures
  * @param {string | null} prompt null: not known
  * @returns {string[]} for each object a few words in the user's language, empty where nothing is wrong
  */
@@ -28,6 +28,9 @@ export function mistakesIn(objects, prompt) {
     if (!objects[i].connected) return say("no picture")
     if (texts.indexOf(text) !== texts.lastIndexOf(text)) return say("same text twice")
     if (text.split(" ").length > MOST_WORDS) return say("too many words")
-    return prompt !== null && !holds(prompt, text) ? say("not in the prompt") : ""
+    if (prompt === null) return ""
+    if (!holds(prompt, text)) return say("not in the prompt")
+    const others = objects[i].texts?.map(plain).filter((each) => each && each !== text) ?? []
+    return others.some((each) => holds(prompt, each)) ? say("more_pictures: other objects") : ""
   })
 }

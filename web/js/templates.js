@@ -1,4 +1,7 @@
-/** The pack's templates in the order in which one learns them; the host lists them as the disk happens to. */
+/**
+ * The pack's templates: in the order in which one learns them, where the host lists them as the disk happens to; and
+ * their notes and titles in the user's language, from web/templates/.
+ */
 
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
@@ -24,8 +27,32 @@ export function ordered(names) {
   return [...names].sort((a, b) => place(a) - place(b) || a.localeCompare(b))
 }
 
+/** Titles and notes in the user's language, by the English ones. @type {Record<string, string>} */
+let words = {}
+
+async function learnTexts() {
+  const language = app.extensionManager?.setting?.get("Comfy.Locale")
+  if (language !== "zh") return
+  try {
+    words = await (await fetch(new URL(`../templates/${language}.json`, import.meta.url))).json()
+  } catch (error) {
+    console.warn("MIP-Adapter: the templates' texts are not translated", error)
+  }
+}
+
+/** Translate a graph that has a template's note as it is shipped; any other, an edited template too, stays as it is. */
+function translateTexts(graph) {
+  const nodes = graph?.nodes ?? []
+  const note = nodes.find((node) => node.type === "MarkdownNote" && words[node.widgets?.[0]?.value])
+  if (!note) return
+  note.widgets[0].value = words[note.widgets[0].value]
+  for (const each of [...nodes, ...(graph.groups ?? [])]) each.title = words[each.title] ?? each.title
+}
+
 app.registerExtension({
   name: "MIP-Adapter.Templates",
+  init: learnTexts,
+  afterConfigureGraph: () => translateTexts(app.graph),
   setup() {
     const getWorkflowTemplates = api.getWorkflowTemplates
     api.getWorkflowTemplates = async function (...given) {
