@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .merge import accumulate, block_attention, joint_attention
+from .merge import accumulate, block_attention, concat_attention
 from .plan import Plan, SitePlan
 from .relevance import FLOOR
 from .site import RowGroup, relevance_share
@@ -94,7 +94,7 @@ def image_features(
     for rows in groups:
         q = queries[rows.at].permute(1, 3, 0, 2).flatten(2)  # [h, d, b·(text + N)]
         share, null_share, region = rows.constants
-        blocks = plan.null_blocks
+        blocks = plan.null_sets
         if rows.conditional:
             if plan.needs_relevance:
                 share = relevance_share(rows, plan, partial(relevance, rows))
@@ -105,7 +105,7 @@ def image_features(
         else:
             share, keys, values = null_share, site.null_keys, site.null_values
         if rows.conditional and plan.is_concat and region is not None:
-            attention = joint_attention(q, keys, _columns(region.exp(), rows, text).log())
+            attention = concat_attention(q, keys, _columns(region.exp(), rows, text).log())
         else:
             attention = block_attention(q, keys, blocks)
         if share is not None:

@@ -30,7 +30,7 @@ def block_attention(queries: Tensor, keys: Tensor, blocks: int) -> Tensor:
     return torch.bmm(keys, queries).unflatten(1, (blocks, -1)).softmax(2)
 
 
-def joint_attention(queries: Tensor, keys: Tensor, log_regions: Tensor) -> Tensor:
+def concat_attention(queries: Tensor, keys: Tensor, log_regions: Tensor) -> Tensor:
     """One softmax over the tokens of all objects ("concat"), limited by regions.
 
     r_i exp(L_i) / Σ_j r_j exp(L_j), computed by adding log r_i to the logits L_i. Outside its region an object's tokens

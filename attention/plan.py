@@ -23,13 +23,13 @@ from .relevance import flat_shares
 
 
 @dataclass(frozen=True, eq=False)
-class References:
+class EncodedReferences:
     """Encoded references: M objects, T image tokens each, X the width of the text context.
 
     names: the M object texts.
     tokens: [M, T, X], image tokens.
     null_tokens: [T, X], image tokens of the unconditional branch; [M, T, X] where each object has its own.
-    texts: M × [L_i, X], content tokens of each object text, encoded on its own; L_i is 0 for a style.
+    text_tokens: M × [L_i, X], content tokens of each object text, encoded on its own; L_i is 0 for a style.
     weights: the M objects' weights.
     regions: [M, 1 or pictures, H, W] in 0..1 over the whole canvas, or None.
     frozen: [M + 1, pictures, H, W], shares recorded by an earlier sampling, the last one unclaimed. None: the shares
@@ -42,7 +42,7 @@ class References:
     names: tuple[str, ...]
     tokens: Tensor
     null_tokens: Tensor
-    texts: tuple[Tensor, ...]
+    text_tokens: tuple[Tensor, ...]
     weights: tuple[float, ...]
     regions: Tensor | None = None
     frozen: Tensor | None = None
@@ -71,7 +71,7 @@ class References:
         blocks = self.blocks or (None,) * len(self.names)
         return tuple(1.0 if each is None else each.at(key) for each in blocks)
 
-    def only(self, objects: Sequence[int], confined: Sequence[int]) -> References:
+    def only(self, objects: Sequence[int], confined: Sequence[int]) -> EncodedReferences:
         """The references of these objects (indices). Regions hold only for those that are also in `confined`."""
         own_nulls = self.null_tokens.ndim == 3
         nulls = self.null_tokens[list(objects)] if own_nulls else self.null_tokens
@@ -84,7 +84,7 @@ class References:
             names=tuple(self.names[i] for i in objects),
             tokens=self.tokens[list(objects)],
             null_tokens=nulls[0] if own_nulls and len(objects) == 1 else nulls,
-            texts=tuple(self.texts[i] for i in objects),
+            text_tokens=tuple(self.text_tokens[i] for i in objects),
             weights=tuple(self.weights[i] for i in objects),
             regions=None if regions is None or bool((regions == 1).all()) else regions,
             frozen=None if self.frozen is None else self.frozen[[*objects, len(self.names)]],
@@ -98,14 +98,14 @@ class References:
 class SitePlan:
     """One cross-attention site: h heads of width d.
 
-    keys, null_keys: [h, M·T, d] and [h, T or M·T, d] (see `Plan.null_blocks`), divided by sqrt(d).
+    keys, null_keys: [h, M·T, d] and [h, T or M·T, d] (see `Plan.null_sets`), divided by sqrt(d).
     values, null_values: same shapes; scale, object weights, strengths at the block and constant shares are folded
         in.
     head: [C], the fusion head's row, or None.
-    object_text: [L, X], content tokens of all objects, divided by sqrt(d).
+    object_tokens: [L, X], content tokens of all objects, divided by sqrt(d).
     average: [M, h·L], see `raw_relevance`.
 
-    Sites with the same heads and width share object_text and average.
+    Sites with the same heads and width share object_tokens and average.
     """
 
     heads: int
@@ -114,11 +114,11 @@ class SitePlan:
     null_keys: Tensor
     null_values: Tensor
     head: Tensor | None
-    object_text: Tensor
+    object_tokens: Tensor
     average: Tensor
 
     def eased(self, per_token: Tensor, per_null: Tensor) -> SitePlan:
-        """This site at one moment, see `Plan.eased`."""
+        """This site at one moment, see `Plan.ease_factors`."""
         values, null_values = self.values * per_token.to(self.values), self.null_values * per_null.to(self.values)
         return replace(self, values=values, null_values=null_values)
 
@@ -126,7 +126,7 @@ class SitePlan:
         """This site on q's device and in its dtype; itself when it was compiled for them."""
         if self.keys.dtype == q.dtype and self.keys.device == q.device:
             return self
-        names = ("keys", "values", "null_keys", "null_values", "head", "object_text")
+        names = ("keys", "values", "null_keys", "null_values", "head", "object_tokens")
         moved = {name: tensor.to(q) for name in names if (tensor := getattr(self, name)) is not None}
         return replace(self, **moved, average=self.average.to(q.device))
 
@@ -140,12 +140,12 @@ class Plan:
     gate, gate_strength: see `FusionHead`; the head's rows are in `sites`.
     weights: [M, 1, 1] float32, the objects' weights. They are folded into the values. With regions the unconditional
         branch also needs them here, because it has one set of values for all objects.
-    regions: [M, 1 or pictures, H, W], as in `References`; float32 on the CPU.
+    regions: [M, 1 or pictures, H, W], as in `EncodedReferences`; float32 on the CPU.
     sites: by site key, without those where no object has any strength.
-    frozen: [M + 1, pictures, H, W], as in `References`; float32 on the CPU. `SiteConstants` holds what a site needs of
-        regions and frozen.
-    null_blocks: 1 where all objects share one set of null tokens, M where each has its own.
-    eases: as in `References`.
+    frozen: [M + 1, pictures, H, W], as in `EncodedReferences`; float32 on the CPU. `SiteConstants` holds what a site
+        needs of regions and frozen.
+    null_sets: 1 where all objects share one set of null tokens, M where each has its own.
+    eases: as in `EncodedReferences`.
     """
 
     names: tuple[str, ...]
@@ -156,7 +156,7 @@ class Plan:
     regions: Tensor | None
     sites: Mapping[SiteKey, SitePlan]
     frozen: Tensor | None = None
-    null_blocks: int = 1
+    null_sets: int = 1
     eases: tuple[Ease, ...] = ()
 
     @property
@@ -182,40 +182,23 @@ class Plan:
     def is_concat(self) -> bool:
         return self.merge.strategy == "concat"
 
-    def eased(self, fraction: Tensor) -> tuple[Tensor, Tensor]:
+    def ease_factors(self, fraction: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of the values and null values of every site, [M·T, 1] and [T or M·T, 1], at a fraction [1] of the
-        sampling on the device."""
+        sampling on the device.
+
+        Null values are shared only where all objects ease alike (`nulls_differ`): the first factor stands for all.
+        """
         tokens = next(iter(self.sites.values())).keys.shape[1] // self.objects
-        each = torch.cat([ease.at(fraction) for ease in self.eases])  # [M]
-        values, nulls = (part.repeat_interleave(tokens).unsqueeze(1) for part in (each, each[: self.null_blocks]))
+        factors = torch.cat([ease.at(fraction) for ease in self.eases])  # [M]
+        own = factors, factors[: self.null_sets]
+        values, nulls = (each.repeat_interleave(tokens).unsqueeze(1) for each in own)
         return values, nulls
-
-
-def compile_plan(
-    adapter: Adapter,
-    sites: Sequence[Site],
-    references: References,
-    *,
-    scale: float,
-    merge: Merge,
-    head: FusionHead,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Plan:
-    """Project the references through every site's to_k_ip and to_v_ip.
-
-    The projection runs in float32 on `device`; the result is stored as `dtype`.
-    """
-    (plan,) = compile_plans(
-        [adapter], sites, [references], scale=scale, merge=merge, head=head, device=device, dtype=dtype
-    )
-    return plan
 
 
 def compile_plans(
     adapters: Sequence[Adapter],
     sites: Sequence[Site],
-    reference_sets: Sequence[References],
+    reference_sets: Sequence[EncodedReferences],
     *,
     scale: float,
     merge: Merge,
@@ -223,18 +206,19 @@ def compile_plans(
     device: torch.device,
     dtype: torch.dtype,
 ) -> list[Plan]:
-    """`compile_plan` for several sets of references.
+    """Project references through every site's to_k_ip and to_v_ip: a plan for each of several sets of them.
 
-    adapters: those that `References.adapters` counts.
+    adapters: those that `EncodedReferences.adapters` counts.
 
-    Each site's weights are moved to `device` once. Only one site's weights are there at a time.
+    The projection runs in float32 on `device`; the result is stored as `dtype`. Each site's weights are moved there
+    once, and only one site's weights are there at a time.
     """
     builders = [_PlanBuilder(references, scale, merge, head, device, dtype) for references in reference_sets]
     for site in sites:
         weights = [adapter.sites[site.number].on(device) for adapter in adapters]
-        row = head.weights[site.number].to(device, dtype) if head.active else None
+        head_row = head.weights[site.number].to(device, dtype) if head.active else None
         for builder in builders:
-            builder.add(site, weights, row)
+            builder.add(site, weights, head_row)
     return [builder.plan() for builder in builders]
 
 
@@ -243,7 +227,7 @@ class _PlanBuilder:
 
     def __init__(
         self,
-        references: References,
+        references: EncodedReferences,
         scale: float,
         merge: Merge,
         head: FusionHead,
@@ -251,12 +235,12 @@ class _PlanBuilder:
         dtype: torch.dtype,
     ) -> None:
         self.references, self.merge, self.head, self.device, self.dtype = references, merge, head, device, dtype
-        self.shared = SharedText(references.texts, device, dtype)
+        self.shared = SharedText(references.text_tokens, device, dtype)
         self.tokens = references.tokens.to(device, torch.float32).flatten(0, 1)  # [M·T, X]
         self.scale = scale
-        self.null_blocks = len(references.names) if references.nulls_differ else 1
+        self.null_sets = len(references.names) if references.nulls_differ else 1
         null = references.null_tokens.to(device, torch.float32)
-        self.null = null.flatten(0, 1) if null.ndim == 3 else null.repeat(self.null_blocks, 1)  # [T or M·T, X]
+        self.null = null.flatten(0, 1) if null.ndim == 3 else null.repeat(self.null_sets, 1)  # [T or M·T, X]
         self.weights = torch.tensor(references.weights, device=device, dtype=torch.float32).view(-1, 1, 1)
         self.sites: dict[SiteKey, SitePlan] = {}
 
@@ -270,7 +254,7 @@ class _PlanBuilder:
         keys, values = zip(*each, strict=True)
         return torch.cat(keys), torch.cat(values)
 
-    def add(self, site: Site, weights: Sequence[SiteWeights], row: Tensor | None) -> None:
+    def add(self, site: Site, weights: Sequence[SiteWeights], head_row: Tensor | None) -> None:
         """weights: of every adapter."""
         width = site.width // site.heads
         strengths = self.references.strengths_at(site.key)
@@ -285,7 +269,7 @@ class _PlanBuilder:
         def heads_first(flat: Tensor) -> Tensor:  # [tokens, C] -> [h, tokens, d]
             return flat.unflatten(-1, (site.heads, -1)).transpose(0, 1).to(self.dtype).contiguous()
 
-        object_text, average = self.shared.for_site(site.heads, width)
+        object_tokens, average = self.shared.for_site(site.heads, width)
         keys, values = self._keys_values(self.tokens, weights, site.heads)
         null_keys, null_values = self._keys_values(self.null, weights, site.heads)
         self.sites[site.key] = SitePlan(
@@ -294,8 +278,8 @@ class _PlanBuilder:
             values=heads_first(values * per_token),
             null_keys=heads_first(null_keys * width**-0.5),
             null_values=heads_first(null_values * per_null),
-            head=row,
-            object_text=object_text,
+            head=head_row,
+            object_tokens=object_tokens,
             average=average,
         )
 
@@ -304,30 +288,33 @@ class _PlanBuilder:
             return None if maps is None else maps.to("cpu", torch.float32)
 
         return Plan(
-            self.references.names,
-            self.merge,
-            self.head.gate,
-            self.head.strength,
-            self.weights,
-            on_cpu(self.references.regions),
-            self.sites,
-            on_cpu(self.references.frozen),
-            self.null_blocks,
-            self.references.eases,
+            names=self.references.names,
+            merge=self.merge,
+            gate=self.head.gate,
+            gate_strength=self.head.strength,
+            weights=self.weights,
+            regions=on_cpu(self.references.regions),
+            sites=self.sites,
+            frozen=on_cpu(self.references.frozen),
+            null_sets=self.null_sets,
+            eases=self.references.eases,
         )
 
 
 def _constant_factors(
-    weights: Tensor, strengths: Tensor, scale: float, merge: Merge, references: References
+    weights: Tensor, strengths: Tensor, scale: float, merge: Merge, references: EncodedReferences
 ) -> tuple[Tensor, Tensor]:
-    """Factors to fold into the values ([M, 1, 1]) and into the null values ([1 or M, 1, 1], see `Plan.null_blocks`).
+    """Factors to fold into the values ([M, 1, 1]) and into the null values ([1 or M, 1, 1], see `Plan.null_sets`).
 
     weights, strengths: [M, 1, 1], the objects' own, the latter at the site.
 
     A share that does not vary over positions is a constant factor. For the objects that holds for every strategy but
     relevance. For the unconditional branch it always holds, since the empty text prefers no position. With regions all
     shares vary, and only weight, strength and scale are folded. Null values that all objects share then leave the
-    weights to `SiteConstants.null_share`, and the strength is the same for all.
+    weights to `SiteConstants.null_share`.
+
+    Null values are shared only where the objects have the same strength at every site (`nulls_differ`), which is why
+    the first object's stands for all with regions.
     """
     objects = weights.shape[0]
     if references.regions is not None:
@@ -355,9 +342,9 @@ class SharedText:
         self._made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def for_site(self, heads: int, width: int) -> tuple[Tensor, Tensor]:
-        """For h heads of width d: object_text and average.
+        """For h heads of width d: object_tokens and average.
 
-        object_text: [L, X], all texts divided by sqrt(d), in the plan's dtype.
+        object_tokens: [L, X], all texts divided by sqrt(d), in the plan's dtype.
         average: [M, h·L] float32, 1 / (h L_i) on the tokens of object i in every head (see `raw_relevance`).
         """
         if (heads, width) not in self._made:

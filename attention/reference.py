@@ -31,7 +31,7 @@ MASK_THRESHOLD = 0.05
 # Relative tolerance between the aspect ratios of mask and picture: the sides of a smaller mask are rounded.
 SAME_SHAPE = 0.02
 # The same input gives the same tensor object, so that patching/encode.py recognises it.
-_prepared = WeakCache()
+_picture_cache = WeakCache()
 CENTRE, PAD, START, END = FITS = ("centre crop", "pad to square", "top or left", "bottom or right")
 
 
@@ -74,6 +74,11 @@ class Reference:
     def batches(self) -> tuple[tuple[Tensor, float], ...]:
         """All pictures of the object: batches [B, H, W, 3], each with the weight of its pictures in the mean."""
         return ((self.images, 1.0), *self.more)
+
+    @property
+    def count(self) -> int:
+        """How many pictures it has."""
+        return sum(len(images) for images, _ in self.batches)
 
 
 def colours_of(references: Iterable[Reference]) -> tuple[int, ...]:
@@ -133,8 +138,8 @@ def make_reference(
     fit: str = CENTRE,
     map_color: int | None = None,
     blocks: BlockStrength | None = None,
-    negative: Tensor | None = None,
     over_time: str = STEADY,
+    negative: Tensor | None = None,
 ) -> Reference:
     """Check and prepare one reference.
 
@@ -165,17 +170,17 @@ def make_reference(
     one_of(f"The strength over time of “{text}”", over_time, EASES)
     over_time = blocks.over_time if over_time == STEADY and blocks is not None else over_time
     if negative is not None:
-        negative = _prepared(
+        negative = _picture_cache(
             partial(_rgb_on_white, negative, f"not {text}"), negative, name=("negative", _checksum(negative))
         )
     if image_mask is None:
-        images = _prepared(lambda: _fitted(_rgb_on_white(image, text), fit), image, name=(fit, _checksum(image)))
+        images = _picture_cache(lambda: _fitted(_rgb_on_white(image, text), fit), image, name=(fit, _checksum(image)))
     else:
 
         def cut_out() -> Tensor:
             return _cut_out(_rgb_on_white(image, text), _as_masks(image_mask, f"image_mask of “{text}”"), text)
 
-        images = _prepared(cut_out, image, image_mask, name=(_checksum(image), _checksum(image_mask)))
+        images = _picture_cache(cut_out, image, image_mask, name=(_checksum(image), _checksum(image_mask)))
     region = None if region is None else _check_region(region, text)
     more = tuple((images, each.weight * share) for each in more_pictures for images, share in each.batches)
     times = start_percent, end_percent, region_until

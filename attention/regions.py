@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .options import between
 
+SIDE = 256  # pixels of a mask of boxes; it is stretched to the canvas
 Size = tuple[int, int]  # height, width
 Area = tuple[int, int, int, int] | None  # (height, width, y, x) in latent pixels; None: the whole canvas
 
@@ -80,9 +81,6 @@ def resize(maps: Tensor, size: Size) -> Tensor:
 
 def _halved(side: int, times: int) -> int:
     return -(-side >> times)
-
-
-SIDE = 256  # pixels of the mask; it is stretched to the canvas
 
 
 def box_region(boxes: Sequence[tuple[float, float, float, float]], feather: float = 0.0) -> Tensor:

@@ -38,6 +38,9 @@ def raw_relevance(queries: Tensor, object_keys: Tensor, average: Tensor, rows: i
 def shares(relevance: Tensor, merge: Merge, region: Tensor | None = None, nobody: Tensor | None = None) -> Tensor:
     """Share of every object at every position: A_i / Σ_j A_j, the Ã_i of the merge.
 
+    That is the merge "relevance". With "sum" every share is 1, or r_i. With "uniform" and "concat" the relevance should
+    be the same everywhere (`flat_shares`); sharpness, background and the normalisation "mean" do not act on them.
+
     With a = N·A (1 where a text prefers no position), sharpness p, background β and regions r:
 
         Ã_i = c · r_i a_i^p / (Σ_j r_j a_j^p + β)     c = M for the paper's normalisation A_i / mean_j A_j, else 1

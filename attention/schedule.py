@@ -85,7 +85,7 @@ class Schedule:
 
         `is_open` may cost a device sync. It is called only if the answer depends on it.
         """
-        if not any(period for each in self.times for period in each):
+        if all(period is None for each in self.times for period in each):
             now, plan = next(iter(self.plans.items()))
             return now.objects, plan
         now = active_set(self.times, is_open)

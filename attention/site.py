@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .fusion_head import fusion_gate
-from .merge import accumulate, block_attention, joint_attention, log_region, split_queries
+from .merge import accumulate, block_attention, concat_attention, log_region, split_queries
 from .plan import Plan, SitePlan
 from .pool import PooledSite
 from .regions import Area
@@ -24,7 +24,7 @@ class SiteConstants(NamedTuple):
 
     share: [M or 1, 1 or pictures, N], shares of conditional rows. None: they are measured, or folded into the values.
     null_share: [1 or M, 1 or pictures, N], share of unconditional rows, all objects together or each
-        (`Plan.null_blocks`). None: folded into the null values.
+        (`Plan.null_sets`). None: folded into the null values.
     region: [M, 1 or pictures, N], for a merge that depends on the queries: log r_i for "concat", else r_i. None: no
         regions.
     """
@@ -40,7 +40,7 @@ class SiteConstants(NamedTuple):
         if region is None:
             return cls(share)
         flat = flat_shares(plan.objects, plan.merge, region)
-        null_share = flat if plan.null_blocks > 1 else (flat * plan.weights.to(flat)).sum(0, keepdim=True)
+        null_share = flat if plan.null_sets > 1 else (flat * plan.weights.to(flat)).sum(0, keepdim=True)
         if plan.is_concat:
             return cls(region.amax(0, keepdim=True), null_share, log_region(region))
         if frozen is None and not plan.needs_relevance:
@@ -91,8 +91,8 @@ def fuse(
     text: [B, N, C], Z_text, needed when the site has a head; it may be `out` itself.
     q: [B, N, C], the queries.
     groups: the rows of the batch by treatment.
-    object_keys: returns the UNet's own to_k of `site.object_text`, [L, C]. It is called only for conditional rows that
-        need relevance.
+    object_keys: returns the UNet's own to_k of `site.object_tokens`, [L, C]. It is called only for conditional rows
+        that need relevance.
     observe: called for conditional rows with (rows, shares [M, b, N] or None, g̃ [b, N] or None).
     """
     gate = image_gate = None
@@ -112,15 +112,17 @@ def fuse(
             if observe is not None:
                 observe(rows, None if plan.is_concat else share, None if gate is None else gate[rows.at])
             if plan.is_concat and region is not None:
-                attention = joint_attention(queries, site.keys, _columns(region, rows))
+                attention = concat_attention(queries, site.keys, _columns(region, rows))
             else:
                 attention = block_attention(queries, site.keys, 1 if plan.is_concat else plan.objects)
             values = site.values
         else:
             share = null_share
-            attention = block_attention(queries, site.null_keys, plan.null_blocks)
+            attention = block_attention(queries, site.null_keys, plan.null_sets)
             values = site.null_values
-        share = _times(share, None if image_gate is None else image_gate[rows.at])
+        if image_gate is not None:
+            own_gate = image_gate[rows.at].unsqueeze(0)
+            share = own_gate if share is None else share * own_gate
         if share is not None:
             attention = attention * _columns(share, rows).to(attention.dtype)
         accumulate(out[rows.at], attention, values)
@@ -146,9 +148,3 @@ def _measured(queries: Tensor, site: SitePlan, object_keys: Callable[[], Tensor]
 def _columns(maps: Tensor, rows: RowGroup) -> Tensor:
     """[M or 1, B or 1, N] -> [M or 1, 1, B·N], the layout of the attention."""
     return maps.expand(-1, rows.length, -1).flatten(1).unsqueeze(1)
-
-
-def _times(share: Tensor | None, gate: Tensor | None) -> Tensor | None:
-    if share is None or gate is None:
-        return share if gate is None else gate.unsqueeze(0)
-    return share * gate

@@ -52,7 +52,7 @@ def ours(site: Site, name: str = "ours") -> Callable[[Site], Tensor]:
     """The pack's merge at the same site, compiled beforehand as MIPApply does. name: one of `OURS`."""
     from ..attention.merge import split_queries
     from ..attention.options import FusionHead, Merge
-    from ..attention.plan import References, compile_plan
+    from ..attention.plan import EncodedReferences, compile_plans
     from ..attention.pool import Pool, PooledSite
     from ..attention.relevance import raw_relevance
     from ..attention.site import RowGroup, fuse
@@ -64,10 +64,10 @@ def ours(site: Site, name: str = "ours") -> Callable[[Site], Tensor]:
     texts = tuple(site.object_text[1, i, 1 : 1 + n] for i, n in enumerate(site.counts))
     names = tuple(f"object {i}" for i in range(len(texts)))
     key = ("input", 4, 0)
-    plan = compile_plan(
-        adapter,
+    (plan,) = compile_plans(
+        [adapter],
         (UNetSite(key, 1, width, site.heads, X),),
-        References(names, site.image_tokens[1], site.image_tokens[0, 0], texts, (1.0,) * len(texts)),
+        [EncodedReferences(names, site.image_tokens[1], site.image_tokens[0, 0], texts, (1.0,) * len(texts))],
         scale=site.scale,
         merge=Merge(),
         head=FusionHead({1: site.head}),
@@ -75,7 +75,7 @@ def ours(site: Site, name: str = "ours") -> Callable[[Site], Tensor]:
         dtype=site.q.dtype,
     )
     compiled, objects, pool = plan.sites[key], tuple(range(len(texts))), None
-    keys = compiled.object_text @ site.to_k.T  # made once a sampling
+    keys = compiled.object_tokens @ site.to_k.T  # made once a sampling
     if name != "ours":
         side, numbers = math.isqrt(site.q.shape[1]), torch.zeros(1, dtype=torch.long, device=site.q.device)
         read, write = Pool(objects, 1), Pool(objects, 1) if name == "measures" else None

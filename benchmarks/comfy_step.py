@@ -108,7 +108,7 @@ def _patched(model, objects: int, tokens: int, record: Any, device: torch.device
     from comfy.model_patcher import ModelPatcher
 
     from ..attention.options import FusionHead, Merge
-    from ..attention.plan import References, compile_plan
+    from ..attention.plan import EncodedReferences, compile_plans
     from ..attention.schedule import Schedule
     from ..patching.site_patch import install
     from ..weights.adapter import Adapter, SiteWeights
@@ -120,11 +120,18 @@ def _patched(model, objects: int, tokens: int, record: Any, device: torch.device
     weights = {s.number: SiteWeights(draw(s.width, width), draw(s.width, width), draw(s.width)) for s in sites}
     adapter = Adapter("bench", None, {}, weights)  # pyright: ignore[reportArgumentType]
     texts: Sequence[torch.Tensor] = [draw(1 + i % 2, width) for i in range(objects)]
-    references = References(
+    references = EncodedReferences(
         _names(objects), draw(objects, tokens, width), draw(tokens, width), tuple(texts), (1.0,) * objects
     )
-    plan = compile_plan(
-        adapter, sites, references, scale=0.75, merge=Merge(), head=FusionHead(adapter.head), device=device, dtype=dtype
+    (plan,) = compile_plans(
+        [adapter],
+        sites,
+        [references],
+        scale=0.75,
+        merge=Merge(),
+        head=FusionHead(adapter.head),
+        device=device,
+        dtype=dtype,
     )
     patcher = install(ModelPatcher(model, device, device), Schedule.always(plan), 0.0, 1.0, record)
     return patcher.model_options["transformer_options"]

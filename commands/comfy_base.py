@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ..training.run_config import MINIATURE, Base
-
-Parts = tuple[Any, Any, Any, Any]  # MODEL, CLIP, VAE, CLIP_VISION
+from ..training.run_config import MINIATURE, Base, BaseModels
 
 
-def load_base(base: Base) -> Parts:
-    """MODEL, CLIP, VAE and CLIP_VISION. Raises ValueError for files that are no such model, or not all of it."""
+def load_base(base: Base) -> BaseModels:
+    """Raises ValueError for files that are no such model, or not all of it."""
     if base.checkpoint == MINIATURE:
         from ..miniature import comfy_bundle
 
-        return comfy_bundle.load()
+        return BaseModels(*comfy_bundle.load())
     import comfy.clip_vision
     import comfy.sd
     import comfy.utils
@@ -31,4 +27,4 @@ def load_base(base: Base) -> Parts:
             raise ValueError(f"{base.checkpoint} holds no {name}: training needs a whole checkpoint in one file.")
     if clip_vision is None:
         raise ValueError(f"{base.clip_vision} is no CLIP vision model that ComfyUI knows.")
-    return model, clip, vae, clip_vision
+    return BaseModels(model, clip, vae, clip_vision)

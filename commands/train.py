@@ -18,13 +18,13 @@ from ..common.hashing import file_sha256
 from ..training.checkpoints import as_begun
 from ..training.dataset import SubjectFolder
 from ..training.processes import Accelerated, Alone
-from ..training.run_config import RunConfig, read_run_config
+from ..training.run_config import BaseModels, RunConfig, read_run_config
 from ..training.save import save_adapter, save_head
 from ..training.trainable import init_adapter
 from ..training.trainer import Progress, train
 from ..weights.adapter import Adapter, load_adapter
 from ..weights.sites import check_sites, cross_attentions, unet_sites
-from .comfy_base import Parts, load_base
+from .comfy_base import load_base
 
 
 def main(argv: list[str]) -> int:
@@ -52,17 +52,19 @@ def run(config: RunConfig, cpu: bool = False) -> int:
     folder, first = Path(config.output.folder), processes.rank == 0
     folder.mkdir(parents=True, exist_ok=True)
     config = replace(config, recipe=as_begun(folder, config.recipe))
-    parts = load_base(config.base)
-    adapter = start_adapter(config, parts)
+    base = load_base(config.base)
+    adapter = start_adapter(config, base)
     samples = SubjectFolder(config.data, config.recipe)
     if first:
         say(f"{config.data}: {samples}")
 
     from ..training.comfy_model import HostModel
 
-    model = HostModel(*parts, config.recipe)
+    model = HostModel(*base, config.recipe)
     file = Path(config.base.checkpoint)
-    base = {"base_sha256": file_sha256(file), "base": file.name} if file.is_file() else {"base": config.base.checkpoint}
+    named = (
+        {"base_sha256": file_sha256(file), "base": file.name} if file.is_file() else {"base": config.base.checkpoint}
+    )
     outcome = train(
         model,
         samples,
@@ -71,9 +73,9 @@ def run(config: RunConfig, cpu: bool = False) -> int:
         folder=folder,
         processes=processes,
         on_step=show,
-        validate=_validator(config, parts, folder, adapter),
+        validate=_validator(config, base, folder, adapter),
         asked_to_stop=stop_signal(),
-        about={"start": adapter.name, "base_weights_sha256": model.base_sha256(), **base},
+        about={"start": adapter.name, "base_weights_sha256": model.base_sha256(), **named},
     )
     if outcome.stopped is not None:
         if first:
@@ -86,24 +88,24 @@ def run(config: RunConfig, cpu: bool = False) -> int:
     return 0
 
 
-def start_adapter(config: RunConfig, parts: Parts) -> Adapter:
+def start_adapter(config: RunConfig, base: BaseModels) -> Adapter:
     """The adapter that training starts from: the configured file, or a new one for this UNet and image encoder."""
-    unet, clip_vision = parts[0].model.diffusion_model, parts[3]
+    unet = base.model.model.diffusion_model
     if config.start.file:
         adapter = load_adapter(config.start.file)
         check_sites(adapter.spec, adapter.name, unet_sites(unet))
         return adapter
     with torch.inference_mode():
-        width = clip_vision.encode_image(torch.zeros(1, 224, 224, 3))["image_embeds"].shape[-1]
+        width = base.clip_vision.encode_image(torch.zeros(1, 224, 224, 3))["image_embeds"].shape[-1]
     return init_adapter(unet_sites(unet), cross_attentions(unet), width, config.start.tokens, config.recipe.seed)
 
 
-def _validator(config: RunConfig, parts: Parts, folder: Path, start: Adapter) -> Any:
+def _validator(config: RunConfig, base: BaseModels, folder: Path, start: Adapter) -> Any:
     if not (config.validation and config.recipe.validate_every):
         return None
     from ..training.comfy_validation import validator
 
-    return validator(parts, config.validation, config.recipe, folder, start)
+    return validator(base, config.validation, config.recipe, folder, start)
 
 
 def show(progress: Progress) -> None:

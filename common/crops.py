@@ -64,7 +64,16 @@ def as_bytes(image: Tensor) -> np.ndarray:
     return (image.float().nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8).numpy(force=True)
 
 
-def overlap(a: Sequence[float], b: Sequence[float]) -> float:
+def check_images(images: Tensor) -> None:
+    """Raises ValueError unless these are pictures [B, H, W, 3 or 4], at least one, of a size."""
+    if images.ndim != 4 or images.shape[-1] not in (3, 4) or 0 in images.shape:
+        raise ValueError(
+            f"The pictures have the shape {list(images.shape)}; expected [pictures, height, width, 3], as the host's "
+            "IMAGE is."
+        )
+
+
+def iou(a: Sequence[float], b: Sequence[float]) -> float:
     """Intersection over union of two boxes."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..attention.reference import Reference
 from ..common.batching import Tick
+from ..common.crops import check_images
 from .detection.crops import check_pictures, crop
 from .detection.detections import Detections
 from .detection.matching import ObjectMatches, match_objects, rematch_by_appearance
@@ -58,11 +59,7 @@ def objects_in(
 
 def check_parts(images: Tensor, references: Sequence[Reference], detections: Detections | None) -> None:
     """Raises ValueError without pictures or references, and where detections are not of these pictures."""
-    if images.ndim != 4 or not len(images) or images.shape[-1] not in (3, 4):
-        raise ValueError(
-            f"The pictures have the shape {list(images.shape)}; expected [pictures, height, width, 3], as the host's "
-            "IMAGE is."
-        )
+    check_images(images)
     if not references:
         raise ValueError("There are no references: connect the chain of MIP Reference that made the pictures.")
     if detections is not None:

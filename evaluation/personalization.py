@@ -158,7 +158,7 @@ def pictures_to_encode(
     encoders: how many encoders there are, 1 or 2 (with DINO).
     """
     crops = 0 if detections is None else crops_at_most(detections) + (encoders - 1) * len(images) * len(references)
-    return encoders * (len(images) + sum(len(images) for each in references for images, _ in each.batches)) + crops
+    return encoders * (len(images) + sum(each.count for each in references)) + crops
 
 
 def _pictures(

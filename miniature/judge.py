@@ -20,7 +20,7 @@ SIDE, SPAN = 48, 2.4  # outlines are compared on SIDE × SIDE points, over ±SPA
 TURNS = tuple(math.radians(d) for d in range(-36, 37, 6))
 
 
-class Found(NamedTuple):
+class Outlined(NamedTuple):
     """One object of a picture."""
 
     kind: int  # number in KINDS
@@ -28,7 +28,7 @@ class Found(NamedTuple):
     mask: Tensor  # [S, S] bool
 
 
-def judge(images: Tensor) -> list[list[Found]]:
+def judge(images: Tensor) -> list[list[Outlined]]:
     """The objects in each picture, largest first. images [B, 3, S, S]: in 0…1."""
     return [_name(patches(image)) for image in images.float().cpu()]
 
@@ -65,11 +65,11 @@ def _connected(mask: Tensor) -> Tensor:
         labels = spread
 
 
-def _name(masks: Tensor) -> list[Found]:
+def _name(masks: Tensor) -> list[Outlined]:
     if not len(masks):
         return []
     fit, kind = overlaps(masks).amax(1).max(-1)
-    return [Found(k, f, mask) for k, f, mask in zip(kind.tolist(), fit.tolist(), masks, strict=True)]
+    return [Outlined(k, f, mask) for k, f, mask in zip(kind.tolist(), fit.tolist(), masks, strict=True)]
 
 
 def overlaps(masks: Tensor) -> Tensor:

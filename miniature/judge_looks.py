@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .judge import TURNS, Found, overlaps
+from .judge import TURNS, Outlined, overlaps
 from .world_looks import PATTERNS, PLAIN, fields, palette
 from .world_shapes import EXTENT, distances
 
 NEAR = 0.04  # turns whose fit is within this of the best are tried too, because a ring fits at every turn
 
 
-def look(image: Tensor, found: Found) -> tuple[int, int, int]:
+def look(image: Tensor, found: Outlined) -> tuple[int, int, int]:
     """Numbers of the pattern, the first and the second colour of an object found in a picture [3, S, S]."""
     inner = _core(found.mask)
     pixels = image[:, inner].T  # [N, 3]
@@ -29,13 +29,13 @@ def look(image: Tensor, found: Found) -> tuple[int, int, int]:
     return (PLAIN, a, a) if a == b else (pattern, a, b)
 
 
-def colour_error(image: Tensor, found: Found, colours: Tensor) -> float:
+def colour_error(image: Tensor, found: Outlined, colours: Tensor) -> float:
     """Mean |difference| between an object's pixels and the nearer of two colours [2, 3], whatever their layout."""
     pixels = image[:, _core(found.mask)].T
     return float((pixels[:, None] - colours).abs().mean(-1).amin(1).mean())
 
 
-def layout_error(image: Tensor, found: Found, pattern: int, colours: Tensor) -> float:
+def layout_error(image: Tensor, found: Outlined, pattern: int, colours: Tensor) -> float:
     """Mean |difference| between an object's pixels and two colours [2, 3] laid out in a pattern, at the best turn."""
     inner = _core(found.mask)
     pixels = image[:, inner].T
@@ -67,7 +67,7 @@ def _explain(pixels: Tensor, places: Tensor, pattern: int) -> tuple[float, int, 
     return float(error), pattern, a, b
 
 
-def _turns(found: Found) -> list[float]:
+def _turns(found: Outlined) -> list[float]:
     """The turns, in radians, at which the outline of the object's kind fits it within NEAR of the best."""
     fits = overlaps(found.mask[None])[0, :, found.kind]
     return [TURNS[turn] for turn in (fits > fits.max() - NEAR).nonzero().flatten().tolist()]
@@ -85,7 +85,7 @@ def _core(mask: Tensor) -> Tensor:
     return core if core.sum() > 30 else mask
 
 
-def _places(found: Found, inner: Tensor, turn: float) -> Tensor:
+def _places(found: Outlined, inner: Tensor, turn: float) -> Tensor:
     """The places of the inner pixels in the own coordinates of the object's kind, [N, 2].
 
     inner [S, S] bool: N pixels of the object.

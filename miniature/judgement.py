@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .judge import Found, judge
+from .judge import Outlined, judge
 from .judge_looks import colour_error, layout_error, look
 from .world_looks import PLAIN
 
@@ -48,12 +48,12 @@ def score(image: Tensor, kinds: Sequence[int], looks: Tensor, colours: Tensor) -
     return measures | {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def _best(found: Sequence[Found], kind: int) -> Found | None:
+def _best(found: Sequence[Outlined], kind: int) -> Outlined | None:
     """The object named as this kind that fits its outline best, None without one."""
     return max((each for each in found if each.kind == kind), key=lambda each: each.fit, default=None)
 
 
-def _object(image: Tensor, found: Found | None, own: int, looks: Tensor, colours: Tensor) -> dict[str, Any]:
+def _object(image: Tensor, found: Outlined | None, own: int, looks: Tensor, colours: Tensor) -> dict[str, Any]:
     if found is None:
         return dict.fromkeys(("own", "clear", "confused", "margin", "error", "pattern")) | {"present": False}
     errors = torch.tensor([colour_error(image, found, pair) for pair in colours])

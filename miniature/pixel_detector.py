@@ -11,7 +11,7 @@ from torch import Tensor
 from ..common.crops import bounds
 from ..evaluation.detection.detect import Seen
 from ..evaluation.detection.detections import Detection
-from .judge import Found, coloured, judge
+from .judge import Outlined, coloured, judge
 from .world import SIZE
 from .world_shapes import KINDS
 
@@ -60,7 +60,7 @@ def kind_of(text: str) -> int:
     return named[0]
 
 
-def _seen(found: list[Found], masks: list[Tensor], kind: int, threshold: float) -> Seen:
+def _seen(found: list[Outlined], masks: list[Tensor], kind: int, threshold: float) -> Seen:
     """The detector's answer for one kind. masks: of the objects that were found, [H, W] bool each."""
     of_kind = [(each.fit, mask) for each, mask in zip(found, masks, strict=True) if each.kind == kind and mask.any()]
     detections = [Detection(bounds(mask), fit, mask.float()) for fit, mask in of_kind if fit > threshold]

@@ -21,7 +21,7 @@ SIZE = 128  # pixels of a picture's side
 OBJECTS = 4  # the most in a scene
 RADII = ((0.42, 0.70), (0.38, 0.52), (0.34, 0.45), (0.32, 0.42))  # limits by number of objects; 1 = half the picture
 TURN = 0.45  # radians, the largest turn either way
-MARGIN = 0.04  # between objects, and to the edge
+GAP = 0.04  # between objects, and to the edge
 PUSHES = 20  # rounds in which objects push each other apart
 TEXTURE = 0.035  # standard deviation of the textured half of the backgrounds
 
@@ -134,10 +134,10 @@ def _places(numbers: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
     count, present = len(numbers), torch.arange(OBJECTS) < numbers[:, None]
     low, high = torch.tensor(RADII)[numbers - 1].unbind(-1)
     radii = low[:, None] + (high - low)[:, None] * torch.rand(count, OBJECTS, generator=g)
-    reach = (1 - MARGIN - radii)[..., None]
+    reach = (1 - GAP - radii)[..., None]
     centres = (torch.rand(count, OBJECTS, 2, generator=g) * 2 - 1) * reach
     pairs = present[:, :, None] & present[:, None, :] & ~torch.eye(OBJECTS, dtype=torch.bool)
-    wanted = radii[:, :, None] + radii[:, None, :] + MARGIN  # [B, M, M]
+    wanted = radii[:, :, None] + radii[:, None, :] + GAP  # [B, M, M]
     for _ in range(PUSHES):
         away = centres[:, :, None] - centres[:, None]  # [B, M, M, 2]
         gap = away.norm(dim=-1)

@@ -11,8 +11,8 @@ from ..weights.adapter import load_adapter
 from ..weights.comfy_files import adapter_names, adapter_path, cure, fingerprint
 from ..weights.families import BY_NAME, FACE_PLUS, FacePlus
 from ..weights.files import read_tensors
-from .types import CATEGORY, MIPAdapter, found_by
-from .validation import fingerprint_of, found
+from .types import CATEGORY, MIPAdapter, searched_as
+from .validation import fingerprint_of, valid_or_message
 
 
 class MIPAdapterLoader(io.ComfyNode):
@@ -22,7 +22,7 @@ class MIPAdapterLoader(io.ComfyNode):
             node_id="MIPAdapterLoader",
             display_name="Load MIP Adapter",
             category=CATEGORY,
-            **found_by("ip adapter", "ipadapter loader", "load ip-adapter", "multi subject", "加载适配器"),
+            **searched_as("ip adapter", "ipadapter loader", "load ip-adapter", "multi subject", "加载适配器"),
             description="Loads a MIP-Adapter or IP-Adapter file for SDXL, SD1.5 or FLUX.1. What it is (family, "
             "image encoder it needs, fusion head or none) is read from its tensors, never from its name.",
             inputs=[
@@ -56,7 +56,7 @@ class MIPAdapterLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, adapter_name: str | None = None) -> bool | str:
-        return found(adapter_path, adapter_name)
+        return valid_or_message(adapter_path, adapter_name)
 
     @classmethod
     def execute(cls, adapter_name: str, face_plus: FacePlus = BY_NAME) -> io.NodeOutput:
@@ -78,7 +78,7 @@ class MIPSigLIPLoader(io.ComfyNode):
             node_id="MIPSigLIPLoader",
             display_name="Load SigLIP (MIP)",
             category=CATEGORY,
-            **found_by("siglip", "clip vision", "flux ip adapter", "image encoder", "加载图像编码器"),
+            **searched_as("siglip", "clip vision", "flux ip adapter", "image encoder", "加载图像编码器"),
             description="Loads SigLIP as an image encoder with its pooled embedding, which InstantX's IP-Adapter for "
             "FLUX.1 reads. Load CLIP Vision leaves that part of the file out.",
             inputs=[
@@ -97,7 +97,7 @@ class MIPSigLIPLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, clip_name: str | None = None) -> bool | str:
-        return found(_encoder_path, clip_name)
+        return valid_or_message(_encoder_path, clip_name)
 
     @classmethod
     def execute(cls, clip_name: str) -> io.NodeOutput:

@@ -13,7 +13,7 @@ from .types import (
     MIPMergeOptions,
     MIPReferences,
     MIPRelevance,
-    found_by,
+    searched_as,
 )
 
 
@@ -24,7 +24,7 @@ class MIPApply(io.ComfyNode):
             node_id="MIPApply",
             display_name="MIP Apply",
             category=CATEGORY,
-            **found_by(
+            **searched_as(
                 "multi",
                 "reference",
                 "subject",
@@ -145,7 +145,7 @@ class MIPApply(io.ComfyNode):
     ) -> io.NodeOutput:
         objects, styles = objects_of(references), tuple(each.text for each in styles_of(references))
         names, colours = tuple(each.text for each in objects), colours_of(objects)
-        record = RelevanceRecord(names, frozen is not None, colours, prompt or "", styles)
+        record = RelevanceRecord(names, frozen=frozen is not None, colours=colours, prompt=prompt or "", styles=styles)
         patched = apply_references(
             model,
             clip,

@@ -7,7 +7,7 @@ from ..evaluation.binding.binding import RANKINGS, WORST
 from ..evaluation.binding.report import binding_report, headline, matrices, measure_binding, ranking, to_encode
 from ..relevance.report import mixed_by_picture
 from .progress import ticking
-from .types import SCORES, MIPBinding, MIPDetections, MIPEncoder, MIPReferences, MIPRelevance, found_by
+from .types import SCORES, MIPBinding, MIPDetections, MIPEncoder, MIPReferences, MIPRelevance, searched_as
 
 
 class MIPBindingReport(io.ComfyNode):
@@ -17,7 +17,7 @@ class MIPBindingReport(io.ComfyNode):
             node_id="MIPBindingReport",
             display_name="MIP Binding Report",
             category=SCORES,
-            **found_by("confusion", "identity", "similarity", "which reference", "混淆", "绑定"),
+            **searched_as("confusion", "identity", "similarity", "which reference", "混淆", "绑定"),
             description="Compares every object in the pictures with every reference: which one is missing, blended or "
             "exchanged, whose look it took, and what to change. Says it in words, numbers and a picture.",
             inputs=[
@@ -74,7 +74,7 @@ class MIPSeedPicker(io.ComfyNode):
             node_id="MIPSeedPicker",
             display_name="MIP Seed Picker",
             category=SCORES,
-            **found_by("best image", "choose picture", "rank", "seed", "挑选"),
+            **searched_as("best image", "choose picture", "rank", "seed", "挑选"),
             description="Of a batch of pictures, the one whose objects follow their own references best: most objects "
             "found, then the largest margin of the worst object, then the fewest objects too many.",
             inputs=[

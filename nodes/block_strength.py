@@ -8,7 +8,7 @@ from ..attention.block_strength import ALL, PRESETS, make_block_strength
 from ..attention.ease import EASES, STEADY
 from ..common.bars import draw_bars
 from ..weights.sites import model_sites
-from .types import CATEGORY, MIPBlockStrengths, found_by
+from .types import CATEGORY, MIPBlockStrengths, searched_as
 
 
 class MIPBlockStrength(io.ComfyNode):
@@ -18,7 +18,7 @@ class MIPBlockStrength(io.ComfyNode):
             node_id="MIPBlockStrength",
             display_name="MIP Block Strength",
             category=CATEGORY,
-            **found_by("weight type", "layer weights", "block weight", "分块"),
+            **searched_as("weight type", "layer weights", "block weight", "分块"),
             description="In which blocks of the model a reference speaks, and how strongly: some blocks carry the "
             "style, others the layout. For a MIP Reference; without it a reference speaks in all blocks alike.",
             inputs=[

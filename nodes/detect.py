@@ -13,8 +13,8 @@ from ..miniature.pixel_detector import NAME, PixelDetector
 from ..relevance.maps import objects_named
 from ..weights.comfy_files import DETECTORS, folder_fingerprint, model_folder, model_folders
 from .progress import ticking
-from .types import SCORES, MIPDetections, MIPDetector, MIPReferences, found_by
-from .validation import fingerprint_of, found
+from .types import SCORES, MIPDetections, MIPDetector, MIPReferences, searched_as
+from .validation import fingerprint_of, valid_or_message
 
 BoundingBox = io.Custom("BOUNDING_BOX")
 BBox = io.Custom("BBOX")
@@ -28,7 +28,7 @@ class MIPDetectorLoader(io.ComfyNode):
             node_id="MIPDetectorLoader",
             display_name="Load MIP Detector",
             category=SCORES,
-            **found_by("grounding dino", "owl", "detection", "检测器"),
+            **searched_as("grounding dino", "owl", "detection", "检测器"),
             description="Loads what finds objects by their words: a local Hugging Face folder (Grounding DINO, "
             "MM-Grounding-DINO, LLMDet, OWLv2), or the miniature world's own, which needs no file. Nothing is "
             "downloaded.",
@@ -52,7 +52,7 @@ class MIPDetectorLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, detector_name: str | None = None) -> bool | str:
-        return detector_name == NAME or found(model_folder, DETECTORS, detector_name)
+        return detector_name == NAME or valid_or_message(model_folder, DETECTORS, detector_name)
 
     @classmethod
     def execute(cls, detector_name: str) -> io.NodeOutput:
@@ -68,7 +68,7 @@ class MIPDetectObjects(io.ComfyNode):
             node_id="MIPDetectObjects",
             display_name="MIP Detect Objects",
             category=SCORES,
-            **found_by("grounding dino", "find objects", "bounding box", "segment", "检测", "方框"),
+            **searched_as("grounding dino", "find objects", "bounding box", "segment", "检测", "方框"),
             description="Finds objects by their words in every picture of a batch: boxes and masks for the scores and "
             "for other nodes, and a picture that shows them.",
             inputs=[
@@ -154,7 +154,7 @@ class MIPBoxes(io.ComfyNode):
             node_id="MIPBoxes",
             display_name="MIP Objects from Boxes",
             category=SCORES,
-            **found_by("bbox", "bounding box", "segs", "masks", "方框"),
+            **searched_as("bbox", "bounding box", "segs", "masks", "方框"),
             description="Takes boxes or masks of objects from any other node, or painted by hand, in place of a "
             "detector, for the scores.",
             inputs=[

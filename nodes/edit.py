@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..patching.edit_patch import edit_references, read_texts
 from ..relevance.record import RelevanceRecord
-from .types import ADVANCED, CATEGORY, MIPMergeOptions, MIPRelevance, found_by
+from .types import ADVANCED, CATEGORY, MIPMergeOptions, MIPRelevance, searched_as
 
 
 class MIPEditReferences(io.ComfyNode):
@@ -14,7 +14,9 @@ class MIPEditReferences(io.ComfyNode):
             node_id="MIPEditReferences",
             display_name="MIP Edit References",
             category=CATEGORY,
-            **found_by("kontext", "qwen edit", "flux2", "reference latent", "multi reference", "编辑模型", "多图参考"),
+            **searched_as(
+                "kontext", "qwen edit", "flux2", "reference latent", "multi reference", "编辑模型", "多图参考"
+            ),
             description="For FLUX.1 Kontext, FLUX.2 and Qwen-Image-Edit: each part of the picture listens to the "
             "reference of its own object, by the prompt's words. Place it between the model (after LoRAs) and the "
             "sampler. Not yet tried with released weights: tell us.",

@@ -6,8 +6,8 @@ from ..evaluation.comfy_models import managed
 from ..evaluation.encoders.comfy_encoder import host_encoder
 from ..evaluation.encoders.encoder import load_encoder
 from ..weights.comfy_files import ENCODERS, folder_fingerprint, model_folder, model_folders
-from .types import SCORES, MIPEncoder, found_by
-from .validation import fingerprint_of, found
+from .types import SCORES, MIPEncoder, searched_as
+from .validation import fingerprint_of, valid_or_message
 
 
 class MIPEncoderLoader(io.ComfyNode):
@@ -17,7 +17,7 @@ class MIPEncoderLoader(io.ComfyNode):
             node_id="MIPEncoderLoader",
             display_name="Load MIP Encoder",
             category=SCORES,
-            **found_by("clip", "siglip", "dino", "embedding", "编码器"),
+            **searched_as("clip", "siglip", "dino", "embedding", "编码器"),
             description="Loads an image encoder for scores from a local Hugging Face folder: CLIP or SigLIP for words "
             "and pictures, DINO, DINOv2, DINOv3 or a plain ViT for pictures. Nothing is downloaded.",
             inputs=[
@@ -37,7 +37,7 @@ class MIPEncoderLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, encoder_name: str | None = None) -> bool | str:
-        return found(model_folder, ENCODERS, encoder_name)
+        return valid_or_message(model_folder, ENCODERS, encoder_name)
 
     @classmethod
     def execute(cls, encoder_name: str) -> io.NodeOutput:
@@ -51,7 +51,7 @@ class MIPEncoderFromModels(io.ComfyNode):
             node_id="MIPEncoderFromModels",
             display_name="MIP Encoder from CLIP Vision",
             category=SCORES,
-            **found_by("clip vision", "embedding", "编码器"),
+            **searched_as("clip vision", "embedding", "编码器"),
             description="Makes an encoder for scores of models that are loaded already: any CLIP vision for pictures, "
             "together with the CLIP of the same space for words too, such as ViT-bigG's vision and SDXL's CLIP.",
             inputs=[

@@ -7,8 +7,8 @@ from ..attention.reference import MAX_WEIGHT, check_chain, make_reference, of_a_
 from ..evaluation.faces.analyser import load_analyser
 from ..evaluation.faces.find import LARGEST, find_faces
 from ..weights.comfy_files import analyser_folder, analyser_folders, folder_fingerprint
-from .types import ADVANCED, CATEGORY, MIPAdapter, MIPFaceAnalyser, MIPReferences, found_by
-from .validation import found
+from .types import ADVANCED, CATEGORY, MIPAdapter, MIPFaceAnalyser, MIPReferences, searched_as
+from .validation import valid_or_message
 
 LICENCE = "InsightFace's models are licensed for non-commercial research only."
 
@@ -20,7 +20,7 @@ class MIPFaceAnalyserLoader(io.ComfyNode):
             node_id="MIPFaceAnalyserLoader",
             display_name="Load Face Analyser (MIP)",
             category=CATEGORY,
-            **found_by("insightface", "face analysis", "buffalo_l", "faceid", "人脸"),
+            **searched_as("insightface", "face analysis", "buffalo_l", "faceid", "人脸"),
             description="Loads what finds and recognises faces: a model pack of InsightFace, such as buffalo_l, from a "
             f"local folder. It needs the package onnxruntime. Nothing is downloaded. {LICENCE}",
             inputs=[
@@ -45,7 +45,7 @@ class MIPFaceAnalyserLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, analyser_name: str | None = None) -> bool | str:
-        return found(analyser_folder, analyser_name)
+        return valid_or_message(analyser_folder, analyser_name)
 
     @classmethod
     def execute(cls, analyser_name: str) -> io.NodeOutput:
@@ -59,7 +59,7 @@ class MIPFaceReference(io.ComfyNode):
             node_id="MIPFaceReference",
             display_name="MIP Face Reference",
             category=CATEGORY,
-            **found_by("faceid", "face", "two people", "instantid", "portrait", "ip adapter", "人脸", "双人"),
+            **searched_as("faceid", "face", "two people", "instantid", "portrait", "ip adapter", "人脸", "双人"),
             description="One person's face, and the words that name the person in the prompt. It stands in the chain "
             "of references, for FaceID and portrait adapters.",
             inputs=[

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from .types import CATEGORY, MIPRelevance, found_by
+from .types import CATEGORY, MIPRelevance, searched_as
 
 
 class MIPFreezeRelevance(io.ComfyNode):
@@ -12,7 +12,7 @@ class MIPFreezeRelevance(io.ComfyNode):
             node_id="MIPFreezeRelevance",
             display_name="MIP Freeze Relevance",
             category=CATEGORY,
-            **found_by("two passes", "hires fix", "upscale", "freeze", "冻结"),
+            **searched_as("two passes", "hires fix", "upscale", "freeze", "冻结"),
             description="Keeps the relevance maps of a first pass for a second one: place it behind the first sampler, "
             "connect relevance to “frozen” of the second pass's MIP Apply, and go on with the latent from here.",
             inputs=[

@@ -5,8 +5,8 @@ from comfy_api.latest import io
 from ..attention.options import GATES, MEASURES, NORMALIZATIONS, STRATEGIES, FusionHead, Measure, Merge
 from ..weights.adapter import load_head
 from ..weights.comfy_files import adapter_names, adapter_path, fingerprint
-from .types import ADVANCED, CATEGORY, MIPAdapter, MIPFusionHeadOptions, MIPMergeOptions, found_by
-from .validation import fingerprint_of, found
+from .types import ADVANCED, CATEGORY, MIPAdapter, MIPFusionHeadOptions, MIPMergeOptions, searched_as
+from .validation import fingerprint_of, valid_or_message
 
 FROM_ADAPTER = "from the adapter"
 
@@ -18,7 +18,7 @@ class MIPMerge(io.ComfyNode):
             node_id="MIPMerge",
             display_name="MIP Merge",
             category=CATEGORY,
-            **found_by("combine embeds", "ipadapter combine", "relevance", "sharpness", "background", "合并"),
+            **searched_as("combine embeds", "ipadapter combine", "relevance", "sharpness", "background", "合并"),
             description="How the image features of several objects become one. Without this node: relevance, as "
             "in the paper's official code. Connect it to compare strategies or to sharpen the separation.",
             inputs=[
@@ -82,7 +82,7 @@ class MIPFusionHead(io.ComfyNode):
             node_id="MIPFusionHead",
             display_name="MIP Fusion Head",
             category=CATEGORY,
-            **found_by("gate", "fusion", "融合"),
+            **searched_as("gate", "fusion", "融合"),
             description="The small trained gate of MIP-Adapter weights: where image features should speak. Without "
             "this node the adapter's own head gates the image features, as in the official code.",
             inputs=[
@@ -122,7 +122,7 @@ class MIPFusionHead(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, head_name=FROM_ADAPTER) -> bool | str:
-        return head_name == FROM_ADAPTER or found(adapter_path, head_name)
+        return head_name == FROM_ADAPTER or valid_or_message(adapter_path, head_name)
 
     @classmethod
     def execute(cls, adapter, gate, strength, head_name=FROM_ADAPTER) -> io.NodeOutput:

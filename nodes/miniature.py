@@ -7,7 +7,7 @@ from ..miniature import comfy_bundle
 from ..miniature.drawing import draw_object
 from ..miniature.world_looks import COLOURS, PATTERNS
 from ..miniature.world_shapes import KINDS
-from .types import CATEGORY, found_by
+from .types import CATEGORY, searched_as
 from .validation import checked_call
 
 
@@ -18,7 +18,7 @@ class MIPMiniatureLoader(io.ComfyNode):
             node_id="MIPMiniatureLoader",
             display_name="Load Miniature (MIP)",
             category=CATEGORY,
-            **found_by("tiny model", "test model", "demo", "微型模型"),
+            **searched_as("tiny model", "test model", "demo", "微型模型"),
             description="A tiny stand-in for SDXL, for a world of drawn shapes: nothing to download, 128×128 pictures "
             "on any CPU. To see the method work and to try workflows, not to make art. Its prompts name "
             "shapes only, such as “a star and a fish”; colours and patterns come from the references.",
@@ -44,7 +44,7 @@ class MIPMiniatureObject(io.ComfyNode):
             node_id="MIPMiniatureObject",
             display_name="Draw Miniature Object (MIP)",
             category=CATEGORY,
-            **found_by("test picture", "shape", "demo", "测试图"),
+            **searched_as("test picture", "shape", "demo", "测试图"),
             description="Draws one object of the miniature's world on white: a reference picture for MIP Reference, "
             "without a file. The prompt and the object text name its kind only; the look comes from this picture.",
             inputs=[

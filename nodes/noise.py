@@ -6,7 +6,7 @@ from ..attention.noise import MODES
 from ..attention.reference import objects_of
 from ..evaluation.detection.detect import object_texts
 from ..patching.noise_patch import apply_text_noise
-from .types import SCORES, MIPReferences, found_by
+from .types import SCORES, MIPReferences, searched_as
 
 
 class MIPTextNoise(io.ComfyNode):
@@ -16,7 +16,7 @@ class MIPTextNoise(io.ComfyNode):
             node_id="MIPTextNoise",
             display_name="MIP Text Noise",
             category=SCORES,
-            **found_by("relevance score", "perturb", "noise", "噪声"),
+            **searched_as("relevance score", "perturb", "noise", "噪声"),
             description="Disturbs what the model takes from the prompt, either everywhere alike or where it says that "
             "one object is. Sample with and without it from one seed: MIP Object Relevance Score says whether the "
             "picture changed where the object is.",

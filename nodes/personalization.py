@@ -6,7 +6,7 @@ from ..attention.reference import objects_of
 from ..common.text import shown
 from ..evaluation.personalization import personalization, personalization_report, pictures_to_encode
 from .progress import ticking
-from .types import SCORES, MIPDetections, MIPEncoder, MIPReferences, found_by
+from .types import SCORES, MIPDetections, MIPEncoder, MIPReferences, searched_as
 
 WHOLE, CROPS = "whole picture", "crops"
 SCOPES = (WHOLE, CROPS)
@@ -19,7 +19,7 @@ class MIPPersonalizationScore(io.ComfyNode):
             node_id="MIPPersonalizationScore",
             display_name="MIP Personalisation Score",
             category=SCORES,
-            **found_by("clip-i", "clip-t", "dino score", "similarity", "identity", "相似度"),
+            **searched_as("clip-i", "clip-t", "dino score", "similarity", "identity", "相似度"),
             description="CLIP-T, CLIP-I and DINO as in the papers: does the picture follow its prompt, do its objects "
             "look like their references? On crops, too, which see what whole pictures hide: exchanged looks.",
             inputs=[

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..attention.reference import CENTRE, FITS, MAX_WEIGHT, make_reference
-from .types import ADVANCED, CATEGORY, MIPPictures, found_by
+from .types import ADVANCED, CATEGORY, MIPPictures, searched_as
 
 CALLED = "one more picture"  # in messages
 
@@ -15,7 +15,7 @@ class MIPPicture(io.ComfyNode):
             node_id="MIPPicture",
             display_name="MIP Picture",
             category=CATEGORY,
-            **found_by("more pictures", "several pictures", "multiple views", "多张图像"),
+            **searched_as("more pictures", "several pictures", "multiple views", "多张图像"),
             description="One more picture of the same object, with a size and a mask of its own: for “more_pictures” "
             "of MIP Reference, which names the object. Chain several through “pictures”.",
             inputs=[

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..evaluation.quality.report import draw_quality, measure_quality, quality_report
 from .progress import ticking
-from .types import SCORES, MIPDetections, MIPEncoder, found_by
+from .types import SCORES, MIPDetections, MIPEncoder, searched_as
 
 
 class MIPObjectQualityScore(io.ComfyNode):
@@ -14,7 +14,7 @@ class MIPObjectQualityScore(io.ComfyNode):
             node_id="MIPObjectQualityScore",
             display_name="MIP Object Quality Score",
             category=SCORES,
-            **found_by("clip score", "quality", "rating", "质量评分"),
+            **searched_as("clip score", "quality", "rating", "质量评分"),
             description="Do a picture's objects look like their words, and unlike each other? The score by which the "
             "paper chose its training pictures. Higher is better; compare only scores of one encoder.",
             inputs=[

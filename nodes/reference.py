@@ -4,8 +4,8 @@ from comfy_api.latest import io
 
 from ..attention.reference import CENTRE, FITS, MAX_WEIGHT, check_chain, make_reference, object_text
 from ..common.drawing import AUTOMATIC, MAP_COLOURS, chosen_colour
-from .types import ADVANCED, CATEGORY, MIPBlockStrengths, MIPPictures, MIPReferences, found_by
-from .validation import found
+from .types import ADVANCED, CATEGORY, MIPBlockStrengths, MIPPictures, MIPReferences, searched_as
+from .validation import valid_or_message
 
 
 class MIPReference(io.ComfyNode):
@@ -15,7 +15,7 @@ class MIPReference(io.ComfyNode):
             node_id="MIPReference",
             display_name="MIP Reference",
             category=CATEGORY,
-            **found_by(
+            **searched_as(
                 "multi",
                 "reference",
                 "reference image",
@@ -151,7 +151,7 @@ class MIPReference(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, text: str | None = None) -> bool | str:
-        return found(object_text, text)
+        return valid_or_message(object_text, text)
 
     @classmethod
     def execute(
@@ -171,9 +171,21 @@ class MIPReference(io.ComfyNode):
         block_strength=None,
         negative=None,
     ) -> io.NodeOutput:
-        times = start_percent, end_percent, region_until
-        more = more_pictures or (), fit, chosen_colour(map_color), block_strength, negative
-        new = make_reference(image, text, weight, image_mask, region, *times, *more)
+        new = make_reference(
+            image,
+            text,
+            weight,
+            image_mask,
+            region,
+            start_percent=start_percent,
+            end_percent=end_percent,
+            region_until=region_until,
+            more_pictures=more_pictures or (),
+            fit=fit,
+            map_color=chosen_colour(map_color),
+            blocks=block_strength,
+            negative=negative,
+        )
         chain = (*(references or ()), new)
         check_chain(chain)
         return io.NodeOutput(chain)

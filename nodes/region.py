@@ -6,7 +6,7 @@ from ..attention.regions import box_region
 from ..evaluation.detection.box_formats import FORMATS, SIDES
 from ..evaluation.detection.boxes import edges_of
 from .detect import BBox, BoundingBox, Segs
-from .types import CATEGORY, MIPDetections, found_by
+from .types import CATEGORY, MIPDetections, searched_as
 
 
 class MIPBoxRegion(io.ComfyNode):
@@ -19,7 +19,7 @@ class MIPBoxRegion(io.ComfyNode):
             node_id="MIPBoxRegion",
             display_name="MIP Region from Box",
             category=CATEGORY,
-            **found_by("area", "regional", "mask", "rectangle", "区域"),
+            **searched_as("area", "regional", "mask", "rectangle", "区域"),
             description="A box as the region of a MIP Reference: typed as parts of the canvas, or taken from another "
             "node's boxes.",
             inputs=[

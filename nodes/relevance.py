@@ -3,9 +3,9 @@
 from comfy_api.latest import io
 
 from ..relevance.maps import ALL, MASKS, RESOLUTIONS, draw_maps
-from ..relevance.record import PHASES
+from ..relevance.observation import PHASES
 from ..relevance.report import relevance_report
-from .types import CATEGORY, MIPRelevance, found_by
+from .types import CATEGORY, MIPRelevance, searched_as
 
 
 class MIPRelevanceMaps(io.ComfyNode):
@@ -15,7 +15,7 @@ class MIPRelevanceMaps(io.ComfyNode):
             node_id="MIPRelevanceMaps",
             display_name="MIP Relevance Maps",
             category=CATEGORY,
-            **found_by("attention map", "heatmap", "segment objects", "mask", "注意力图", "热图", "分割"),
+            **searched_as("attention map", "heatmap", "segment objects", "mask", "注意力图", "热图", "分割"),
             description="Shows which parts of the picture listened to which reference while it was sampled, and gives "
             "the maps on as masks, one an object. Two objects that claim the same place are why looks mix.",
             inputs=[

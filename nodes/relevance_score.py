@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..evaluation.relevance_score.picture import draw_comparison
 from ..evaluation.relevance_score.score import against, object_relevance
 from ..evaluation.relevance_score.target import detected, masked
-from .types import SCORES, MIPDetections, found_by
+from .types import SCORES, MIPDetections, searched_as
 
 
 class MIPObjectRelevanceScore(io.ComfyNode):
@@ -15,7 +15,7 @@ class MIPObjectRelevanceScore(io.ComfyNode):
             node_id="MIPObjectRelevanceScore",
             display_name="MIP Object Relevance Score",
             category=SCORES,
-            **found_by("relevance", "difference", "评分"),
+            **searched_as("relevance", "difference", "评分"),
             description="How much of what noise changed in a picture lies where the object is: mean change inside over "
             "mean change outside. Score both modes of MIP Text Noise; relevance should win.",
             inputs=[

@@ -3,8 +3,8 @@
 from comfy_api.latest import io
 
 from ..attention.reference import MAX_OBJECTS, check_chain, make_references, paired
-from .types import CATEGORY, MIPReferences, found_by
-from .validation import found
+from .types import CATEGORY, MIPReferences, searched_as
+from .validation import valid_or_message
 
 SLOTS = tuple(f"picture {number}" for number in range(1, MAX_OBJECTS + 1))
 
@@ -19,7 +19,7 @@ class MIPSeveralReferences(io.ComfyNode):
             node_id="MIPSeveralReferences",
             display_name="MIP Several References",
             category=CATEGORY,
-            **found_by(
+            **searched_as(
                 "multi",
                 "reference",
                 "references",
@@ -70,7 +70,7 @@ class MIPSeveralReferences(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, names: str | None, pictures: dict | None = None) -> bool | str:
-        return found(lambda given: paired(given, _numbered(pictures)), names)
+        return valid_or_message(lambda given: paired(given, _numbered(pictures)), names)
 
     @classmethod
     def execute(cls, names, pictures=None, references=()) -> io.NodeOutput:

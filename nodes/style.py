@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..attention.block_strength import PRESETS, STYLE
 from ..attention.ease import EASES, STEADY
 from ..attention.reference import CENTRE, FITS, MAX_WEIGHT, check_chain, make_style, styles_of
-from .types import ADVANCED, CATEGORY, MIPBlockStrengths, MIPReferences, found_by
+from .types import ADVANCED, CATEGORY, MIPBlockStrengths, MIPReferences, searched_as
 
 
 class MIPStyleReference(io.ComfyNode):
@@ -15,7 +15,7 @@ class MIPStyleReference(io.ComfyNode):
             node_id="MIPStyleReference",
             display_name="MIP Style Reference",
             category=CATEGORY,
-            **found_by("style transfer", "ipadapter style", "ipadapter composition", "风格"),
+            **searched_as("style transfer", "ipadapter style", "ipadapter composition", "风格"),
             description="A style: pictures whose looks the whole picture takes, beside the objects. It has no object "
             "text, competes with nobody for a place, and stands anywhere in the chain of references.",
             inputs=[
@@ -129,7 +129,19 @@ class MIPStyleReference(io.ComfyNode):
     ) -> io.NodeOutput:
         before = tuple(references or ())
         name = name.strip() or f"style {len(styles_of(before)) + 1}"
-        more = fit, preset, block_strength, over_time, negative
-        chain = (*before, make_style(image, name, weight, region, start_percent, end_percent, *more))
+        new = make_style(
+            image,
+            name,
+            weight,
+            region,
+            start_percent=start_percent,
+            end_percent=end_percent,
+            fit=fit,
+            preset=preset,
+            blocks=block_strength,
+            over_time=over_time,
+            negative=negative,
+        )
+        chain = (*before, new)
         check_chain(chain)
         return io.NodeOutput(chain)

@@ -6,8 +6,8 @@ from ..attention.options import one_of
 from ..common.text import shown
 from ..training.comfy_session import dataset_path, save_in_host, train_session
 from ..training.config import Precision, TrainConfig, Trained
-from .types import CATEGORY, MIPAdapter, found_by
-from .validation import found
+from .types import CATEGORY, MIPAdapter, searched_as
+from .validation import valid_or_message
 
 TRAINING = f"{CATEGORY}/training"
 PARTS = ("adapter", "head only")  # what is saved of an adapter
@@ -25,7 +25,7 @@ class MIPTrainAdapter(io.ComfyNode):
             node_id="MIPTrainAdapter",
             display_name="Train MIP Adapter",
             category=TRAINING,
-            **found_by("train ip adapter", "fine-tune", "训练"),
+            **searched_as("train ip adapter", "fine-tune", "训练"),
             description="Trains an adapter, or its fusion head alone, for the model at hand on pictures with several "
             "objects, by the paper's recipe. Interrupt it at any time: the same settings go on where it was.",
             inputs=[
@@ -168,7 +168,7 @@ class MIPTrainAdapter(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, dataset_folder=None) -> bool | str:
-        return found(dataset_path, dataset_folder)
+        return valid_or_message(dataset_path, dataset_folder)
 
     @classmethod
     def execute(
@@ -223,7 +223,7 @@ class MIPSaveAdapter(io.ComfyNode):
             node_id="MIPSaveAdapter",
             display_name="Save MIP Adapter",
             category=TRAINING,
-            **found_by("save ip adapter", "export", "保存"),
+            **searched_as("save ip adapter", "export", "保存"),
             description="Saves an adapter, or its fusion head alone, into output/mip_adapter, where Load MIP Adapter "
             "finds it (press R). The recipe and the losses stand in the file's metadata. Nothing is overwritten.",
             inputs=[

@@ -25,6 +25,6 @@ MIPFaceAnalyser = io.Custom("MIP_FACE_ANALYSER")
 ADVANCED = {"advanced": True} if "advanced" in signature(io.Float.Input.__init__).parameters else {}
 
 
-def found_by(*words: str) -> dict[str, list[str]]:
+def searched_as(*words: str) -> dict[str, list[str]]:
     """For a schema: what people search for who do not know the node's name. Older hosts have no place for it."""
     return {"search_aliases": list(words)} if "search_aliases" in signature(io.Schema).parameters else {}

@@ -23,7 +23,7 @@ GROWN = "COMFY_AUTOGROW_V3"  # an input with sockets of one kind; its value is w
 ENCODERS = (io.Clip, io.ClipVision)  # a checkpoint may hold none; the nodes say which one they need
 
 
-def found(look_up: Callable[..., object], *given: str | None) -> bool | str:
+def valid_or_message(look_up: Callable[..., object], *given: str | None) -> bool | str:
     """For `validate_inputs`: True, or the message of the ValueError that `look_up` raises for the given values.
 
     A linked value is None until the run, a missing one always; the host tells of that. Neither is checked here.

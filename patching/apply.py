@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ..attention.block_strength import ALL, make_block_strength
 from ..attention.options import FusionHead, Merge
-from ..attention.plan import References, compile_plans
+from ..attention.plan import EncodedReferences, compile_plans
 from ..attention.reference import Reference, Style, check_chain, objects_of, styles_of
 from ..attention.schedule import ObjectTiming, PercentRange, Schedule, active_segments
-from ..relevance.record import RecordedMaps, RelevanceRecord, nobody
+from ..relevance.means import nobody
+from ..relevance.record import RecordedMaps, RelevanceRecord
 from ..weights.adapter import Adapter
 from ..weights.sites import Site, check_head, check_sites, model_sites
 from .encode import adapters_of, encode_references, encode_styles
@@ -78,6 +79,7 @@ def apply_references(
     shares = None if frozen is None else frozen_shares_of(frozen, tuple(each.text for each in objects), merge)
     if scale == 0:
         return model.clone()  # the same bits as without the references
+    # XLabs' adapters end with FLUX.1's double blocks; the blocks behind them stay as they are.
     sites = sites[: len(adapter.spec.sites)]
     compiled = partial(_compiled, model=model, sites=sites, scale=scale)
     installed = partial(_installed, adapter=adapter, start_percent=start_percent, end_percent=end_percent)
@@ -102,7 +104,7 @@ def apply_references(
 
 def _compiled(
     references: Sequence[Reference],
-    encoded: References,
+    encoded: EncodedReferences,
     *,
     model: Any,
     adapters: Sequence[Adapter],
@@ -137,7 +139,7 @@ def _compiled(
 def _installed(
     model: Any,
     schedule: Schedule,
-    encoded: References,
+    encoded: EncodedReferences,
     record: RelevanceRecord | None = None,
     *,
     adapter: Adapter,
@@ -147,7 +149,7 @@ def _installed(
     """A clone of the model that samples with the plans."""
     if not adapter.spec.is_joint:
         return install(model, schedule, start_percent, end_percent, record)
-    texts = ObjectTexts(encoded.names, encoded.texts)
+    texts = ObjectTexts(encoded.names, encoded.text_tokens)
     after_block = adapter.spec.family == "xlabs"
     return install_joint(model, schedule, start_percent, end_percent, texts, after_block, record)
 

@@ -26,6 +26,10 @@ class CondRows(NamedTuple):
     area: Area
     cond: Hashable
 
+    @property
+    def treatment(self) -> tuple[bool, Area, Hashable]:
+        return self.conditional, self.area, self.cond
+
 
 class CondEvaluation(NamedTuple):
     """One evaluation of several conds by the host.
@@ -143,9 +147,11 @@ class BatchLayout:
                 start, stop = stop, min(count, stop + self.pictures * (1 if position == 1 else times))
                 if start == stop:
                     break
-                if groups and not apart and groups[-1][2:4] == (conditional, area):
-                    start, *_, cond = groups.pop()
-                groups.append(CondRows(start, stop, conditional, area, cond))
+                last = groups[-1] if groups and not apart else None
+                if last is not None and (last.conditional, last.area) == (conditional, area):
+                    groups[-1] = last._replace(stop=stop)
+                else:
+                    groups.append(CondRows(start, stop, conditional, area, cond))
             self._groups[count, apart] = groups
         return self._groups[count, apart]
 
@@ -171,9 +177,12 @@ class BatchLayout:
         groups: list[CondRows] = []
         for row, fits in enumerate((torch.stack(off) < SAME_KEYS).T.tolist()):
             fitting = [cond for cond, fit in zip(self._conds, fits, strict=True) if fit]
-            if len({cond[:2] for cond in fitting}) != 1:  # none, or two branches have the same prompt
-                return None
-            conditional, area, _, cond, _ = fitting[0]
-            start = groups.pop().start if groups and groups[-1][2:] == (conditional, area, cond) else row
-            groups.append(CondRows(start, row + 1, conditional, area, cond))
+            if len({(cond.conditional, cond.area) for cond in fitting}) != 1:
+                return None  # nothing fits, or two branches have the same prompt
+            told = fitting[0]
+            here = CondRows(row, row + 1, told.conditional, told.area, told.cond)
+            if groups and groups[-1].treatment == here.treatment:
+                groups[-1] = groups[-1]._replace(stop=row + 1)
+            else:
+                groups.append(here)
         return groups

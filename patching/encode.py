@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..attention.ease import STEADY, Ease
 from ..attention.face import Face
-from ..attention.plan import References
+from ..attention.plan import EncodedReferences
 from ..attention.reference import Reference, Style
 from ..attention.regions import SIDE
 from ..common.weak_cache import WeakCache
@@ -29,12 +29,12 @@ CLIP_WORDS = 75  # 77 positions without start and end
 
 # A new scale, range, merge, weight or region encodes nothing again, so the encoders need not displace the UNet on the
 # GPU. Caching by identity is safe: the host applies changes to a CLIP, such as a LoRA, to a clone.
-_tokens, _null_tokens, _texts, _words = WeakCache(), WeakCache(), WeakCache(), WeakCache()
+_token_cache, _null_cache, _text_cache, _word_cache = WeakCache(), WeakCache(), WeakCache(), WeakCache()
 
 
 def encode_references(
     references: tuple[Reference, ...], adapter: Adapter, clip: Any, clip_vision: Any, joint: bool = False
-) -> References:
+) -> EncodedReferences:
     """Encode all references, faces that have an adapter of their own for that, the others for `adapter`.
 
     joint: whether one softmax will run over the image tokens of all references, which must then have as many.
@@ -43,13 +43,13 @@ def encode_references(
     """
     check_clip(clip)
     texts = tuple(
-        _texts(partial(encode_object_text, clip, each.text, adapter), adapter, clip, name=each.text)
+        _text_cache(partial(encode_object_text, clip, each.text, adapter), adapter, clip, name=each.text)
         for each in references
     )
     return _encoded(references, texts, adapter, clip_vision, joint)
 
 
-def encode_styles(styles: tuple[Style, ...], adapter: Adapter, clip_vision: Any) -> References:
+def encode_styles(styles: tuple[Style, ...], adapter: Adapter, clip_vision: Any) -> EncodedReferences:
     """Encode all styles for `adapter`. They have no texts. Raises ValueError for a missing or wrong image encoder."""
     return _encoded(styles, (torch.zeros(0, adapter.spec.context_dim),) * len(styles), adapter, clip_vision)
 
@@ -60,7 +60,7 @@ def _encoded(
     adapter: Adapter,
     clip_vision: Any,
     joint: bool = False,
-) -> References:
+) -> EncodedReferences:
     """texts: M × [L_i, X], content tokens."""
     own = [own_models(each, adapter, clip_vision) for each in references]
     for each, (its_adapter, vision) in zip(references, own, strict=True):
@@ -85,11 +85,11 @@ def _encoded(
     nulls_differ = any(null is not nulls[0] for null in nulls)  # the cache gives the same tokens for the same models
     longest = math.lcm(*(len(each) for each in (*tokens, *nulls)))
     nulls = [repeated(each, longest) for each in nulls]
-    return References(
+    return EncodedReferences(
         names=tuple(reference.text for reference in references),
         tokens=torch.stack([repeated(each, longest) for each in tokens]),
         null_tokens=torch.stack(nulls) if nulls_differ else nulls[0],
-        texts=texts,
+        text_tokens=texts,
         weights=tuple(reference.weight for reference in references),
         regions=_regions(references),
         blocks=tuple(each.blocks for each in references) if any(each.blocks for each in references) else (),
@@ -240,7 +240,7 @@ def edit_words(clip: Any, names: Sequence[str], prompt: str = "") -> tuple[Tenso
     check_clip(clip)
     if not prompt:
         # Within a prompt most words follow a space, which some tokenizers count to the word.
-        return tuple(_words(lambda name=name: _content(clip, f" {name}")[1], clip, name=name) for name in names)
+        return tuple(_word_cache(lambda name=name: _content(clip, f" {name}")[1], clip, name=name) for name in names)
     ids, rows = _content(clip, prompt)
     return tuple(rows[_words_in(clip, name, ids)] for name in names)
 
@@ -328,7 +328,9 @@ def face_tokens(clip_vision: Any, reference: Reference, face: Face, adapter: Ada
     if not adapter.spec.reads_pictures:
         return project(adapter, faces)[0]
     states = [
-        _tokens(partial(encode_pictures, clip_vision, images, adapter), images, adapter, clip_vision, name="states")
+        _token_cache(
+            partial(encode_pictures, clip_vision, images, adapter), images, adapter, clip_vision, name="states"
+        )
         for images, _ in reference.batches
     ]
     return project(adapter, _mean(reference, torch.cat(states)), faces, face.structure)[0]
@@ -348,7 +350,7 @@ def null_tokens(clip_vision: Any, reference: Reference, adapter: Adapter) -> Ten
     def tokens() -> Tensor:
         return project(adapter, null_features(clip_vision, adapter), no_face, structure)[0]
 
-    return _null_tokens(tokens, adapter, *([clip_vision] * adapter.spec.reads_pictures), name=structure)
+    return _null_cache(tokens, adapter, *([clip_vision] * adapter.spec.reads_pictures), name=structure)
 
 
 def _mean(reference: Reference, each: Tensor) -> Tensor:
@@ -359,7 +361,7 @@ def _mean(reference: Reference, each: Tensor) -> Tensor:
 
 def projected(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tensor:
     """[B, T, X], the projected tokens of pictures [B, H, W, 3]."""
-    return _tokens(
+    return _token_cache(
         lambda: project(adapter, encode_pictures(clip_vision, images, adapter)), images, adapter, clip_vision
     )
 

@@ -144,7 +144,7 @@ class JointPatch:
     """Adds the image features of the objects that act now to one block of FLUX.1.
 
     key: the block's.
-    window: when the patch acts; None: at all steps.
+    period: when the patch acts; None: at all steps.
     occupant: the patch that was in the slot before, or None.
     after_block: whether the features are added to the block's output (XLabs) or to its attention's (InstantX).
     """
@@ -152,14 +152,14 @@ class JointPatch:
     def __init__(
         self,
         key: SiteKey,
-        window: PercentRange | None,
+        period: PercentRange | None,
         occupant: Callable | None,
         schedule: Schedule,
         texts: ObjectTexts,
         record: RelevanceRecord | None,
         after_block: bool,
     ) -> None:
-        self.key, self.window, self.occupant = key, window, occupant
+        self.key, self.period, self.occupant = key, period, occupant
         self.schedule, self.texts, self.record, self.after_block = schedule, texts, record, after_block
 
     def __deepcopy__(self, memo: dict) -> JointPatch:
@@ -173,7 +173,7 @@ class JointPatch:
         call, joint = options.get(CALL), options.get(JOINT)
         if call is not None:
             call.visit(self.key, self.record)
-        if call is None or joint is None or not (self.window is None or call.within(self.window)):
+        if call is None or joint is None or not (self.period is None or call.within(self.period)):
             return run(args)
         if "txt" in args:
             joint.text = args["txt"].shape[1]
@@ -229,7 +229,7 @@ class _Attention:
 
     def _features(self, q: Tensor, k: Tensor, shown: slice, text: int) -> Tensor:
         site: SitePlan = self.plan.sites[self.patch.key].like(q)
-        if self.plan.eases and (factors := self.call.eased(self.plan, q.device)) is not None:
+        if self.plan.eases and (factors := self.call.ease_factors(self.plan, q.device)) is not None:
             site = site.eased(*factors)
         pure = q[:, :, shown] if self.rotations is None else unrotate(q[:, :, shown], self.rotations[:, :, shown])
         picture = slice(text, shown.stop)
@@ -260,12 +260,12 @@ def install_joint(
 ) -> Any:
     """A clone of `model` (a ModelPatcher of FLUX.1) that samples with the plans and fills the record."""
     clone = model.clone()
-    window = PercentRange.from_percents(start_percent, end_percent)
+    period = PercentRange.from_percents(start_percent, end_percent)
     options = clone.model_options.setdefault("transformer_options", {})
     occupied = options.get("patches_replace", {}).get("dit", {})
     keys = dict.fromkeys(key for plan in schedule.plans.values() for key in plan.sites)
     for key in keys:
-        patch = JointPatch(key, window, occupied.get(key), schedule, texts, record, after_block)
+        patch = JointPatch(key, period, occupied.get(key), schedule, texts, record, after_block)
         clone.set_model_patch_replace(patch, "dit", *key)
     install_wrappers(clone.model_options, describe_joint_call)
     if record is not None:

@@ -33,8 +33,8 @@ class NoisePatch(SitePatch):
         step = call.step[0] if call.step else torch.zeros(1, dtype=torch.long, device=q.device)
 
         def keys() -> Tensor:
-            assert site.object_text is not None
-            return call.object_keys(self.key, site.object_text, q)
+            assert site.object_tokens is not None
+            return call.object_keys(self.key, site.object_tokens, q)
 
         return add_noise(out, text, q, self.plan, site.like(q), call.rows(len(q)), call.numbers(q.device), step, keys)
 

@@ -33,6 +33,16 @@ from .unet_call import (
     window_of_another_pack,
 )
 
+log = logging.getLogger(__name__)
+_ABSENT = object()
+SQUEEZED = (
+    "Regions and frozen maps are stretched over all of it. Give a detailer the model from before MIP Apply, or from "
+    "another MIP Apply with that object's reference alone and without a region."
+)
+# In the names that guiders give to their lists of conds: of a prompt that names no object.
+UNCONDITIONAL = ("neg", "uncond", "null", "empty", "blank")
+POSITIVE = ("positive", "middle")  # whatever their mark: DualCFG marks its second prompt, “middle”, as negative
+
 
 def install_wrappers(model_options: dict, describe_call: Callable | None = None) -> None:
     """Install the wrappers once per model, however often an adapter is applied.
@@ -45,16 +55,6 @@ def install_wrappers(model_options: dict, describe_call: Callable | None = None)
         if not comfy.patcher_extension.get_wrappers_with_key(kind, CALL, model_options, is_model_options=True):
             comfy.patcher_extension.add_wrapper_with_key(kind, CALL, wrapper, model_options, is_model_options=True)
 
-
-log = logging.getLogger(__name__)
-_ABSENT = object()
-SQUEEZED = (
-    "Regions and frozen maps are stretched over all of it. Give a detailer the model from before MIP Apply, or from "
-    "another MIP Apply with that object's reference alone and without a region."
-)
-# In the names that guiders give to their lists of conds: of a prompt that names no object.
-UNCONDITIONAL = ("neg", "uncond", "null", "empty", "blank")
-POSITIVE = ("positive", "middle")  # whatever their mark: DualCFG marks its second prompt, “middle”, as negative
 
 # Parameters have the host's names: other packs' wrappers may pass them on by name.
 
@@ -142,7 +142,7 @@ def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timest
     areas = {cond.get("uuid"): _within(clipped(_area(cond.get("area")), size), crop) for _, cond in each}
     shown = [first for first, is_cond in zip(firsts, conditional, strict=True) if first and is_cond]
     window = _window(options, model_options.get("context_handler"))
-    main = not in_parts and step.is_first_evaluation(shown, window, crop)
+    main = not in_parts and step.claim_evaluation(shown, window, crop)
     contexts = {(i, cond.get("uuid")): context for i, cond in each if (context := _context(cond)) is not None}
     evaluation = CondEvaluation(
         conditional, areas, len(x_in), canvas, crop, in_parts, main, model.model_sampling, window, contexts, firsts

@@ -28,13 +28,13 @@ class Place(NamedTuple):
 
     key: the site's.
     unet: used where the host does not say which UNet is running.
-    window: when the patch acts; None: at all steps.
+    period: when the patch acts; None: at all steps.
     occupant: the patch that was in the slot before, or None.
     """
 
     key: SiteKey
     unet: Any
-    window: PercentRange | None
+    period: PercentRange | None
     occupant: Callable | None
 
 
@@ -53,7 +53,7 @@ class SitePatch(ABC):
     record: RelevanceRecord | None = None
 
     def __init__(self, place: Place) -> None:
-        self.key, self.unet, self.window, self.occupant = place
+        self.key, self.unet, self.period, self.occupant = place
         self.guests: tuple[tuple[Callable, dict], ...] = ()
 
     @abstractmethod
@@ -69,9 +69,13 @@ class SitePatch(ABC):
         return out if out.dtype == q.dtype else out.to(q.dtype)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, options: dict, keep_text: bool) -> tuple[Tensor, Tensor | None]:
-        """The attention with the terms of this patch and its guests, and Z_text, unchanged if keep_text is set."""
+        """The attention with the terms of this patch and its guests, and Z_text.
+
+        keep_text: whether a patch above this one in the slot reads Z_text, which must then stay as it is. Otherwise the
+            attention may be written into its memory.
+        """
         call = UNetCall.from_options(options, q.shape[0], self.unet)
-        acts = (self.window is None or call.within(self.window)) and not self.rests(call)
+        acts = (self.period is None or call.within(self.period)) and not self.rests(call)
         call.visit(self.key, self.record)
         if acts:
             call.find_rows(self.key, k)
@@ -86,7 +90,10 @@ class SitePatch(ABC):
         return out, text
 
     def _before(self, q: Tensor, k: Tensor, v: Tensor, options: dict, needs_text: bool) -> tuple[Tensor, Tensor | None]:
-        """The slot's output without this patch, and Z_text. The output may be written into; it may be Z_text itself."""
+        """The slot's output without this patch, and Z_text if needs_text is set or it costs nothing; else None.
+
+        The output may be written into. It may be Z_text itself.
+        """
         if isinstance(self.occupant, SitePatch):
             return self.occupant._attend(q, k, v, options, keep_text=needs_text)
         if self.occupant is None:
@@ -155,7 +162,7 @@ class MergePatch(SitePatch):
         assert active is not None  # else it rests
         objects, plan = active
         site = plan.sites[self.key].like(q)
-        if plan.eases and (factors := call.eased(plan, q.device)) is not None:
+        if plan.eases and (factors := call.ease_factors(plan, q.device)) is not None:
             site = site.eased(*factors)
         size = tuple(options["activations_shape"][-2:])
         pooled = PooledAt(self.schedule, self.key, objects) if plan.is_pooled else None
@@ -166,7 +173,7 @@ class MergePatch(SitePatch):
             plan,
             site,
             call.rows(len(q), plan, size, q.device, pooled),
-            partial(call.object_keys, self.key, site.object_text, q),
+            partial(call.object_keys, self.key, site.object_tokens, q),
             partial(call.observe, self.key, self.record, plan, objects, size) if self.record is not None else None,
         )
 
@@ -201,11 +208,11 @@ def patched(
 ) -> Any:
     """A clone of `model` (ModelPatcher) with a patch in the slot of each site in `keys`. `model` is not changed."""
     clone = model.clone()
-    window = PercentRange.from_percents(start_percent, end_percent)
+    period = PercentRange.from_percents(start_percent, end_percent)
     unet, keys = model.model.diffusion_model, tuple(keys)
     occupied = _slots(clone)
     for key in keys:
-        patch = make(Place(key, unet, window, occupied.get(key, occupied.get(key[:2]))))
+        patch = make(Place(key, unet, period, occupied.get(key, occupied.get(key[:2]))))
         clone.set_model_attn2_replace(patch, *key)
         if (*key[:2], 1) not in keys:
             # A block with one transformer, as in SD1.5: IPAdapter_plus looks for patches under the block's own key.

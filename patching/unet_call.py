@@ -20,7 +20,8 @@ from ..attention.pool import PooledSite, PoolHistory
 from ..attention.regions import Area, Size, placed, seen
 from ..attention.schedule import PercentRange, Schedule
 from ..attention.site import RowGroup, SiteConstants
-from ..relevance.record import Observation, RelevanceRecord, RunId
+from ..relevance.observation import Observation, RunId
+from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey, cross_attentions
 from .batch_layout import BatchLayout, CondEvaluation, CondRows
 
@@ -71,8 +72,8 @@ class GuiderStep(NamedTuple):
     size: Size | None
     evaluated: set[tuple[Any, tuple[int, ...], Area]]
 
-    def is_first_evaluation(self, firsts: Sequence[Any], window: Sequence[int] | None, crop: Area) -> bool:
-        """Whether the guider itself evaluates these lists of conds now, and marks them as evaluated.
+    def claim_evaluation(self, firsts: Sequence[Any], window: Sequence[int] | None, crop: Area) -> bool:
+        """Mark these lists of conds as evaluated; whether it is the guider itself that evaluates them now.
 
         firsts: the uuids of the lists' first conds. Later evaluations of the same lists, such as PAG's with perturbed
         attention, and lists that are not the guider's give False.
@@ -153,7 +154,7 @@ class UNetCall:
         self._visits: dict[tuple[Schedule, SiteKey], int] = {}
         self._observed: dict[RelevanceRecord, dict[tuple[SiteKey, int], Observation]] = {}
         self._numbers: Tensor | None = None
-        self._eased: dict[Plan, tuple[Tensor, Tensor]] = {}
+        self._ease_factors: dict[Plan, tuple[Tensor, Tensor]] = {}
 
     def __deepcopy__(self, memo: dict) -> UNetCall:
         return self  # see CondEvaluation
@@ -169,12 +170,12 @@ class UNetCall:
         sigmas = self._options.get("sigmas")
         return float(sigmas.flatten()[0]) if sigmas is not None else float("inf")
 
-    def within(self, window: PercentRange) -> bool:
+    def within(self, period: PercentRange) -> bool:
         """Whether the sampling is inside a range now. True where the sampled model is unknown."""
         known = self._evaluation or self._sampling
         if known is None:
             return True
-        start, end = (self._sigma_at(known.model_sampling, fraction) for fraction in window)
+        start, end = (self._sigma_at(known.model_sampling, fraction) for fraction in period)
         return end <= self.sigma <= start
 
     def _sigma_at(self, model_sampling: Any, fraction: float) -> float:
@@ -182,17 +183,17 @@ class UNetCall:
             self._sigmas[model_sampling, fraction] = model_sampling.percent_to_sigma(fraction)
         return self._sigmas[model_sampling, fraction]
 
-    def eased(self, plan: Plan, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """`Plan.eased` now; None where the sampled model is unknown. Made once for all sites."""
+    def ease_factors(self, plan: Plan, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """`Plan.ease_factors` now; None where the sampled model is unknown. Made once for all sites."""
         known = self._evaluation or self._sampling
         sigmas = self._options.get("sigmas")
         if known is None or sigmas is None:
             return None
-        if plan not in self._eased:
+        if plan not in self._ease_factors:
             levels = self._levels_of(known.model_sampling, device)
             now = sigmas.flatten()[:1].to(levels).log()
-            self._eased[plan] = plan.eased(_fraction(now, levels).float())
-        return self._eased[plan]
+            self._ease_factors[plan] = plan.ease_factors(_fraction(now, levels).float())
+        return self._ease_factors[plan]
 
     def _levels_of(self, model_sampling: Any, device: torch.device) -> Tensor:
         """log sigma at `FRACTIONS`, on the device; looked up once a sampling."""
@@ -277,7 +278,7 @@ class UNetCall:
             number += visits
         for start, stop, conditional, area, cond in self._here or self._batch.groups(count, apart=pooled is not None):
             constants = SiteConstants() if plan is None else self._site_constants(plan, area, size, device)
-            if not conditional:
+            if not conditional:  # they read null_share alone, and share may be of pictures that they do not show
                 constants = constants._replace(share=None)
             constants = SiteConstants(*(self._by_row(maps, stop - start) for maps in constants))
             pool = None

@@ -13,7 +13,9 @@ from torch import Tensor
 from ..attention.options import between, one_of
 from ..common.drawing import colour, letters, written
 from ..common.text import object_number
-from .record import PHASES, RecordedMaps, nobody
+from .means import nobody
+from .observation import PHASES
+from .record import RecordedMaps
 
 MASKS = ("owner", "soft", "threshold")
 ALL, COARSEST, FINEST = "all", "coarsest", "finest"

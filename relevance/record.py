@@ -6,132 +6,20 @@ the step is a tensor.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
 from threading import Lock
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention.regions import resize
+from .absence import why_absent
+from .means import Sums, confusion
+from .observation import PHASES, Observation, RunId
+from .same_run import GOOD_FIT, POOR_FIT, alike, explained, fingerprint, layout, same_picture
 
-SAME_LAYOUT = 0.7  # correlation; an upscaled picture stays above, a crop below
-GOOD_FIT, POOR_FIT = 0.6, 0.35  # see `explained`; a picture of another scene gives about 0.1
-PHASES = ("early", "middle", "late")  # thirds of the steps
 KEPT = 8  # finished runs whose maps are kept, found by their latent
-SAME = 5e-4  # tolerance relative to a fingerprint's largest value: rounding stays below, another sampling above
-
-
-class RunId(NamedTuple):
-    """One sampling run.
-
-    key: an object that identifies the run.
-    pictures: in its batch.
-    prompt: id of the queued graph that it belongs to; None where the host does not say.
-    """
-
-    key: object
-    pictures: int
-    prompt: str | None = None
-
-
-class Observation(NamedTuple):
-    """What one site measured on its rows: C conds of P pictures, cond after cond.
-
-    shares: [M, C·P, h, w]; None where the merge has constant shares.
-    gate: [C·P, h, w], the fusion head's g̃, or None.
-    canvas: (H, W) of the whole canvas at the site's resolution.
-    corner: (y, x) of the canvas at which the rows begin.
-    acting: how many of the objects act; the others' shares are 0.
-    pictures: which pictures of the run: all, or a list of P numbers.
-    """
-
-    shares: Tensor | None
-    gate: Tensor | None
-    canvas: tuple[int, int]
-    corner: tuple[int, int]
-    acting: int
-    pictures: slice | list[int] = slice(None)
-
-
-class _Sums:
-    """Sums of measurements at one resolution.
-
-    total: [phases, *, B, H, W], the sums.
-    weight: [phases, B, H, W], how often each position was measured, over sites and conds.
-    """
-
-    def __init__(self, shape: Sequence[int], device: torch.device) -> None:
-        self.total = torch.zeros(len(PHASES), *shape, device=device)
-        self.weight = torch.zeros(len(PHASES), *shape[-3:], device=device)
-
-    def add(self, phase: Tensor, values: Tensor, where: Observation) -> None:
-        """Add values [S, *, C, P, h, w] of S sites. phase: [phases], 1 for the current one, 0 for the others."""
-        (y, x), (height, width) = where.corner, values.shape[-2:]
-        place = (..., where.pictures, slice(y, y + height), slice(x, x + width))
-        summed = values.sum((0, -4))
-        self.total[place] += phase.view(-1, *[1] * summed.ndim) * summed
-        self.weight[place] += phase.view(-1, 1, 1, 1) * (values.shape[0] * values.shape[-4])
-
-    def mean(self, phases: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The mean over some phases, [*, B, H, W], and where anything was measured, [B, H, W] of 0 and 1."""
-        weight = self.weight[phases].sum(0)
-        return self.total[phases].sum(0) / weight.clamp_min(1), (weight > 0).float()
-
-    def copy(self) -> _Sums:
-        """A copy on the CPU."""
-        other = copy(self)
-        other.total, other.weight = (each.to("cpu", copy=True) for each in (self.total, self.weight))
-        return other
-
-
-def confusion(shares: Tensor, objects: int) -> Tensor:
-    """How evenly the objects claim the same positions: 0 if every position has one owner, 1 if all claim all alike.
-
-    It is the entropy of the shares of what is claimed, divided by log(objects), averaged over positions with the
-    claimed amount as weight.
-
-    shares: [S, M, C, P, h, w], S sites and C conds.
-    objects: how many of the M objects act, at least 2.
-    Returns [P], a number in 0..1 for each picture.
-    """
-    claimed = shares.sum(1)
-    entropy = torch.special.xlogy(claimed, claimed) - torch.special.xlogy(shares, shares).sum(1)
-    entropy, claimed = (each.sum((0, 1, 3, 4)) for each in (entropy, claimed))
-    return entropy / (claimed * math.log(objects)).clamp_min(torch.finfo(torch.float32).tiny)
-
-
-def nobody(shares: Tensor) -> Tensor:
-    """The unclaimed share of every position: shares [M, ...] -> [1, ...]."""
-    return (1 - shares.sum(0, keepdim=True)).clamp_min(0)
-
-
-def fingerprint(latent: Tensor) -> Tensor:
-    """Local means of a latent [..., h, w], on the CPU. They identify it on whatever device the host keeps it."""
-    return F.adaptive_avg_pool2d(latent.flatten(0, -3).float(), 8).cpu()
-
-
-def explained(mark: Tensor, images: Tensor) -> float:
-    """How much of what is where in pictures [B, H, W, 3] their latent explains linearly: 0 nothing, 1 all.
-
-    A latent's channels are nearly linear in the colours, whatever VAE made it. mark: the latent's `fingerprint`.
-    """
-    brightness = images[..., :3].float().cpu().mean(-1)
-    seen = F.adaptive_avg_pool2d(brightness, 8).flatten(1).unsqueeze(-1)  # [B, 64, 1]
-    channels = mark.unflatten(0, (len(images), -1)).flatten(2).transpose(1, 2)  # [B, 64, C]
-    seen, channels = (each - each.mean(1, keepdim=True) for each in (seen, channels))
-    left = seen - channels @ torch.linalg.lstsq(channels, seen).solution
-    return float(1 - left.square().sum() / seen.square().sum().clamp_min(torch.finfo(torch.float32).tiny))
-
-
-def layout(latent: Tensor) -> Tensor:
-    """What is where in the pictures of a latent [B, C, h, w]: [B, n], normalised, so that products are correlations."""
-    means = fingerprint(latent).unflatten(0, (len(latent), -1))
-    return F.normalize((means - means.mean((-2, -1), keepdim=True)).flatten(1), dim=1)
 
 
 class RecordedMaps:
@@ -164,8 +52,8 @@ class RecordedMaps:
         self.off, self.strategy = False, "relevance"
         self.runs = 0
         self.replaced, self.apart = "", False
-        self._shares: dict[tuple[int, int], _Sums] = {}
-        self._gates: dict[tuple[int, int], _Sums] = {}
+        self._shares: dict[tuple[int, int], Sums] = {}
+        self._gates: dict[tuple[int, int], Sums] = {}
         self._confusion = torch.zeros(2, 0, 0)  # [sum or count, steps, pictures]
         self._calls = torch.zeros(0)  # [steps], the number of UNet calls
 
@@ -209,35 +97,7 @@ class RecordedMaps:
 
     def absent(self) -> str | None:
         """Why there is nothing to draw; None if there are maps. Raises ValueError if no sampling has run yet."""
-        if self._shares:
-            return None
-        if not self.names:
-            return (
-                f"There is no relevance: there are only styles ({', '.join(self.styles)}), and a style has no place of "
-                "its own. Add a MIP Reference for each object to see who claims what."
-            )
-        if self.off:
-            return (
-                "There is no relevance: scale is 0 in MIP Apply, or MIP Block Strength is 0 for every block, so the "
-                "references are switched off. Raise it to see who claims what."
-            )
-        if self.replaced:
-            return f"There is no relevance: {self.replaced}"
-        if self.runs > 0 and not self.steps_seen().any():
-            return (
-                "There is no relevance: no reference acted in this sampling. Let the references act in some of its "
-                "steps: start_percent and end_percent are of the whole noise, of which a sampler with a denoise below "
-                "1 sees only the end. Or another pack samples the pictures in parts, without saying which."
-            )
-        if self.runs == 0:
-            raise ValueError(
-                "Nothing has been recorded yet: connect the images of a sampler that uses the model of this MIP Apply, "
-                "so that the maps are drawn after it, and let the references act in some of its steps."
-            )
-        return (
-            f"There is no relevance: the merge strategy is {self.strategy}, which measures none. Use the strategy "
-            "“relevance” with two or more objects to see who claims what."
-        )
+        return None if self._shares else why_absent(self)
 
     def require_shares(self) -> None:
         """Raises ValueError if no shares were recorded."""
@@ -254,7 +114,7 @@ class RecordedMaps:
         return False
 
     def _mean(
-        self, recorded: Mapping[tuple[int, int], _Sums], resolution: tuple[int, int] | None, phase: str | None
+        self, recorded: Mapping[tuple[int, int], Sums], resolution: tuple[int, int] | None, phase: str | None
     ) -> Tensor:
         """The mean over resolutions, at the finest's size. All count alike, each at the positions that it measured."""
         chosen = [resolution] if resolution else _coarse_to_fine(recorded)
@@ -336,8 +196,8 @@ class RelevanceRecord(RecordedMaps):
         """
         if run.prompt != self._run.prompt:
             self._results = []
-        alike = (_same_picture(start, result) for result in self._results) if start is not None else ()
-        self.apart = start is not None and bool(self._results) and not any(alike)
+        shown = (same_picture(start, result) for result in self._results) if start is not None else ()
+        self.apart = start is not None and bool(self._results) and not any(shown)
         self.runs = self.runs + 1 if run.prompt == self._run.prompt else 1
         self._run, self._shares, self._gates = run, {}, {}
         self._confusion, self._calls, self.replaced = torch.zeros(2, 0, 0), torch.zeros(0), ""
@@ -354,7 +214,7 @@ class RelevanceRecord(RecordedMaps):
         Raises ValueError if nothing was recorded, or if there are several finished runs and none made this latent.
         """
         mark = fingerprint(latent)
-        same = [maps for known, maps in self._finished if _alike(known, mark)]
+        same = [maps for known, maps in self._finished if alike(known, mark)]
         if not same and len(self._finished) > 1:
             raise ValueError(
                 f"This latent came out of none of the last {len(self._finished)} samplings with this model, so their "
@@ -391,10 +251,10 @@ class RelevanceRecord(RecordedMaps):
         shown = len(where.pictures) if isinstance(where.pictures, list) else self._run.pictures
         return torch.stack(values).to(self._calls).unflatten(-3, (-1, shown))
 
-    def _add(self, to: dict[tuple[int, int], _Sums], phase: Tensor, values: Tensor, where: Observation) -> None:
+    def _add(self, to: dict[tuple[int, int], Sums], phase: Tensor, values: Tensor, where: Observation) -> None:
         """Add values [S, *, C, P, h, w] of S sites to the sums of their canvas."""
         if where.canvas not in to:
-            to[where.canvas] = _Sums((*values.shape[1:-4], self._run.pictures, *where.canvas), values.device)
+            to[where.canvas] = Sums((*values.shape[1:-4], self._run.pictures, *where.canvas), values.device)
         to[where.canvas].add(phase, values, where)
 
     def _add_confusion(self, now: Tensor, shares: Tensor, where: Observation) -> None:
@@ -408,15 +268,3 @@ class RelevanceRecord(RecordedMaps):
         each, weight = confusion(shares, where.acting), shares.shape[0] * shares.shape[2]
         measured = torch.stack([each, torch.ones_like(each)]).unsqueeze(1) * weight  # [2, 1, P]
         self._confusion[:, :, where.pictures] += now.view(1, -1, 1) * measured
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two fingerprints are of the same latent, up to rounding."""
-    rounding = SAME * float(one.nan_to_num(0, 0, 0).abs().max())
-    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=rounding, equal_nan=True)
-
-
-def _same_picture(start: Tensor, result: Tensor) -> bool:
-    """Whether each picture of a latent [B, C, h, w] shows what one of the results does; result: see `layout`."""
-    begun = layout(start)
-    return begun.shape[1] == result.shape[1] and bool(((begun @ result.T).amax(1) > SAME_LAYOUT).all())

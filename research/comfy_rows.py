@@ -68,7 +68,7 @@ class _RowPatch:
 
     def __init__(self, patches: Sequence[MergePatch]) -> None:
         self.patches = [_in_slot(patch) for patch in patches]
-        assert all(patch.window is None for slot in self.patches for patch in slot)
+        assert all(patch.period is None for slot in self.patches for patch in slot)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
         text, count = text_attention(q, k, v, options), len(self.patches)

@@ -1,6 +1,7 @@
 """Training of an adapter or of its fusion head, by the paper's recipe (arXiv 2409.17920).
 
 config.py             the recipe: every setting of a training, with the paper's defaults
+earlier_rules.py      how runs go on that began before a setting existed
 run_config.py         a run as a TOML file: model, data, recipe, output
 data_folder.py        the layout of a folder of training data, and lists of kept pictures
 dataset.py            samples from such a folder

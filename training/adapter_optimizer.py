@@ -43,11 +43,11 @@ class AdapterOptimizer:
         """Drop the gradients."""
         self.trainable.zero_grad(set_to_none=True)
 
-    def update(self, step: int) -> float:
+    def update(self, step: int) -> float | None:
         """Make update number `step`, counted from 0. Returns the norm of the gradient.
 
-        If the norm is not finite, no parameter changes. In float16 the norm is then returned as 0, because the loss
-        scale adapts to an overflow.
+        If the norm is not finite, no parameter changes. In float16 that is an overflow, to which the loss scale adapts:
+        the update is skipped, and None is returned.
         """
         recipe = self.recipe
         set_rates(self.optimizers, min(1.0, (step + 1) / max(1, recipe.warmup)))
@@ -66,7 +66,7 @@ class AdapterOptimizer:
                     average.lerp_(own.detach(), share)
         self.scaler.update()  # lowers the loss scale after an overflow
         self.zero_grad()
-        return norm if finite or not self.scaler.is_enabled() else 0.0
+        return norm if finite or not self.scaler.is_enabled() else None
 
     def finished(self, about: Mapping[str, str]) -> TrainedAdapter:
         """The adapter as trained so far; its moving average where the recipe has one. about: metadata of the file."""

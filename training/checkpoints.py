@@ -24,7 +24,8 @@ from ..common.hashing import digest
 from ..common.text import shown, some
 from ..weights.pickles import View
 from ..weights.torch_files import read_torch
-from .config import RESUMABLE, TrainConfig, as_saved, completed, shaping
+from .config import RESUMABLE, TrainConfig
+from .earlier_rules import as_saved, completed, shaping
 
 log = logging.getLogger(__name__)
 MOST_STEPS = 10**8
@@ -66,8 +67,6 @@ def as_begun(folder: Path, recipe: TrainConfig) -> TrainConfig:
 
 def load_latest(folder: Path, recipe: TrainConfig, processes: int, origin: Mapping[str, str]) -> dict[str, Any] | None:
     """The newest checkpoint of a run with this recipe; None where there is none.
-
-    origin: digests, by their names, of what training starts from and stands on; the dataset may be another by now.
 
     processes: how many processes train now.
     origin: digests by name of the starting adapter, the base model and the dataset. Only the dataset may have changed.

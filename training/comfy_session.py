@@ -167,7 +167,6 @@ def train_in_graph(
         )
 
 
-log = logging.getLogger(__name__)
 HERE = "mip_adapter/"  # ComfyUI's saving nodes take a folder below output; here it is always this one
 
 

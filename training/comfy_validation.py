@@ -18,18 +18,16 @@ from ..common.pictures import open_picture
 from ..patching.apply import apply_references
 from ..weights.adapter import Adapter
 from .config import TrainConfig
-from .run_config import Validation
+from .run_config import BaseModels, Validation
 from .trainable import TrainedAdapter
-
-Parts = tuple[Any, Any, Any, Any]  # MODEL, CLIP, VAE, CLIP_VISION
 
 
 def validator(
-    parts: Parts, pictures: Sequence[Validation], recipe: TrainConfig, folder: Path, start: Adapter
+    base: BaseModels, pictures: Sequence[Validation], recipe: TrainConfig, folder: Path, start: Adapter
 ) -> Callable[[int, TrainedAdapter], None]:
     """A function that writes `validation/step-N-K.png`, with the recipe's merge and gate.
 
-    parts: the MODEL, CLIP, VAE and CLIP_VISION to sample with.
+    base: the models to sample with.
     start: the adapter before training. All references are encoded with it once, to fail before training starts.
 
     Raises ValueError for references that cannot be used.
@@ -37,7 +35,7 @@ def validator(
     for number, each in enumerate(pictures, 1):
         try:
             with torch.inference_mode():
-                _applied(parts, each, start, recipe)
+                _applied(base, each, start, recipe)
         except (OSError, ValueError) as error:
             raise ValueError(f"Validation picture {number} (“{each.prompt}”) cannot be made: {error}") from error
 
@@ -46,15 +44,15 @@ def validator(
         target.mkdir(parents=True, exist_ok=True)
         for number, each in enumerate(pictures, 1):
             with torch.inference_mode():
-                image = sample(parts, each, adapter, recipe)
+                image = sample(base, each, adapter, recipe)
             image.save(target / f"step-{step:06d}-{number}.png")
 
     return validate
 
 
-def sample(parts: Parts, each: Validation, adapter: Adapter, recipe: TrainConfig) -> Image.Image:
+def sample(base: BaseModels, each: Validation, adapter: Adapter, recipe: TrainConfig) -> Image.Image:
     """One validation picture."""
-    model, (_, clip, vae, _) = _applied(parts, each, adapter, recipe), parts
+    model, clip, vae = _applied(base, each, adapter, recipe), base.clip, base.vae
     conds = []
     for text in (each.prompt, each.negative):
         context, pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
@@ -68,16 +66,15 @@ def sample(parts: Parts, each: Validation, adapter: Adapter, recipe: TrainConfig
     return Image.fromarray(pixels.numpy())
 
 
-def _applied(parts: Parts, each: Validation, adapter: Adapter, recipe: TrainConfig) -> Any:
+def _applied(base: BaseModels, each: Validation, adapter: Adapter, recipe: TrainConfig) -> Any:
     """The MODEL with the references of this picture."""
-    model, clip, _, clip_vision = parts
     references = tuple(make_reference(_read(f), text) for f, text in zip(each.images, each.texts, strict=True))
     if not references:
-        return model
+        return base.model
     head = FusionHead(adapter.head, recipe.gate if adapter.head else "off", name=adapter.name)
     merge = Merge(recipe.merge, recipe.normalization)
     return apply_references(
-        model, clip, clip_vision, adapter, references, scale=each.scale, merge=merge, fusion_head=head
+        base.model, base.clip, base.clip_vision, adapter, references, scale=each.scale, merge=merge, fusion_head=head
     )
 
 

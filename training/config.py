@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..attention.options import Gate, Normalization
-from .filters import EARLIER as EARLIER_FILTERS
 from .filters import Filters
 
 Trained = Literal["adapter", "head", "all"]
@@ -22,29 +21,39 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """train: "adapter" is to_k_ip, to_v_ip and the fusion head, "head" the head alone, "all" the image projection too.
+    """The settings, in their order.
+
+    batch_size: pictures of one process in one pass.
+    accumulate: passes of one step, which so sees batch_size × accumulate × processes pictures.
     matrix_rate: learning rate of Muon, which then steps the matrices, and AdamW only the rest; 0: AdamW for all.
-    merge: how objects are merged while training; normalization: of "relevance", "sum" (official code: the shares of a
-    place add up to 1) or "mean" (the paper's A_i / mean A: they add up to the number of objects).
-    gate: where the fusion head acts, "off" for an adapter without one. head_start: a head that the starting adapter
-    lacks begins with "random" weights, uniform in ±1/√C as torch's linear layers do (official), or with "zeros", which
-    gate nothing.
-    batch_size: pictures of one process in one pass; a step sees batch_size × accumulate × processes pictures.
-    min_snr: γ of min-SNR weighting, 0 for none. ema: decay of an average over the steps that is saved instead, 0 for
-    none; where training starts from is no part of it.
+    warmup: steps in which the rate rises.
+    clip_norm: longest gradient, 0 for any.
+    min_snr: γ of min-SNR weighting, 0 for none.
+    background: how much the loss counts what lies outside the objects, beside 1 within them (masked loss): below 1 an
+        adapter learns looks sooner and draws objects too eagerly; 1 is the paper's.
+    ema: decay of an average over the steps that is saved instead, 0 for none; where training starts from is no part
+        of it.
+    train: "adapter" is to_k_ip, to_v_ip and the fusion head, "head" the head alone, "all" the image projection too.
+    merge: how objects are merged while training.
+    normalization: of "relevance", "sum" (official code: the shares of a place add up to 1) or "mean" (the paper's
+        A_i / mean A: they add up to the number of objects).
+    gate: where the fusion head acts, "off" for an adapter without one.
+    head_start: a head that the starting adapter lacks begins with "random" weights, uniform in ±1/√C as torch's linear
+        layers do (official), or with "zeros", which gate nothing.
+    min_objects, max_objects: objects a picture may have.
+    resolution: side of the training pictures in pixels.
+    crop_holds: a picture's square crop holds "all" boxes of the picture, also of objects that the filters leave out
+        (official), or those of the "used" objects; the middle of the picture where they do not fit.
     latents: "sampled" from the VAE's posterior (official), or its "mean".
     noise_offset: strength of one more noise, the same at all places of a channel; 0 for none.
     timesteps: which noise levels a step sees, all alike or "cubic" (arXiv 2302.08453): more often those of much noise,
-    where looks are decided.
-    background: how much the loss counts what lies outside the objects, beside 1 within them (masked loss): below 1 an
-    adapter learns looks sooner and draws objects too eagerly; 1 is the paper's.
-    clip_norm: longest gradient, 0 for any. resolution: side of the training pictures in pixels.
-    crop_holds: a picture's square crop holds "all" boxes of the picture, also of objects that the filters leave out
-    (official), or those of the "used" objects; the middle of the picture where they do not fit.
+        where looks are decided.
     drop_text, drop_image, drop_both: how often the caption, the references or both are left out, for guidance.
-    flip: how often a reference is mirrored. min_objects, max_objects: objects a picture may have.
-    workers: processes that read pictures. save_every, validate_every: steps between checkpoints and between validation
-    pictures (0: none); keep: how many checkpoints stay.
+    flip: how often a reference is mirrored.
+    checkpointing: activations are computed again for the backward pass, which saves memory.
+    workers: processes that read pictures.
+    save_every, validate_every: steps between checkpoints, and between validation pictures; 0: none.
+    keep: how many checkpoints stay.
     """
 
     steps: int = 12_000
@@ -127,46 +136,6 @@ class TrainConfig:
 
 # Settings that may change when a run is resumed: none alters the steps already made, or how the next are computed.
 RESUMABLE = {"steps", "workers", "save_every", "keep", "validate_every"}
-# Settings that came later, with what training did before it had them: a saved recipe without one was trained so.
-EARLIER: dict[str, Any] = {
-    "normalization": "sum",
-    "head_start": "zeros",
-    "crop_holds": "used",
-    "latents": "mean",
-    "noise_offset": 0.0,
-}
-
-
-def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved recipe, as `TrainConfig.as_dict` gives it, with the settings that it was saved too early to name."""
-    return {**EARLIER, **saved, "filters": {**EARLIER_FILTERS, **saved["filters"]}}
-
-
-def as_saved(recipe: TrainConfig, saved: Mapping[str, Any]) -> TrainConfig:
-    """The recipe for going on with a saved one: later settings that stand at their defaults give way where the saved
-    one does as training did before it had them."""
-    saved = completed(saved)
-    filters = replace(recipe.filters, **_earlier(recipe.filters, saved["filters"], EARLIER_FILTERS))
-    return replace(recipe, filters=filters, **_earlier(recipe, saved, EARLIER))
-
-
-def shaping(recipe: TrainConfig) -> dict[str, Any]:
-    """What tells a run from others: `TrainConfig.as_dict` without what may change on the way.
-
-    Later settings at their defaults are left out, so that runs from before these are found again.
-    """
-    filters = {k: v for k, v in vars(recipe.filters).items() if k not in EARLIER_FILTERS or _chosen(recipe.filters, k)}
-    named = {k: v for k, v in vars(recipe).items() if k not in EARLIER or _chosen(recipe, k)}
-    return {k: v for k, v in named.items() if k not in RESUMABLE} | {"filters": filters}
-
-
-def _earlier(own: TrainConfig | Filters, saved: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in earlier.items() if saved[name] == value and not _chosen(own, name)}
-
-
-def _chosen(own: TrainConfig | Filters, name: str) -> bool:
-    """Whether a setting stands elsewhere than at its default."""
-    return getattr(own, name) != getattr(type(own)(), name)
 
 
 def read_table(kind: type[Any], table: Any, where: str) -> Any:

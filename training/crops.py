@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,25 +15,33 @@ from ..common.crops import SIDE, Box, cut_out, window
 from .filters import object_value
 
 
+class SquareCrop(NamedTuple):
+    """A square of a picture, in its pixels."""
+
+    left: int
+    top: int
+    side: int
+
+
 def whole_box(box: Sequence[float]) -> Box:
     """A box with its edges cut to whole pixels, as the official script takes them for the crop."""
     x0, y0, x1, y1 = (int(edge) for edge in box)
     return x0, y0, x1, y1
 
 
-def choose_crop(size: tuple[int, int], boxes: Sequence[Box], rng: random.Random) -> tuple[int, int, int]:
-    """Left, top and side of the square crop: the picture's short side, anywhere that keeps all boxes inside, the
-    middle where no such place exists."""
+def choose_crop(size: tuple[int, int], boxes: Sequence[Box], rng: random.Random) -> SquareCrop:
+    """A square of the picture's short side, anywhere that keeps all boxes inside; the middle where no such place
+    exists."""
     width, height = size
     side = min(width, height)
     x = (max(0, int(np.ceil(max(b[2] for b in boxes))) - side), min(int(min(b[0] for b in boxes)), width - side))
     y = (max(0, int(np.ceil(max(b[3] for b in boxes))) - side), min(int(min(b[1] for b in boxes)), height - side))
     if x[0] <= x[1] and y[0] <= y[1]:
-        return rng.randint(*x), rng.randint(*y), side
-    return (width - side) // 2, (height - side) // 2, side
+        return SquareCrop(rng.randint(*x), rng.randint(*y), side)
+    return SquareCrop((width - side) // 2, (height - side) // 2, side)
 
 
-def cropped(box: Box, crop: tuple[int, int, int]) -> Box:
+def cropped(box: Box, crop: SquareCrop) -> Box:
     """A box clipped to the crop, in the crop's pixels."""
     left, top, side = crop
     x0, y0, x1, y1 = box
@@ -44,14 +53,14 @@ def cropped(box: Box, crop: tuple[int, int, int]) -> Box:
     )
 
 
-def training_picture(picture: Image.Image, crop: tuple[int, int, int], resolution: int) -> Tensor:
+def training_picture(picture: Image.Image, crop: SquareCrop, resolution: int) -> Tensor:
     """The cropped picture, resized: [3, S, S] in 0..1."""
     left, top, side = crop
     box = (left, top, left + side, top + side)
     return _tensor(picture.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box))
 
 
-def reference(picture: np.ndarray, values: np.ndarray, box: Box, mirrored: bool) -> Tensor | None:
+def cut_reference(picture: np.ndarray, values: np.ndarray, box: Box, mirrored: bool) -> Tensor | None:
     """One object on white in a square of 224 pixels: [3, 224, 224] in 0..1; None where the mask is empty.
 
     picture: [H, W, 3] uint8.

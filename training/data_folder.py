@@ -61,8 +61,12 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def read_mask(folder: Path, name: str, size: tuple[int, int]) -> np.ndarray:
-    """The values [H, W] of a picture's mask. size: (width, height) of the picture. Raises ValueError if they differ in
-    size.
+    """The values [H, W] of a picture's mask: 0 for the background, the number of an object where it is.
+
+    Of a mask in colours the first channel counts. Which number is which object, nobody says: an object's is the most
+    frequent one in its box (`filters.object_value`).
+
+    size: (width, height) of the picture. Raises ValueError if they differ in size.
     """
     with open_picture(mask_path(folder, name)) as image:
         values = np.array(image)

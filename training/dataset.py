@@ -24,9 +24,9 @@ from ..common.crops import Box
 from ..common.pictures import open_picture
 from ..common.rng import generator, seed_of
 from .config import TrainConfig
-from .crops import choose_crop, cropped, latent_mask, reference, training_picture, whole_box
+from .crops import choose_crop, cropped, cut_reference, latent_mask, training_picture, whole_box
 from .data_folder import mask_path, picture_ids, picture_path, read_json, read_mask
-from .filters import Found, candidates, refuse_names, usable_after_crop, with_masks
+from .filters import LabelledBox, candidates, refuse_names, usable_after_crop, with_masks
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Sample:
     names: the object texts.
     references: [M, 3, 224, 224] in 0..1.
     mask: [S/8, S/8] in 0..1, the share of each latent position that objects cover.
-    original_size: (height, width) and crop: (top, left), SDXL's size conditioning.
+    original_size: (height, width) and corner: (top, left) of the crop, SDXL's size conditioning.
     drop_text, drop_image: drop the caption, drop the references.
     broken: (id, reason) of the pictures that were skipped before this one.
     """
@@ -55,7 +55,7 @@ class Sample:
     references: Tensor
     mask: Tensor
     original_size: tuple[int, int]
-    crop: tuple[int, int]
+    corner: tuple[int, int]
     drop_text: bool = False
     drop_image: bool = False
     broken: tuple[tuple[str, str], ...] = ()
@@ -67,7 +67,7 @@ class _Entry(NamedTuple):
     id: str
     picture: Path
     caption: str
-    found: tuple[Found, ...]
+    found: tuple[LabelledBox, ...]
     boxes: tuple[Box, ...]
     size: tuple[int, int]
     original: tuple[int, int]  # height, width
@@ -163,14 +163,13 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
             raise _Unusable(why)
         used = [each.box for each in found[: recipe.max_objects]]
         crop = choose_crop(picture.size, entry.boxes if recipe.crop_holds == "all" else used, rng)
-        left, top, side = crop
-        window = (slice(top, top + side), slice(left, left + side))
+        window = (slice(crop.top, crop.top + crop.side), slice(crop.left, crop.left + crop.side))
         chosen, references, boxes = [], [], []
         for each in found:
             box = cropped(each.box, crop)
-            if not usable_after_crop(box, side, recipe.filters):
+            if not usable_after_crop(box, crop.side, recipe.filters):
                 continue
-            cut = reference(pixels[window], values[window], box, rng.random() < recipe.flip)
+            cut = cut_reference(pixels[window], values[window], box, rng.random() < recipe.flip)
             if cut is not None:
                 chosen.append(each)
                 references.append(cut)
@@ -181,7 +180,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
             raise _Unusable("too few objects are left in the crop")
         if why := refuse_names(chosen, recipe.filters):
             raise _Unusable(why)
-        text, both = _drops(rng, recipe)
+        drop_text, drop_image = _drops(rng, recipe)
         return Sample(
             id=entry.id,
             position=position,
@@ -191,9 +190,9 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
             references=torch.stack(references),
             mask=latent_mask(values[window], boxes, recipe.resolution),
             original_size=entry.original,
-            crop=(top, left),
-            drop_text=text,
-            drop_image=both,
+            corner=(crop.top, crop.left),
+            drop_text=drop_text,
+            drop_image=drop_image,
         )
 
     def _nothing(self) -> str:
@@ -206,10 +205,15 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
 
 
 def _drops(rng: random.Random, recipe: TrainConfig) -> tuple[bool, bool]:
-    """Whether to drop the caption and the references."""
+    """Whether to drop the caption, and whether to drop the references.
+
+    One number decides: 0 … drop_image … + drop_text … + drop_both … 1.
+    """
     number = rng.random()
-    image, text, both = recipe.drop_image, recipe.drop_text, recipe.drop_both
-    return image <= number < image + text + both, number < image or image + text <= number < image + text + both
+    image_alone = number < recipe.drop_image
+    text_alone = not image_alone and number < recipe.drop_image + recipe.drop_text
+    both = not (image_alone or text_alone) and number < recipe.drop_image + recipe.drop_text + recipe.drop_both
+    return text_alone or both, image_alone or both
 
 
 @lru_cache(2)

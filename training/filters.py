@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -18,12 +18,17 @@ CroppedAspect = Literal["h/w", "w/h"]
 class Filters:
     """Thresholds. The defaults are the official training script's.
 
-    area: a box's share of the picture; aspect: its width / height; logit: the detector's confidence; contained: a box
-    is dropped when more than this share of the smaller box overlaps with one already chosen; fill: share of its box
-    that the most frequent mask value must cover; values: how many mask values a box may hold; cropped_area: share of
-    the training crop that must remain of a box; cropped_aspect: of what remains, aspect limits "h/w", height / width
-    (official), or "w/h", as before the crop; one_word: labels of one word only; in_caption: labels must stand in the
-    caption; names_differ: a picture whose chosen objects share a name is left out.
+    area_min, area_max: a box's share of the picture.
+    aspect_min, aspect_max: its width / height.
+    logit_min: the detector's confidence.
+    contained: a box is dropped when more than this share of the smaller box overlaps with one already chosen.
+    fill: share of its box that the most frequent mask value must cover; that value may be the background's.
+    values: how many mask values a box may hold, the background's among them.
+    cropped_area: share of the training crop that must remain of a box.
+    cropped_aspect: of what remains, the aspect limits "h/w", height / width (official), or "w/h", as before the crop.
+    one_word: labels of one word only.
+    in_caption: labels must stand in the caption.
+    names_differ: a picture whose chosen objects share a name is left out.
     """
 
     area_min: float = 0.08
@@ -51,17 +56,16 @@ class Filters:
 
 
 MOST_BOXES = 500  # of a picture: whether some of them fit together is asked for all pairs
-EARLIER: dict[str, Any] = {"cropped_aspect": "w/h"}  # see config.EARLIER
 
 
-class Found(NamedTuple):
+class LabelledBox(NamedTuple):
     """One object of a picture: its label, and its box in the picture's pixels."""
 
     label: str
     box: Box
 
 
-NO_OBJECTS, ONE_OBJECT, NOT_IN_CAPTION, SAME_NAMES, BAD_MASKS = (
+NO_OBJECTS, TOO_FEW, NOT_IN_CAPTION, SAME_NAMES, BAD_MASKS = (
     "no object has a usable box (area, aspect, confidence, one-word label)",
     "too few objects remain",
     "labels do not stand in the caption",
@@ -72,7 +76,7 @@ NO_OBJECTS, ONE_OBJECT, NOT_IN_CAPTION, SAME_NAMES, BAD_MASKS = (
 
 def candidates(
     entries: Sequence[dict], caption: str, size: tuple[int, int], filters: Filters, least: int
-) -> tuple[list[Found], str | None]:
+) -> tuple[list[LabelledBox], str | None]:
     """The usable objects, most confident first, and None; or an empty list and the reason to leave the picture out.
 
     The masks are not read yet. A picture stays if it could be used with some of its masks being sound; `with_masks`
@@ -88,25 +92,25 @@ def candidates(
     if not usable:
         return [], NO_OBJECTS
     named = [found for found in usable if not filters.in_caption or found.label in caption]
-    if len(named) < min(least, len(usable)):
+    if len(named) < min(least, len(usable)):  # with fewer usable boxes than that, too few remain, whatever their labels
         return [], NOT_IN_CAPTION
     if not _together(named, least, lambda a, b: _apart(a, b, filters)):
-        return [], ONE_OBJECT
+        return [], TOO_FEW
     if not _together(named, least, lambda a, b: _apart(a, b, filters) and not refuse_names((a, b), filters)):
         return [], SAME_NAMES
     return named, None
 
 
 def with_masks(
-    found: Sequence[Found], values: np.ndarray, filters: Filters, least: int
-) -> tuple[list[Found], str | None]:
+    found: Sequence[LabelledBox], values: np.ndarray, filters: Filters, least: int
+) -> tuple[list[LabelledBox], str | None]:
     """Those of the found objects that have a sound mask and do not lie inside another such object; or the reason for
     none.
 
     found: most confident first.
     values: the picture's mask [H, W].
     """
-    chosen: list[Found] = []
+    chosen: list[LabelledBox] = []
     mixed = False
     for each in found:
         if all(_apart(each, other, filters) for other in chosen):
@@ -114,16 +118,16 @@ def with_masks(
                 chosen.append(each)
             else:
                 mixed = True
-    return (chosen, None) if len(chosen) >= least else ([], BAD_MASKS if mixed else ONE_OBJECT)
+    return (chosen, None) if len(chosen) >= least else ([], BAD_MASKS if mixed else TOO_FEW)
 
 
-def refuse_names(chosen: Sequence[Found], filters: Filters) -> str | None:
+def refuse_names(chosen: Sequence[LabelledBox], filters: Filters) -> str | None:
     """The reason to leave out a picture whose chosen objects have the same name, else None."""
     names = [found.label for found in chosen]
     return SAME_NAMES if filters.names_differ and len(set(names)) < len(names) else None
 
 
-def _together(found: Sequence[Found], least: int, fit: Callable[[Found, Found], bool]) -> bool:
+def _together(found: Sequence[LabelledBox], least: int, fit: Callable[[LabelledBox, LabelledBox], bool]) -> bool:
     """Whether there are `least` objects that fit in pairs."""
     if least <= 1:
         return len(found) >= least
@@ -131,19 +135,20 @@ def _together(found: Sequence[Found], least: int, fit: Callable[[Found, Found], 
     return any(_together(others, least - 1, fit) for others in rest)
 
 
-def _apart(a: Found, b: Found, filters: Filters) -> bool:
-    return overlap(a.box, b.box) <= filters.contained
+def _apart(a: LabelledBox, b: LabelledBox, filters: Filters) -> bool:
+    return containment(a.box, b.box) <= filters.contained
 
 
-def overlap(a: Box, b: Box) -> float:
+def containment(a: Box, b: Box) -> float:
     """Intersection area over the area of the smaller box."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return max(0.0, width) * max(0.0, height) / max(1e-6, min(_area(a), _area(b)))
 
 
 def mask_is_sound(values: np.ndarray, box: Box, filters: Filters) -> bool:
-    """Whether the mask inside the box has few values, one of which fills most of it. values: [H, W], 0 is the
-    background.
+    """Whether the mask inside the box has few values, one of which fills most of it; the background's counts too.
+
+    values: [H, W], 0 is the background.
     """
     inside = values[window(box)]
     found, counts = np.unique(inside, return_counts=True)
@@ -190,13 +195,13 @@ def _usable(entry: dict, size: tuple[int, int], filters: Filters) -> bool:
     )
 
 
-def _found(entry: dict) -> Found:
+def _found(entry: dict) -> LabelledBox:
     try:
         x0, y0, x1, y1 = (float(edge) for edge in entry["box"])
         label = entry["label"]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"an object of its json has no label, or no box of four numbers: {shown(entry)}") from error
-    return Found(str(label).strip(), (x0, y0, x1, y1))
+    return LabelledBox(str(label).strip(), (x0, y0, x1, y1))
 
 
 def _logit(entry: dict) -> float:

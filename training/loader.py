@@ -5,13 +5,27 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
 
 from .config import TrainConfig
 from .dataset import Sample
 from .processes import Processes
+
+
+class Samples(Protocol):
+    """The endless sequence of what the model encodes: a `dataset.SubjectFolder` of `Sample`s, or a drawn world.
+
+    `len(samples)` is an epoch.
+
+    What has `names`, of its pictures, is told from other data when a run is resumed. What has `broken` (id: reason) and
+    `total`, of its folder, counts those pictures among the broken ones.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int) -> Any: ...
 
 
 def positions(recipe: TrainConfig, rank: int, count: int, step: int) -> Iterator[list[int]]:
@@ -27,7 +41,7 @@ def positions(recipe: TrainConfig, rank: int, count: int, step: int) -> Iterator
         step += 1
 
 
-def batches(samples: Any, recipe: TrainConfig, processes: Processes, step: int) -> Iterator[list[Sample]]:
+def batches(samples: Samples, recipe: TrainConfig, processes: Processes, step: int) -> Iterator[list[Sample]]:
     """Batches as lists of samples.
 
     `recipe.workers` processes read ahead where the system can fork. Their number does not change the samples.
@@ -35,7 +49,7 @@ def batches(samples: Any, recipe: TrainConfig, processes: Processes, step: int) 
     # Spawned workers would import this package by name, and inside ComfyUI it has no importable name.
     workers = recipe.workers if "fork" in multiprocessing.get_all_start_methods() else 0
     loader = DataLoader(
-        samples,
+        samples,  # pyright: ignore[reportArgumentType]
         batch_sampler=positions(recipe, processes.rank, processes.count, step),  # pyright: ignore[reportArgumentType]
         num_workers=workers,
         collate_fn=_as_list,

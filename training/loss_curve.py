@@ -18,6 +18,7 @@ from .config import TrainConfig
 SIZE = (768, 480)
 LEFT, RIGHT, TOP, BOTTOM = 76, 16, 40, 36  # margins in pixels, for the labels
 TICKS = 5
+WINDOW = 50  # steps of a running mean
 
 
 def loss_picture(losses: Sequence[float], steps: int, title: str = "") -> Image.Image:
@@ -50,7 +51,7 @@ def loss_picture(losses: Sequence[float], steps: int, title: str = "") -> Image.
     return picture
 
 
-def running_mean(losses: Sequence[float], window: int = 50) -> list[float]:
+def running_mean(losses: Sequence[float], window: int = WINDOW) -> list[float]:
     """The mean over the last `window` steps, or over all steps so far at the beginning."""
     means, total = [], 0.0
     for i, loss in enumerate(losses):

@@ -73,9 +73,9 @@ class FrozenModel(Protocol):
 class Objective(nn.Module):
     """The adapter in training and the model as one module. A forward pass returns one differentiable loss."""
 
-    def __init__(self, student: TrainableAdapter, model: FrozenModel, recipe: TrainConfig) -> None:
+    def __init__(self, trainable: TrainableAdapter, model: FrozenModel, recipe: TrainConfig) -> None:
         super().__init__()
-        self.student, self.recipe = student, recipe
+        self.trainable, self.recipe = trainable, recipe
         self._model = (model,)  # in a tuple, so that a frozen model that is a module is not registered as a submodule
 
     def forward(self, batch: Batch) -> Tensor:
@@ -84,7 +84,7 @@ class Objective(nn.Module):
         alpha = model.alphas[steps.to(model.alphas.device)].view(-1, 1, 1, 1)
         latents, noise = batch.latents, noise.to(batch.latents)
         noisy, target = diffuse(latents, noise, alpha, model.prediction)
-        adapter = self.student.adapter()
+        adapter = self.trainable.adapter()
         objects = RowObjects.gather(project(adapter, batch.features), batch.texts)
         merging = Merging(adapter.sites, objects, Merge(recipe.merge, recipe.normalization), recipe.gate)
         predicted = model.predict(noisy, steps.to(noisy.device), batch, merging)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..common.text_files import read_text
 from .config import TrainConfig, read_table
@@ -25,6 +25,15 @@ class Base:
     checkpoint: str = ""
     clip_vision: str = ""
     vae: str = ""
+
+
+class BaseModels(NamedTuple):
+    """The base model's files as ComfyUI's objects: MODEL, CLIP, VAE, CLIP_VISION."""
+
+    model: Any
+    clip: Any
+    vae: Any
+    clip_vision: Any
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..common.atomic_io import keep_as_new
 from ..common.text import printable, shown
 from ..weights.adapter import Adapter, check_finite
-from ..weights.spec import PARTS
+from ..weights.spec import HEAD_KEY
 from .config import TrainConfig
 from .trainable import TrainedAdapter, flat_tensors
 
@@ -24,7 +24,7 @@ LONGEST = 200  # bytes of a file's name: common systems allow 255, and a number 
 CURVE_POINTS = 200  # at most so many losses in the metadata, each a mean over equally many steps
 
 
-def record(recipe: TrainConfig, losses: Sequence[float], about: Mapping[str, str]) -> dict[str, str]:
+def metadata(recipe: TrainConfig, losses: Sequence[float], about: Mapping[str, str]) -> dict[str, str]:
     """Metadata of a trained adapter: the recipe, the step and the losses, added to `about` (such as base_sha256)."""
     per_point = max(1, -(-len(losses) // CURVE_POINTS))
     means = [sum(part) / len(part) for i in range(0, len(losses), per_point) if (part := losses[i : i + per_point])]
@@ -58,7 +58,7 @@ def save_head(adapter: Adapter, folder: str | os.PathLike[str], name: str, dtype
     """Write only the fusion head, `N.text_to_weight.weight`, to be shared like a LoRA. See `save_adapter`."""
     if not adapter.head:
         raise ValueError(f"“{adapter.name}” has no fusion head to save: train one first, or save the whole adapter.")
-    rows = {f"{number}.{PARTS[2]}": row.unsqueeze(0) for number, row in adapter.head.items()}
+    rows = {f"{number}.{HEAD_KEY}": row.unsqueeze(0) for number, row in adapter.head.items()}
     return _write(rows, {"format": "pt", "head": "text_to_weight"} | _about(adapter), Path(folder), name, dtype)
 
 

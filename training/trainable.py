@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..common.rng import generator
 from ..weights.adapter import Adapter, SiteWeights, build_adapter
 from ..weights.sites import Site, SiteKey
-from ..weights.spec import BIASES, PARTS
+from ..weights.spec import BIASES, HEAD_KEY, PARTS
 from .config import TrainConfig
 
 
@@ -49,7 +49,7 @@ def with_tensors(adapter: Adapter, flat: Mapping[str, Tensor]) -> Adapter:
 
 def is_trained(key: str, recipe: TrainConfig) -> bool:
     """Whether the recipe trains the tensor with this key."""
-    if key.endswith(PARTS[2]):
+    if key.endswith(HEAD_KEY):
         return recipe.gate != "off"
     if key.startswith("ip_adapter."):
         return recipe.train != "head"
@@ -68,7 +68,7 @@ class TrainableAdapter(nn.Module):
         flat = flat_tensors(adapter)
         if recipe.gate != "off":
             for number, site in adapter.sites.items():
-                flat.setdefault(f"ip_adapter.{number}.{PARTS[2]}", first_row(number, site.to_k.shape[0], recipe))
+                flat.setdefault(f"ip_adapter.{number}.{HEAD_KEY}", first_row(number, site.to_k.shape[0], recipe))
         self.keys = tuple(key for key in flat if is_trained(key, recipe))
         self.trained = nn.ParameterList(nn.Parameter(_copy(flat.pop(key), torch.float32)) for key in self.keys)
         self.frozen = {

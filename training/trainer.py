@@ -21,21 +21,22 @@ from .adapter_optimizer import AdapterOptimizer
 from .checkpoints import DATASET, load_latest, write_state
 from .config import TrainConfig
 from .dataset import Sample, check_broken
-from .loader import batches
-from .loss_curve import write_curve
+from .loader import Samples, batches
+from .loss_curve import WINDOW, write_curve
 from .objective import FrozenModel, Objective
 from .processes import Alone, Processes
-from .save import record
+from .save import metadata
 from .trainable import TrainedAdapter, flat_tensors
 
 log = logging.getLogger(__name__)
+_WAIT = "two trainings cannot share a folder. Wait for its end, stop it, or choose another output folder."
 
 
 class Progress(NamedTuple):
     """What is known after a step.
 
     loss: of this step, over all processes.
-    smooth: its running mean.
+    smooth: the mean over the last WINDOW steps, as the loss curve shows it.
     eta: seconds left.
     ids: of the samples that this process saw.
     """
@@ -68,7 +69,7 @@ class Stopped(Exception):
 
 def train(
     model: FrozenModel,
-    samples: Any,
+    samples: Samples,
     adapter: Adapter,
     recipe: TrainConfig,
     *,
@@ -82,7 +83,7 @@ def train(
 ) -> Outcome:
     """Train `adapter` on samples.
 
-    samples: `samples[position]` is a Sample; `len(samples)` is an epoch.
+    samples: see `loader.Samples`.
     folder: where checkpoints and the loss curve go. A run that left checkpoints there is resumed as if it had never
         stopped; with other samples, it continues with those.
     on_step, validate: called in the first process. An Exception from on_step ends training after the step.
@@ -108,9 +109,6 @@ def train(
         return Outcome(trainer.result(), tuple(trainer.losses), stopped)
 
 
-_WAIT = "two trainings cannot share a folder. Wait for its end, stop it, or choose another output folder."
-
-
 class Trainer:
     """The state of one run: the adapter, its optimizers and the step.
 
@@ -121,7 +119,7 @@ class Trainer:
     def __init__(
         self,
         model: FrozenModel,
-        samples: Any,
+        samples: Samples,
         adapter: Adapter,
         recipe: TrainConfig,
         processes: Processes,
@@ -150,7 +148,6 @@ class Trainer:
         recipe, started, first_step = self.recipe, time.monotonic(), self.step
         stream = batches(self.samples, recipe, self.processes, self.step)
         stopped: BaseException | None = None
-        smooth = self.losses[-1] if self.losses else None
         while self.step < recipe.steps and stopped is None:
             try:
                 loss, ids = self._one_step(stream)
@@ -159,12 +156,13 @@ class Trainer:
                 if self.step > first_step:
                     self._save(must=True)
                 return error
-            smooth = loss if smooth is None else smooth + 0.05 * (loss - smooth)
             pace = (time.monotonic() - started) / (self.step - first_step)
             failure: BaseException | None = None
             if on_step is not None and self.first:
                 try:
                     left = pace * (recipe.steps - self.step)
+                    recent = self.losses[-WINDOW:]
+                    smooth = sum(recent) / len(recent)
                     on_step(Progress(self.step, recipe.steps, loss, smooth, pace, left, ids))
                 except (Exception, *interrupts) as error:
                     failure = error
@@ -188,7 +186,7 @@ class Trainer:
 
     def result(self) -> TrainedAdapter:
         """The adapter as trained so far."""
-        return self.optimizer.finished(record(self.recipe, self.losses, self.about))
+        return self.optimizer.finished(metadata(self.recipe, self.losses, self.about))
 
     def _any_process(self, ends: bool) -> bool:
         """Whether any process ends the run here. All end it after the same step, so that none waits for another."""
@@ -210,7 +208,9 @@ class Trainer:
             total += loss.detach()
         loss = float(self.processes.mean(total))
         self._check_number(loss, "loss", ids if not total.isfinite() else ["of another process"])
-        self._check_number(self.optimizer.update(self.step), "gradient", ids)
+        norm = self.optimizer.update(self.step)
+        if norm is not None:
+            self._check_number(norm, "gradient", ids)
         self.losses.append(loss)
         self.step += 1
         return loss, tuple(ids)
@@ -280,7 +280,7 @@ class Trainer:
             )
 
 
-def _origin(adapter: Adapter, samples: Any, about: Mapping[str, str]) -> dict[str, str]:
+def _origin(adapter: Adapter, samples: Samples, about: Mapping[str, str]) -> dict[str, str]:
     """Digests of what a run depends on, by the names that error messages use."""
     origin = {"starting adapter": digest(flat_tensors(adapter)), DATASET: digest(getattr(samples, "names", ()))}
     return origin | ({"base model": about["base_weights_sha256"]} if "base_weights_sha256" in about else {})

@@ -17,7 +17,7 @@ from ..common.text import some
 from .families import BY_NAME, NORMS, FacePlus
 from .files import read_tensors
 from .foreign import reject_foreign
-from .spec import BIASES, PARTS, AdapterSpec, detect, site_numbers
+from .spec import BIASES, HEAD_KEY, PARTS, AdapterSpec, detect, site_numbers
 
 
 class SiteWeights(NamedTuple):
@@ -38,11 +38,9 @@ class SiteWeights(NamedTuple):
 
     def on(self, device: torch.device) -> SiteWeights:
         """The weights on a device, in float32. The head is left out."""
-        to_k, to_v, _, k_bias, v_bias, norm = self
-        moved = (None if each is None else each.to(device, torch.float32) for each in (to_k, to_v, k_bias, v_bias))
-        keys, values, k_bias, v_bias = moved
-        assert keys is not None and values is not None
-        return SiteWeights(keys, values, None, k_bias, v_bias, norm)
+        weights = {"to_k": self.to_k, "to_v": self.to_v, "k_bias": self.k_bias, "v_bias": self.v_bias}
+        moved = {name: each.to(device, torch.float32) for name, each in weights.items() if each is not None}
+        return self._replace(head=None, **moved)
 
     def keys_values(self, tokens: Tensor, heads: int) -> tuple[Tensor, Tensor]:
         """Keys and values [L, C] of image tokens [L, X]."""
@@ -120,7 +118,7 @@ def load_head(path: str | os.PathLike[str], name: str | None = None) -> Mapping[
     """
     name = name or Path(path).name
     tensors, _ = read_tensors(path)
-    rows = {k.removeprefix("ip_adapter."): t for k, t in tensors.items() if k.endswith(PARTS[2])}
+    rows = {k.removeprefix("ip_adapter."): t for k, t in tensors.items() if k.endswith(HEAD_KEY)}
     if len(rows) < len(tensors):  # more than a head: it must be a valid adapter
         spec = detect(tensors, name)
         if not spec.has_head:
@@ -129,7 +127,7 @@ def load_head(path: str | os.PathLike[str], name: str | None = None) -> Mapping[
                 "MIP-Adapter file or a saved head, or set head_name to “from the adapter”."
             )
     reject_foreign(tensors, name)
-    expected = [f"{number}.{PARTS[2]}" for number in site_numbers(rows)]
+    expected = [f"{number}.{HEAD_KEY}" for number in site_numbers(rows)]
     if set(rows) != set(expected):
         absent = [key for key in expected if key not in rows][:4] or ["a readable site number"]
         raise ValueError(

@@ -41,7 +41,7 @@ _NOT_WEIGHTS = (  # first bytes -> what the file is
 )  # fmt: skip
 
 
-class _Sentence(ValueError):
+class _WordedError(ValueError):
     """An error already worded for the user, unlike the ValueErrors of the libraries below."""
 
 
@@ -58,9 +58,9 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
             tensors, metadata = _read_safetensors(path)
             others: list[str] = []
         else:
-            tensors, others = _flatten(*_read_torch(path, zipped=kind == "zip"), path.name)
+            tensors, others = _flatten(*_read_torch_file(path, zipped=kind == "zip"), path.name)
             metadata = {}
-    except _Sentence:
+    except _WordedError:
         raise
     except (Exception, MemoryError) as error:  # safetensors, torch, zipfile and pickle raise different ones
         raise ValueError(_broken(path, error)) from error
@@ -125,23 +125,23 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {key: file.get_tensor(key) for key in keys}, dict(file.metadata() or {})
 
 
-def _read_torch(path: Path, zipped: bool) -> tuple[Any, Callable[[View], Tensor]]:
+def _read_torch_file(path: Path, zipped: bool) -> tuple[Any, Callable[[View], Tensor]]:
     try:
         return read_torch(path, zipped)
     except NoTorchFile:
-        raise _Sentence(f"“{path.name}” is a zip archive, not a torch file: unpack it first.") from None
+        raise _WordedError(f"“{path.name}” is a zip archive, not a torch file: unpack it first.") from None
     except Forbidden as bad:
-        raise _Sentence(
+        raise _WordedError(
             f"“{path.name}” is a pickle that wants to run '{shown(bad.name)}'; weights need no code, so it was not "
             "opened. Take its .safetensors version, or a file that holds tensors only."
         ) from None
 
 
-def _flatten(loaded: Any, tensor: Callable[[View], Tensor], name: str) -> tuple[dict[str, Tensor], list[str]]:
+def _flatten(loaded: Any, make_tensor: Callable[[View], Tensor], name: str) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors of nested mappings by dotted key, and the keys whose values are not tensors."""
     if not isinstance(loaded, Mapping):
         got = "Tensor" if isinstance(loaded, View) else type(loaded).__name__
-        raise _Sentence(f"“{name}” holds a {got}, expected named tensors. Choose an adapter file.")
+        raise _WordedError(f"“{name}” holds a {got}, expected named tensors. Choose an adapter file.")
     tensors: dict[str, Tensor] = {}
     others: list[str] = []
 
@@ -149,7 +149,7 @@ def _flatten(loaded: Any, tensor: Callable[[View], Tensor], name: str) -> tuple[
         for key, value in mapping.items():
             _check_keys(len(tensors) + len(others), len(prefix) + len(str(key)), name)
             if isinstance(value, View):
-                tensors[f"{prefix}{key}"] = tensor(value)
+                tensors[f"{prefix}{key}"] = make_tensor(value)
             elif isinstance(value, Mapping) and depth < 3:  # a pickle may contain itself
                 visit(value, f"{prefix}{key}.", depth + 1)
             else:
@@ -163,7 +163,7 @@ def _check_keys(count: int, longest: int, name: str) -> None:
     """Raises ValueError for more or longer keys than any file of tensors has."""
     if count > _MOST_KEYS or longest > _LONGEST_KEY:
         what = f"more than {_MOST_KEYS:,} tensors" if count > _MOST_KEYS else f"a name of {longest:,} letters"
-        raise _Sentence(f"“{name}” holds {what}; an adapter has some hundred, with short names. {_AGAIN}")
+        raise _WordedError(f"“{name}” holds {what}; an adapter has some hundred, with short names. {_AGAIN}")
 
 
 def _checked(tensors: dict[str, Tensor], others: list[str], name: str) -> dict[str, Tensor]:

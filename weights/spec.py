@@ -46,6 +46,12 @@ ARCHITECTURES = {
     "FLUX.1": (4096, ((57, 3072),)),
     "FLUX.1's double blocks": (4096, ((19, 3072),)),
 }
+# What a site's keys end with.
+HEAD_KEY = "text_to_weight.weight"
+PARTS = ("to_k_ip.weight", "to_v_ip.weight", HEAD_KEY)
+BIASES = ("to_k_ip.bias", "to_v_ip.bias")
+LORA_PARTS = ("to_q", "to_k", "to_v", "to_out")
+_KEY = re.compile(r"(0|[1-9]\d{0,4})\.(to_k_ip|to_v_ip|text_to_weight)\.weight")
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,7 @@ def detect(tensors: Mapping[str, Tensor], name: str = "this file", face_plus: Fa
         context_dim=dims.context,
         tokens=dims.tokens,
         encoder=encoder_need(output, dims.encoder),
-        has_head=any(key.endswith(PARTS[2]) for key in kv),
+        has_head=any(key.endswith(HEAD_KEY) for key in kv),
         sites=tuple((number, kv[f"{number}.{PARTS[0]}"].shape[0]) for number in numbers),
         face=dims.face,
         lora_rank=rank,
@@ -180,7 +186,7 @@ def _check_layout(
     tensors: Mapping[str, Tensor], projection: Mapping[str, Tensor], kv: Mapping[str, Tensor], name: str
 ) -> None:
     choose = "Choose a MIP-Adapter or IP-Adapter file."
-    if kv and all(key.endswith(PARTS[2]) for key in kv) and not projection:
+    if kv and all(key.endswith(HEAD_KEY) for key in kv) and not projection:
         raise ValueError(
             f"“{name}” holds only a fusion head, expected a whole adapter. Choose it as head_name of the "
             "MIP Fusion Head node instead."
@@ -223,12 +229,6 @@ def _check_complete(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[in
         )
 
 
-PARTS = ("to_k_ip.weight", "to_v_ip.weight", "text_to_weight.weight")
-BIASES = ("to_k_ip.bias", "to_v_ip.bias")
-_KEY = re.compile(r"(0|[1-9]\d{0,4})\.(to_k_ip|to_v_ip|text_to_weight)\.weight")
-LORA_PARTS = ("to_q", "to_k", "to_v", "to_out")
-
-
 def site_shapes(
     kv: Mapping[str, Tensor], context_dim: int, numbers: Iterable[int], family: Family
 ) -> dict[str, tuple[int, ...]]:
@@ -236,7 +236,7 @@ def site_shapes(
 
     numbers: the sites'. Either all sites have a row of the fusion head or none has.
     """
-    with_head = any(key.endswith(PARTS[2]) for key in kv)
+    with_head = any(key.endswith(HEAD_KEY) for key in kv)
     shapes: dict[str, tuple[int, ...]] = {}
     for number in numbers:
         keys, values, head = (f"{number}.{part}" for part in PARTS)

@@ -36,7 +36,7 @@ def read_torch(path: Path, zipped: bool) -> tuple[Any, Callable[[View], torch.Te
 
     Raises NoTorchFile, `pickles.Forbidden`, or an error of zipfile, pickletools or the system for a damaged file.
     """
-    value, fetch = _read_archive(path) if zipped else _read_pickles(path)
+    value, fetch = _read_archive(path) if zipped else _read_five_pickles(path)
     fetched: dict[str, torch.UntypedStorage] = {}
 
     def tensor(view: View) -> torch.Tensor:
@@ -100,7 +100,7 @@ def _directory_size(path: Path, size: int) -> int:
         return max(listed, int.from_bytes(ending[at + 40 : at + 48], "little")) if listed == 0xFFFFFFFF else listed
 
 
-def _read_pickles(path: Path) -> tuple[Any, Fetch]:
+def _read_five_pickles(path: Path) -> tuple[Any, Fetch]:
     size, storages = path.stat().st_size, dict[str, Storage]()
     with path.open("rb") as stream:
         begin = io.BytesIO(stream.read(LARGEST))

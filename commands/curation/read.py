@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...common.pictures import open_picture
-from ...training.crops import reference
+from ...training.crops import cut_reference
 from ...training.data_folder import picture_ids, picture_path, read_json, read_mask
 from ...training.filters import Filters, candidates, refuse_names, with_masks
 from .score import LabelledCrops
@@ -61,7 +61,7 @@ class Folder:
         chosen = found[: self.most]
         if why := why or refuse_names(found[: self.most or self.least], self.filters):
             return why
-        cuts = [reference(picture, values, each.box, False) for each in chosen]
+        cuts = [cut_reference(picture, values, each.box, False) for each in chosen]
         crops = [(cut.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for cut in cuts if cut is not None]
         return LabelledCrops([each.label for each in chosen], crops)  # `with_masks` leaves no empty masks
 

@@ -5,9 +5,9 @@ reference m, and angles ∠ between them:
 
     S[c, m] = v_c · r_m                                  the mean cosine to the pictures of reference m
     margin of object m = S[c_m, m] − max_{j ≠ m} S[c_m, j]        own minus best other; below 0: confused
-    way[j] = 1 − ∠(v_{c_m}, r_j) / ∠(r_m, r_j), j ≠ m    how much nearer to j the crop is than its own reference is
-    way[m] = mean_{j ≠ m} 1 − ∠(v_{c_m}, r_m) / ∠(r_j, r_m)       how much nearer to its own than the others are
-    look of object m = way / Σ way, each at least 0      which references the crop takes after
+    way[j] = max(0, 1 − ∠(v_{c_m}, r_j) / ∠(r_m, r_j)), j ≠ m     how much nearer to j the crop is than its own is
+    way[m] = mean_{j ≠ m} max(0, 1 − ∠(v_{c_m}, r_m) / ∠(r_j, r_m))  how much nearer to its own than the others are
+    look of object m = way / Σ way                       which references the crop takes after; 0 where Σ way < 0.1
 
 The verdict's percentages are looks ("31 % of its look from the cat"). What all references have in common, such as being
 an object on white, brings a crop no nearer to one of them than the others are, so it counts for none. The resemblance
@@ -43,9 +43,9 @@ class PictureBinding:
     similarity [C, M]: S.
     look [C, M]: rows add up to 1, or are 0 for a crop that takes after no reference.
     own [M]: for each object the number of its crop, None if it was not found.
-    instead [M]: for an object that was not found, the number of another object's crop that may hold it too
+    shared_with [M]: for an object that was not found, the number of another object's crop that may hold it too
         (`matching.may_hold`); else None.
-    near [M]: for an object that was not found, the threshold below which the detector would have found it.
+    best_rejected [M]: for an object that was not found, the threshold below which the detector would have found it.
     mixed: how much the objects claimed each other's places while the picture was sampled, in 0..1
         (`relevance/maps.py`: `mixing`); None if it is unknown.
     """
@@ -56,8 +56,8 @@ class PictureBinding:
     similarity: Tensor
     look: Tensor
     own: tuple[int | None, ...]
-    instead: tuple[int | None, ...] = ()
-    near: tuple[float, ...] = ()
+    shared_with: tuple[int | None, ...] = ()
+    best_rejected: tuple[float, ...] = ()
     mixed: float | None = None
 
     @property
@@ -75,26 +75,27 @@ class PictureBinding:
         """The number of crops beyond one for each object."""
         return len(self.crops) - len(self.present)
 
-    def margins(self) -> dict[int, float]:
+    def margin_by_object(self) -> dict[int, float]:
         """{object: margin} of the objects that were found; empty with a single reference, which has no other."""
         if self.similarity.shape[1] < 2:
             return {}
-        margins, similarity = {}, self.similarity.tolist()
+        margins = {}
         for m, row in enumerate(self.own):
             if row is not None:
-                own, others = similarity[row][m], similarity[row][:m] + similarity[row][m + 1 :]
+                others = self.similarity[row].tolist()
+                own = others.pop(m)
                 margins[m] = own - max(others)
         return margins
 
     @property
     def margin(self) -> float | None:
         """The mean margin of the objects that were found; None without margins."""
-        return _mean(list(self.margins().values()))
+        return _mean(list(self.margin_by_object().values()))
 
     @property
     def worst_margin(self) -> float | None:
         """The smallest margin of the objects that were found; None without margins."""
-        return min(self.margins().values(), default=None)
+        return min(self.margin_by_object().values(), default=None)
 
     @property
     def nearest(self) -> tuple[int | None, ...]:
@@ -102,11 +103,16 @@ class PictureBinding:
 
         Among references that are equally like the crop, its own wins.
         """
-        margins = self.margins()
-        return tuple(
-            row if row is None else m if margins.get(m, 0.0) >= 0 else int(self.similarity[row].argmax())
-            for m, row in enumerate(self.own)
-        )
+        margins = self.margin_by_object()
+        nearest: list[int | None] = []
+        for m, row in enumerate(self.own):
+            if row is None:
+                nearest.append(None)
+            elif margins.get(m, 0.0) >= 0:
+                nearest.append(m)
+            else:
+                nearest.append(int(self.similarity[row].argmax()))
+        return tuple(nearest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,19 +144,19 @@ class Binding:
         return colour(self.colours[m] if self.colours else m)
 
     @property
-    def margins(self) -> list[tuple[int, int, float]]:
+    def all_margins(self) -> list[tuple[int, int, float]]:
         """(picture, object, margin) of all objects that were found."""
-        return [(b, m, value) for b, each in enumerate(self.pictures) for m, value in each.margins().items()]
+        return [(b, m, value) for b, each in enumerate(self.pictures) for m, value in each.margin_by_object().items()]
 
     @property
     def margin(self) -> float | None:
         """The mean margin of all objects found in all pictures; None without objects or with a single reference."""
-        return _mean([value for *_, value in self.margins])
+        return _mean([value for *_, value in self.all_margins])
 
     @property
     def confusion_rate(self) -> float | None:
         """The share of found objects that look more like another reference than like their own; None as for margin."""
-        return _mean([float(value < 0) for *_, value in self.margins])
+        return _mean([float(value < 0) for *_, value in self.all_margins])
 
     def mean_mixed(self, pictures: Sequence[int]) -> float | None:
         """The mean of `PictureBinding.mixed` over some pictures, given by number; None if it is known of none."""
@@ -161,7 +167,7 @@ class Binding:
         """The share of the expected objects, over all pictures, that were found."""
         return sum(len(each.present) for each in self.pictures) / (len(self.pictures) * len(self.names))
 
-    def confusion_matrix(self) -> Tensor:
+    def most_like_counts(self) -> Tensor:
         """Counts of pictures, [M, M + 1]: how often object i was most like reference j; the last column: not found."""
         objects = len(self.names)
         counts = torch.zeros(objects, objects + 1, dtype=torch.long)
@@ -200,14 +206,14 @@ class Binding:
 def bind(
     seen: ObjectEmbeddings,
     references: Tensor,
-    near: Sequence[float] = (),
+    best_rejected: Sequence[float] = (),
     mixed: float | None = None,
-    instead: Sequence[int | None] = (),
+    shared_with: Sequence[int | None] = (),
 ) -> PictureBinding:
     """Compares one picture's objects with every reference.
 
     references [M, E]: mean of the unit embeddings of each reference's pictures.
-    near, mixed, instead: as in `PictureBinding`.
+    best_rejected, mixed, shared_with: as in `PictureBinding`.
     """
     matches = seen.matches
     return PictureBinding(
@@ -217,8 +223,8 @@ def bind(
         similarity=seen.embeddings @ references.T,
         look=looks(seen.embeddings, references, matches.found_as),
         own=matches.own,
-        instead=tuple(instead),
-        near=tuple(near),
+        shared_with=tuple(shared_with),
+        best_rejected=tuple(best_rejected),
         mixed=mixed,
     )
 
@@ -234,11 +240,11 @@ def looks(embeddings: Tensor, references: Tensor, own: Sequence[int]) -> Tensor:
         return torch.ones(len(embeddings), 1)
     directions = F.normalize(references.double(), dim=-1)
     away, apart = (torch.acos((each.double() @ directions.T).clamp(-1, 1)) for each in (embeddings, directions))
-    between = apart[list(own)]  # [C, M], of the own reference and every other
-    mine = F.one_hot(torch.tensor(own, dtype=torch.long), len(references))
-    others = _way(away, between) * (1 - mine)
-    towards_own = _way((away * mine).sum(-1, keepdim=True), between) * (1 - mine)
-    way = others + mine * towards_own.sum(-1, keepdim=True) / (len(references) - 1)
+    mine = torch.tensor(own, dtype=torch.long).unsqueeze(1)  # [C, 1]
+    between = apart[mine.squeeze(1)]  # [C, M], of the own reference and every other
+    way = _way(away, between)
+    towards_own = _way(away.gather(1, mine), between).scatter(1, mine, 0)  # [C, M], of the others; nothing of the own
+    way = way.scatter(1, mine, towards_own.sum(-1, keepdim=True) / (len(references) - 1))
     total = way.sum(-1, keepdim=True)
     return torch.where(total >= FAINT, way / total, 0.0).float()
 

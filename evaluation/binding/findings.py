@@ -32,8 +32,8 @@ AHEAD = 1.5  # another reference's look is worn if its share is this many times 
 LEAK = 0.25  # an object is blended if another reference has this share of its look, or more
 
 
-class Name(Enum):
-    """Names of findings, in the order of a report."""
+class FindingKind(Enum):
+    """In the order of a report."""
 
     MISSING = "missing"
     EXCHANGED = "exchanged"
@@ -51,7 +51,7 @@ class Finding(NamedTuple):
         whose detection may hold them too (missing); else None.
     """
 
-    name: Name
+    kind: FindingKind
     objects: tuple[int, ...]
     source: int | None = None
 
@@ -63,17 +63,17 @@ def findings(picture: PictureBinding) -> list[Finding]:
     inside = {m for circle in exchanged for m in circle}
     found = [
         *_missing(picture),
-        *(Finding(Name.EXCHANGED, circle) for circle in exchanged),
+        *(Finding(FindingKind.EXCHANGED, circle) for circle in exchanged),
         *_taken(wearing, inside),
         *_blended(picture, wearing),
     ]
-    order = list(Name)
-    return sorted(found, key=lambda each: order.index(each.name))
+    order = list(FindingKind)
+    return sorted(found, key=lambda each: order.index(each.kind))
 
 
 def worn(picture: PictureBinding) -> tuple[int | None, ...]:
     """For each object the reference whose look it wears, [M]; None if it wears no single one or was not found."""
-    margins = picture.margins()
+    margins = picture.margin_by_object()
 
     def of(m: int, nearest: int | None) -> int | None:
         row = picture.own[m]
@@ -105,8 +105,8 @@ def circles(wearing: Sequence[int | None]) -> list[tuple[int, ...]]:
 def _missing(picture: PictureBinding) -> Iterator[Finding]:
     for m, row in enumerate(picture.own):
         if row is None:
-            shared = picture.instead[m] if picture.instead else None
-            yield Finding(Name.MISSING, (m,), None if shared is None else picture.found_as[shared])
+            shared = picture.shared_with[m] if picture.shared_with else None
+            yield Finding(FindingKind.MISSING, (m,), None if shared is None else picture.found_as[shared])
 
 
 def _taken(wearing: Sequence[int | None], exchanged: set[int]) -> Iterator[Finding]:
@@ -117,18 +117,19 @@ def _taken(wearing: Sequence[int | None], exchanged: set[int]) -> Iterator[Findi
     for source in range(len(wearing)):
         wearers = tuple(m for m, reference in enumerate(wearing) if reference == source)
         if any(m != source and m not in exchanged for m in wearers):
-            yield Finding(Name.TAKES_BOTH if len(wearers) > 1 else Name.TAKEN_OVER, wearers, source)
+            yield Finding(FindingKind.TAKES_BOTH if len(wearers) > 1 else FindingKind.TAKEN_OVER, wearers, source)
 
 
 def _blended(picture: PictureBinding, wearing: Sequence[int | None]) -> Iterator[Finding]:
     looks = picture.look.tolist()
-    for m, margin in picture.margins().items():
-        row = picture.own[m]
-        if row is None or wearing[m] not in (m, None):
+    for m, margin in picture.margin_by_object().items():
+        if wearing[m] not in (m, None):
             continue
+        row = picture.own[m]
+        assert row is not None  # what has a margin was found
         look = looks[row]
-        source = max((j for j in range(len(look)) if j != m), key=lambda j, look=look: look[j])
+        source = max((j for j in range(len(look)) if j != m), key=look.__getitem__)
         if look[source] >= LEAK:
-            yield Finding(Name.BLENDED, (m,), source)
+            yield Finding(FindingKind.BLENDED, (m,), source)
         elif margin < 0:
-            yield Finding(Name.UNCLEAR, (m,))
+            yield Finding(FindingKind.UNCLEAR, (m,))

@@ -56,7 +56,7 @@ def draw_matrix(binding: Binding, b: int, sentences: Sequence[str] = ()) -> Imag
         sheet.pen.rectangle((x + 4, TOP - CELL - 12, x + CELL - 5, TOP - CELL - 8), fill=binding.colour(m))
         sheet.paste((x + 4, TOP - CELL - 4), thumbnail(binding.thumbnails[m], CELL - 8))
     span, of = _span(binding), len(binding.pictures)
-    counts = [[f"{count} of {of}" if of > 1 else "" for count in row] for row in binding.confusion_matrix().tolist()]
+    counts = [[f"{count} of {of}" if of > 1 else "" for count in row] for row in binding.most_like_counts().tolist()]
     for line, (m, row) in enumerate(rows):
         _draw_row(sheet, TOP + line * CELL, binding, each, m, row, span, counts[m])
     for words in more:
@@ -78,7 +78,8 @@ def _draw_row(
     counts: Sequence[str],
 ) -> None:  # fmt: skip
     extra = row is not None and row != each.own[m]
-    below = "one too many" if extra else "not found" if row is None else number(each.margins().get(m), sign=True)
+    margin = number(each.margin_by_object().get(m), sign=True)
+    below = "one too many" if extra else "not found" if row is None else margin
     sheet.pen.rectangle((EDGE, y + 6, EDGE + 4, y + CELL - 8), fill=binding.colour(m))
     name = f"{binding.names[m]}, again" if extra else binding.names[m]
     sheet.words((EDGE + 14, y + CELL / 2 - 20), name, 18, width=NAMES - 20)

@@ -15,7 +15,7 @@ from ...common.drawing import written
 from ...common.tables import NOTHING, number, percent, table
 from ..detection.crops import pictures_of
 from ..detection.detections import Detections
-from ..detection.matching import may_hold, near
+from ..detection.matching import best_rejected, may_hold
 from ..encoders.embeddings import embed
 from ..encoders.encoder import ImageEncoder
 from ..object_embeddings import check_parts, crops_at_most, objects_in
@@ -47,8 +47,8 @@ def measure_binding(
     shown = [pictures_of(reference) for reference in references]
     means = torch.stack([embed(encoder, each, tick).mean(0) for each in shown])  # [M, E]
     seen = objects_in(images, references, detections, encoder, means, tick)
-    mixed_each = _each(mixed, len(images))
-    instead = may_hold([each.matches for each in seen], references, (detections.height, detections.width))
+    mixed_each = _by_picture(mixed, len(images))
+    shared_with = may_hold([each.matches for each in seen], references, (detections.height, detections.width))
     return Binding(
         names=texts,
         weights=tuple(reference.weight for reference in references),
@@ -57,14 +57,16 @@ def measure_binding(
         images=as_bytes(images[..., :3]),
         encoder=encoder.name,
         pictures=tuple(
-            bind(each, means, near(detections, b, texts), mixed_each[b], instead[b]) for b, each in enumerate(seen)
+            bind(each, means, best_rejected(detections, b, texts), mixed_each[b], shared_with[b])
+            for b, each in enumerate(seen)
         ),
         threshold=detections.threshold,
         colours=colours_of(references),
     )
 
 
-def _each(mixed: Sequence[float] | None, pictures: int) -> Sequence[float | None]:
+def _by_picture(mixed: Sequence[float] | None, pictures: int) -> Sequence[float | None]:
+    """A number for each picture; the mean for all where their count differs."""
     if mixed is None:
         return [None] * pictures
     return mixed if len(mixed) == pictures else [sum(mixed) / len(mixed)] * pictures
@@ -90,7 +92,7 @@ def matrices(binding: Binding) -> Tensor:
 
 def to_encode(references: Sequence[Reference], detections: Detections) -> int:
     """The largest number of pictures that `measure_binding` may encode, for a progress bar."""
-    return sum(len(images) for each in references for images, _ in each.batches) + crops_at_most(detections)
+    return sum(each.count for each in references) + crops_at_most(detections)
 
 
 def binding_report(binding: Binding) -> str:
@@ -118,9 +120,9 @@ def binding_report(binding: Binding) -> str:
 
 def _worst(binding: Binding) -> str:
     """The object and picture with the smallest margin, in brackets; "" with fewer than two margins."""
-    if len(binding.margins) < 2:
+    if len(binding.all_margins) < 2:
         return ""
-    b, m, value = min(binding.margins, key=lambda each: each[-1])
+    b, m, value = min(binding.all_margins, key=lambda each: each[-1])
     where = f" in picture {b + 1}" if len(binding.pictures) > 1 else ""
     return f" (the worst {number(value, sign=True)}: {binding.names[m]}{where})"
 
@@ -128,7 +130,7 @@ def _worst(binding: Binding) -> str:
 def whose_looks(binding: Binding) -> str:
     """The confusion matrix as a table: objects down, references across, the number of pictures in each cell."""
     header = ["most like, in pictures", *binding.names, "not found"]
-    counts = binding.confusion_matrix().tolist()
+    counts = binding.most_like_counts().tolist()
     return table(header, [[name, *map(str, row)] for name, row in zip(binding.names, counts, strict=True)])
 
 
@@ -138,7 +140,7 @@ def ranking(binding: Binding, by: str = WORST) -> str:
     for place, b in enumerate(binding.ranking(by), 1):
         each = binding.pictures[b]
         found = f"{len(each.present)} of {len(binding.names)}"
-        confused = sum(value < 0 for value in each.margins().values())
+        confused = sum(value < 0 for value in each.margin_by_object().values())
         margins = [number(value, sign=True) for value in (each.worst_margin, each.margin)]
         rows.append([f"{place}.", f"{b + 1}", found, *margins, f"{confused}", f"{each.surplus}"])
     header = ["place", "picture", "found", "worst margin", "mean margin", "confused", "too many"]
@@ -150,7 +152,7 @@ def lines(binding: Binding) -> str:
     header = ["", "object", "found", "own", "best other", "which", "margin", "most like", "look"]
     rows = []
     for b, picture in enumerate(binding.pictures):
-        margins = picture.margins()
+        margins = picture.margin_by_object()
         for m, name in enumerate(binding.names):
             row, count, nearest = picture.own[m], picture.counts[m], picture.nearest[m]
             cells = [f"picture {b + 1}", name, f"{count}" if count == 1 else f"{count} (1 expected)"]

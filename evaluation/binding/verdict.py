@@ -11,7 +11,7 @@ from ...attention.reference import MAX_WEIGHT
 from ...common.tables import number, percent
 from ...relevance.report import MIXED
 from .binding import Binding
-from .findings import Finding, Name, findings
+from .findings import Finding, FindingKind, findings
 
 NEARLY = 0.5  # a candidate with this share of the detector's threshold is mentioned
 STEP = 1.3  # a weight is first multiplied or divided by this
@@ -53,27 +53,27 @@ def _overall(binding: Binding, findings: bool) -> str:
 
 
 def _by_finding(binding: Binding) -> list[tuple[Finding, list[int]]]:
-    """Every different finding with the pictures that have it, sorted by name, then by objects."""
+    """Every different finding with the pictures that have it, in the order of kinds, then of objects."""
     pictures: dict[Finding, list[int]] = {}
     for b, each in enumerate(binding.pictures):
         for finding in findings(each):
             pictures.setdefault(finding, []).append(b)
-    order = list(Name)
-    return sorted(pictures.items(), key=lambda each: (order.index(each[0].name), each[0].objects))
+    order = list(FindingKind)
+    return sorted(pictures.items(), key=lambda each: (order.index(each[0].kind), each[0].objects))
 
 
 def _sentence(binding: Binding, finding: Finding, pictures: Pictures) -> str:
     says = {
-        Name.MISSING: _missing,
-        Name.EXCHANGED: _exchanged,
-        Name.TAKES_BOTH: _takes_both,
-        Name.TAKEN_OVER: _taken_over,
-        Name.BLENDED: _blended,
-        Name.UNCLEAR: _unclear,
+        FindingKind.MISSING: _missing,
+        FindingKind.EXCHANGED: _exchanged,
+        FindingKind.TAKES_BOTH: _takes_both,
+        FindingKind.TAKEN_OVER: _taken_over,
+        FindingKind.BLENDED: _blended,
+        FindingKind.UNCLEAR: _unclear,
     }
-    what, advice = says[finding.name](binding, finding, pictures)
-    name = finding.name.value
-    if finding.name is Name.TAKES_BOTH and len(finding.objects) > 2:
+    what, advice = says[finding.kind](binding, finding, pictures)
+    name = finding.kind.value
+    if finding.kind is FindingKind.TAKES_BOTH and len(finding.objects) > 2:
         name = "one takes several"
     return f"{name.capitalize()}{_in(binding, pictures)}: {what}. {advice[0].upper()}{advice[1:]}."
 
@@ -95,7 +95,8 @@ def _missing(binding: Binding, finding: Finding, pictures: Pictures) -> tuple[st
 def _find(binding: Binding, m: int, pictures: Pictures) -> str:
     if not binding.weights[m]:
         return _balance(binding, m)
-    close = max((binding.pictures[b].near[m] for b in pictures if binding.pictures[b].near), default=0.0)
+    known = [each.best_rejected for each in (binding.pictures[b] for b in pictures) if each.best_rejected]
+    close = max((scores[m] for scores in known), default=0.0)
     if binding.threshold and close >= NEARLY * binding.threshold:
         scores = (
             f"the best candidate has {number(close, 2)}, the detector's threshold is {number(binding.threshold, 2)}"

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...attention.reference import Reference
-from ...common.crops import SIDE, as_bytes, cut_out, describe, window
+from ...common.crops import SIDE, as_bytes, check_images, cut_out, describe, window
 from .detections import Detection, Detections
 
 MASK_THRESHOLD = 0.5
@@ -43,11 +43,7 @@ def crop(image: Tensor, detection: Detection) -> Image.Image:
 
 def check_pictures(images: Tensor, detections: Detections) -> None:
     """Raises ValueError unless images [B, H, W, C] have the number and the size of the pictures that were searched."""
-    if images.ndim != 4 or images.shape[-1] not in (3, 4):
-        raise ValueError(
-            f"The pictures have the shape {list(images.shape)}; expected [pictures, height, width, 3], as the host's "
-            "IMAGE is."
-        )
+    check_images(images)
     got, searched = (len(images), *images.shape[1:3]), (len(detections), detections.height, detections.width)
     if got != searched:
         now, before = (f"{count} of {width}×{height} pixels" for count, height, width in (got, searched))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...attention.options import between
 from ...common.batching import Tick, in_batches
-from ...common.crops import overlap
+from ...common.crops import check_images, describe, iou
 from ...common.text import check_texts, plain, spoken
 from .detections import Detection, Detections
 from .matching import SAME_PLACE
@@ -23,11 +23,11 @@ class Seen(NamedTuple):
     """A detector's answer for one text in one picture.
 
     found: detections with scores above the threshold.
-    near: if found is empty, the threshold below which something would have been found; 0 for nothing at all.
+    best_rejected: if found is empty, the threshold below which something would have been found; 0 for nothing at all.
     """
 
     found: Sequence[Detection]
-    near: float = 0.0
+    best_rejected: float = 0.0
 
 
 class Detector(Protocol):
@@ -79,11 +79,7 @@ def detect(
 
     Raises ValueError for images of another shape and without texts.
     """
-    if images.ndim != 4 or images.shape[-1] not in (3, 4) or 0 in images.shape:
-        raise ValueError(
-            f"The pictures have the shape {list(images.shape)}; expected [pictures, height, width, 3], as the host's "
-            "IMAGE is."
-        )
+    check_images(images)
     if not texts:
         raise ValueError("There are no object texts: name what to look for, one object a line, such as “cat”.")
     between("threshold", threshold, 0, 1)
@@ -97,8 +93,8 @@ def detect(
 
     seen = [picture for batch in in_batches(find, images, BATCH, tick) for picture in batch]
     found = tuple(tuple(_tidy(each.found, height, width, most) for each in picture) for picture in seen)
-    near = tuple(tuple(float(each.near) for each in picture) for picture in seen)
-    return Detections(tuple(texts), height, width, found, threshold, near)
+    best_rejected = tuple(tuple(float(each.best_rejected) for each in picture) for picture in seen)
+    return Detections(tuple(texts), height, width, found, threshold, best_rejected)
 
 
 def _tidy(found: Sequence[Detection], height: int, width: int, most: int) -> tuple[Detection, ...]:
@@ -110,11 +106,7 @@ def _tidy(found: Sequence[Detection], height: int, width: int, most: int) -> tup
     for each in sorted(found, key=lambda each: -each.score):
         x0, y0, x1, y1 = each.box
         box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
-        if (
-            box[2] - box[0] >= 1
-            and box[3] - box[1] >= 1
-            and all(overlap(box, kept.box) <= SAME_PLACE for kept in tidied)
-        ):
+        if box[2] - box[0] >= 1 and box[3] - box[1] >= 1 and all(iou(box, kept.box) <= SAME_PLACE for kept in tidied):
             tidied.append(Detection(box, each.score, each.mask))
     return tuple(tidied[: most or None])
 
@@ -126,13 +118,8 @@ def detection_report(detections: Detections) -> str:
         words = []
         for text, name in enumerate(detections.texts):
             found = detections.found[picture][text]
-            places = ", ".join(f"{each.score:.2f} at {_place(each)}" for each in found)
-            near = detections.near[picture][text] if detections.near else 0.0
-            words.append(f"{name} {places}" if found else f"{name} not found" + (f" (best {near:.2f})" if near else ""))
+            places = ", ".join(f"{each.score:.2f} at {describe(each.box)}" for each in found)
+            best = detections.best_rejected[picture][text] if detections.best_rejected else 0.0
+            words.append(f"{name} {places}" if found else f"{name} not found" + (f" (best {best:.2f})" if best else ""))
         lines.append(f"picture {picture + 1}: {'; '.join(words)}")
     return "\n".join(lines)
-
-
-def _place(detection: Detection) -> str:
-    x0, y0, x1, y1 = (round(edge) for edge in detection.box)
-    return f"({x0}, {y0})–({x1}, {y1})"

@@ -45,7 +45,8 @@ class Detections:
     height, width: of the pictures, in pixels.
     found[b][m]: all detections in picture b for text m, best score first.
     threshold: the lowest score that counts, or None without a detector.
-    near[b][m]: where nothing was found, the threshold below which something would have been; 0 for nothing at all.
+    best_rejected[b][m]: where nothing was found, the threshold below which something would have been; 0 for nothing at
+        all.
     colours: the numbers of the texts' colours (`common/drawing.py`: `colour`); empty: in the texts' order.
     """
 
@@ -54,7 +55,7 @@ class Detections:
     width: int
     found: tuple[tuple[tuple[Detection, ...], ...], ...]
     threshold: float | None = None
-    near: tuple[tuple[float, ...], ...] = ()
+    best_rejected: tuple[tuple[float, ...], ...] = ()
     colours: tuple[int, ...] = ()
 
     def __len__(self) -> int:
@@ -81,8 +82,8 @@ class Detections:
         others = [
             f"{name} {each[0].score:.2f}" for name, each in zip(self.texts, self.found[picture], strict=True) if each
         ]
-        near = self.near[picture][text] if self.near else 0.0
-        close = f" (the best candidate has {near:.2f})" if near else ""
+        best = self.best_rejected[picture][text] if self.best_rejected else 0.0
+        close = f" (the best candidate has {best:.2f})" if best else ""
         if self.threshold is None:
             where, mend = "is marked", "Mark it"
         else:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...attention.reference import Reference
 from ...attention.regions import resize
-from ...common.crops import Box, overlap
+from ...common.crops import Box, iou
 from ...common.text import plain, shown, some
 from .detections import Detection, Detections
 
@@ -28,14 +28,14 @@ class ObjectMatches(NamedTuple):
     found: C detections, the objects' own first.
     found_as [C]: the object that each detection counts for.
     own [M]: for each object the number of its detection, None if it was not found.
-    instead [M]: for an object without a detection of its own, the number of a detection that was found for it too but
-        belongs to another object; else None.
+    also_seen_as [M]: for an object without a detection of its own, the number of a detection that was found for it too
+        but belongs to another object; else None.
     """
 
     found: tuple[Detection, ...]
     found_as: tuple[int, ...]
     own: tuple[int | None, ...]
-    instead: tuple[int | None, ...]
+    also_seen_as: tuple[int | None, ...]
 
 
 def match_objects(detections: Detections, picture: int, texts: Sequence[str]) -> ObjectMatches:
@@ -57,12 +57,12 @@ def match_objects(detections: Detections, picture: int, texts: Sequence[str]) ->
     found_as = [whose.get(p, int(scores[:, p].argmax())) for p in order]
     rows = {p: row for row, p in enumerate(order)}
     own = {m: rows[p] for p, m in whose.items()}
-    instead = {m: rows[int(of.argmax())] for m, of in enumerate(scores) if m not in own and (of > ABSENT).any()}
+    also_seen_as = {m: rows[int(of.argmax())] for m, of in enumerate(scores) if m not in own and (of > ABSENT).any()}
     return ObjectMatches(
         tuple(_best(places[p], numbers[m]) for p, m in zip(order, found_as, strict=True)),
         tuple(found_as),
         tuple(own.get(m) for m in range(len(texts))),
-        tuple(instead.get(m) for m in range(len(texts))),
+        tuple(also_seen_as.get(m) for m in range(len(texts))),
     )
 
 
@@ -107,7 +107,7 @@ def may_hold(
             _area(each.found[own].box) for each in every if (own := each.own[j]) is not None and each.own[m] is not None
         ]
         return (
-            matches.instead[m] == row
+            matches.also_seen_as[m] == row
             or all(_covered(references[k].region, box, size) > COVERED for k in (m, j))
             or (bool(alone) and _area(box) >= MUCH_LARGER * median(alone))
         )
@@ -117,7 +117,7 @@ def may_hold(
             return None
         rows = [row for j, row in enumerate(matches.own) if row is not None and holds(matches, m, j, row)]
         # A detection that was found for both is better evidence than sizes are.
-        return matches.instead[m] if matches.instead[m] in rows else next(iter(rows), None)
+        return matches.also_seen_as[m] if matches.also_seen_as[m] in rows else next(iter(rows), None)
 
     return [tuple(holder(matches, m) for m in range(len(names))) for matches in every]
 
@@ -135,10 +135,10 @@ def _area(box: Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def near(detections: Detections, picture: int, texts: Sequence[str]) -> tuple[float, ...]:
-    """`Detections.near` of one picture for each object."""
+def best_rejected(detections: Detections, picture: int, texts: Sequence[str]) -> tuple[float, ...]:
+    """`Detections.best_rejected` of one picture for each object."""
     numbers = _text_numbers(detections, texts)
-    return tuple(detections.near[picture][number] if detections.near else 0.0 for number in numbers)
+    return tuple(detections.best_rejected[picture][number] if detections.best_rejected else 0.0 for number in numbers)
 
 
 def missing(detections: Detections, picture: int, texts: Sequence[str], matches: ObjectMatches) -> dict[int, str]:
@@ -173,7 +173,7 @@ def _places(detections: Detections, picture: int, wanted: set[int]) -> list[Plac
     for text, detection in sorted(detections.every(picture), key=lambda each: -each[1].score):
         if text not in wanted:
             continue
-        same = next((p for p in places if overlap(p[0][1].box, detection.box) > SAME_PLACE), None)
+        same = next((p for p in places if iou(p[0][1].box, detection.box) > SAME_PLACE), None)
         if same is None:
             places.append([(text, detection)])
         else:

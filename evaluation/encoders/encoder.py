@@ -151,20 +151,21 @@ class PictureEncoder:
     """An ImageEncoder from transformers: the first token (CLS) of a vision transformer, after its last norm.
 
     ready: prepares the model before each batch (`model_folder.Ready`).
-    margins: whether pictures are resized to 8/7 of the model's side (short side, bicubic) and cut to the middle square
-        of that side, whatever the folder's preprocessor does. DINO was trained and is scored so: 256, then 224 pixels.
+    cut_edges: whether pictures are resized to 8/7 of the model's side (short side, bicubic) and cut to the middle
+        square of that side, whatever the folder's preprocessor does. DINO was trained and is scored so: 256, then 224
+        pixels.
     """
 
     name: str
     model: Any
     processor: Any
     ready: Ready
-    margins: bool
+    cut_edges: bool
 
     @torch.inference_mode()
     def images(self, pictures: Sequence[Picture]) -> Tensor:
         def encode(batch: Sequence[Picture]) -> Tensor:
-            if self.margins:
+            if self.cut_edges:
                 side = self.model.config.image_size
                 cut = [middle(picture, round(side * 8 / 7), side) for picture in batch]
                 made = self.processor(images=cut, do_resize=False, return_tensors="pt")

@@ -18,16 +18,16 @@ from ...miniature import judgement
 from ...relevance.record import RelevanceRecord
 from ...weights.adapter import load_adapter
 from ..miniature import trained
-from . import variants
-from .variants import TestPrompts, Variant
+from . import arms
+from .arms import Arm, Trials
 
 BF16 = torch.bfloat16
 DECODED = 4  # pictures decoded at once: more do not fit into the processor's cache
 LEVELS = (200, 400, 600)  # noise levels of the real scenes, out of 1000
 
 
-class Part(NamedTuple):
-    """A batch of trials of one variant.
+class TrialBatch(NamedTuple):
+    """A batch of trials of one arm.
 
     measure: "picture", "tune" or "real".
     seed: of the adapter's training.
@@ -37,16 +37,16 @@ class Part(NamedTuple):
     """
 
     measure: str  # "picture", "tune" or "real"
-    variant: Variant
+    arm: Arm
     seed: int  # of the adapter's training
     objects: int
     scale: float
     trials: tuple[int, ...]
 
     def key(self, trial: int) -> tuple:
-        return self.measure, self.variant.name, self.seed, self.objects, self.scale, trial
+        return self.measure, self.arm.name, self.seed, self.objects, self.scale, trial
 
-    def without(self, done: Container[tuple]) -> Part:
+    def without(self, done: Container[tuple]) -> TrialBatch:
         """The same with only those trials whose keys are not in `done`."""
         return self._replace(trials=tuple(trial for trial in self.trials if self.key(trial) not in done))
 
@@ -73,29 +73,29 @@ class Maker:
                 self.vae.vae_dtype = dtype
                 self.vae.first_stage_model.to(dtype)
         self.model, self.clip, self.vision = model, _CachingClip(clip), _CachingVision(vision)
-        self.trials: Callable[[int, str], TestPrompts] = lru_cache(16)(self._trials)
+        self.trials: Callable[[int, str], Trials] = lru_cache(16)(self._trials)
         self.adapter = lru_cache(64)(lambda kind, seed: load_adapter(trained.file(kind, seed, given.adapters)))
 
-    def _trials(self, objects: int, measure: str) -> TestPrompts:
+    def _trials(self, objects: int, measure: str) -> Trials:
         if measure == "tune":
-            return variants.make_test_prompts(variants.prompts_to_choose(objects), objects, variants.SEED_TUNE)
-        return variants.make_test_prompts(self.given.prompts, objects, variants.SEED_TEST)
+            return arms.make_trials(arms.prompts_to_choose(objects), objects, arms.SEED_TUNE)
+        return arms.make_trials(self.given.prompts, objects, arms.SEED_TEST)
 
     @torch.inference_mode()
-    def pictures(self, part: Part, keep: Callable[[int, Tensor], None]) -> list[dict[str, Any]]:
+    def pictures(self, batch: TrialBatch, keep: Callable[[int, Tensor], None]) -> list[dict[str, Any]]:
         """One row per trial: the judge's measures, and CLIP-T and CLIP-I by the miniature's encoders.
 
         keep: called with each trial and its picture [3, H, W].
         """
         from .. import comfy_rows
 
-        trials = self.trials(part.objects, part.measure)
+        trials = self.trials(batch.objects, batch.measure)
         model = self.model
-        if part.variant.adapter:
-            model = comfy_rows.combine([self._apply(part, trials, trial)[0] for trial in part.trials])
-        positive = comfy_rows.conditioning([self.clip.conditioning(trials.prompts[trial]) for trial in part.trials])
+        if batch.arm.adapter:
+            model = comfy_rows.combine([self._apply(batch, trials, trial)[0] for trial in batch.trials])
+        positive = comfy_rows.conditioning([self.clip.conditioning(trials.prompts[trial]) for trial in batch.trials])
         negative = comfy_rows.conditioning([self.clip.conditioning("")])
-        noise = comfy_rows.noise_of([trials.seeds[trial] for trial in part.trials], 16)
+        noise = comfy_rows.noise_of([trials.seeds[trial] for trial in batch.trials], 16)
         latents = comfy_rows.sample(
             model, positive, negative, noise, self.given.steps, self.given.guidance, self.given.sampler,
         )  # fmt: skip
@@ -103,20 +103,20 @@ class Maker:
         images = images.float().clamp(0, 1)
         seen = normalize(self.vision.vision.encode_image(images)["image_embeds"].float(), dim=-1)
         rows = []
-        for trial, image, embed in zip(part.trials, images.movedim(-1, 1), seen, strict=True):
+        for trial, image, embed in zip(batch.trials, images.movedim(-1, 1), seen, strict=True):
             keep(trial, image)
-            n = part.objects
+            n = batch.objects
             looks, colours = trials.scenes.looks[trial, :n], trials.scenes.colours[trial, :n]
             measures = judgement.score(image, trials.scenes.present(trial), looks, colours)
             text = normalize(self.clip.conditioning(trials.prompts[trial])[1], dim=-1)[0]
             references = normalize(self.vision.embeddings(trials.references[trial].movedim(1, -1)), dim=-1)
             measures["clip_t"] = round(2.5 * max(float(embed @ text), 0.0), 4)
             measures["clip_i"] = round(float((references @ embed).mean()), 4)
-            rows.append({"key": part.key(trial), **measures})
+            rows.append({"key": batch.key(trial), **measures})
         return rows
 
     @torch.inference_mode()
-    def real(self, part: Part) -> list[dict[str, Any]]:
+    def real(self, batch: TrialBatch) -> list[dict[str, Any]]:
         """One row per trial, from a drawn scene with noise added and denoised in one step.
 
         The scene is denoised twice: with the right references, and with each object's reference given to the next
@@ -128,15 +128,15 @@ class Maker:
         """
         from .. import comfy_rows
 
-        trials = self.trials(part.objects, part.measure)
-        rows = list(part.trials)
+        trials = self.trials(batch.objects, batch.measure)
+        rows = list(batch.trials)
         latents, masks = self._drawn(trials.scenes.rows(torch.tensor(rows)))
         share, owner = torch.nn.functional.adaptive_avg_pool2d(masks, latents.shape[-1]).max(1)  # [B, h, w]
         inside = (share > 0.5).float()
         noise = comfy_rows.noise_of([trials.seeds[trial] for trial in rows], latents.shape[-1])
         sums = {name: torch.zeros(len(rows)) for name in ("right", "swapped", "map", "share")}
         for swapped in (False, True):
-            made = [self._apply(part, trials, trial, swapped) for trial in rows]
+            made = [self._apply(batch, trials, trial, swapped) for trial in rows]
             combined = comfy_rows.combine([model for model, _ in made], record=not swapped)
             positive = [self.clip.conditioning(trials.prompts[trial]) for trial in rows]
             for level in LEVELS:
@@ -144,35 +144,37 @@ class Maker:
                 error = (denoised - latents).square().mean(1)
                 name = "swapped" if swapped else "right"
                 sums[name] += (error * inside).sum((1, 2)) / inside.sum((1, 2))
-                if not swapped and part.variant.merge.strategy == "relevance":
+                if not swapped and batch.arm.merge.strategy == "relevance":
                     shares = torch.cat([record.shares().cpu() for _, record in made], 1)  # [M, B, h, w]
                     own = shares.gather(0, owner[None])[0]
                     wins = (shares.argmax(0) == owner).float()
                     sums["map"] += (wins * inside).sum((1, 2)) / inside.sum((1, 2))
                     sums["share"] += (own * inside).sum((1, 2)) / inside.sum((1, 2))
         measured = {name: value / len(LEVELS) for name, value in sums.items()}
-        if part.variant.merge.strategy != "relevance":
+        if batch.arm.merge.strategy != "relevance":
             measured |= dict.fromkeys(("map", "share"))
         return [
-            {"key": part.key(trial), **{k: None if v is None else round(float(v[i]), 5) for k, v in measured.items()}}
+            {"key": batch.key(trial), **{k: None if v is None else round(float(v[i]), 5) for k, v in measured.items()}}
             for i, trial in enumerate(rows)
         ]
 
-    def _apply(self, part: Part, trials: TestPrompts, trial: int, swapped: bool = False) -> tuple[Any, RelevanceRecord]:
+    def _apply(
+        self, batch: TrialBatch, trials: Trials, trial: int, swapped: bool = False
+    ) -> tuple[Any, RelevanceRecord]:
         """MIP Reference and MIP Apply for one trial. Returns the patched model and its relevance record."""
         from ...patching.apply import apply_references
 
-        adapter = self.adapter(part.variant.adapter, part.seed)
+        adapter = self.adapter(batch.arm.adapter, batch.seed)
         pictures = trials.references[trial].movedim(1, -1)
         if swapped:
             pictures = pictures.roll(1, 0)
         texts = trials.texts(trial)
         references = tuple(make_reference(picture[None], text) for picture, text in zip(pictures, texts, strict=True))
         record = RelevanceRecord(texts)
-        head = FusionHead(adapter.head, part.variant.gate, name=adapter.name)
+        head = FusionHead(adapter.head, batch.arm.gate, name=adapter.name)
         model = apply_references(
             self.model, self.clip, self.vision, adapter, references,
-            scale=part.scale, merge=part.variant.merge, fusion_head=head, record=record,
+            scale=batch.scale, merge=batch.arm.merge, fusion_head=head, record=record,
         )  # fmt: skip
         return model, record
 
@@ -227,7 +229,7 @@ class _Tokens(dict):
 
 
 class _CachingVision:
-    """An image encoder that caches its pictures, because all variants use the same references."""
+    """An image encoder that caches its pictures, because all arms use the same references."""
 
     def __init__(self, vision: Any):
         self.vision = vision

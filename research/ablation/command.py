@@ -1,6 +1,6 @@
-"""`python mip.py arms`: every arm over the same prompts, measured by the judge; see variants.py for what they are.
+"""`python mip.py arms`: every arm over the same prompts, measured by the judge; see arms.py for what they are.
 
-The code calls an arm a variant. Pictures come from the nodes (MIP Reference, MIP Apply) and ComfyUI's sampler. Each
+Pictures come from the nodes (MIP Reference, MIP Apply) and ComfyUI's sampler. Each
 measured picture is one line of JSON in the output folder. So a stopped run resumes where it was, and several processes
 can share the work, one shard each. plan.json records the weights and settings behind the lines, so that lines made with
 others are never mixed in.
@@ -28,9 +28,9 @@ from ...common.comfy_path import prepare_host
 from ...common.console import complain, say
 from ..miniature import trained
 from ..miniature.stages.precision import activations
-from . import page, picture_grid, table, variants
-from .comfy_maker import BF16, Maker, Part
-from .variants import Variant
+from . import arms, page, picture_grid, table
+from .arms import Arm
+from .comfy_maker import BF16, Maker, TrialBatch
 
 SETTINGS = ("steps", "sampler", "guidance", "precision")  # options that every line depends on
 BATCH = 16  # pictures at most: more do not fit into the processor's cache
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     try:
         prepare_host(not torch.cuda.is_available())
         kinds = [kind for kind in trained.KINDS if trained.seeds(kind, given.adapters)]
-        chosen = variants.chosen(given.arm, kinds)
+        chosen = arms.chosen(given.arm, kinds)
         if wrong := sorted(set(given.seed or ()) - set(trained.SEEDS)):
             raise ValueError(f"There is no training seed {wrong[0]}; choose from {', '.join(map(str, trained.SEEDS))}.")
         if not kinds:
@@ -73,9 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--arm", action="append", help="one of the arms by its name; without it all")
     parser.add_argument("--scale", type=float, default=1.0, help="at which all arms are compared; trained at 1")
     parser.add_argument("--no-tuning", action="store_true", help="not at each arm's own best scale")
-    parser.add_argument("--steps", type=int, default=variants.STEPS)
-    parser.add_argument("--sampler", default=variants.SAMPLER)
-    parser.add_argument("--guidance", type=float, default=variants.GUIDANCE)
+    parser.add_argument("--steps", type=int, default=arms.STEPS)
+    parser.add_argument("--sampler", default=arms.SAMPLER)
+    parser.add_argument("--guidance", type=float, default=arms.GUIDANCE)
     parser.add_argument(
         "--precision",
         choices=("auto", "bf16", "fp32"),
@@ -96,16 +96,16 @@ class Run:
     """One call of the command.
 
     given: its options.
-    chosen: the variants to compare.
+    chosen: the arms to compare.
     """
 
-    def __init__(self, given: argparse.Namespace, chosen: Sequence[Variant]):
+    def __init__(self, given: argparse.Namespace, chosen: Sequence[Arm]):
         if given.quick:
             given.prompts, given.objects, given.steps, given.no_tuning = 8, [2], 8, True
             given.every_seed = True
         if given.precision == "auto":
             given.precision = "bf16" if activations("cuda" if torch.cuda.is_available() else "cpu") == BF16 else "fp32"
-        self.given, self.variants = given, chosen
+        self.given, self.arms = given, chosen
         self.folder: Path = given.output
         self.folder.mkdir(parents=True, exist_ok=True)
         self.shard, self.shards = _share(given.shard)
@@ -126,28 +126,28 @@ class Run:
         done = {tuple(row["key"]) for row in self.rows()}
         tuned = (self._equal, self._tuning, self._best, self._real)
         for stage in (self._equal, self._real) if self.given.no_tuning else tuned:
-            parts = [part.without(done) for part in stage() if self._mine(part)]
-            parts = [part for part in parts if part.trials]
-            left, begun, made = sum(len(part.trials) for part in parts), time.monotonic(), 0
-            for part in parts:
+            batches = [batch.without(done) for batch in stage() if self._mine(batch)]
+            batches = [batch for batch in batches if batch.trials]
+            left, begun, made = sum(len(batch.trials) for batch in batches), time.monotonic(), 0
+            for batch in batches:
                 if time.monotonic() > self.end:
                     return
-                rows = maker.real(part) if part.measure == "real" else maker.pictures(part, self._keep(part))
+                rows = maker.real(batch) if batch.measure == "real" else maker.pictures(batch, self._keep(batch))
                 self._append(rows)
                 made += len(rows)
                 left -= len(rows)
                 pace = (time.monotonic() - begun) / made
                 print(
-                    f"{part.measure}: {part.variant.name}, seed {part.seed}, {part.objects} objects, "
-                    f"scale {part.scale:g}: {pace:.2f} s each, {pace * left / 60:.0f} min left",
+                    f"{batch.measure}: {batch.arm.name}, seed {batch.seed}, {batch.objects} objects, "
+                    f"scale {batch.scale:g}: {pace:.2f} s each, {pace * left / 60:.0f} min left",
                     flush=True,
                 )
 
-    def _mine(self, part: Part) -> bool:
-        """Whether a batch belongs to this shard. It depends on the batch alone, not on which adapters or variants are
+    def _mine(self, batch: TrialBatch) -> bool:
+        """Whether a batch belongs to this shard. It depends on the batch alone, not on which adapters or arms are
         there.
         """
-        return zlib.crc32(repr(part.key(part.trials[0])).encode()) % self.shards == self.shard
+        return zlib.crc32(repr(batch.key(batch.trials[0])).encode()) % self.shards == self.shard
 
     def _append(self, rows: Sequence[dict[str, Any]]) -> None:
         with self.lines.open("ab+") as out:
@@ -162,10 +162,10 @@ class Run:
         from ...miniature.comfy_bundle import PARTS
 
         now: dict[str, Any] = {name: getattr(self.given, name) for name in SETTINGS}
-        now |= {part: _sha256(self.given.miniature / f"{part}.safetensors") for part in PARTS}
-        for variant in self.variants:
-            for seed in self._seeds(variant) if variant.adapter else ():
-                now[f"{variant.adapter}-{seed}"] = _sha256(trained.file(variant.adapter, seed, self.given.adapters))
+        now |= {name: _sha256(self.given.miniature / f"{name}.safetensors") for name in PARTS}
+        for arm in self.arms:
+            for seed in self._seeds(arm) if arm.adapter else ():
+                now[f"{arm.adapter}-{seed}"] = _sha256(trained.file(arm.adapter, seed, self.given.adapters))
         before = self._plan()
         if not before and self.rows():
             raise ValueError(
@@ -184,68 +184,62 @@ class Run:
         plan = self.folder / "plan.json"
         return json.loads(plan.read_text()) if plan.is_file() else {}
 
-    def _seeds(self, variant: Variant) -> tuple[int, ...]:
-        """The training seeds of a variant's adapter; all seeds for the variant without an adapter."""
-        there = trained.seeds(variant.adapter, self.given.adapters) if variant.adapter else trained.SEEDS
+    def _seeds(self, arm: Arm) -> tuple[int, ...]:
+        """The training seeds of an arm's adapter; all seeds for the arm without an adapter."""
+        there = trained.seeds(arm.adapter, self.given.adapters) if arm.adapter else trained.SEEDS
         return tuple(seed for seed in there if not self.given.seed or seed in self.given.seed)
 
-    def _each(self, measure: str, scales: Callable[[Variant, int], Sequence[float]]) -> Iterator[Part]:
-        """Batches of all variants, one training seed after the other, so that a stopped run has covered something of
+    def _each(self, measure: str, scales: Callable[[Arm, int], Sequence[float]]) -> Iterator[TrialBatch]:
+        """Batches of all arms, one training seed after the other, so that a stopped run has covered something of
         everything.
         """
-        shares = variants.shared_out(self.given.prompts, trained.SEEDS, self.given.every_seed)
+        shares = arms.shared_out(self.given.prompts, trained.SEEDS, self.given.every_seed)
         for seed in trained.SEEDS:
             for objects in self.given.objects:
-                for variant in self.variants:
-                    if seed in self._seeds(variant):
-                        for scale in scales(variant, objects):
-                            yield from _parts(measure, variant, seed, objects, scale, shares[seed])
+                for arm in self.arms:
+                    if seed in self._seeds(arm):
+                        for scale in scales(arm, objects):
+                            yield from _batches(measure, arm, seed, objects, scale, shares[seed])
 
-    def _real(self) -> Iterator[Part]:
-        return self._each("real", lambda variant, _: (self.given.scale,) if variant.adapter else ())
+    def _real(self) -> Iterator[TrialBatch]:
+        return self._each("real", lambda arm, _: (self.given.scale,) if arm.adapter else ())
 
-    def _tuning(self) -> Iterator[Part]:
+    def _tuning(self) -> Iterator[TrialBatch]:
         """Batches to choose scales from, on training seed 0 alone, which every kind of adapter has."""
         for objects in self.given.objects:
-            for variant in self.variants:
-                for scale in variant.scales if 0 in self._seeds(variant) else ():
-                    prompts = range(variants.prompts_to_choose(objects))
-                    yield from _parts("tune", variant, 0, objects, scale, prompts)
+            for arm in self.arms:
+                for scale in arm.scales if 0 in self._seeds(arm) else ():
+                    prompts = range(arms.prompts_to_choose(objects))
+                    yield from _batches("tune", arm, 0, objects, scale, prompts)
 
-    def _equal(self) -> Iterator[Part]:
+    def _equal(self) -> Iterator[TrialBatch]:
         return self._each("picture", lambda *_: (self.given.scale,))
 
-    def _best(self) -> Iterator[Part]:
+    def _best(self) -> Iterator[TrialBatch]:
         rows, missing = self.rows(), set()
 
-        def scales(variant: Variant, objects: int) -> tuple[float, ...]:
-            best = table.best_scale(rows, variant, objects)
-            if best is None and variant.scales:
-                missing.add(f"{variant.name}, {objects} objects")
+        def scales(arm: Arm, objects: int) -> tuple[float, ...]:
+            best = table.best_scale(rows, arm, objects)
+            if best is None and arm.scales:
+                missing.add(f"{arm.name}, {objects} objects")
             return () if best is None or best.scale in (0.0, self.given.scale) else (best.scale,)
 
         yield from self._each("picture", scales)
         if missing:
             print(f"Not all scales are tried yet ({'; '.join(sorted(missing))}): run this again when they are.")
 
-    def _keep(self, part: Part) -> Callable[[int, Tensor], None]:
+    def _keep(self, batch: TrialBatch) -> Callable[[int, Tensor], None]:
         """A function that saves the pictures of the comparison, for people to look at."""
 
         def keep(trial: int, image: Tensor) -> None:
-            if part.measure == "picture":
-                picture_grid.save(image, self._picture(part.key(trial)))
+            if batch.measure == "picture":
+                picture_grid.save(image, self._picture(batch.key(trial)))
 
         return keep
 
     def _picture(self, key: Sequence[Any]) -> Path:
-        _, variant, seed, objects, scale, trial = key
-        return (
-            self.folder
-            / "pictures"
-            / f"{objects} objects"
-            / f"{variant}, scale {scale:g}, seed {seed}"
-            / f"{trial}.png"
-        )
+        _, arm, seed, objects, scale, trial = key
+        return self.folder / "pictures" / f"{objects} objects" / f"{arm}, scale {scale:g}, seed {seed}" / f"{trial}.png"
 
     # ---- the results ----
 
@@ -268,25 +262,23 @@ class Run:
         atomic_write(self.folder / "arms.json", json.dumps({"settings": settings, **results}, indent=1))
         atomic_write(self.folder / "arms.md", page.markdown(results, settings))
         for objects in self.given.objects:
-            trials = variants.make_test_prompts(GRID, objects, variants.SEED_TEST)
+            trials = arms.make_trials(GRID, objects, arms.SEED_TEST)
             columns = {
-                variant.name: [
-                    self._picture(("", variant.name, 0, objects, self.given.scale, trial)) for trial in range(GRID)
-                ]
-                for variant in self.variants
+                arm.name: [self._picture(("", arm.name, 0, objects, self.given.scale, trial)) for trial in range(GRID)]
+                for arm in self.arms
             }
             if (grid := picture_grid.draw_grid(trials, columns)) is not None:
                 grid.save(self.folder / f"arms, {objects} objects.png")
         say(f"{self.folder.resolve()}: arms.json, arms.md, and a picture for each number of objects")
 
 
-def _parts(
-    measure: str, variant: Variant, seed: int, objects: int, scale: float, trials: Sequence[int]
-) -> Iterator[Part]:
+def _batches(
+    measure: str, arm: Arm, seed: int, objects: int, scale: float, trials: Sequence[int]
+) -> Iterator[TrialBatch]:
     """Batches of about equal size, with at most BATCH trials."""
     if trials:
         for some in torch.tensor(trials).tensor_split(math.ceil(len(trials) / BATCH)):
-            yield Part(measure, variant, seed, objects, scale, tuple(some.tolist()))
+            yield TrialBatch(measure, arm, seed, objects, scale, tuple(some.tolist()))
 
 
 def _share(text: str) -> tuple[int, int]:

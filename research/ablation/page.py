@@ -8,13 +8,14 @@ from typing import Any
 from ...miniature.judgement import CLEAR
 from ...miniature.world_shapes import KINDS
 from ...miniature.world_split import all_pairs
-from ..miniature.trained import SEEDS
+from ..miniature.trained import ALL, SEEDS
+from .arms import BOTH, METHOD, NO_REFERENCES, QUESTION, TUNED_ON
 from .table import COMPARED, LOOKS, SPLIT, Best, is_sure
-from .variants import BOTH, METHOD, NO_REFERENCES, QUESTION, TUNED_ON
 
 RECIPE = (
-    "Muon at 2e-2 for matrices, a loss that counts 0.3 outside the objects, cubic noise levels, an average over the "
-    "steps, 700 steps, references in another pose and never mirrored"
+    f"Muon at {ALL.matrix_rate:g} for matrices, a loss that counts {ALL.background:g} outside the objects, "
+    f"{ALL.timesteps} noise levels, an average over the steps, {ALL.steps} steps, references in another pose and never "
+    "mirrored"
 )
 LIMITS = (
     "What the miniature cannot tell about SDXL: its objects are flat shapes whose looks are one or two colours and "
@@ -91,7 +92,7 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         lines += ["", f"## {objects.capitalize()}", "", *_verdict(objects, tables)]
         for title, name in (("At equal scale", "equal"), ("Each at its own best scale", "best")):
             if tables[name]:
-                lines += ["", f"### {title}", "", *_variant_table(tables[name])]
+                lines += ["", f"### {title}", "", *_arm_table(tables[name])]
         for title, name in (
             ("What each arm adds to no references, in points", "gains"),
             ("The same, each arm at its own best scale", "gains at best scales"),
@@ -112,8 +113,8 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
                 f"### Bound %, by scale, on other prompts ({TUNED_ON} objects), from which the best was chosen",
             ]
             lines += ["", *_scale_table(tables["scales"])]
-            lines += ["", "So few prompts choose with noise: an arm may bind more at the equal scale than at its best."]
-            lines[-1] += _nothing_gained(tables["best"])
+            noise = "So few prompts choose with noise: an arm may bind more at the equal scale than at its best."
+            lines += ["", noise + _nothing_gained(tables["best"])]
         if tables["real"]:
             lines += ["", "### Real scenes: whose looks does the model expect where, and do the maps know the places?"]
             lines += ["", REAL_SCENES, "", *_real_table(tables["real"])]
@@ -153,7 +154,7 @@ def _missing(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[st
         if missing := sorted({row["arm"] for row in rows if row["pictures"] < wanted[row["seeds"]]}):
             all_of_them = len(missing) == len({row["arm"] for row in rows})
             short.append(f"{objects} ({'all arms' if all_of_them else _names(missing)})")
-    lines = [f"**Fewer than three training seeds**: {_names(few)}."] * bool(few)
+    lines = [f"**Fewer than {len(SEEDS)} training seeds**: {_names(few)}."] * bool(few)
     lines += [f"**Fewer pictures than prompts** so far, see there: {'; '.join(short)}."] * bool(short)
     return ["", " ".join(lines)] if lines else []
 
@@ -207,7 +208,7 @@ def _nothing_gained(rows: Sequence[Mapping[str, Any]]) -> str:
     return f" At no scale above 0 more than without references: {_names(names)}." if names else ""
 
 
-def _variant_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _arm_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     percent = ("bound", "binding", "clear", "confused", "present", "all present", "count right", "pattern")
     plain = ("margin", "look error", "CLIP-T", "CLIP-I")
     head = ["arm", "scale", "pictures", "bound %", "by seed", "by kind pair", *(f"{name} %" for name in percent[1:])]
@@ -237,8 +238,8 @@ def _effect_table(rows: Sequence[Mapping[str, Any]], own_scales: bool) -> list[s
     lines = _head(["what changes", "from", "to", "bound", "by seed", "by kind pair", *SPLIT, *COMPARED[1:], "sure"])
     for row in rows:
         sides = [_names(row[side], row[f"scales {side}"] if own_scales else None) for side in ("from", "to")]
-        lines.append(_line([row["effect"], *sides, *_added(row), *(_points(row[name]) for name in COMPARED[1:])]))
-        lines[-1] += " yes |" if is_sure(row["bound"]) else " no |"
+        others = (_points(row[name]) for name in COMPARED[1:])
+        lines.append(_line([row["effect"], *sides, *_added(row), *others, _sure(row)]))
     return lines
 
 
@@ -246,8 +247,7 @@ def _gain_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = _head(["arm", "scale", "bound", "by seed", "by kind pair", *SPLIT, "clear", "sure"])
     for row in rows:
         (scale,) = row["scales to"]
-        lines.append(_line([row["to"][0], _scale(scale), *_added(row), _points(row["clear"])]))
-        lines[-1] += " yes |" if is_sure(row["bound"]) else " no |"
+        lines.append(_line([row["to"][0], _scale(scale), *_added(row), _points(row["clear"]), _sure(row)]))
     return lines
 
 
@@ -255,6 +255,10 @@ def _added(row: Mapping[str, Any]) -> list[str]:
     """What an effect adds to *bound*, and its parts."""
     bound = row["bound"]
     return [_points(bound), _seeds(bound, True), _pairs(bound, True), *(_points(row[part]) for part in SPLIT)]
+
+
+def _sure(row: Mapping[str, Any]) -> str:
+    return "yes" if is_sure(row["bound"]) else "no"
 
 
 def _scale_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -279,11 +283,11 @@ def _real_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _names(variants: Sequence[str], scales: Sequence[Best] | None = None) -> str:
+def _names(arms: Sequence[str], scales: Sequence[Best] | None = None) -> str:
     """Names in italics, because some contain a comma; with the scales they are at."""
     if scales is None:
-        return ", ".join(f"*{variant}*" for variant in variants)
-    return ", ".join(f"*{variant}* at {_scale(own)}" for variant, own in zip(variants, scales, strict=True))
+        return ", ".join(f"*{arm}*" for arm in arms)
+    return ", ".join(f"*{arm}* at {_scale(own)}" for arm, own in zip(arms, scales, strict=True))
 
 
 def _scale(own: Best) -> str:

@@ -1,4 +1,4 @@
-"""The variants in one picture: a row per prompt with its references at the left, and a column per variant."""
+"""The arms in one picture: a row per prompt with its references at the left, and a column per arm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ...common.atomic_io import atomic_file
-from .variants import TestPrompts
+from .arms import Trials
 
 SIDE, GAP, SMALL = 128, 8, 60  # pixels: of a picture, between pictures, of a reference
 HEAD = 56
@@ -29,11 +29,11 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray((image.movedim(0, -1).cpu().numpy() * 255).round().astype(np.uint8))
 
 
-def draw_grid(trials: TestPrompts, columns: Mapping[str, Sequence[Path]]) -> Image.Image | None:
+def draw_grid(trials: Trials, columns: Mapping[str, Sequence[Path]]) -> Image.Image | None:
     """The grid; None if there are no pictures.
 
     trials: the prompts and references of the rows.
-    columns: by variant, the file of its picture for each trial. Variants without any picture are left out.
+    columns: by arm, the file of its picture for each trial. Arms without any picture are left out.
     """
     columns = {name: files for name, files in columns.items() if any(file.is_file() for file in files)}
     if not columns:

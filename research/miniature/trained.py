@@ -33,13 +33,13 @@ class Kind(NamedTuple):
 # latents so small show them early. Objects cover a seventh of a scene: the ground counts less. What was added to
 # recipes since stands as it was before, so that a training gives the same adapters again. All that differs from the
 # paper's recipe: docs/training-recipe.md.
-_ALL = TrainConfig(
+ALL = TrainConfig(
     steps=700, batch_size=64, learning_rate=3e-3, matrix_rate=2e-2, warmup=50, clip_norm=1.0, ema=0.998,
     background=0.3, timesteps="cubic", flip=0.0, resolution=128, checkpointing=False, workers=0, save_every=250, keep=1,
     head_start="zeros", crop_holds="used", latents="mean", filters=Filters(cropped_aspect="w/h"),
 )  # fmt: skip
-_ONE = replace(_ALL, train="all", merge="uniform", gate="off", min_objects=1, max_objects=1)
-_TWO = replace(_ALL, train="adapter", merge="relevance", gate="image")
+_ONE = replace(ALL, train="all", merge="uniform", gate="off", min_objects=1, max_objects=1)
+_TWO = replace(ALL, train="adapter", merge="relevance", gate="image")
 
 KINDS = {
     "stock": Kind(None, _ONE, "miniature_stock"),  # never sees two references

@@ -5,6 +5,9 @@ comfy_steering.py  `python mip.py steer`: samples them with ComfyUI
 options.py         the options that the commands have in common
 overlap.py         intersection over union of relevance maps with the objects
 comfy_overlap.py   `python mip.py overlap`: records the maps with ComfyUI
+sites.py           how far each site's relevance, and the pool's, lies on the objects
+comfy_sites.py     `python mip.py sites`: records the sites with ComfyUI
+comfy_noisy.py     what the base sees of a drawn scene under noise
 styles.py          objects beside a style: what is measured
 comfy_styles.py    `python mip.py styles`: draws and judges the pictures with ComfyUI
 """

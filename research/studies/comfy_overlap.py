@@ -29,9 +29,10 @@ from ...common.atomic_io import atomic_write
 from ...common.comfy_path import prepare_host
 from ...common.console import complain
 from ...miniature import world
-from ...relevance.record import Observation, RelevanceRecord, RunId
+from ...relevance.observation import Observation, RunId
+from ...relevance.record import RelevanceRecord
 from ...weights.adapter import Adapter, load_adapter
-from ..ablation import variants
+from ..ablation import arms
 from . import overlap
 from .comfy_noisy import conditioning, look
 from .options import study_parser
@@ -71,7 +72,7 @@ def measure(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     from ...miniature import comfy_bundle
 
     adapter, bundle = load_adapter(given.adapter), comfy_bundle.load(given.miniature)
-    scenes, others = (_overlaps(given, adapter, bundle, seed) for seed in (variants.SEED_TEST, variants.SEED_TUNE))
+    scenes, others = (_overlaps(given, adapter, bundle, seed) for seed in (arms.SEED_TEST, arms.SEED_TUNE))
     return {
         f"{level / 10:.0f} %": {name: overlap.summary(each, others[level][name]) for name, each in methods.items()}
         for level, methods in scenes.items()
@@ -85,7 +86,7 @@ def _overlaps(
     from ...patching.apply import apply_references
 
     model, clip, vae, vision = bundle
-    trials = variants.make_test_prompts(given.scenes, given.objects, seed)
+    trials = arms.make_trials(given.scenes, given.objects, seed)
     drawn = world.render(trials.scenes)
     found: dict[int, dict[str, list]] = {level: defaultdict(list) for level in LEVELS}
     random = torch.Generator().manual_seed(seed)

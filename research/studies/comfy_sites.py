@@ -23,7 +23,7 @@ from ...common.atomic_io import atomic_file, atomic_write
 from ...common.bundled import MINIATURE
 from ...common.comfy_path import prepare_host
 from ...miniature import world
-from ..ablation import variants
+from ..ablation import arms
 from . import sites
 from .comfy_noisy import conditioning, look
 
@@ -64,7 +64,7 @@ def measure(miniature: Path, count: int, objects: int) -> dict[str, dict[str, di
 
     model, clip, vae, _ = comfy_bundle.load(miniature)
     attentions = cross_attentions(model.model.diffusion_model)
-    trials = variants.make_test_prompts(count, objects, variants.SEED_TEST)
+    trials = arms.make_trials(count, objects, arms.SEED_TEST)
     drawn = world.render(trials.scenes)
     found: dict[int, list] = defaultdict(list)
     for trial in range(count):

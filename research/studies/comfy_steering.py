@@ -21,8 +21,8 @@ from ...common.console import complain
 from ...miniature import judgement
 from ...relevance.record import RecordedMaps, RelevanceRecord
 from ...weights.adapter import load_adapter
-from ..ablation import variants
-from ..ablation.variants import TestPrompts
+from ..ablation import arms
+from ..ablation.arms import Trials
 from . import steering
 from .options import study_parser
 from .steering import MEANS, Setting, Shown
@@ -35,8 +35,8 @@ def main(argv: list[str]) -> int:
     parser = study_parser("steer", purpose, Path("output/steering"), "a JPEG each, and steering.json")
     parser.add_argument("--only", action="append", choices=list(MEANS), help="one of them; without it all")
     parser.add_argument("--prompts", type=int, default=24, help=f"that count; {COLUMNS} are shown")
-    parser.add_argument("--steps", type=int, default=variants.STEPS)
-    parser.add_argument("--guidance", type=float, default=variants.GUIDANCE)
+    parser.add_argument("--steps", type=int, default=arms.STEPS)
+    parser.add_argument("--guidance", type=float, default=arms.GUIDANCE)
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     try:
@@ -73,7 +73,7 @@ class Maker:
         self.given = given
         self.adapter = load_adapter(given.adapter)
         self.model, self.clip, self.vae, self.vision = comfy_bundle.load(given.miniature)
-        self.trials: TestPrompts = variants.make_test_prompts(given.prompts, 2, variants.SEED_TEST)
+        self.trials: Trials = arms.make_trials(given.prompts, 2, arms.SEED_TEST)
         self._made: dict[Setting, Shown] = {}
 
     @torch.inference_mode()
@@ -121,4 +121,4 @@ class Maker:
             for text in (trials.prompts[trial], "")
         )
         noise = comfy_rows.noise_of([trials.seeds[trial]], 16)
-        return comfy_rows.sample(model, positive, negative, noise, steps, self.given.guidance, variants.SAMPLER), record
+        return comfy_rows.sample(model, positive, negative, noise, steps, self.given.guidance, arms.SAMPLER), record

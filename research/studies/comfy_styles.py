@@ -24,7 +24,7 @@ from ...common.hashing import file_sha256
 from ...common.resumable import Row, json_lines, open_parts
 from ...miniature import judgement
 from ...weights.adapter import load_adapter
-from ..ablation import variants
+from ..ablation import arms
 from . import styles
 from .options import study_parser
 
@@ -36,8 +36,8 @@ def main(argv: list[str]) -> int:
     purpose = (__doc__ or "").splitlines()[0]
     parser = study_parser("styles", purpose, Path("output/styles"), "parts, lines.jsonl, styles.json and styles.md")
     parser.add_argument("--prompts", type=int, default=96, help="each is drawn once in every setting")
-    parser.add_argument("--steps", type=int, default=variants.STEPS)
-    parser.add_argument("--guidance", type=float, default=variants.GUIDANCE)
+    parser.add_argument("--steps", type=int, default=arms.STEPS)
+    parser.add_argument("--guidance", type=float, default=arms.GUIDANCE)
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long; the same command goes on")
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
 def work(given: argparse.Namespace) -> list[Row] | None:
     """Draw and judge what is missing. Returns all rows, or None if the time ended before."""
     settings = {
-        "steps": given.steps, "guidance": given.guidance, "sampler": variants.SAMPLER, "scale": given.scale,
+        "steps": given.steps, "guidance": given.guidance, "sampler": arms.SAMPLER, "scale": given.scale,
         "adapter": file_sha256(given.adapter), "unet": file_sha256(given.miniature / "unet.safetensors"),
     }  # fmt: skip
     ids = [f"{trial} {name}" for trial in range(given.prompts) for name in styles.SETTINGS]
@@ -88,7 +88,7 @@ class Maker:
 
         self.given, self.adapter = given, load_adapter(given.adapter)
         self.model, self.clip, self.vae, self.vision = comfy_bundle.load(given.miniature)
-        self.trials = variants.make_test_prompts(given.prompts, styles.THINGS, variants.SEED_TEST)
+        self.trials = arms.make_trials(given.prompts, styles.THINGS, arms.SEED_TEST)
         self.styles = styles.style_pictures(self.trials)
 
     @torch.inference_mode()
@@ -119,7 +119,7 @@ class Maker:
         )
         model = comfy_rows.combine([self._applied(trial, styles.SETTINGS[name]) for trial, name in pictures])
         latents = comfy_rows.sample(
-            model, positive, negative, noise, self.given.steps, self.given.guidance, variants.SAMPLER
+            model, positive, negative, noise, self.given.steps, self.given.guidance, arms.SAMPLER
         )
         images = torch.cat([self.vae.decode(some) for some in latents.split(DECODED)])
         return images.float().clamp(0, 1).movedim(-1, 1)

@@ -14,8 +14,8 @@ from ...attention.options import Merge
 from ...attention.regions import box_region
 from ...common.drawing import colour
 from ...relevance.maps import dominance, overlay, upscale
+from ..ablation.arms import Trials
 from ..ablation.picture_grid import to_pil
-from ..ablation.variants import TestPrompts
 
 FIRST_PASS = 6  # steps of the first of two passes
 LEFT_HALF, RIGHT_HALF = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
@@ -82,7 +82,7 @@ class Shown(NamedTuple):
     of: int
 
 
-def draw_pair(name: str, trials: TestPrompts, before: Shown, after: Shown) -> Image.Image:
+def draw_pair(name: str, trials: Trials, before: Shown, after: Shown) -> Image.Image:
     """The picture of a means: a column per trial with its references, a row before and a row after, each picture beside
     its map.
     """

@@ -22,7 +22,7 @@ from ...common.tables import NOTHING, number, table
 from ...miniature import world
 from ...miniature.judge import coloured
 from ...miniature.world_shapes import KINDS
-from ..ablation.variants import REFERENCE_SIDE, TestPrompts
+from ..ablation.arms import REFERENCE_SIDE, Trials
 
 THINGS, OBJECTS = 3, 2  # named by a prompt; of these with a reference
 TINTS = (
@@ -52,7 +52,7 @@ def tint_of(trial: int) -> Tensor:
     return torch.tensor(TINTS[trial % len(TINTS)])
 
 
-def style_pictures(trials: TestPrompts) -> Tensor:
+def style_pictures(trials: Trials) -> Tensor:
     """The style's picture of every prompt, [N, S, S, 3]: the look of the third thing at a thing that is not named."""
     count, scenes = len(trials), trials.scenes
     others = [next(kind for kind in range(len(KINDS)) if kind not in scenes.present(i)) for i in range(count)]

@@ -43,8 +43,8 @@ def test_a_moment_is_a_weight(strategy: str, regional: bool, conditional: tuple[
 
 
 def test_objects_that_vary_alike_share_their_null_tokens() -> None:
-    assert Case(eases=(Ease(EASE_IN), Ease(EASE_IN)), moment=0.5).plan()[0].null_blocks == 1
-    assert Case(eases=(Ease(EASE_IN), Ease(EASE_OUT)), moment=0.5).plan()[0].null_blocks == 2
+    assert Case(eases=(Ease(EASE_IN), Ease(EASE_IN)), moment=0.5).plan()[0].null_sets == 1
+    assert Case(eases=(Ease(EASE_IN), Ease(EASE_OUT)), moment=0.5).plan()[0].null_sets == 2
 
 
 @pytest.mark.parametrize("regional", [False, True])

@@ -15,7 +15,7 @@ from ..support.golden import FOLDER, host_unet, read, relative_error
 def compiled_site(data: dict, metadata: dict, **options):
     """The plan of a golden site from its raw weights."""
     from mip_adapter.attention.options import FusionHead, Merge
-    from mip_adapter.attention.plan import References, compile_plan
+    from mip_adapter.attention.plan import EncodedReferences, compile_plans
     from mip_adapter.weights.adapter import Adapter, SiteWeights
     from mip_adapter.weights.sites import Site
 
@@ -25,18 +25,19 @@ def compiled_site(data: dict, metadata: dict, **options):
     adapter = Adapter("golden", None, {}, {1: SiteWeights(data["to_k_ip"], data["to_v_ip"], head)})
 
     def plan_of_row(row: int):
-        references = References(
+        references = EncodedReferences(
             names=tuple(f"object {i}" for i in range(len(counts))),
             tokens=data["image_tokens"][row],
             null_tokens=data["image_tokens"][row, 0],
-            texts=tuple(data["object_text"][row, i, 1 : 1 + n] for i, n in enumerate(counts)),
+            text_tokens=tuple(data["object_text"][row, i, 1 : 1 + n] for i, n in enumerate(counts)),
             weights=(1.0,) * len(counts),
         )
         sites = (Site(key, 1, data["to_q"].shape[0], heads, data["to_k"].shape[1]),)
-        return compile_plan(
-            adapter, sites, references, scale=options.get("scale", scale), merge=options.get("merge", Merge()),
+        (plan,) = compile_plans(
+            [adapter], sites, [references], scale=options.get("scale", scale), merge=options.get("merge", Merge()),
             head=options.get("head", FusionHead({1: head})), device=torch.device("cpu"), dtype=torch.float32,
         )  # fmt: skip
+        return plan
 
     return plan_of_row, key, heads
 
@@ -57,7 +58,7 @@ def fused(data: dict, metadata: dict):
     for row in range(len(q)):
         plan, call = plan_of_row(row), UNetCall(None, (1,), options)
         record, site, one = RelevanceRecord(plan.names), plan.sites[key], text[row : row + 1].clone()
-        keys = lambda site=site: site.object_text @ data["to_k"].T  # noqa: E731
+        keys = lambda site=site: site.object_tokens @ data["to_k"].T  # noqa: E731
         observe = partial(call.observe, key, record, plan, tuple(range(plan.objects)), (side, side))
         rows.append(fuse(one, one, q[row : row + 1], plan, site, call.rows(1), keys, observe))
         call.close()

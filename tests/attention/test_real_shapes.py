@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mip_adapter.attention.options import FusionHead, Merge
-from mip_adapter.attention.plan import References, compile_plan
+from mip_adapter.attention.plan import EncodedReferences, compile_plans
 from mip_adapter.weights.adapter import build_adapter
 from mip_adapter.weights.sites import unet_sites
 
@@ -29,17 +29,17 @@ def patched(kind: str, family: str, strategy: str = "relevance", regional: bool 
     context = sites[0].context_dim
     sample = samples.Sample(family, context, 1280, tuple(s.width for s in sites), True, tokens=16, dim=128, heads=2)
     adapter = build_adapter(samples.flat(sample, samples.meta), "adapter")
-    references = References(
+    references = EncodedReferences(
         names=tuple(f"object {i}" for i in range(objects)),
         tokens=torch.empty(objects, TOKENS[family], context, device=META),
         null_tokens=torch.empty(TOKENS[family], context, device=META),
-        texts=tuple(torch.empty(1 + i, context, device=META) for i in range(objects)),
+        text_tokens=tuple(torch.empty(1 + i, context, device=META) for i in range(objects)),
         weights=(1.0,) * objects,
         regions=torch.rand(objects, 1, 64, 48) if regional else None,  # on the CPU, as masks are
     )
     head = FusionHead(adapter.head)
-    plan = compile_plan(
-        adapter, sites, references, scale=0.75, merge=Merge(strategy), head=head, device=META, dtype=torch.float32
+    (plan,) = compile_plans(
+        [adapter], sites, [references], scale=0.75, merge=Merge(strategy), head=head, device=META, dtype=torch.float32
     )
     model = torch.nn.Module()
     model.diffusion_model = unet

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mip_adapter.attention.reference import make_reference
 from mip_adapter.common.bundled import MINIATURE
-from mip_adapter.common.crops import overlap
+from mip_adapter.common.crops import iou
 from mip_adapter.common.drawing import Canvas
 from mip_adapter.evaluation.binding.binding import FAINT, Binding, PictureBinding, looks
 from mip_adapter.evaluation.binding.findings import LEAK
@@ -42,9 +42,9 @@ def searched(texts, *found) -> Detections:
 
 
 def test_overlap_is_intersection_over_union():
-    assert overlap((0, 0, 10, 10), (0, 0, 10, 10)) == 1
-    assert overlap((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(50 / 150)
-    assert overlap((0, 0, 10, 10), (10, 0, 20, 10)) == overlap((5, 5, 5, 5), (5, 5, 5, 5)) == 0
+    assert iou((0, 0, 10, 10), (0, 0, 10, 10)) == 1
+    assert iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(50 / 150)
+    assert iou((0, 0, 10, 10), (10, 0, 20, 10)) == iou((5, 5, 5, 5), (5, 5, 5, 5)) == 0
 
 
 A, B, C = (0, 0, 40, 40), (50, 0, 90, 40), (0, 50, 40, 90)
@@ -53,7 +53,7 @@ A, B, C = (0, 0, 40, 40), (50, 0, 90, 40), (0, 50, 40, 90)
 def test_one_thing_found_by_two_texts_is_one_thing():
     things = match_objects(searched(["cat", "dog"], [(A, 0.4)], [((1, 0, 40, 41), 0.8)]), 0, ["cat", "dog"])
     assert things.own == (None, 0) and things.found_as == (1,) and things.found[0].score == 0.8
-    assert things.instead == (0, None)
+    assert things.also_seen_as == (0, None)
 
 
 def test_objects_share_out_the_things_so_that_the_sum_of_scores_is_largest():
@@ -70,7 +70,7 @@ def test_what_is_left_over_counts_for_the_best_text():
 
 def test_nothing_found_and_texts_that_nobody_asked_for():
     things = match_objects(searched(["cat", "dog", "cup"], [], [], [(A, 0.9)]), 0, ["dog", "cat"])
-    assert things.own == things.instead == (None, None) and not things.found
+    assert things.own == things.also_seen_as == (None, None) and not things.found
     assert match_objects(searched(["Dog "], [(A, 0.9)]), 0, ["dog"]).own == (0,)
 
 
@@ -79,7 +79,7 @@ def test_a_detection_without_any_certainty_is_one_all_the_same():
     assert things.own == (0, 1) and [each.box for each in things.found] == [A, B]
     assert match_objects(searched(["cat"], [(A, 0.0)]), 0, ["cat"]).own == (0,)
     one = match_objects(searched(["cat", "dog"], [(A, 0.0)], [(A, 0.4)]), 0, ["cat", "dog"])
-    assert one.own == (None, 0) and one.instead == (0, None)
+    assert one.own == (None, 0) and one.also_seen_as == (0, None)
 
 
 def test_objects_with_the_same_text_are_told_apart_by_their_look():
@@ -111,7 +111,7 @@ def test_numbers_equal_their_definitions(seed, objects, several):
     s = np.array([[np.mean([cos(crop, r) for r in ref]) for ref in refs] for crop in crops])
     np.testing.assert_allclose(picture.similarity.numpy(), s, atol=1e-6)
     margins = [s[m, m] - max(s[m, j] for j in range(objects) if j != m) for m in range(objects)]
-    assert list(picture.margins().values()) == pytest.approx(margins, abs=1e-6)
+    assert list(picture.margin_by_object().values()) == pytest.approx(margins, abs=1e-6)
     assert binding.margin == pytest.approx(np.mean(margins), abs=1e-6)
     assert binding.confusion_rate == np.mean([margin < 0 for margin in margins]) and binding.presence == 1
     assert picture.worst_margin == pytest.approx(min(margins), abs=1e-6)
@@ -256,7 +256,7 @@ def test_what_a_detector_finds_agrees_with_the_world(encoder, right_at_most, wro
         found = detect(PixelDetector(), scene.images, [reference.text for reference in scene.references], 0.25)
         binding = measure_binding(scene.images, scene.references, found, encoder)
         for rows, picture in zip(confused, binding.pictures, strict=True):
-            rows += [margin < 0 for margin in picture.margins().values()]
+            rows += [margin < 0 for margin in picture.margin_by_object().values()]
     assert len(confused[0]) + len(confused[1]) > 28  # of 32
     assert np.mean(confused[0]) <= right_at_most and np.mean(confused[1]) >= wrong_at_least
 
@@ -480,13 +480,15 @@ def test_two_objects_that_became_one_are_named():
 
 def test_a_near_miss_is_named_with_its_score():
     scene = draw(3, objects=2)
-    missed = replace(scene.detections, found=((scene.detections.found[0][0], ()),), threshold=0.3, near=((0.0, 0.26),))
+    missed = replace(
+        scene.detections, found=((scene.detections.found[0][0], ()),), threshold=0.3, best_rejected=((0.0, 0.26),)
+    )
     said = verdict(measure_one(replace(scene, detections=missed), 0))[1]
     assert said.startswith(
         f"Missing: no “{scene.references[1].text}” was found. The best candidate has 0.26, the detector's"
     )
     assert "threshold is 0.30; lower it if you can see" in said
-    far = verdict(measure_one(replace(scene, detections=replace(missed, near=((0.0, 0.04),))), 0))[1]
+    far = verdict(measure_one(replace(scene, detections=replace(missed, best_rejected=((0.0, 0.04),))), 0))[1]
     assert "Name it in the prompt" in far and "0.04" not in far
 
 

@@ -211,7 +211,7 @@ def test_anything_is_boxes_or_a_sentence(boxes, texts, pictures, corners):
         rows = [row for row in things.own if row is not None]
         assert sorted(rows) == [*range(len(rows))] and len(things.found) == len(things.found_as) >= len(rows)
         for m, row in enumerate(things.own):  # whoever was found has a thing, or shares one
-            got = row if row is not None else things.instead[m]
+            got = row if row is not None else things.also_seen_as[m]
             assert (got is not None) == bool(found.found[picture][m])
             assert row is None or things.found_as[row] == m
 

@@ -97,8 +97,8 @@ def test_a_threshold_that_nothing_reaches(folders: Path):
     found = detect(detector, images, ("cat",), 1.0)
     assert found.found == (((),), ((),))
     best = [by_hand(folders / "owlv2", image, "cat", 0.0)[1].max() for image in images]
-    assert [near[0] for near in found.near] == pytest.approx(best, abs=1e-4)
-    says(found.why_missing(1, 0), "cat", "picture 2", "threshold 1", f"{found.near[1][0]:.2f}", "nothing")
+    assert [near[0] for near in found.best_rejected] == pytest.approx(best, abs=1e-4)
+    says(found.why_missing(1, 0), "cat", "picture 2", "threshold 1", f"{found.best_rejected[1][0]:.2f}", "nothing")
 
 
 @pytest.mark.parametrize("name", ["grounding_dino", "owlv2"])
@@ -110,7 +110,7 @@ def test_what_nearly_counted_counts_at_a_lower_threshold(folders: Path, name: st
     seen = 0
     for b in range(3):
         for m, text in enumerate(missed.texts):
-            if near := missed.near[b][m]:
+            if near := missed.best_rejected[b][m]:
                 assert not missed.found[b][m]
                 above, below = (
                     detect(detector, images[b : b + 1], (text,), min(near + step, 1.0), text_threshold).found[0][0]
@@ -130,7 +130,7 @@ def test_a_box_that_answers_to_the_full_stop_alone_is_no_candidate(folders: Path
     detector.model.register_forward_hook(nothing_but_the_stop)
     images, word = pictures(1), float(torch.tensor(-1.5).sigmoid())
     missed = detect(detector, images, ("red ring",), 0.5)
-    assert missed.near == ((pytest.approx(word),),)
+    assert missed.best_rejected == ((pytest.approx(word),),)
     says(missed.why_missing(0, 0), "the best candidate has 0.18", "Lower the threshold")
     assert detect(detector, images, ("red ring",), word - 0.01).found[0][0]
 

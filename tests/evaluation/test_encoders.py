@@ -294,13 +294,13 @@ def test_folders_in_the_hosts_care(host, folders: Path):
 
 def test_crops_are_those_of_training():
     """The same object, from a picture on disk with a mask of numbers and from an IMAGE with a mask of its own."""
-    from mip_adapter.training.crops import reference
+    from mip_adapter.training.crops import cut_reference
 
     picture = np.asarray(photos()[0])
     values = np.zeros(picture.shape[:2], np.uint8)
     values[10:40, 20:70], values[20:25, 40:50], values[30:60, 60:80] = 1, 0, 2  # with a hole, and overlapped
     box = (20.0, 10.0, 70.0, 40.0)
-    expected = reference(picture, values, box, False)
+    expected = cut_reference(picture, values, box, False)
     mask = torch.tensor(values == 1).float() * 0.9
     got = crop(torch.tensor(picture) / 255, Detection(box, mask=mask))
     assert expected is not None and got.size == (224, 224)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mip_adapter.attention.reference import make_reference
 from mip_adapter.attention.regions import box_region
 from mip_adapter.evaluation.binding.binding import PictureBinding, looks
-from mip_adapter.evaluation.binding.findings import AHEAD, LEAK, Finding, Name, circles, findings, worn
+from mip_adapter.evaluation.binding.findings import AHEAD, LEAK, Finding, FindingKind, circles, findings, worn
 from mip_adapter.evaluation.detection.matching import MUCH_LARGER, ObjectMatches, may_hold
 
 from ..support.drawn import thing
@@ -36,8 +36,8 @@ def two(cat: float, dog: float) -> PictureBinding:
     return pictured(shares, shares)
 
 
-def names(picture: PictureBinding) -> list[Name]:
-    return [finding.name for finding in findings(picture)]
+def names(picture: PictureBinding) -> list[FindingKind]:
+    return [finding.kind for finding in findings(picture)]
 
 
 # ---- each name on both sides of its condition ----
@@ -46,40 +46,42 @@ def names(picture: PictureBinding) -> list[Name]:
 def test_who_looks_like_the_cat_twice_was_not_exchanged():
     """The largest sum of similarities gives each reference out once, and so calls this an exchange: 0.85 + 0.60."""
     picture = pictured([[0.80, 0.60], [0.85, 0.60]], [[0.9, 0.1], [0.85, 0.15]])
-    assert picture.margins() == pytest.approx({0: 0.20, 1: -0.25})
-    assert findings(picture) == [Finding(Name.TAKES_BOTH, (0, 1), 0)]
+    assert picture.margin_by_object() == pytest.approx({0: 0.20, 1: -0.25})
+    assert findings(picture) == [Finding(FindingKind.TAKES_BOTH, (0, 1), 0)]
 
 
 def test_exchanged_needs_both():
-    assert findings(two(0.8, 0.8)) == [Finding(Name.EXCHANGED, (0, 1))]
-    assert names(two(WORN + 0.01, WORN + 0.01)) == [Name.EXCHANGED]
-    assert Name.EXCHANGED not in names(two(0.8, WORN - 0.01))
-    assert findings(two(0.8, 0.1)) == [Finding(Name.TAKES_BOTH, (0, 1), 1)]
+    assert findings(two(0.8, 0.8)) == [Finding(FindingKind.EXCHANGED, (0, 1))]
+    assert names(two(WORN + 0.01, WORN + 0.01)) == [FindingKind.EXCHANGED]
+    assert FindingKind.EXCHANGED not in names(two(0.8, WORN - 0.01))
+    assert findings(two(0.8, 0.1)) == [Finding(FindingKind.TAKES_BOTH, (0, 1), 1)]
     near_misses = pictured([[0.5, 0.501], [0.501, 0.5]], [[0.51, 0.49], [0.49, 0.51]])
-    assert names(near_misses) == [Name.BLENDED, Name.BLENDED]
+    assert names(near_misses) == [FindingKind.BLENDED, FindingKind.BLENDED]
 
 
 def test_one_takes_both_needs_two():
-    assert findings(two(0.1, WORN + 0.01)) == [Finding(Name.TAKES_BOTH, (0, 1), 0)]
-    assert findings(two(0.1, WORN - 0.01)) == [Finding(Name.BLENDED, (1,), 0)]
+    assert findings(two(0.1, WORN + 0.01)) == [Finding(FindingKind.TAKES_BOTH, (0, 1), 0)]
+    assert findings(two(0.1, WORN - 0.01)) == [Finding(FindingKind.BLENDED, (1,), 0)]
     alone = pictured([[0.2, 0.8]], [[0.2, 0.8]], own=(0, None))
-    assert findings(alone) == [Finding(Name.MISSING, (1,)), Finding(Name.TAKEN_OVER, (0,), 1)]
+    assert findings(alone) == [Finding(FindingKind.MISSING, (1,)), Finding(FindingKind.TAKEN_OVER, (0,), 1)]
     beside = two(0.8, WORN - 0.01)  # the dog is too blended to wear anyone's look
-    assert findings(beside) == [Finding(Name.TAKEN_OVER, (0,), 1), Finding(Name.BLENDED, (1,), 0)]
+    assert findings(beside) == [Finding(FindingKind.TAKEN_OVER, (0,), 1), Finding(FindingKind.BLENDED, (1,), 0)]
 
 
 def test_blended_begins_at_a_quarter():
-    assert findings(two(LEAK + 0.01, 0.1)) == [Finding(Name.BLENDED, (0,), 1)]
+    assert findings(two(LEAK + 0.01, 0.1)) == [Finding(FindingKind.BLENDED, (0,), 1)]
     assert findings(two(LEAK - 0.01, 0.1)) == []
-    assert names(two(WORN - 0.01, 0.1)) == [Name.BLENDED] and Name.BLENDED not in names(two(WORN + 0.01, 0.1))
+    assert names(two(WORN - 0.01, 0.1)) == [FindingKind.BLENDED] and FindingKind.BLENDED not in names(
+        two(WORN + 0.01, 0.1)
+    )
 
 
 def test_a_margin_below_0_always_has_a_name():
     foreign = pictured([[0.8, 0.5], [0.31, 0.30]], [[1, 0], [0, 0]])
-    assert findings(foreign) == [Finding(Name.UNCLEAR, (1,))]
+    assert findings(foreign) == [Finding(FindingKind.UNCLEAR, (1,))]
     assert findings(pictured([[0.8, 0.5], [0.31, 0.32]], [[1, 0], [0, 0]])) == []
     narrow = pictured([[0.8, 0.5], [0.51, 0.50]], [[1, 0], [LEAK - 0.01, 1.01 - LEAK]])
-    assert findings(narrow) == [Finding(Name.UNCLEAR, (1,))]
+    assert findings(narrow) == [Finding(FindingKind.UNCLEAR, (1,))]
 
 
 @given(seed=st.integers(0, 2**31), objects=st.integers(2, 4))
@@ -88,19 +90,19 @@ def test_whoever_is_confused_is_in_a_finding(seed: int, objects: int):
     random = np.random.default_rng(seed)
     picture = pictured(random.uniform(-1, 1, (objects, objects)), random.dirichlet(np.ones(objects), objects))
     named = {m for finding in findings(picture) for m in finding.objects}
-    assert {m for m, margin in picture.margins().items() if margin < 0} <= named
+    assert {m for m, margin in picture.margin_by_object().items() if margin < 0} <= named
     for finding in findings(picture):
-        if finding.name is Name.EXCHANGED:
-            assert all(picture.margins()[m] < 0 for m in finding.objects)
+        if finding.kind is FindingKind.EXCHANGED:
+            assert all(picture.margin_by_object()[m] < 0 for m in finding.objects)
 
 
 def test_missing_is_what_has_no_thing_of_its_own():
-    assert findings(pictured([[0.8, 0.2]], [[1, 0]], own=(0, None))) == [Finding(Name.MISSING, (1,))]
-    touching = pictured([[0.8, 0.2]], [[1, 0]], own=(0, None), instead=(None, 0))
-    assert findings(touching) == [Finding(Name.MISSING, (1,), 0)]
+    assert findings(pictured([[0.8, 0.2]], [[1, 0]], own=(0, None))) == [Finding(FindingKind.MISSING, (1,))]
+    touching = pictured([[0.8, 0.2]], [[1, 0]], own=(0, None), shared_with=(None, 0))
+    assert findings(touching) == [Finding(FindingKind.MISSING, (1,), 0)]
     assert findings(pictured(np.zeros((0, 2)), np.zeros((0, 2)), own=(None, None))) == [
-        Finding(Name.MISSING, (0,)),
-        Finding(Name.MISSING, (1,)),
+        Finding(FindingKind.MISSING, (0,)),
+        Finding(FindingKind.MISSING, (1,)),
     ]
 
 
@@ -130,8 +132,8 @@ def test_a_circle_of_three_and_who_hangs_on_it():
     shares = np.full((4, 4), 0.05)
     shares[range(4), (1, 2, 0, 0)] = 0.85
     assert findings(pictured(shares, shares)) == [
-        Finding(Name.EXCHANGED, (0, 1, 2)),
-        Finding(Name.TAKES_BOTH, (2, 3), 0),
+        Finding(FindingKind.EXCHANGED, (0, 1, 2)),
+        Finding(FindingKind.TAKES_BOTH, (2, 3), 0),
     ]
 
 
@@ -176,7 +178,7 @@ def one_takes_several(random: np.random.Generator, objects: int) -> Case:
     source, *others = random.permutation(objects).tolist()
     taken = others[: random.integers(1, objects)]
     whose = [source if m in taken else m for m in range(objects)]
-    return wearing(random, whose), {Finding(Name.TAKES_BOTH, tuple(sorted([source, *taken])), source)}
+    return wearing(random, whose), {Finding(FindingKind.TAKES_BOTH, tuple(sorted([source, *taken])), source)}
 
 
 def exchanged(random: np.random.Generator, objects: int) -> Case:
@@ -185,7 +187,7 @@ def exchanged(random: np.random.Generator, objects: int) -> Case:
     circle, whose = circle[first:] + circle[:first], list(range(objects))
     for m, j in zip(circle, circle[1:] + circle[:1], strict=True):
         whose[m] = j
-    return wearing(random, whose), {Finding(Name.EXCHANGED, tuple(circle))}
+    return wearing(random, whose), {Finding(FindingKind.EXCHANGED, tuple(circle))}
 
 
 def blended(random: np.random.Generator, objects: int) -> Case:
@@ -195,14 +197,14 @@ def blended(random: np.random.Generator, objects: int) -> Case:
     for m, j in (pair, pair[::-1]):
         share = random.uniform(0.4, 0.52)
         mixture[m] = (1 - share) * np.eye(objects)[m] + share * np.eye(objects)[j]
-    return mixture, {Finding(Name.BLENDED, (m,), j) for m, j in (pair, pair[::-1])}
+    return mixture, {Finding(FindingKind.BLENDED, (m,), j) for m, j in (pair, pair[::-1])}
 
 
 def missing(random: np.random.Generator, objects: int) -> Case:
     absent = random.permutation(objects)[: random.integers(1, objects + 1)].tolist()
     mixture = wearing(random, range(objects))
     mixture[absent] = np.nan
-    return mixture, {Finding(Name.MISSING, (m,)) for m in absent}
+    return mixture, {Finding(FindingKind.MISSING, (m,)) for m in absent}
 
 
 @pytest.mark.parametrize("kind", [right, one_takes_several, exchanged, blended, missing])
@@ -213,7 +215,9 @@ def test_every_kind_is_found_and_no_other(kind):
 
 def test_both_margins_of_a_blend_do_fall_below_0():
     """What `blended` is to be told from is among its pictures."""
-    below = [picture for picture, _ in simulated(0, blended) if sum(v < 0 for v in picture.margins().values()) > 1]
+    below = [
+        picture for picture, _ in simulated(0, blended) if sum(v < 0 for v in picture.margin_by_object().values()) > 1
+    ]
     assert len(below) > PICTURES // 50
 
 
@@ -227,13 +231,15 @@ def test_any_mixture_is_named_as_its_map_says():
         for source in range(objects):
             wearers = tuple(m for m in range(objects) if whose[m] == source)
             if any(m != source and m not in inside for m in wearers):
-                said.add(Finding(Name.TAKES_BOTH if len(wearers) > 1 else Name.TAKEN_OVER, wearers, source))
+                said.add(
+                    Finding(FindingKind.TAKES_BOTH if len(wearers) > 1 else FindingKind.TAKEN_OVER, wearers, source)
+                )
         for m in inside:
             circle = [m]
             while whose[circle[-1]] != m:
                 circle.append(whose[circle[-1]])
             if m == min(circle):
-                said.add(Finding(Name.EXCHANGED, tuple(circle)))
+                said.add(Finding(FindingKind.EXCHANGED, tuple(circle)))
         return wearing(random, whose), said
 
     assert not [picture for picture, expected in simulated(1, anyone) if set(findings(picture)) != expected]
@@ -251,12 +257,12 @@ def returns(whose: Sequence[int], m: int) -> bool:
 # ---- two that touch ----
 
 
-def things(*boxes: tuple[float, ...] | None, instead: tuple[int | None, ...] = (None, None)) -> ObjectMatches:
+def things(*boxes: tuple[float, ...] | None, also_seen_as: tuple[int | None, ...] = (None, None)) -> ObjectMatches:
     """Two objects with these boxes; None: not found."""
     found = [box for box in boxes if box is not None]
     own = tuple(None if box is None else found.index(box) for box in boxes)
     return ObjectMatches(
-        tuple(map(thing, found)), tuple(m for m, row in enumerate(own) if row is not None), own, instead
+        tuple(map(thing, found)), tuple(m for m, row in enumerate(own) if row is not None), own, also_seen_as
     )
 
 
@@ -268,7 +274,7 @@ CAT, DOG, BOTH = (0, 0, 40, 40), (60, 0, 100, 40), (0, 0, 100, 40)
 
 
 def test_one_box_for_two_texts_may_hold_both():
-    one = [things(CAT, None, instead=(None, 0))]
+    one = [things(CAT, None, also_seen_as=(None, 0))]
     assert may_hold(one, chain(), (100, 100)) == [(None, 0)]
     assert may_hold([things(CAT, None)], chain(), (100, 100)) == [(None, None)]
     assert may_hold(one, chain(texts=("cat", "Cat")), (100, 100)) == [(None, None)]

@@ -177,7 +177,7 @@ def test_objects_of_one_text_are_told_apart_by_their_look():
 def test_what_was_not_found_is_explained():
     scene = draw(0, objects=2, pictures=9)
     detections = replace(scene.detections, found=tuple((each[0], ()) for each in scene.detections.found))
-    detections = replace(detections, threshold=0.3, near=((0.0, 0.12),) * 9)
+    detections = replace(detections, threshold=0.3, best_rejected=((0.0, 0.12),) * 9)
     said = personalization_report(personalization(scene.images, scene.references, "two", Painter(), None, detections))
     first, second = (each.text for each in scene.references)
     expected = (

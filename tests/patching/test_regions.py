@@ -61,12 +61,12 @@ def masked(cond, mask, bounds="default"):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_in_a_region_of_its_own_an_object_takes_over_however_small_its_joint_share_was(dtype) -> None:
-    from mip_adapter.attention.merge import joint_attention, log_region
+    from mip_adapter.attention.merge import concat_attention, log_region
 
     queries = torch.full((1, 4, 3), 2.0, dtype=dtype)  # [h, d, P]
     keys = torch.stack([torch.full((4,), value, dtype=dtype) for value in (2.0, 2.0, 0.1, 0.1)])[None]  # logits 16, 0.8
     region = torch.tensor([[[0.0, 1.0, 0.0]], [[1.0, 0.5, 0.0]]], dtype=dtype)  # 2nd's; both's; nobody's
-    got = (joint_attention(queries, keys, log_region(region)) * region.amax(0))[0, 0].double()  # [M·T, P]
+    got = (concat_attention(queries, keys, log_region(region)) * region.amax(0))[0, 0].double()  # [M·T, P]
     least = 0.5 * math.exp(0.8) / (math.exp(16.0) + 0.5 * math.exp(0.8)) / 2
     expected = torch.tensor([[0, 0.5, 0], [0, 0.5, 0], [0.5, least, 0], [0.5, least, 0]], dtype=torch.double)
     torch.testing.assert_close(got, expected, atol=2e-3, rtol=0)
@@ -201,7 +201,7 @@ def test_an_object_does_not_act_outside_its_region() -> None:
             rows = RowGroup(0, 1, conditional, SiteConstants.from_plan(plan, region.expand(2, 1, 64)))
             compiled = plan.sites[site.key]
             with torch.inference_mode():
-                keys = partial(to_k, compiled.object_text)
+                keys = partial(to_k, compiled.object_tokens)
                 out = fuse(text.clone(), text, q, plan, compiled, (rows,), keys)
             assert torch.equal(out[:, 32:], text[:, 32:]) and not torch.allclose(out[:, :32], text[:, :32])
 

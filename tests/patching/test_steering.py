@@ -54,7 +54,7 @@ def directly(chain, stages, **merge):
     def of(objects, confined):
         regions = [chain[i].region[0] if i in confined and chain[i].region is not None else None for i in objects]
         return Direct(
-            tokens=encoded.tokens[objects], null=encoded.null_tokens, texts=[encoded.texts[i] for i in objects],
+            tokens=encoded.tokens[objects], null=encoded.null_tokens, texts=[encoded.text_tokens[i] for i in objects],
             weights=[encoded.weights[i] for i in objects], head=adapter.head,
             to_k={n: w.to_k for n, w in adapter.sites.items()}, to_v={n: w.to_v for n, w in adapter.sites.items()},
             regions=regions if any(r is not None for r in regions) else None, **merge,
@@ -231,7 +231,7 @@ def test_frozen_maps_are_the_shares(first: dict, second: dict) -> None:
 
 
 def test_maps_frozen_are_kept() -> None:
-    from mip_adapter.relevance.record import RunId
+    from mip_adapter.relevance.observation import RunId
 
     frozen, record = first_pass()
     before = frozen.shares()

@@ -255,11 +255,11 @@ def test_strength_follows_the_fraction_of_the_sampling(kind: str, monkeypatch) -
     sampling = bundle().model.get_model_object("model_sampling")
     factors: dict[float, float] = {}
 
-    def watched(call, plan, device, made=UNetCall.eased):
+    def watched(call, plan, device, made=UNetCall.ease_factors):
         factors[call.sigma] = float(made(call, plan, device)[0][0])
         return made(call, plan, device)
 
-    monkeypatch.setattr(UNetCall, "eased", watched)
+    monkeypatch.setattr(UNetCall, "ease_factors", watched)
     sigmas: list[float] = []
     model = graphs.apply(style(over_time=kind, start_percent=start, end_percent=end))
     model.set_model_unet_function_wrapper(lambda run, call: noted(run, call, sigmas))

@@ -226,7 +226,8 @@ def test_areas_of_any_size_fill_one_canvas(kind: str) -> None:
 
 
 def test_resolutions_are_averaged_where_they_saw_something() -> None:
-    from mip_adapter.relevance.record import Observation, RelevanceRecord, RunId
+    from mip_adapter.relevance.observation import Observation, RunId
+    from mip_adapter.relevance.record import RelevanceRecord
 
     record, first = RelevanceRecord(("a", "b")), torch.zeros(1, dtype=torch.long)
     coarse = torch.tensor([0.8, 0.2]).view(2, 1, 1, 1)

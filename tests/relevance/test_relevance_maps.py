@@ -132,7 +132,7 @@ def test_shares_and_confusion_keep_their_scale(merge):
 
 
 def test_confusion_by_hand():
-    from mip_adapter.relevance.record import confusion
+    from mip_adapter.relevance.means import confusion
 
     one, half, third = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]), torch.tensor([0.2, 0.2])
     maps_ = torch.stack([torch.stack([one, half, third]), torch.stack([one, one, half])])  # [P, w, M]
@@ -284,7 +284,7 @@ def test_one_object_alone_tints_nothing():
 def test_a_background_that_all_claim_alike_is_no_confusion():
     """Two objects with clear places on a background without any: most of the picture is shared, and that is right."""
     from mip_adapter.relevance.maps import cores, mixing
-    from mip_adapter.relevance.record import confusion
+    from mip_adapter.relevance.means import confusion
     from mip_adapter.relevance.report import relevance_report
 
     shares = torch.full((2, 1, 8, 8), 0.5)

@@ -14,7 +14,7 @@ from mip_adapter.attention.options import Merge
 from mip_adapter.miniature import judgement, world
 from mip_adapter.miniature.world_looks import PLAIN
 from mip_adapter.miniature.world_split import has_reserved_pair, reserved_look
-from mip_adapter.research.ablation import page, picture_grid, table, variants
+from mip_adapter.research.ablation import arms, page, picture_grid, table
 from mip_adapter.research.miniature import seeded, trained
 from safetensors.torch import save_file
 
@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 @pytest.fixture(scope="module", params=[2, 4])
 def trials(request):
-    return variants.make_test_prompts(12, request.param, variants.SEED_TEST)
+    return arms.make_trials(12, request.param, arms.SEED_TEST)
 
 
 def test_trials_are_what_training_never_shows(trials):
@@ -39,11 +39,11 @@ def test_trials_are_what_training_never_shows(trials):
 
 
 def test_the_first_trials_do_not_depend_on_how_many_there_are(trials):
-    few = variants.make_test_prompts(5, trials.objects, variants.SEED_TEST)
+    few = arms.make_trials(5, trials.objects, arms.SEED_TEST)
     assert few.prompts == trials.prompts[:5] and few.seeds == trials.seeds[:5]
     assert torch.equal(few.references, trials.references[:5])
     assert torch.equal(few.scenes.looks, trials.scenes.looks[:5])
-    assert set(few.prompts) != set(variants.make_test_prompts(5, trials.objects, variants.SEED_TUNE).prompts)
+    assert set(few.prompts) != set(arms.make_trials(5, trials.objects, arms.SEED_TUNE).prompts)
 
 
 def test_references_show_their_objects(trials):
@@ -57,13 +57,13 @@ def test_references_show_their_objects(trials):
 
 
 def test_every_arm_of_an_effect_exists():
-    names = {arm.name for arm in variants.VARIANTS}
-    assert len(names) == len(variants.VARIANTS) and variants.METHOD in names
-    assert {name for effect in variants.EFFECTS for name in effect.after + effect.before} <= names
-    assert {arm.adapter for arm in variants.VARIANTS} == {"", *trained.KINDS}
+    names = {arm.name for arm in arms.ARMS}
+    assert len(names) == len(arms.ARMS) and arms.METHOD in names
+    assert {name for effect in arms.EFFECTS for name in effect.after + effect.before} <= names
+    assert {arm.adapter for arm in arms.ARMS} == {"", *trained.KINDS}
     with pytest.raises(ValueError, match="no arm “nonsense”"):
-        variants.chosen(["nonsense"], ["stock"])
-    assert {arm.adapter for arm in variants.chosen(None, ["stock"])} == {"", "stock"}
+        arms.chosen(["nonsense"], ["stock"])
+    assert {arm.adapter for arm in arms.chosen(None, ["stock"])} == {"", "stock"}
 
 
 # ---- the judge ----
@@ -208,7 +208,7 @@ def test_effects_compare_the_same_prompts_and_seeds():
     rows += [line("stock + uniform", prompt, [False, False], seed=1) for prompt in range(8)]
     tables = table.summarise(rows, 0.75)["2 objects"]
     (effect,) = tables["effects"]
-    assert effect["effect"] == variants.MERGING.name
+    assert effect["effect"] == arms.MERGING.name
     assert effect["prompts"] == 8 and effect["binding"]["value"] == pytest.approx(1 - 13 / 16)
     assert effect["binding"]["low"] > 0 and list(effect["binding"]["by seed"]) == [0]
 
@@ -236,18 +236,16 @@ def tuned(arm, best, prompts=48):
 
 
 def test_the_best_scale_is_the_one_that_binds_most():
-    arm = next(arm for arm in variants.VARIANTS if arm.name == "stock + uniform")
+    arm = next(arm for arm in arms.ARMS if arm.name == "stock + uniform")
     assert table.best_scale(tuned(arm, 1.0), arm, 2) == (1.0, "")
     assert table.best_scale(tuned(arm, arm.scales[-1]), arm, 2) == (arm.scales[-1], "≥")
     assert table.best_scale(tuned(arm, 1.0, 47), arm, 2) is None
     assert table.best_scale(tuned(arm, 1.0), arm, 3) is None
-    assert [variants.prompts_to_choose(objects) for objects in (2, 3, 4)] == [48, 32, 24]  # 96 objects
+    assert [arms.prompts_to_choose(objects) for objects in (2, 3, 4)] == [48, 32, 24]  # 96 objects
 
 
 def test_best_scales_have_tables_of_their_own():
-    one, other = (
-        next(arm for arm in variants.VARIANTS if arm.name == f"stock + {name}") for name in ("relevance", "uniform")
-    )
+    one, other = (next(arm for arm in arms.ARMS if arm.name == f"stock + {name}") for name in ("relevance", "uniform"))
     rows = tuned(one, 1.4) + tuned(other, 0.5)
     rows += [line(one.name, p, [True, True], scale=1.4) for p in range(9)]
     rows += [line(other.name, p, [True, False], scale=0.5) for p in range(9)]
@@ -259,17 +257,17 @@ def test_best_scales_have_tables_of_their_own():
 
 def test_scale_0_is_no_references():
     """It is chosen where nothing above it binds more; its pictures stand for the arm's. A head on the text has none."""
-    one, text = (next(arm for arm in variants.VARIANTS if arm.name == name)
+    one, text = (next(arm for arm in arms.ARMS if arm.name == name)
                  for name in ("stock + uniform", "mip + relevance, head on text"))  # fmt: skip
-    alone = [line(variants.NO_REFERENCES, p, [True, p % 2 == 0], measure="tune", scale=0.0) for p in range(48)]
+    alone = [line(arms.NO_REFERENCES, p, [True, p % 2 == 0], measure="tune", scale=0.0) for p in range(48)]
     weak = [{**row, "own": [False, row["own"][1]]} for row in tuned(one, 1.0)]  # half of them at most
     assert table.best_scale(weak + alone, one, 2) == (0.0, "") and table.best_scale(weak, one, 2) == (1.0, "")
     assert table.best_scale(tuned(one, 1.0) + alone, one, 2) == (1.0, "")
     assert table.best_scale([{**row, "own": [False, False]} for row in tuned(text, 1.0)] + alone, text, 2) == (0.5, "≤")
-    drawn = [line(variants.NO_REFERENCES, p, [True, False], p % 3) for p in range(9)]
+    drawn = [line(arms.NO_REFERENCES, p, [True, False], p % 3) for p in range(9)]
     tables = table.summarise(weak + alone + drawn, 0.75)["2 objects"]
     assert [(row["arm"], row["scale"], row["bound"]["value"]) for row in tables["best"]] == [
-        (variants.NO_REFERENCES, 0, 0.5), (one.name, 0, 0.5)
+        (arms.NO_REFERENCES, 0, 0.5), (one.name, 0, 0.5)
     ]  # fmt: skip
     (gain,) = tables["gains at best scales"]
     assert gain["to"] == (one.name,) and gain["bound"]["value"] == gain["bound"]["high"] == 0
@@ -288,7 +286,7 @@ def test_the_parts_of_an_effect():
 
 def test_intervals_over_kind_pairs_draw_whole_pairs():
     """Where prompts of a pair fare alike, its interval is much wider than that over prompts."""
-    pairs = variants.kind_pairs(300, 2)
+    pairs = arms.kind_pairs(300, 2)
     assert sorted(set(pairs)) == list(range(10))
     rows = [line("stock + uniform", p, [pairs[p] % 2 == 0, True], p % 3) for p in range(300)]
     bound = table.summarise(rows, 0.75)["2 objects"]["equal"][0]["bound"]
@@ -323,7 +321,7 @@ def test_the_page_says_what_the_numbers_say():
     assert json.loads(json.dumps(results))
     verdict = next(text for text in made.splitlines() if text.startswith("**Merging or training?**"))
     assert "+25.0" in verdict and "+37.5" in verdict and "+12.5" in verdict
-    assert "Fewer than three training seeds" in made and "Fewer pictures than prompts" not in made
+    assert "Fewer than 3 training seeds" in made and "Fewer pictures than prompts" not in made
     assert "prompts** so far, see there: 2 objects (all arms)" in page.markdown(results, settings | {"prompts": 41})
     tables = [text for text in made.splitlines() if text.startswith("| ")]
     assert any("**mip + relevance**" in text for text in tables)
@@ -351,7 +349,7 @@ def test_the_shipped_page_is_made_of_the_shipped_lines(host):
 
 
 def test_the_grid_shows_what_is_there(tmp_path):
-    trials = variants.make_test_prompts(2, 3, variants.SEED_TEST)
+    trials = arms.make_trials(2, 3, arms.SEED_TEST)
     red = torch.zeros(3, 128, 128)
     red[0] = 1
     picture_grid.save(red, tmp_path / "a" / "1.png")
@@ -399,7 +397,7 @@ def test_rows_sampled_together_are_those_sampled_alone(parts, adapters):
 
     model, clip, _, vision = parts
     adapter = load_adapter(trained.file("mip", 0, adapters))
-    trials = variants.make_test_prompts(3, 2, variants.SEED_TEST)
+    trials = arms.make_trials(3, 2, arms.SEED_TEST)
     models = []
     for i in range(3):
         chain = ()
@@ -459,7 +457,7 @@ def test_shards_share_the_batches(host, adapters, tmp_path):
     from mip_adapter.research.ablation import command
 
     given = command._parser().parse_args(["--output", str(tmp_path), "--adapters", str(adapters)])
-    there = variants.chosen(None, ["stock", "mip"])
+    there = arms.chosen(None, ["stock", "mip"])
     shards = []
     for share in ("0/2", "1/2"):
         given.shard = share
@@ -476,10 +474,10 @@ def test_shards_share_the_batches(host, adapters, tmp_path):
 
 
 def test_every_prompt_has_one_training_seed():
-    shares = variants.shared_out(10, (0, 1, 2))
+    shares = arms.shared_out(10, (0, 1, 2))
     assert sorted(trial for share in shares.values() for trial in share) == list(range(10))
-    assert variants.shared_out(10, (1,)) == {1: shares[1]}
-    assert variants.shared_out(3, (0, 1), every_seed=True) == {0: (0, 1, 2), 1: (0, 1, 2)}
+    assert arms.shared_out(10, (1,)) == {1: shares[1]}
+    assert arms.shared_out(3, (0, 1), every_seed=True) == {0: (0, 1, 2), 1: (0, 1, 2)}
 
 
 def test_arms_without_adapters_say_how_to_get_them(host, tmp_path, capsys):
@@ -494,7 +492,7 @@ def test_right_and_swapped_differ_by_the_references_alone(parts, adapters, tmp_p
 
     given = command._parser().parse_args(["--adapters", str(adapters), "--prompts", "3", "--precision", "fp32"])
     maker = comfy_maker.Maker(given)
-    part = comfy_maker.Part("real", variants.Variant("x", "mip", Merge("relevance"), "image"), 0, 2, 1.0, (0, 1, 2))
+    part = comfy_maker.TrialBatch("real", arms.Arm("x", "mip", Merge("relevance"), "image"), 0, 2, 1.0, (0, 1, 2))
     rows = maker.real(part)
     assert all(abs(row["right"] - row["swapped"]) > 1e-5 for row in rows)
     assert all(0 <= row["map"] <= 1 and 0 < row["share"] < 1 for row in rows)
@@ -511,7 +509,7 @@ def test_sum_is_uniform_at_a_share_of_the_scale(parts, adapters):
     line = ["--adapters", str(adapters), "--prompts", "2", "--precision", "fp32"]
     maker = comfy_maker.Maker(command._parser().parse_args(line))
     added, shared = (
-        maker.real(comfy_maker.Part("real", variants.Variant("x", "stock", Merge(strategy)), 0, 2, scale, (0, 1)))
+        maker.real(comfy_maker.TrialBatch("real", arms.Arm("x", "stock", Merge(strategy)), 0, 2, scale, (0, 1)))
         for strategy, scale in (("sum", 0.5), ("uniform", 1.0))
     )
     assert [row["right"] for row in added] == pytest.approx([row["right"] for row in shared], rel=1e-5)

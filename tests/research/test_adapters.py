@@ -14,9 +14,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mip_adapter.miniature import config, world
-from mip_adapter.research.ablation import variants
+from mip_adapter.research.ablation import arms
 from mip_adapter.research.miniature import clip, seeded, trained
-from mip_adapter.training.config import TrainConfig, completed
+from mip_adapter.training.config import TrainConfig
+from mip_adapter.training.earlier_rules import completed
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -127,7 +128,7 @@ def test_what_is_trained_is_what_the_nodes_sample(bundle, parts, tmp_path, monke
 
     model, encoder, _, vision = bundle
     adapter = build_adapter(seeded.base_adapter(), "seeded")
-    trials = variants.make_test_prompts(2, 2, variants.SEED_TEST)
+    trials = arms.make_trials(2, 2, arms.SEED_TEST)
     frozen = comfy_frozen.Frozen(parts["unet"], parts["vision"], parts["condition"], paired(parts, tmp_path))
     monkeypatch.setattr(comfy_frozen, "activations", lambda _: torch.float32)  # float32, to compare closely
     noisy, steps = torch.randn(2, 4, 16, 16), torch.tensor([300, 300])

@@ -33,7 +33,8 @@ def test_by_hand() -> None:
 def test_masks_are_those_of_the_node(host) -> None:
     """MIP Relevance Maps, given the same shares, cuts the same masks."""
     from mip_adapter.nodes.relevance import MIPRelevanceMaps
-    from mip_adapter.relevance.record import Observation, RelevanceRecord, RunId
+    from mip_adapter.relevance.observation import Observation, RunId
+    from mip_adapter.relevance.record import RelevanceRecord
 
     record, shares = RelevanceRecord(("a", "b")), torch.rand(3, 5, 5).softmax(0)[:2]
     seen = Observation(shares.unsqueeze(1), None, (5, 5), (0, 0), 2)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from mip_adapter.attention.reference import make_reference
 from mip_adapter.common.drawing import colour
-from mip_adapter.research.ablation import variants
+from mip_adapter.research.ablation import arms
 from mip_adapter.research.studies import steering
 
 
@@ -22,7 +22,7 @@ def test_every_means_changes_one_thing() -> None:
 
 
 def test_the_picture_shows_both() -> None:
-    trials = variants.make_test_prompts(2, 2, 7)
+    trials = arms.make_trials(2, 2, 7)
     halves = torch.zeros(2, 2, 4, 4)
     halves[:, 0, :, :2] = halves[:, 1, :, 2:] = 1
     even = torch.full((2, 2, 4, 4), 0.5)

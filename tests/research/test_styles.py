@@ -10,7 +10,7 @@ import torch
 from mip_adapter.common.bundled import MINIATURE
 from mip_adapter.miniature.judge import judge
 from mip_adapter.miniature.judge_looks import colour_error
-from mip_adapter.research.ablation import variants
+from mip_adapter.research.ablation import arms
 from mip_adapter.research.miniature import trained
 from mip_adapter.research.studies import styles
 
@@ -21,7 +21,7 @@ def row(name: str, trial: int, own, tint=None) -> dict:
 
 
 def test_the_style_shows_another_thing_in_the_third_things_look() -> None:
-    trials = variants.make_test_prompts(6, styles.THINGS, variants.SEED_TEST)
+    trials = arms.make_trials(6, styles.THINGS, arms.SEED_TEST)
     for i, picture in enumerate(styles.style_pictures(trials).movedim(-1, 1)):
         (found,) = judge(picture[None])[0]
         assert found.kind not in trials.scenes.present(i)

@@ -123,7 +123,8 @@ def test_the_host_s_own_preview_is_what_is_drawn_over(host, monkeypatch, tmp_pat
     from comfy.utils import ProgressBar, set_progress_bar_global_hook
     from comfy_execution.progress import ProgressHandler, get_progress_state
     from mip_adapter.patching import preview
-    from mip_adapter.relevance.record import Observation, RelevanceRecord, RunId
+    from mip_adapter.relevance.observation import Observation, RunId
+    from mip_adapter.relevance.record import RelevanceRecord
 
     sent = []
 

@@ -9,7 +9,7 @@ import torch
 from mip_adapter.attention.block_strength import BlockStrength
 from mip_adapter.attention.ease import Ease
 from mip_adapter.attention.options import FusionHead, Merge
-from mip_adapter.attention.plan import Plan, References, compile_plan
+from mip_adapter.attention.plan import EncodedReferences, Plan, compile_plans
 from mip_adapter.attention.site import RowGroup, SiteConstants, fuse
 from mip_adapter.weights.adapter import Adapter, SiteWeights
 from mip_adapter.weights.sites import Site
@@ -70,19 +70,19 @@ class Case:
         null = data["null"]
         if self.own_nulls:
             null = torch.stack([null + i * (self.own_nulls == "different") for i in range(self.objects)])
-        references = References(
+        references = EncodedReferences(
             tuple(map(str, range(self.objects))), torch.stack(data["tokens"]), null, tuple(data["texts"]),
             tuple(data["weights"]), torch.ones(self.objects, 1, 1) if self.regional else None,
             blocks=self.blocks, eases=self.eases,
         )  # fmt: skip
         site = Site(KEY, 1, self.heads * self.width, self.heads, self.context)
-        plan = compile_plan(
-            adapter, (site,), references, scale=self.scale, merge=self.merge,
+        (plan,) = compile_plans(
+            [adapter], (site,), [references], scale=self.scale, merge=self.merge,
             head=FusionHead({1: head}, self.gate, self.strength), device=torch.device(self.device), dtype=self.dtype,
         )  # fmt: skip
         site = plan.sites.get(KEY)
         if site is not None and self.eases:
-            site = site.eased(*plan.eased(torch.tensor([self.moment])))
+            site = site.eased(*plan.ease_factors(torch.tensor([self.moment])))
         return plan, site
 
     def fused(self, conditional: tuple[bool, ...] = (True, True)) -> Tensor:
@@ -96,7 +96,7 @@ class Case:
         if len(set(conditional)) == 1:
             parts = [RowGroup(0, len(conditional), conditional[0], given)]
         rows = slice(0, len(conditional))
-        return fuse(text[rows].clone(), text[rows], q[rows], plan, site, parts, lambda: site.object_text @ to_k.T)
+        return fuse(text[rows].clone(), text[rows], q[rows], plan, site, parts, lambda: site.object_tokens @ to_k.T)
 
     def defined(self, conditional: tuple[bool, ...] = (True, True)) -> Tensor:
         """Z of both rows, computed from the definition."""

@@ -313,7 +313,7 @@ def test_samples_are_encoded_as_the_paper_does(bundle, data: Path) -> None:
     with torch.inference_mode():
         want, pooled = clip.encode_from_tokens(clip.tokenize(sample.caption), return_pooled=True)
         empty = clip.encode_from_tokens(clip.tokenize(""))
-        sizes = [adm.embedder(torch.tensor([float(n)]))[0] for n in (160, 192, 0, sample.crop[1], 64, 64)]
+        sizes = [adm.embedder(torch.tensor([float(n)]))[0] for n in (160, 192, 0, sample.corner[1], 64, 64)]
     assert torch.equal(batch.context[:1], want.float()) and torch.equal(batch.context[1:2], empty.float())
     assert batch.vector is not None
     torch.testing.assert_close(batch.vector[0], torch.cat([pooled[0].float(), *sizes]))

@@ -21,7 +21,7 @@ def open_folder(folder: Path, **changes):
 
 
 def same(a, b) -> bool:
-    plain = ("id", "position", "caption", "names", "original_size", "crop", "drop_text", "drop_image", "broken")
+    plain = ("id", "position", "caption", "names", "original_size", "corner", "drop_text", "drop_image", "broken")
     return all(getattr(a, key) == getattr(b, key) for key in plain) and all(
         torch.equal(getattr(a, key), getattr(b, key)) for key in ("image", "references", "mask")
     )
@@ -34,7 +34,7 @@ def test_a_sample(tmp_path: Path) -> None:
     assert sample.image.shape == (3, 64, 64) and sample.image.min() >= 0 and sample.image.max() <= 1
     assert sample.references.shape == (2, 3, 224, 224)
     assert sample.caption == f"a {sample.names[0]} and a {sample.names[1]}"
-    assert sample.original_size == (160, 192) and sample.crop[0] == 0 and 0 <= sample.crop[1] <= 16
+    assert sample.original_size == (160, 192) and sample.corner[0] == 0 and 0 <= sample.corner[1] <= 16
     corners = sample.references[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
     assert (corners > 0.99).all()  # white around the object
     assert (sample.references[:, :, 112, 112] < 0.99).any(1).all()  # the object in the middle
@@ -45,20 +45,20 @@ def test_a_sample(tmp_path: Path) -> None:
 
 
 def test_the_reference_is_the_masked_object_in_its_own_shape() -> None:
-    from mip_adapter.training.crops import reference
+    from mip_adapter.training.crops import cut_reference
 
     picture, values = np.zeros((60, 60, 3), np.uint8), np.zeros((60, 60), np.uint8)
     values[10:50, 20:40] = 2
     values[25:35, 25:35] = 0  # a hole, filled
     values[10:12, 10:12] = 1
     picture[values == 2] = (255, 0, 0)
-    cut = reference(picture, values, (10, 10, 50, 50), False)
+    cut = cut_reference(picture, values, (10, 10, 50, 50), False)
     assert cut is not None
     red = (cut[0] > 0.9) & (cut[1] < 0.1)
     black = cut.amax(0) < 0.1
     assert abs(float(red.float().mean()) - (20 * 40 - 100) / 40**2) < 0.04
     assert abs(float(black.float().mean()) - 100 / 40**2) < 0.02  # the hole belongs to the object
-    assert reference(picture, values * 0, (10, 10, 50, 50), False) is None
+    assert cut_reference(picture, values * 0, (10, 10, 50, 50), False) is None
 
 
 def test_the_mask_is_that_of_the_objects_of_the_boxes() -> None:

@@ -65,9 +65,9 @@ def test_the_crop_holds_all_boxes_of_the_picture(tmp_path: Path, unused, upright
         boxes = {label: ((y0, x0, y1, x1), logit) for label, ((x0, y0, x1, y1), logit) in boxes.items()}
     folder = write_picture(tmp_path, size, boxes)
     seen = samples(folder, 200)
-    assert {sample.crop for sample in seen} == corners(size, boxes, "cat dog leaf")
+    assert {sample.corner for sample in seen} == corners(size, boxes, "cat dog leaf")
     assert {sample.names for sample in seen} == {("cat", "dog")}
-    before = {sample.crop for sample in samples(folder, 400, crop_holds="used")}
+    before = {sample.corner for sample in samples(folder, 400, crop_holds="used")}
     assert before == corners(size, boxes, "cat dog") != corners(size, boxes, "cat dog leaf")
 
 

@@ -13,10 +13,10 @@ from ..support.training_world import small_adapter, small_recipe
 
 
 def trained(head: bool = True, losses: int = 5):
-    from mip_adapter.training.save import record
+    from mip_adapter.training.save import metadata
     from mip_adapter.training.trainable import TrainableAdapter
 
-    about = record(small_recipe(), [float(i) for i in range(losses)], {"base_sha256": "ab" * 32})
+    about = metadata(small_recipe(), [float(i) for i in range(losses)], {"base_sha256": "ab" * 32})
     return TrainableAdapter(small_adapter(head=head), small_recipe(gate="image" if head else "off")).finished(
         None, about
     )

@@ -46,7 +46,7 @@ def test_site_equals_the_official_one(number: int) -> None:
 def test_rows_with_different_numbers_of_objects_equal_the_sampling_path(merge, gate) -> None:
     """Padding leaves no trace: every row alone, through the frozen plan, gives the same."""
     from mip_adapter.attention.options import FusionHead, Merge
-    from mip_adapter.attention.plan import References, compile_plan
+    from mip_adapter.attention.plan import EncodedReferences, compile_plans
     from mip_adapter.attention.site import RowGroup, fuse
     from mip_adapter.training.site import RowObjects, merge_site
     from mip_adapter.weights.adapter import Adapter, SiteWeights
@@ -64,14 +64,14 @@ def test_rows_with_different_numbers_of_objects_equal_the_sampling_path(merge, g
 
     site = Site(("input", 1, 0), 1, c, heads, x)
     for r in range(rows):
-        references = References(("",) * counts[r], tokens[r], tokens[r][0], tuple(texts[r]), (1.0,) * counts[r])
-        plan = compile_plan(
-            Adapter("", None, {}, {1: weights}), (site,), references, scale=0.7, merge=options,
+        references = EncodedReferences(("",) * counts[r], tokens[r], tokens[r][0], tuple(texts[r]), (1.0,) * counts[r])
+        (plan,) = compile_plans(
+            [Adapter("", None, {}, {1: weights})], (site,), [references], scale=0.7, merge=options,
             head=FusionHead({1: weights.head}, gate), device=torch.device("cpu"), dtype=torch.float32,
         )  # fmt: skip
         one = text[r : r + 1].clone()
         compiled = plan.sites[site.key]
-        keys = compiled.object_text @ to_k.T
+        keys = compiled.object_tokens @ to_k.T
         want = fuse(one.clone(), one, q[r : r + 1], plan, compiled, (RowGroup(0, 1, True),), lambda keys=keys: keys)
         assert relative_error(got[r : r + 1], want) < 1e-5
 

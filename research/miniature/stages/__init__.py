@@ -20,6 +20,7 @@ prefetch.py        batches prepared ahead of time
 precision.py       the dtype of activations
 cuda_graph.py      a backward pass recorded as a CUDA graph
 packing.py         checkpoints small enough for the repository
+unaided.py         aside from the others: the base learns by itself where its words' objects are
 export.py          trained stages as the loader's files
 provenance.py      on which machine and with which code something was trained
 """

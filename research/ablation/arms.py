@@ -1,7 +1,7 @@
-"""What the ablation compares: variants (an adapter, a merge, a gate) over trials (a prompt, its references, a noise
+"""What the ablation compares: arms (an adapter, a merge, a gate) over trials (a prompt, its references, a noise
 seed).
 
-A reader of the paper asks whether its gain comes from the merging or from the training. So the variants cross the two.
+A reader of the paper asks whether its gain comes from the merging or from the training. So the arms cross the two.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ..miniature.trained import SEEDS
 SEED_TEST, SEED_TUNE = 5_000_000_000, 6_000_000_000  # of trials: for the comparison, and for choosing scales
 REFERENCE_SIDE = 224  # pixels
 STEPS, SAMPLER, GUIDANCE = 12, "dpmpp_2m", 3.0  # as many objects as with 20 steps of euler, at half the cost
-SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # each variant's best scale is one of these
+SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # each arm's best scale is one of these
 TUNED_ON = 96  # objects that choose a scale, for each number of objects in a picture
 
 
-class Variant(NamedTuple):
+class Arm(NamedTuple):
     """One column of the ablation.
 
     adapter: a kind of `trained.KINDS`; "" for the base alone.
@@ -50,42 +50,46 @@ class Variant(NamedTuple):
 
 RELEVANCE, UNIFORM = Merge("relevance"), Merge("uniform")
 NO_REFERENCES = "no references"
-VARIANTS = (
-    Variant(NO_REFERENCES, "", UNIFORM),  # what the base draws by itself
-    Variant("stock + concat", "stock", Merge("concat")),  # plain IP-Adapter with several references
-    Variant("stock + sum", "stock", Merge("sum")),
-    Variant("stock + uniform", "stock", UNIFORM),
-    Variant("stock + relevance", "stock", RELEVANCE),
-    Variant("stock + relevance + background", "stock", Merge("relevance", background=1.0)),
-    Variant("head-only + relevance", "head-only", RELEVANCE, "image"),
-    Variant("one-object-trained + relevance", "one-object-trained", RELEVANCE, "image"),
-    Variant("uniform-trained + uniform", "uniform-trained", UNIFORM, "image"),
-    Variant("uniform-trained + relevance", "uniform-trained", RELEVANCE, "image"),
-    Variant("mip + uniform", "mip", UNIFORM, "image"),
-    Variant("mip + relevance, no head", "mip", RELEVANCE),
-    Variant("mip + relevance, head on text", "mip", RELEVANCE, "text"),
-    Variant("mip + relevance", "mip", RELEVANCE, "image"),  # the paper's method
-    Variant("mip + relevance, sharpness 3", "mip", Merge("relevance", sharpness=3.0), "image"),  # not the paper's
-    Variant("stock + pool", "stock", Merge("relevance", measure="pool")),
-    Variant("mip + pool", "mip", Merge("relevance", measure="pool"), "image"),
-    Variant("mip + pool, sharpness 2", "mip", Merge("relevance", sharpness=2.0, measure="pool"), "image"),
-    Variant("stock-plus + uniform", "stock-plus", UNIFORM),
-    Variant("stock-plus + relevance", "stock-plus", RELEVANCE),
-    Variant("mip-plus + relevance", "mip-plus", RELEVANCE, "image"),
+ARMS = (
+    Arm(NO_REFERENCES, "", UNIFORM),  # what the base draws by itself
+    Arm("stock + concat", "stock", Merge("concat")),  # plain IP-Adapter with several references
+    Arm("stock + sum", "stock", Merge("sum")),
+    Arm("stock + uniform", "stock", UNIFORM),
+    Arm("stock + relevance", "stock", RELEVANCE),
+    Arm("stock + relevance + background", "stock", Merge("relevance", background=1.0)),
+    Arm("head-only + relevance", "head-only", RELEVANCE, "image"),
+    Arm("one-object-trained + relevance", "one-object-trained", RELEVANCE, "image"),
+    Arm("uniform-trained + uniform", "uniform-trained", UNIFORM, "image"),
+    Arm("uniform-trained + relevance", "uniform-trained", RELEVANCE, "image"),
+    Arm("mip + uniform", "mip", UNIFORM, "image"),
+    Arm("mip + relevance, no head", "mip", RELEVANCE),
+    Arm("mip + relevance, head on text", "mip", RELEVANCE, "text"),
+    Arm("mip + relevance", "mip", RELEVANCE, "image"),  # the paper's method
+    Arm("mip + relevance, sharpness 3", "mip", Merge("relevance", sharpness=3.0), "image"),  # not the paper's
+    Arm("stock + pool", "stock", Merge("relevance", measure="pool")),
+    Arm("mip + pool", "mip", Merge("relevance", measure="pool"), "image"),
+    Arm("mip + pool, sharpness 2", "mip", Merge("relevance", sharpness=2.0, measure="pool"), "image"),
+    Arm("stock-plus + uniform", "stock-plus", UNIFORM),
+    Arm("stock-plus + relevance", "stock-plus", RELEVANCE),
+    Arm("mip-plus + relevance", "mip-plus", RELEVANCE, "image"),
 )
 METHOD = "mip + relevance"
 
 
 class Effect(NamedTuple):
-    """What changes from the variants `before` to the variants `after`, and nothing else.
+    """What changes from the arms `before` to the arms `after`, and nothing else.
 
-    With two variants each, the first of `after` is compared with the first of `before`, the second with the second, and
+    With two arms each, the first of `after` is compared with the first of `before`, the second with the second, and
     the effect is the sum of both differences: how much more the one change does than the other.
     """
 
     name: str
     after: tuple[str, ...]
     before: tuple[str, ...]
+
+    def minus(self, other: Effect, name: str) -> Effect:
+        """How much more this change does than another one: minus the other is the other way round."""
+        return Effect(name, self.after + other.before, self.before + other.after)
 
 
 MERGING = Effect("merging alone, on stock weights", ("stock + relevance",), ("stock + uniform",))
@@ -96,7 +100,7 @@ QUESTION = (MERGING, TRAINING, BOTH)  # the open question; all others explore
 EFFECTS = (
     *QUESTION,
     Effect("merging alone, against plain IP-Adapter", MERGING.after, BOTH.before),
-    Effect("merging more than training", MERGING.after + TRAINING.before, MERGING.before + TRAINING.after),
+    MERGING.minus(TRAINING, "merging more than training"),
     Effect("uniform shares instead of plain IP-Adapter, on stock weights", ("stock + uniform",), BOTH.before),
     Effect("uniform shares, on weights trained without relevance, against plain", UNIFORM_TRAINED, BOTH.before),
     Effect("uniform shares, on weights trained with relevance, against plain", ("mip + uniform",), BOTH.before),
@@ -115,14 +119,12 @@ EFFECTS = (
     Effect("Resampler family: further training", ("mip-plus + relevance",), ("stock-plus + relevance",)),
 )
 GAINS = tuple(
-    Effect(f"{variant.name}, against no references", (variant.name,), (NO_REFERENCES,))
-    for variant in VARIANTS
-    if variant.adapter
+    Effect(f"{arm.name}, against no references", (arm.name,), (NO_REFERENCES,)) for arm in ARMS if arm.adapter
 )
 
 
 @dataclass(frozen=True, eq=False)
-class TestPrompts:
+class Trials:
     """Prompts with their references.
 
     No two references of a prompt share a colour, so it can be told whose colours an object wears. Every prompt has a
@@ -147,12 +149,12 @@ class TestPrompts:
         return tuple(world_words.object_text(kind) for kind in self.scenes.present(trial))
 
 
-def make_test_prompts(count: int, objects: int, seed: int) -> TestPrompts:
+def make_trials(count: int, objects: int, seed: int) -> Trials:
     """The first `count` trials of an endless sequence that depends on `objects` and `seed` alone."""
     scenes, shown = _scenes(count, objects, seed)
     pictures = world.render(shown, REFERENCE_SIDE).images
     rng = random.Random(seed + objects)
-    return TestPrompts(
+    return Trials(
         objects,
         scenes,
         pictures.unflatten(0, (count, objects)),
@@ -188,7 +190,7 @@ def _scenes(count: int, objects: int, seed: int) -> tuple[world.Scenes, world.Sc
 
 
 def prompts_to_choose(objects: int) -> int:
-    """How many prompts with so many objects choose a variant's scale."""
+    """How many prompts with so many objects choose an arm's scale."""
     return TUNED_ON // objects
 
 
@@ -208,14 +210,14 @@ def shared_out(count: int, seeds: Sequence[int], every_seed: bool = False) -> di
     """Which of `count` trials the adapter of each training seed gets: a share of its own, or all of them.
 
     Shares cost a third, and more prompts tell more than the same prompt again. A seed's trials do not depend on which
-    adapters exist, so all variants have the same trials on the same seed.
+    adapters exist, so all arms have the same trials on the same seed.
     """
     return {seed: tuple(range(count) if every_seed else range(seed, count, len(SEEDS))) for seed in seeds}
 
 
-def chosen(names: Sequence[str] | None, kinds: Sequence[str]) -> list[Variant]:
-    """The variants with these names (all if None) whose adapters are there. Raises ValueError for an unknown name."""
-    known = {variant.name: variant for variant in VARIANTS}
+def chosen(names: Sequence[str] | None, kinds: Sequence[str]) -> list[Arm]:
+    """The arms with these names (all if None) whose adapters are there. Raises ValueError for an unknown name."""
+    known = {arm.name: arm for arm in ARMS}
     if wrong := [name for name in names or () if name not in known]:
         raise ValueError(f"There is no arm “{wrong[0]}”; choose from: {'; '.join(known)}.")
-    return [variant for variant in VARIANTS if variant.adapter in ("", *kinds) and (not names or variant.name in names)]
+    return [arm for arm in ARMS if arm.adapter in ("", *kinds) and (not names or arm.name in names)]
