@@ -115,7 +115,7 @@ def draw(results: dict[str, dict[str, dict[str, tuple[float, float]]]], file: Pa
     axes = figure.add_subplot()
     levels = list(results)
     names = list(results[levels[0]])
-    sides = sorted({name.rsplit(", ", 1)[1] for name in names if name not in (sites.POOL, sites.EVEN)}, key=len)
+    sides = sorted({name.rsplit(", ", 1)[1] for name in names if name not in (sites.POOL, sites.EVEN)}, key=_side)
     colours = dict(zip(sides, ("#4c78a8", "#54a24b", "#b279a2"), strict=False))
     labelled = set()
     for name in names:
@@ -135,3 +135,7 @@ def draw(results: dict[str, dict[str, dict[str, tuple[float, float]]]], file: Pa
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(file, format="png")
+
+
+def _side(size: str) -> int:
+    return int(size.partition("×")[0])
