@@ -89,9 +89,11 @@ class Case:
     """One family on one UNet, here and there."""
 
     def __init__(self, family: str, kind: str, pictures: int = 1) -> None:
+        import comfy.model_management
         from mip_adapter.nodes.faces import MIPFaceReference
         from mip_adapter.weights.adapter import build_adapter
 
+        comfy.model_management.unload_all_models()  # a clone that another test sampled may have its LoRA in the weights
         self.model, self.pictures = model_of(kind), pictures
         tensors = tensors_of(family, self.model)
         version = "plus" if family == "faceid-plus" else "plus v2"
