@@ -102,13 +102,14 @@ class MIPSigLIPLoader(io.ComfyNode):
     @classmethod
     def execute(cls, clip_name: str) -> io.NodeOutput:
         path = _encoder_path(clip_name)
+        tensors, _ = read_tensors(path)  # before the host reads it: says in a sentence what is wrong with a file
         vision = comfy.clip_vision.load(str(path))
         if vision is None:
             raise ValueError(
                 f"“{clip_name}” is no image encoder that ComfyUI knows. Choose SigLIP's model.safetensors."
             )
         heads = vision.model.vision_model.encoder.layers[0].self_attn.heads
-        return io.NodeOutput(siglip(vision, read_tensors(path)[0], heads, clip_name))
+        return io.NodeOutput(siglip(vision, tensors, heads, clip_name))
 
 
 def _encoder_path(name: str) -> Path:

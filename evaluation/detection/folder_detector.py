@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...common.crops import as_bytes
+from ...common.text import shown
 from ..model_folder import Keeper, Ready, inputs, on, read
 from .detect import Seen
 from .detections import Detection
@@ -125,7 +126,14 @@ class _Prepared:
     """An image processor that prepares the pictures once. The processor calls it again for every text."""
 
     def __init__(self, processor: Any, pictures: list[Image.Image]) -> None:
-        self._processor, self._made = processor, processor(images=pictures, return_tensors="pt")
+        self._processor = processor
+        try:
+            self._made = processor(images=pictures, return_tensors="pt")
+        except Exception as error:  # damaged settings can raise anything in transformers
+            raise ValueError(
+                f"The detector cannot prepare pictures by its preprocessor_config.json ({shown(error)}). Download its "
+                "folder again."
+            ) from error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._processor, name)

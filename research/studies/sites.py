@@ -44,7 +44,7 @@ def placements(sites: Mapping[Any, Tensor], masks: Tensor) -> dict[Any, Placemen
     """The placement of every site's relevance [M, h, w], which sums to 1 over positions, of the pool, and of the same
     mean with equal weights. The pools are read at the finest site.
     """
-    finest = max((tuple(each.shape[-2:]) for each in sites.values()), key=math.prod)
+    finest = max(((each.shape[-2], each.shape[-1]) for each in sites.values()), key=math.prod)
     found: dict[Any, Placement] = {}
     logs, weights = [], []
     for site, relevance in sites.items():

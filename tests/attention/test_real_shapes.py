@@ -70,7 +70,7 @@ def test_a_step_through_every_site(host, kind, family, strategy, regional):
 def test_a_plan_is_as_small_as_we_say(host, family: str, objects: int, megabytes: int):
     """In half precision on SDXL."""
     _, plan, _ = patched("SDXL", family, objects=objects)
-    names = ("keys", "values", "null_keys", "null_values", "head", "object_text")
+    names = ("keys", "values", "null_keys", "null_values", "head", "object_tokens")
     kept = {
         id(tensor): tensor
         for site in plan.sites.values()
