@@ -68,31 +68,35 @@ def key_channels(layout: Layout, like: Tensor) -> Tensor:
     return channels
 
 
+def apart_channels(layout: Layout, keys: Tensor, apart: bool) -> Tensor:
+    """b [S, r] of all positions' queries before any bias. It is the same at every block.
+
+    keys: [S, r], from `key_channels`.
+    apart: whether references do not attend to each other.
+    """
+    channels = torch.zeros_like(keys)
+    if apart:
+        for number, part in enumerate(layout.parts()):
+            channels[part, : len(layout.references)] = -APART
+            channels[part, number] = 0
+    return channels
+
+
 def query_channels(
-    layout: Layout,
-    keys: Tensor,
-    bias: Sequence[tuple[slice, Tensor]],
-    owners: Sequence[int | None],
-    rows: int,
-    apart: bool,
+    layout: Layout, channels: Tensor, bias: Sequence[tuple[slice, Tensor]], owners: Sequence[int | None], rows: int
 ) -> Tensor:
     """b [rows, S, r] of all positions' queries.
 
-    keys: [S, r], from `key_channels`.
+    channels: [S, r], from `apart_channels`.
     bias: b_i[n], [M, b, N], of some of the rows; the others' is 0.
     owners: the object that each reference shows; None: no object, and no bias.
-    apart: whether references do not attend to each other.
     """
-    channels = keys.new_zeros(rows, layout.total, keys.shape[1])
+    channels = channels.repeat(rows, 1, 1)
     picture = slice(layout.text, layout.text + layout.picture)
     for at, of_rows in bias:
         for reference, owner in enumerate(owners):
             if owner is not None:
                 channels[at, picture, reference] = of_rows[owner].to(channels.dtype)
-    if apart:
-        for number, part in enumerate(layout.parts()):
-            channels[:, part, : len(layout.references)] = -APART
-            channels[:, part, number] = 0
     return channels
 
 

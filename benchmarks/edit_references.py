@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention.share_bias import APART, Layout, bias_of, key_channels, query_channels, with_channels
+from ..attention.share_bias import APART, Layout, apart_channels, bias_of, key_channels, query_channels, with_channels
 from .measure import peak_memory
 
 HEADS, WIDTH, TEXT = 24, 128, 512  # FLUX.1's heads, their width, the tokens of its prompt
@@ -55,7 +55,8 @@ def by_channels(q: Tensor, k: Tensor, v: Tensor, layout: Layout, shares: Tensor)
     """What the pack does at every block."""
     keys = key_channels(layout, k)
     bias = [(slice(0, len(q)), bias_of(shares, 1.0))]
-    queries = query_channels(layout, keys, bias, range(len(shares)), len(q), apart=True)
+    apart = apart_channels(layout, keys, True)
+    queries = query_channels(layout, apart, bias, range(len(shares)), len(q))
     return F.scaled_dot_product_attention(*with_channels(q, k, v, queries, keys))[..., : v.shape[-1]]
 
 

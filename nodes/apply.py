@@ -13,6 +13,7 @@ from .types import (
     MIPMergeOptions,
     MIPReferences,
     MIPRelevance,
+    percents,
     searched_as,
 )
 
@@ -67,23 +68,10 @@ class MIPApply(io.ComfyNode):
                     tooltip="Strength of the references as a whole. The paper uses 0.75 for base and 0.65 for plus "
                     "weights; lower it when the picture ignores the prompt.",
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
+                *percents(
+                    "References act from here on. A little above 0 leaves the composition to the prompt.",
+                    "References act up to here. Below 1 leaves the finest details to the model.",
                     **ADVANCED,
-                    tooltip="References act from here on. A little above 0 leaves the composition to the prompt.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    **ADVANCED,
-                    tooltip="References act up to here. Below 1 leaves the finest details to the model.",
                 ),
                 MIPMergeOptions.Input("merge", optional=True, tooltip="From MIP Merge. Without it: relevance."),
                 MIPFusionHeadOptions.Input(

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..patching.edit_patch import edit_references, read_texts
 from ..relevance.record import RelevanceRecord
-from .types import ADVANCED, CATEGORY, MIPMergeOptions, MIPRelevance, searched_as
+from .types import ADVANCED, CATEGORY, MIPMergeOptions, MIPRelevance, percents, searched_as
 
 
 class MIPEditReferences(io.ComfyNode):
@@ -46,23 +46,10 @@ class MIPEditReferences(io.ComfyNode):
                     tooltip="On: the references do not see each other inside the model. Off: they mix as the model "
                     "does by itself.",
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
+                *percents(
+                    "Acts from here on. Before it the model samples as by itself.",
+                    "Acts up to here. Below 1 leaves the finest details to the model.",
                     **ADVANCED,
-                    tooltip="Acts from here on. Before it the model samples as by itself.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    **ADVANCED,
-                    tooltip="Acts up to here. Below 1 leaves the finest details to the model.",
                 ),
                 MIPMergeOptions.Input(
                     "merge",

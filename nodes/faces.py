@@ -7,7 +7,7 @@ from ..attention.reference import MAX_WEIGHT, check_chain, make_reference, of_a_
 from ..evaluation.faces.analyser import load_analyser
 from ..evaluation.faces.find import LARGEST, find_faces
 from ..weights.comfy_files import analyser_folder, analyser_folders, folder_fingerprint
-from .types import ADVANCED, CATEGORY, MIPAdapter, MIPFaceAnalyser, MIPReferences, searched_as
+from .types import ADVANCED, CATEGORY, MIPAdapter, MIPFaceAnalyser, MIPReferences, percents, searched_as
 from .validation import valid_or_message
 
 LICENCE = "InsightFace's models are licensed for non-commercial research only."
@@ -134,25 +134,11 @@ class MIPFaceReference(io.ComfyNode):
                     tooltip="The image encoder of a FaceID Plus adapter, ViT-H/14, where that of MIP Apply is another "
                     "one. FaceID and portrait adapters need none.",
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
+                *percents(
+                    "This face acts from here on. Before, the others share the whole picture, its place too.",
+                    "This face acts up to here; then the others take over its place.",
                     optional=True,
                     **ADVANCED,
-                    tooltip="This face acts from here on. Before, the others share the whole picture, its place too.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    optional=True,
-                    **ADVANCED,
-                    tooltip="This face acts up to here; then the others take over its place.",
                 ),
             ],
             outputs=[

@@ -6,7 +6,7 @@ from ..attention.noise import MODES
 from ..attention.reference import objects_of
 from ..evaluation.detection.detect import object_texts
 from ..patching.noise_patch import apply_text_noise
-from .types import SCORES, MIPReferences, searched_as
+from .types import SCORES, MIPReferences, percents, searched_as
 
 
 class MIPTextNoise(io.ComfyNode):
@@ -54,15 +54,10 @@ class MIPTextNoise(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="Of this noise; the sampler's seed is another matter.",
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Noise from here on. A little above 0 leaves the composition as it is.",
+                *percents(
+                    "Noise from here on. A little above 0 leaves the composition as it is.",
+                    "Noise up to here.",
                 ),
-                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Noise up to here."),
                 MIPReferences.Input(
                     "references",
                     optional=True,

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..attention.reference import CENTRE, FITS, MAX_WEIGHT, check_chain, make_reference, object_text
 from ..common.drawing import AUTOMATIC, MAP_COLOURS, chosen_colour
-from .types import ADVANCED, CATEGORY, MIPBlockStrengths, MIPPictures, MIPReferences, searched_as
+from .types import ADVANCED, CATEGORY, MIPBlockStrengths, MIPPictures, MIPReferences, percents, searched_as
 from .validation import valid_or_message
 
 
@@ -71,26 +71,12 @@ class MIPReference(io.ComfyNode):
                 MIPReferences.Input(
                     "references", optional=True, tooltip="The references so far; this one is appended."
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    optional=True,
-                    **ADVANCED,
-                    tooltip="This object acts from here on. Before, the others share the whole picture, its place too. "
+                *percents(
+                    "This object acts from here on. Before, the others share the whole picture, its place too. "
                     "To leave the layout to the prompt use start_percent of MIP Apply.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
+                    "This object acts up to here; then the others take over its place.",
                     optional=True,
                     **ADVANCED,
-                    tooltip="This object acts up to here; then the others take over its place.",
                 ),
                 io.Float.Input(
                     "region_until",

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..attention.block_strength import PRESETS, STYLE
 from ..attention.ease import EASES, STEADY
 from ..attention.reference import CENTRE, FITS, MAX_WEIGHT, check_chain, make_style, styles_of
-from .types import ADVANCED, CATEGORY, MIPBlockStrengths, MIPReferences, searched_as
+from .types import ADVANCED, CATEGORY, MIPBlockStrengths, MIPReferences, percents, searched_as
 
 
 class MIPStyleReference(io.ComfyNode):
@@ -48,23 +48,10 @@ class MIPStyleReference(io.ComfyNode):
                     optional=True,
                     tooltip="White where the style may act; any size, stretched to the canvas. Without it: everywhere.",
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
+                *percents(
+                    "The style acts from here on. A little above 0 leaves the layout to the prompt.",
+                    "The style acts up to here.",
                     optional=True,
-                    tooltip="The style acts from here on. A little above 0 leaves the layout to the prompt.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    optional=True,
-                    tooltip="The style acts up to here.",
                 ),
                 io.Combo.Input(
                     "over_time",

@@ -1,6 +1,7 @@
 """Socket types of this pack. Saved workflows depend on their names."""
 
 from inspect import signature
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -28,3 +29,12 @@ ADVANCED = {"advanced": True} if "advanced" in signature(io.Float.Input.__init__
 def searched_as(*words: str) -> dict[str, list[str]]:
     """For a schema: what people search for who do not know the node's name. Older hosts have no place for it."""
     return {"search_aliases": list(words)} if "search_aliases" in signature(io.Schema).parameters else {}
+
+
+def percents(starts: str, ends: str, **more: Any) -> tuple[Any, Any]:
+    """start_percent and end_percent, when something acts. starts, ends: their tooltips. more: for both inputs."""
+    each = {"min": 0.0, "max": 1.0, "step": 0.01, **more}
+    return (
+        io.Float.Input("start_percent", default=0.0, tooltip=starts, **each),
+        io.Float.Input("end_percent", default=1.0, tooltip=ends, **each),
+    )

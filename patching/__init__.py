@@ -1,7 +1,8 @@
 """The method inside ComfyUI: patches on a clone of a model.
 
 apply.py              references onto a model: encode, compile, install
-encode.py             pictures and words to features, with the host's encoders
+encode.py             references to tokens and features, with the host's encoders
+object_text.py        the words that name an object, encoded alone or found in the prompt
 inner_lora.py         the LoRA inside a FaceID file, by the host's patches
 siglip.py             SigLIP with the pooled embedding that the host's loader leaves out
 site_patch.py         the patch at each cross-attention site

@@ -22,13 +22,21 @@ from ..attention.options import Merge
 from ..attention.plan import Plan, averages
 from ..attention.reference import object_text
 from ..attention.schedule import PercentRange, Schedule
-from ..attention.share_bias import Layout, bias_of, key_channels, query_channels, with_channels, without_channels
+from ..attention.share_bias import (
+    Layout,
+    apart_channels,
+    bias_of,
+    key_channels,
+    query_channels,
+    with_channels,
+    without_channels,
+)
 from ..attention.site import RowGroup, relevance_share
 from ..relevance.record import RecordedMaps, RelevanceRecord
 from ..weights.sites import SiteKey, edit_sites
 from .apply import frozen_shares_of
-from .encode import edit_words
 from .joint_patch import CALL_PATCH, OVERRIDE, JointCall, ObjectTexts, describe_joint_call
+from .object_text import edit_words
 from .sampling_wrappers import install_wrappers
 from .site_patch import check_percents, note_record
 from .unet_call import PooledAt, UNetCall
@@ -101,8 +109,8 @@ def edit_references(
     words = ObjectTexts(names, edit_words(clip, names, prompt), "" if prompt else REMEDY)
     ones = torch.ones(len(names), 1, 1)
     plan = Plan(names, merge, "off", 0.0, ones, None, {}, shares)
-    window = PercentRange.from_percents(start_percent, end_percent)
-    patch = EditPatch(Schedule.always(plan), words, owners, strength, apart, window, record)
+    period = PercentRange.from_percents(start_percent, end_percent)
+    patch = EditPatch(Schedule.always(plan), words, owners, strength, apart, period, record)
     install_wrappers(clone.model_options, describe_joint_call)
     options = clone.model_options["transformer_options"]
     if CALL_PATCH in options:
@@ -121,7 +129,7 @@ class EditPatch:
     schedule: of one plan without sites, whose objects always act.
     texts: the objects' words.
     owners: see `read_texts`; references beyond them belong to no object.
-    window: when the patch acts; None: at all steps.
+    period: when the patch acts; None: at all steps.
     """
 
     def __init__(
@@ -131,11 +139,11 @@ class EditPatch:
         owners: tuple[int | None, ...],
         strength: float,
         apart: bool,
-        window: PercentRange | None,
+        period: PercentRange | None,
         record: RelevanceRecord | None,
     ) -> None:
         self.schedule, self.texts, self.owners = schedule, texts, owners
-        self.strength, self.apart, self.window, self.record = strength, apart, window, record
+        self.strength, self.apart, self.period, self.record = strength, apart, period, record
         (self.plan,) = schedule.plans.values()
         self._averages: dict[tuple[int, torch.device], Tensor] = {}
 
@@ -147,7 +155,7 @@ class EditPatch:
 
         Raises ValueError if the call has fewer references than there are texts.
         """
-        if self.window is not None and not call.within(self.window):
+        if self.period is not None and not call.within(self.period):
             return None
         conditional = any(rows.conditional for rows in call.rows(len(joint.prompts)))
         if conditional and len(joint.references) < len(self.owners):
@@ -180,7 +188,7 @@ class _EditAttention:
     def __init__(self, patch: EditPatch, call: UNetCall, joint: JointCall, options: Mapping[str, Any]) -> None:
         self.patch, self.call, self.joint, self.options = patch, call, joint, options
         self.before: Callable | None = options.get(OVERRIDE)
-        self._keys: tuple[Layout, Tensor] | None = None
+        self._channels: tuple[Layout, Tensor, Tensor] | None = None  # of keys and queries, the same at all blocks
 
     def __deepcopy__(self, memo: dict) -> _EditAttention:
         return self  # see CondEvaluation
@@ -194,10 +202,11 @@ class _EditAttention:
         bias = self._bias(q, k, layout, site)
         if not bias and not self.patch.apart:
             return self._attend(function, q, k, v, heads, *rest, **more)
-        if self._keys is None or self._keys[0] != layout or self._keys[1].dtype != q.dtype:
-            self._keys = layout, key_channels(layout, k)
-        keys = self._keys[1]
-        queries = query_channels(layout, keys, bias, self.patch.owners, len(q), self.patch.apart)
+        if self._channels is None or self._channels[0] != layout or self._channels[1].dtype != q.dtype:
+            keys = key_channels(layout, k)
+            self._channels = layout, keys, apart_channels(layout, keys, self.patch.apart)
+        _, keys, apart = self._channels
+        queries = query_channels(layout, apart, bias, self.patch.owners, len(q))
         wide = with_channels(q, k, v, queries, keys, more.get("scale"))
         if any(part in getattr(function, "__name__", "") for part in INTEGERS):
             function = comfy.ldm.modules.attention.attention_pytorch

@@ -13,7 +13,7 @@ from ..attention.noise import MODES, NoisePlan, add_noise, compile_noise
 from ..attention.reference import MAX_OBJECTS
 from ..common.text import object_number
 from ..weights.sites import unet_sites
-from .encode import check_clip, content_tokens
+from .object_text import check_clip, content_tokens
 from .site_patch import Place, SitePatch, check_percents, compute_dtype, patched
 from .unet_call import UNetCall
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..common.hashing import weights_sha256
-from ..patching.encode import encode_object_text, encode_pictures, null_features
+from ..patching.encode import encode_pictures, null_features
+from ..patching.object_text import encode_object_text
 from ..weights.adapter import Adapter
 from ..weights.sites import Site, SiteKey, cross_attentions, unet_sites
 from .comfy_latents import sampled_latents

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...common.crops import as_bytes
+from ...common.text import shown
 from .align import aligned
 
 LARGEST = 0
@@ -99,8 +100,8 @@ def _faces(analyser: FaceAnalyser, picture: Tensor, where: str) -> list[Any]:
                 faces = analyser.get(bgr)
             except Exception as error:  # any library's
                 raise ValueError(
-                    f"The face analyser failed on {where} ({type(error).__name__}: {error}). Try another picture or "
-                    "another analyser."
+                    f"The face analyser failed on {where} ({type(error).__name__}: {shown(error)}). Try another "
+                    "picture or another analyser."
                 ) from error
             if faces:
                 return [face for face in faces if getattr(face, "kps", None) is not None]

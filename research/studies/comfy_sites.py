@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...attention.plan import averages
 from ...attention.relevance import raw_relevance
 from ...common.atomic_io import atomic_file, atomic_write
 from ...common.bundled import MINIATURE
 from ...common.comfy_path import prepare_host
+from ...common.console import complain
 from ...miniature import world
 from ..ablation import arms
 from . import sites
@@ -43,7 +45,7 @@ def main(argv: list[str]) -> int:
         prepare_host(not torch.cuda.is_available())
         results = measure(given.miniature, given.scenes, given.objects)
     except ValueError as error:
-        print(error, file=sys.stderr)
+        complain(error)
         return 1
     given.output.mkdir(parents=True, exist_ok=True)
     settings = {key: str(value) for key, value in vars(given).items()}
@@ -59,7 +61,7 @@ def main(argv: list[str]) -> int:
 def measure(miniature: Path, count: int, objects: int) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
     """Results by noise level, site and field of `Placement`."""
     from ...miniature import comfy_bundle
-    from ...patching.encode import content_tokens
+    from ...patching.object_text import content_tokens
     from ...weights.sites import cross_attentions
 
     model, clip, vae, _ = comfy_bundle.load(miniature)
@@ -90,10 +92,8 @@ def _relevance(attentions: dict, texts: list[Tensor]) -> Iterator[dict[str, Tens
     def keep(key: tuple, module: Any, inputs: tuple) -> None:
         q = module.to_q(inputs[0]).unflatten(-1, (module.heads, -1))[0].permute(1, 2, 0).float()  # [h, d, N]
         k = module.to_k(torch.cat(texts)).unflatten(-1, (module.heads, -1)).transpose(0, 1).float()  # [h, L, d]
-        each = torch.block_diag(*(torch.full((1, length), 1 / (length * module.heads)) for length in lengths))
-        average = each[:, None].expand(-1, module.heads, -1).flatten(1)
         side = round(q.shape[-1] ** 0.5)
-        relevance = raw_relevance(q, k * q.shape[1] ** -0.5, average, rows=1)
+        relevance = raw_relevance(q, k * q.shape[1] ** -0.5, averages(lengths, module.heads), rows=1)
         seen[f"{key[0]} {key[1]}, {side}×{side}"] = relevance[:, 0].unflatten(-1, (side, side))
 
     handles = [

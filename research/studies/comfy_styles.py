@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ...attention.block_strength import ALL
 from ...attention.reference import make_reference, make_style
 from ...common.atomic_io import atomic_write
 from ...common.comfy_path import prepare_host
+from ...common.console import complain
 from ...common.hashing import file_sha256
 from ...common.resumable import Row, json_lines, open_parts
 from ...miniature import judgement
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
         prepare_host(not torch.cuda.is_available())
         rows = work(given)
     except ValueError as error:
-        print(error, file=sys.stderr)
+        complain(error)
         return 1
     if rows is None:
         print("Not all pictures are drawn yet: the same command goes on.")

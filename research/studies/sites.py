@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...attention.pool import sureness
+from ...attention.pool import Pool
 from ...attention.regions import resize
 
 POOL, EVEN = "the pool", "all sites, equally weighted"
@@ -21,7 +21,7 @@ class Placement(NamedTuple):
 
     own: the share of an object at its own positions. 1/M if the relevance says nothing.
     first: the part of these positions where no other object's share is larger.
-    sureness: w of the pool, which knows nothing of the objects. NaN for a pool.
+    sureness: the site's w in the pool, which knows nothing of the masks. NaN for a pool.
     """
 
     own: float
@@ -29,7 +29,7 @@ class Placement(NamedTuple):
     sureness: float
 
 
-def placement(relevance: Tensor, masks: Tensor, weight: float = math.nan) -> Placement:
+def placement(relevance: Tensor, masks: Tensor, sureness: float = math.nan) -> Placement:
     """Where relevance [M, h, w] lies against masks [M, S, S] in 0..1; a position counts as far as an object covers it.
 
     The shares are the paper's, A_i / Σ_j A_j.
@@ -37,25 +37,23 @@ def placement(relevance: Tensor, masks: Tensor, weight: float = math.nan) -> Pla
     covered = F.adaptive_avg_pool2d(masks, (relevance.shape[-2], relevance.shape[-1]))
     share = relevance / relevance.sum(0, keepdim=True)
     largest = covered.gather(0, share.argmax(0, keepdim=True)).sum()
-    return Placement(float((share * covered).sum() / covered.sum()), float(largest / covered.amax(0).sum()), weight)
+    return Placement(float((share * covered).sum() / covered.sum()), float(largest / covered.amax(0).sum()), sureness)
 
 
 def placements(sites: Mapping[Any, Tensor], masks: Tensor) -> dict[Any, Placement]:
-    """The placement of every site's relevance [M, h, w], which sums to 1 over positions, of the pool, and of the same
-    mean with equal weights. The pools are read at the finest site.
+    """The placement of every site's relevance [M, h, w], which sums to 1 over positions, of the pool, and of a mean of
+    logarithms with equal weights. Both are read at the finest site.
     """
-    finest = max(((each.shape[-2], each.shape[-1]) for each in sites.values()), key=math.prod)
-    found: dict[Any, Placement] = {}
-    logs, weights = [], []
+    objects, picture = tuple(range(len(masks))), torch.zeros(1, dtype=torch.long)
+    pool = Pool(objects, 1)
     for site, relevance in sites.items():
-        log = (relevance * relevance[0].numel()).log()
-        weights.append(sureness(log.flatten(1)[:, None])[0])
-        logs.append(resize(log, finest))
-        found[site] = placement(relevance, masks, float(weights[-1]))
-    weight = torch.stack(weights).view(-1, 1, 1, 1)
-    stacked = torch.stack(logs)
-    found[POOL] = placement(((stacked * weight).sum(0) / weight.sum()).exp(), masks)
-    found[EVEN] = placement(stacked.mean(0).exp(), masks)
+        pool.add(site, relevance.flatten(1)[:, None], (relevance.shape[-2], relevance.shape[-1]), (0,), picture)
+    finest = max(((each.shape[-2], each.shape[-1]) for each in sites.values()), key=math.prod)
+    found = {site: placement(each, masks, float(pool.sureness[site][0])) for site, each in sites.items()}
+    pooled = pool.relevance(finest, objects, (0,), picture)[:, 0]
+    found[POOL] = placement(pooled.unflatten(-1, finest), masks)
+    logs = [resize((each * each[0].numel()).log(), finest) for each in sites.values()]
+    found[EVEN] = placement(torch.stack(logs).mean(0).exp(), masks)
     return found
 
 

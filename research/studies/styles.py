@@ -23,6 +23,7 @@ from ...miniature import world
 from ...miniature.judge import coloured
 from ...miniature.world_shapes import KINDS
 from ..ablation.arms import REFERENCE_SIDE, Trials
+from ..ablation.table import Ratio, Row
 
 THINGS, OBJECTS = 3, 2  # named by a prompt; of these with a reference
 TINTS = (
@@ -43,8 +44,6 @@ class Setting(NamedTuple):
 
 WITHOUT = "no style"
 SETTINGS = {WITHOUT: Setting(0.0), "weight 0.6": Setting(0.6), "weight 0.6, ease out": Setting(0.6, EASE_OUT)}
-Row = Mapping[str, Any]
-Parts = tuple[float, float]  # numerator and denominator of a ratio
 
 
 def tint_of(trial: int) -> Tensor:
@@ -72,26 +71,18 @@ def tint_taken(image: Tensor, tint: Tensor) -> float | None:
     return float(ground.mean(1) @ pull / (pull @ pull))
 
 
-def _bound(row: Row) -> Parts:
-    return sum(map(bool, row["own"][:OBJECTS])), OBJECTS
+def _of_objects(name: str) -> Callable[[Row], Ratio]:
+    return lambda row: (sum(map(bool, row[name][:OBJECTS])), OBJECTS)
 
 
-def _clear(row: Row) -> Parts:
-    return sum(map(bool, row["clear"][:OBJECTS])), OBJECTS
-
-
-def _present(row: Row) -> Parts:
-    return sum(map(bool, row["present"][:OBJECTS])), OBJECTS
-
-
-def _tint(row: Row) -> Parts:
+def _tint(row: Row) -> Ratio:
     return (0.0, 0.0) if row["tint"] is None else (row["tint"], 1.0)
 
 
-MEASURES: dict[str, Callable[[Row], Parts]] = {
-    "objects bound": _bound,
-    "objects clear": _clear,
-    "objects present": _present,
+MEASURES: dict[str, Callable[[Row], Ratio]] = {
+    "objects bound": _of_objects("own"),
+    "objects clear": _of_objects("clear"),
+    "objects present": _of_objects("present"),
     "third thing like the style": lambda row: (bool(row["own"][OBJECTS]), 1),
     "third thing clearly": lambda row: (bool(row["clear"][OBJECTS]), 1),
     "tint of the ground": _tint,
@@ -123,8 +114,8 @@ def summarise(rows: Iterable[Row]) -> list[dict[str, Any]]:
 def _percents(rows: Sequence[Row], often: np.ndarray) -> dict[str, np.ndarray]:
     """[1 + RESAMPLES] of each measure, first of every prompt once."""
     found = {}
-    for name, parts in MEASURES.items():
-        top, bottom = (often @ np.array([parts(row) for row in rows], float)).T
+    for name, ratio in MEASURES.items():
+        top, bottom = (often @ np.array([ratio(row) for row in rows], float)).T
         found[name] = 100 * top / np.where(bottom > 0, bottom, np.nan)
     return found
 

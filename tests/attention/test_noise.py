@@ -242,7 +242,7 @@ class Direct:
 
 def noise_directly(target: int | None = 0, *, branch=lambda index, uuid: index == 0, model: Any = None,
                    clip: Any = None, strength: float = 0.5, seed: int = 5) -> Any:  # fmt: skip
-    from mip_adapter.patching.encode import content_tokens
+    from mip_adapter.patching.object_text import content_tokens
 
     model = model or bundle().model
     with torch.inference_mode():

@@ -119,7 +119,7 @@ def test_the_clip_of_another_model() -> None:
 
 
 def encode(text: str) -> torch.Tensor:
-    from mip_adapter.patching.encode import encode_object_text
+    from mip_adapter.patching.object_text import encode_object_text
 
     with torch.inference_mode():
         return encode_object_text(bundle().clip, text, bundle().adapters["base"])

@@ -220,7 +220,7 @@ def test_faces_and_objects_share_one_competition(family, strategy, region) -> No
 
 
 def graphs_text(text: str) -> torch.Tensor:
-    from mip_adapter.patching.encode import encode_object_text
+    from mip_adapter.patching.object_text import encode_object_text
 
     return encode_object_text(bundle().clip, text, adapter())
 

@@ -287,7 +287,7 @@ def test_the_pool_is_one_relevance_for_all_blocks(flux):
 
 
 def t5(flux):
-    from mip_adapter.patching.encode import t5_tokens
+    from mip_adapter.patching.object_text import t5_tokens
 
     def prompt(text):
         return flux.clip.encode_from_tokens(flux.clip.tokenize(text))
@@ -296,7 +296,7 @@ def t5(flux):
 
 
 def language_model(flux):
-    from mip_adapter.patching.encode import edit_words
+    from mip_adapter.patching.object_text import edit_words
 
     from ..support import tiny_edit
 
@@ -307,7 +307,7 @@ def language_model(flux):
 def trained(flux):
     """The miniature's CLIP, the only trained text encoder here."""
     from mip_adapter.miniature.comfy_bundle import load
-    from mip_adapter.patching.encode import content_tokens
+    from mip_adapter.patching.object_text import content_tokens
 
     _, clip, _, _ = load()
     return lambda text: clip.encode_from_tokens(clip.tokenize(text)), lambda text: content_tokens(clip, text)

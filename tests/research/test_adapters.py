@@ -120,7 +120,7 @@ def test_what_is_trained_is_what_the_nodes_sample(bundle, parts, tmp_path, monke
     from mip_adapter.attention.options import Merge
     from mip_adapter.attention.reference import make_reference
     from mip_adapter.patching.apply import apply_references
-    from mip_adapter.patching.encode import encode_object_text
+    from mip_adapter.patching.object_text import encode_object_text
     from mip_adapter.research.miniature.stages import comfy_frozen
     from mip_adapter.training.site import Merging, RowObjects
     from mip_adapter.weights.adapter import build_adapter
