@@ -59,6 +59,7 @@ def page(whole_page) -> Iterator:
     complaints: list[str] = []
     whole_page.on("pageerror", lambda error: complaints.append(f"{error}\n{error.stack}"))
     whole_page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    whole_page.evaluate(frontend.CLOSE_SIDEBAR)  # a help page that an earlier test opened lies over the canvas
     whole_page.evaluate(OPEN, WORKFLOW)
     yield whole_page
     assert not [each for each in complaints if PACK in each or "MIP-Adapter" in each]
@@ -192,6 +193,7 @@ def test_add_another_object_by_mouse_and_undo(page) -> None:
         const frame = app.canvas.canvas.getBoundingClientRect()
         return [frame.left + x, frame.top + y]
     }""")
+    assert page.evaluate("at => document.elementFromPoint(...at).tagName", [x, y]) == "CANVAS"
     page.mouse.click(x, y)
     page.wait_for_function(f"() => ({COUNT})('MIPReference') === {before + 1}")
     prompt = page.evaluate(QUEUED)

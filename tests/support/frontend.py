@@ -29,6 +29,10 @@ FIT = """async () => {
     ds.offset = [edge[0] / ds.scale - left, edge[1] / ds.scale - top]
     app.canvas.setDirty(true, true)
 }"""
+CLOSE_SIDEBAR = """async () => {
+    app.extensionManager.sidebarTab.activeSidebarTabId = null
+    await new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))
+}"""
 
 
 def stock(server: Any) -> Any:
