@@ -4,10 +4,11 @@ from comfy_api.latest import io
 
 from ..attention.reference import objects_of
 from ..evaluation.binding.binding import RANKINGS, WORST
+from ..evaluation.binding.face_report import face_report
 from ..evaluation.binding.report import binding_report, headline, matrices, measure_binding, ranking, to_encode
 from ..relevance.report import mixed_by_picture
 from .progress import ticking
-from .types import SCORES, MIPBinding, MIPDetections, MIPEncoder, MIPReferences, MIPRelevance, searched_as
+from .types import ANALYSERS, SCORES, MIPBinding, MIPDetections, MIPEncoder, MIPReferences, MIPRelevance, searched_as
 
 
 class MIPBindingReport(io.ComfyNode):
@@ -36,6 +37,13 @@ class MIPBindingReport(io.ComfyNode):
                     tooltip="From the MIP Apply whose model was sampled: the advice then knows whether the objects "
                     "claimed the same places.",
                 ),
+                io.MultiType.Input(
+                    "face_analyser",
+                    types=ANALYSERS,
+                    optional=True,
+                    tooltip="For chains with MIP Face Reference, the same analyser as there: the report then also "
+                    "compares the faces in the pictures with those of the references.",
+                ),
             ],
             outputs=[
                 io.Float.Output(
@@ -59,12 +67,15 @@ class MIPBindingReport(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, references, detections, encoder, relevance=None) -> io.NodeOutput:
+    def execute(cls, images, references, detections, encoder, relevance=None, face_analyser=None) -> io.NodeOutput:
         references = objects_of(references)
         tick = ticking(to_encode(references, detections))
         mixed = None if relevance is None else mixed_by_picture(relevance)
         binding = measure_binding(images, references, detections, encoder, tick, mixed)
-        return io.NodeOutput(*headline(binding), binding_report(binding), matrices(binding), binding)
+        report = binding_report(binding)
+        if face_analyser is not None:
+            report += f"\n\n{face_report(images, references, binding, face_analyser)}"
+        return io.NodeOutput(*headline(binding), report, matrices(binding), binding)
 
 
 class MIPSeedPicker(io.ComfyNode):

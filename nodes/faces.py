@@ -7,7 +7,7 @@ from ..attention.reference import MAX_WEIGHT, check_chain, make_reference, of_a_
 from ..evaluation.faces.analyser import load_analyser
 from ..evaluation.faces.find import LARGEST, find_faces
 from ..weights.comfy_files import analyser_folder, analyser_folders, folder_fingerprint
-from .types import ADVANCED, CATEGORY, MIPAdapter, MIPFaceAnalyser, MIPReferences, percents, searched_as
+from .types import ADVANCED, ANALYSERS, CATEGORY, MIPAdapter, MIPFaceAnalyser, MIPReferences, percents, searched_as
 from .validation import valid_or_message
 
 LICENCE = "InsightFace's models are licensed for non-commercial research only."
@@ -77,7 +77,7 @@ class MIPFaceReference(io.ComfyNode):
                 ),
                 io.MultiType.Input(
                     "face_analyser",
-                    types=[MIPFaceAnalyser, io.Custom("INSIGHTFACE"), io.Custom("FACEANALYSIS")],
+                    types=ANALYSERS,
                     tooltip="From Load Face Analyser (MIP), or the InsightFace loader of IPAdapter_plus or InstantID. "
                     f"{LICENCE}",
                 ),

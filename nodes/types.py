@@ -20,6 +20,7 @@ MIPDetector = io.Custom("MIP_DETECTOR")
 MIPDetections = io.Custom("MIP_DETECTIONS")
 MIPBinding = io.Custom("MIP_BINDING")
 MIPFaceAnalyser = io.Custom("MIP_FACE_ANALYSER")
+ANALYSERS = [MIPFaceAnalyser, io.Custom("INSIGHTFACE"), io.Custom("FACEANALYSIS")]  # ours, and those of other packs
 
 
 # Inputs that few people change. Hosts that know the mark fold them away; older ones show them like all others.

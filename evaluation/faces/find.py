@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...common.crops import as_bytes
+from ...common.crops import Box, as_bytes
 from ...common.text import shown
 from .align import aligned
 
@@ -30,7 +31,7 @@ class FaceAnalyser(Protocol):
         ...
 
 
-class SeenFaces(NamedTuple):
+class FoundFaces(NamedTuple):
     """A person's faces.
 
     embeddings: [B, F], before normalisation.
@@ -43,7 +44,48 @@ class SeenFaces(NamedTuple):
     remarks: tuple[str, ...]
 
 
-def find_faces(analyser: FaceAnalyser, pictures: Tensor, text: str, which: int = LARGEST) -> SeenFaces:
+@dataclass(frozen=True, eq=False)
+class SeenFace:
+    """One face in a picture.
+
+    box: left, top, right, bottom in pixels.
+    points: [5, 2], eyes, nose and corners of the mouth, x and y in pixels.
+    given: what the analyser gives as its embedding.
+    """
+
+    box: Box
+    points: np.ndarray
+    given: Any
+
+    @property
+    def area(self) -> float:
+        return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
+
+    def embedding(self, where: str) -> Tensor:
+        """[F], before normalisation. where: the picture, for the ValueError if there is no usable one."""
+        embedding = torch.zeros(0) if self.given is None else torch.as_tensor(np.asarray(self.given)).float().flatten()
+        if embedding.numel() == 0:
+            raise ValueError(
+                f"The face analyser finds the face in {where} and does not recognise it: it gives no embedding. Its "
+                "folder needs a recognition model too, such as buffalo_l's w600k_r50.onnx."
+            )
+        if not bool(torch.isfinite(embedding).all()) or not bool(embedding.any()):
+            raise ValueError(
+                f"The face analyser gives no usable embedding for {where}: try another picture or analyser."
+            )
+        return embedding
+
+    def is_cut_off(self, picture: Tensor) -> bool:
+        """Whether the face reaches beyond the border of the picture [H, W, 3]."""
+        left, top, right, bottom = self.box
+        return left < 0 or top < 0 or right > picture.shape[1] or bottom > picture.shape[0]
+
+
+def find_faces(analyser: FaceAnalyser, pictures: Tensor, text: str, which: int = LARGEST) -> FoundFaces:
     """One face from each picture [B, H, W, 3].
 
     text: whose faces, for messages.
@@ -54,7 +96,7 @@ def find_faces(analyser: FaceAnalyser, pictures: Tensor, text: str, which: int =
     embeddings, crops, remarks = [], [], []
     for number, picture in enumerate(pictures, 1):
         where = f"picture {number} of “{text}”" if len(pictures) > 1 else f"the picture of “{text}”"
-        faces = sorted(_faces(analyser, picture, where), key=lambda each: float(each.bbox[0]))
+        faces = seen_faces(analyser, picture, where)
         if not faces:
             remarks.append(f"No face was found in {where}; it is left out.")
             continue
@@ -63,17 +105,19 @@ def find_faces(analyser: FaceAnalyser, pictures: Tensor, text: str, which: int =
                 f"There is no face {which} from the left in {where}: the analyser finds {len(faces)}. Choose another "
                 "number, or 0 for the largest."
             )
-        face = max(faces, key=_area) if which == LARGEST else faces[which - 1]
+        place = max(range(len(faces)), key=lambda i: faces[i].area) if which == LARGEST else which - 1
+        face = faces[place]
         if which == LARGEST and len(faces) > 1:
-            place = next(i for i, each in enumerate(faces, 1) if each is face)
-            remarks.append(f"{len(faces)} faces were found in {where}; the largest is used, number {place} from left.")
-        if _cut_off(face, picture):
+            remarks.append(
+                f"{len(faces)} faces were found in {where}; the largest is used, number {place + 1} from left."
+            )
+        if face.is_cut_off(picture):
             remarks.append(
                 f"The face in {where} is cut off by the picture's border: the missing part is black in the crop. A "
                 "picture with space around the head gives a better likeness."
             )
-        embeddings.append(_embedding(face, where))
-        crops.append(aligned(picture, np.asarray(face.kps, dtype=np.float64)))
+        embeddings.append(face.embedding(where))
+        crops.append(aligned(picture, face.points))
     if not crops:
         raise ValueError(
             f"No face was found in the picture{'s' * (len(pictures) > 1)} of “{text}”: use a photograph in which the "
@@ -82,30 +126,44 @@ def find_faces(analyser: FaceAnalyser, pictures: Tensor, text: str, which: int =
         )
     if len({len(each) for each in embeddings}) > 1:
         raise ValueError(f"The analyser gives embeddings of different widths for “{text}”: use another one.")
-    return SeenFaces(torch.stack(embeddings), torch.stack(crops), tuple(remarks))
+    return FoundFaces(torch.stack(embeddings), torch.stack(crops), tuple(remarks))
 
 
-def _faces(analyser: FaceAnalyser, picture: Tensor, where: str) -> list[Any]:
-    """The faces in a picture [H, W, 3], searched at smaller and smaller sizes until there is one."""
+def seen_faces(analyser: FaceAnalyser, picture: Tensor, where: str) -> list[SeenFace]:
+    """All faces in a picture [H, W, 3], from left to right. They are searched at smaller and smaller sizes until there
+    is one.
+
+    where: the picture, for messages. Raises ValueError if the analyser fails.
+    """
     if not callable(getattr(analyser, "get", None)):
         raise ValueError(
             f"The face analyser is {type(analyser).__name__}, which finds no faces: connect Load Face Analyser (MIP), "
             "or the InsightFace loader of another pack."
         )
-    bgr = np.ascontiguousarray(as_bytes(picture)[..., ::-1])
+    bgr = np.ascontiguousarray(as_bytes(picture[..., :3])[..., ::-1])
     with _sizes_of(analyser) as sizes:
         for choose in sizes:
             choose()
             try:
-                faces = analyser.get(bgr)
+                faces = list(analyser.get(bgr) or ())
             except Exception as error:  # any library's
                 raise ValueError(
                     f"The face analyser failed on {where} ({type(error).__name__}: {shown(error)}). Try another "
                     "picture or another analyser."
                 ) from error
             if faces:
-                return [face for face in faces if getattr(face, "kps", None) is not None]
+                usable = [seen for face in faces if (seen := _seen(face)) is not None]
+                return sorted(usable, key=lambda each: each.box[0])
     return []
+
+
+def _seen(face: Any) -> SeenFace | None:
+    """A face as the analyser describes it; None without box and five points, by which it could be cut out."""
+    box, points = (np.asarray(getattr(face, name, ()), dtype=np.float64) for name in ("bbox", "kps"))
+    if box.size < 4 or points.shape != (5, 2) or not (np.isfinite(box).all() and np.isfinite(points).all()):
+        return None
+    left, top, right, bottom = box.flatten()[:4].tolist()
+    return SeenFace((left, top, right, bottom), points, getattr(face, "embedding", None))
 
 
 @contextmanager
@@ -120,26 +178,3 @@ def _sizes_of(analyser: Any) -> Iterator[list[Any]]:
         yield [lambda side=side: setattr(detector, "input_size", (side, side)) for side in SIZES]
     finally:
         detector.input_size = before
-
-
-def _area(face: Any) -> float:
-    left, top, right, bottom = (float(side) for side in face.bbox[:4])
-    return (right - left) * (bottom - top)
-
-
-def _cut_off(face: Any, picture: Tensor) -> bool:
-    left, top, right, bottom = (float(side) for side in face.bbox[:4])
-    return left < 0 or top < 0 or right > picture.shape[1] or bottom > picture.shape[0]
-
-
-def _embedding(face: Any, where: str) -> Tensor:
-    given = getattr(face, "embedding", None)
-    embedding = torch.zeros(0) if given is None else torch.as_tensor(np.asarray(given)).float().flatten()
-    if embedding.numel() == 0:
-        raise ValueError(
-            f"The face analyser finds the face in {where} and does not recognise it: it gives no embedding. Its folder "
-            "needs a recognition model too, such as buffalo_l's w600k_r50.onnx."
-        )
-    if not bool(torch.isfinite(embedding).all()) or not bool(embedding.any()):
-        raise ValueError(f"The face analyser gives no usable embedding for {where}: try another picture or analyser.")
-    return embedding

@@ -12,6 +12,7 @@ from ..evaluation.test_personalization import Painter
 from ..support import graphs
 from ..support.drawn import Colours, draw
 from ..support.sentences import told
+from ..support.tiny_faces import Analyser, numbers, seen
 
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -161,3 +162,23 @@ def test_an_interrupt_ends_the_measurement():
     management.interrupt_current_processing()
     with pytest.raises(management.InterruptProcessingException):
         binding_report(scene)
+
+
+def test_with_a_face_analyser_the_report_ends_with_the_faces():
+    """Everything else is as without one. The objects' own boxes say whose face is whose."""
+    from mip_adapter.attention.reference import of_a_face
+
+    scene = draw(4, pictures=1)
+    faces, references = [], []
+    for m, reference in enumerate(scene.references):
+        left, top, right, bottom = scene.detections.found[0][m][0].box
+        faces.append(seen((left + right) / 2, (top + bottom) / 2, 8, numbers(m)))
+        references.append(of_a_face(reference, torch.from_numpy(numbers(m))[None], reference.images[:1]))
+    scene = replace(scene, references=tuple(references))
+    *without, _ = binding_report(scene)
+    *got, _ = binding_report(scene, face_analyser=Analyser(faces))
+    assert got[:3] == without[:3] and torch.equal(got[4], without[4])
+    assert got[3].startswith(without[3]) and "faces: 3 of 3 found" in got[3] and "3 of 3 most like their own" in got[3]
+    told(
+        lambda: binding_report(scene, face_analyser=object()), "The face analyser is object", "Load Face Analyser (MIP)"
+    )
