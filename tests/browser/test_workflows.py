@@ -49,6 +49,8 @@ def test_there_is_one_for_every_job():
         "regions",
         "objects in a style",
         "two people",
+        "two objects (FLUX)",
+        "two references (Kontext)",
         "merge strategies side by side",
         "start here - miniature",
         "merging or training",
@@ -84,13 +86,14 @@ def test_every_node_says_which_pack_it_comes_from(path):
 
 @each_workflow
 def test_model_files_say_where_they_are_found(path):
-    loaders = ("CheckpointLoaderSimple", "CLIPVisionLoader", "MIPAdapterLoader")
+    loaders = {"CheckpointLoaderSimple", "CLIPVisionLoader", "MIPAdapterLoader", "UNETLoader", "VAELoader"}
+    folders = {"checkpoints", "clip_vision", "ipadapter", "diffusion_models", "vae"}
     for node in load(path)["nodes"]:
         if node["type"] in loaders and not of_the_miniature(path):
             (model,) = node["properties"]["models"]
             assert model["name"] == node["widgets_values"][0] and model["name"].endswith(".safetensors")
             assert model["url"].startswith("https://huggingface.co/")
-            assert model["directory"] in ("checkpoints", "clip_vision", "ipadapter")
+            assert model["directory"] in folders
 
 
 @each_workflow
@@ -164,7 +167,7 @@ def test_apps_offer_what_is_there():
 
 def test_what_applies_references_shows_who_listened_to_what():
     """Maps, in every template but those that compare or judge; masks too, but in the first ones and beside a style."""
-    without_masks = {*FIRST, "objects in a style"}
+    without_masks = {*FIRST, "objects in a style", "two objects (FLUX)"}
     for path in WORKFLOWS:
         nodes = load(path)["nodes"]
         if any(node["type"] == "MIPApply" for node in nodes) and path.stem not in WITHOUT_MAPS:

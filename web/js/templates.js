@@ -14,6 +14,8 @@ const ORDER = [
   "regions",
   "objects in a style",
   "two people",
+  "two objects (FLUX)",
+  "two references (Kontext)",
   "merge strategies side by side",
   "merging or training",
   "binding report and seed picker",
