@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 import torch
-from mip_adapter.weights.sites import cross_attentions
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..support import graphs
 from ..support.graphs import TOLERANCE, bundle, deviation, references, sample
+from ..support.operators import operators_of
 from ..support.sentences import told
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -30,45 +27,6 @@ def line(*silent: int) -> str:
 
 def chain(*each):
     return references(block_strength=list(each))
-
-
-class Operators(TorchDispatchMode):
-    """Counts the operators that run inside each transformer block of the UNet, by step and site."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter = Counter()
-        self.step, self.inside = -1, None
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if self.inside is not None:
-            self.counts[self.step, self.inside] += 1
-        return func(*args, **(kwargs or {}))
-
-    def begin(self, *_) -> None:
-        self.step += 1
-
-    def enter(self, key):
-        return lambda *_: setattr(self, "inside", key)
-
-
-def operators_of(model) -> Counter:
-    """Of two steps."""
-    unet, operators = bundle().model.model.diffusion_model, Operators()
-    blocks = {id(module): key for key, module in cross_attentions(unet).items()}
-    handles = [unet.register_forward_pre_hook(operators.begin)]
-    for block in unet.modules():
-        if (key := blocks.get(id(getattr(block, "attn2", None)))) is not None:
-            handles.append(block.register_forward_pre_hook(operators.enter(key)))
-            handles.append(block.register_forward_hook(operators.enter(None)))
-    try:
-        with operators:
-            sample(model, 2)
-    finally:
-        for handle in handles:
-            handle.remove()
-    assert operators.step == 1 and len(operators.counts) == 2 * len(blocks)
-    return operators.counts
 
 
 @pytest.mark.parametrize("head", [None, {"gate": "text"}])

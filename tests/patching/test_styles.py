@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mip_adapter.attention.block_strength import BlockStrength
 from mip_adapter.attention.ease import EASES, Ease
 from mip_adapter.attention.reference import MAX_OBJECTS
-from mip_adapter.weights.sites import unet_sites
 
 from ..support import graphs, small
 from ..support.direct import attention
 from ..support.graphs import TOLERANCE, bundle, deviation, photo, references, sample
 from ..support.paths import ROOT
+from ..support.plain_ip_adapter import plain_ip_adapter
 from ..support.random_sites import Case
 from ..support.sentences import told
 
@@ -26,49 +25,9 @@ def style(chain=(), number: int = 5, preset: str = "all", weight: float = 1.0, *
     return MIPStyleReference.execute(photo(number), weight, preset, chain, **more).args[0]
 
 
-class Plain:
-    """Plain IP-Adapter at one cross-attention, by its definition: one attention to the tokens of one picture."""
-
-    def __init__(self, tokens: list[torch.Tensor], scale: float, weights, before=None) -> None:
-        self.tokens, self.scale, self.before = tokens, scale, before
-        self.to_k, self.to_v = (each.double() for each in (weights.to_k, weights.to_v))
-
-    def __deepcopy__(self, memo):
-        return self
-
-    def __call__(self, q, k, v, options):
-        conds, heads = options["cond_or_uncond"], options["n_heads"]
-        rows = len(q) // len(conds)
-        if self.before is None:
-            out = [attention(q[i].double(), k[i].double(), v[i].double(), heads) for i in range(len(q))]
-        else:
-            out = self.before(q, k, v, options).double()
-        done = []
-        for i, text in enumerate(out):
-            tokens = self.tokens[conds[i // rows]].double()
-            done.append(text + self.scale * attention(q[i].double(), tokens @ self.to_k.T, tokens @ self.to_v.T, heads))
-        return torch.stack(done).to(q.dtype)
-
-
 def plain(number: int, scale: float, model=None):
-    """Plain IP-Adapter with one picture."""
-    from mip_adapter.patching.encode import encode_styles
-
-    parts, adapter = bundle(), bundle().adapters["base"]
-    with torch.inference_mode():
-        encoded = encode_styles(style(number=number), adapter, parts.vision)
-    patched = (model or parts.model).clone()
-    slots = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
-    for site in unet_sites(patched.model.diffusion_model):
-        weights, before = adapter.sites[site.number], slots.get(site.key)
-        patch = Plain([encoded.tokens[0], encoded.null_tokens], scale, weights, before)
-        patched.set_model_attn2_replace(patch, *site.key)
-    return patched
-
-
-def test_one_style_alone_is_a_plain_ip_adapter() -> None:
-    got = sample(graphs.apply(style(weight=0.8), scale=0.5))
-    assert deviation(got, sample(plain(5, 0.4)), sample(bundle().model)) < TOLERANCE
+    """Plain IP-Adapter with one picture, or behind another MODEL."""
+    return plain_ip_adapter(style(number=number), scale, model or bundle().model, bundle().adapters["base"])
 
 
 @pytest.mark.parametrize("conditional", [True, False])
@@ -87,9 +46,10 @@ def test_at_a_site_it_is_one_to_rounding(conditional: bool) -> None:
 
 def test_beside_objects_it_adds_its_own() -> None:
     """Objects with a gate and a style without one, against the objects of the pack and a plain IP-Adapter behind."""
-    expected = sample(plain(5, 0.6, graphs.apply()))
+    expected, objects = sample(plain(5, 0.6, graphs.apply())), sample(graphs.apply())
     got = sample(graphs.apply(style(references(), weight=0.6)))
-    assert deviation(got, expected, sample(graphs.apply())) < TOLERANCE
+    assert deviation(got, expected, objects) < TOLERANCE
+    assert torch.equal(sample(graphs.apply(style(references(), weight=0.0))), objects)
 
 
 def test_where_it_stands_in_the_chain_changes_no_bit() -> None:
@@ -106,37 +66,6 @@ def test_several_mix_by_weight() -> None:
     assert deviation(halves, sample(graphs.apply(style())), without) < TOLERANCE
     both = sample(graphs.apply(style(style(weight=0.5), number=6, weight=0.3)))
     assert deviation(both, sample(plain(6, 0.3, plain(5, 0.5))), without) < TOLERANCE
-
-
-@pytest.mark.parametrize("silent", ["weight", "blocks"])
-def test_a_silent_style_changes_no_bit(silent: str) -> None:
-    if silent == "weight":
-        chain = style(references(), weight=0.0)
-    else:
-        blocks = {site.key[:2]: 0.0 for site in unet_sites(bundle().model.model.diffusion_model)}
-        chain = style(references(), block_strength=BlockStrength("numbers", blocks))
-    assert torch.equal(sample(graphs.apply(chain)), sample(graphs.apply()))
-    assert torch.equal(sample(graphs.apply(chain[2:])), sample(bundle().model))
-
-
-def test_the_objects_shares_are_what_they_were() -> None:
-    """At the first site that a call reaches, no style has changed the queries yet."""
-    from mip_adapter.nodes.apply import MIPApply
-
-    parts, recorded = bundle(), []
-    for chain in (references(), style(references())):
-        with torch.inference_mode():
-            model, record = MIPApply.execute(
-                parts.model, parts.clip, parts.vision, parts.adapters["base"], chain, 1.0, 0.0, 1.0
-            ).args
-        first = unet_sites(parts.model.model.diffusion_model)[0].key
-        slots = model.model_options["transformer_options"]["patches_replace"]["attn2"]
-        for key in [key for key in slots if key != first]:
-            del slots[key]
-        sample(model, 1)
-        recorded.append((record.shares(), record.styles))
-    assert torch.equal(recorded[0][0], recorded[1][0])
-    assert [styles for _, styles in recorded] == [(), ("style 1",)]
 
 
 def test_reports_name_styles_and_leave_them_out() -> None:

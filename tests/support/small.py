@@ -56,7 +56,7 @@ def stored_as(dtype: torch.dtype, compute: torch.dtype | None) -> Any:
     return patcher(same)
 
 
-def sd15() -> Any:
+def sd15(dtype: torch.dtype = torch.float32) -> Any:
     """A UNet with SD1.5's blocks: 16 sites, one transformer per block, convolutions around them, no pooled text."""
     import comfy.model_base
     import comfy.supported_models
@@ -70,14 +70,17 @@ def sd15() -> Any:
     }  # fmt: skip
     settings = comfy.supported_models.SD15(copy.deepcopy(config))
     settings.unet_config = copy.deepcopy(config)
-    settings.set_inference_dtype(torch.float32, None)
+    settings.set_inference_dtype(dtype, None)
     made = comfy.model_base.BaseModel(settings, device=torch.device("cpu")).eval()
     fill(made.diffusion_model)
     return patcher(made)
 
 
-def sdxl() -> Any:
-    """A UNet with all of SDXL's blocks and transformers, its context and pooled widths, and narrow layers: 70 sites."""
+def sdxl(context: int = 2048, pooled: int = 1280, dtype: torch.dtype = torch.float32) -> Any:
+    """A UNet with all of SDXL's blocks and transformers, 70 sites, and narrow layers.
+
+    context, pooled: the widths of the text; SDXL's own by default.
+    """
     import comfy.model_base
     import comfy.supported_models
 
@@ -85,13 +88,13 @@ def sdxl() -> Any:
         "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": [1, 2, 4],
         "num_res_blocks": [2, 2, 2], "transformer_depth": [0, 0, 2, 2, 10, 10], "num_heads": -1,
         "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10,
-        "context_dim": 2048, "num_classes": "sequential", "adm_in_channels": 2816, "num_head_channels": 32,
+        "context_dim": context, "num_classes": "sequential", "adm_in_channels": pooled + 1536, "num_head_channels": 32,
         "use_linear_in_transformer": True, "use_spatial_transformer": True, "legacy": False,
         "use_temporal_attention": False,
     }  # fmt: skip
     settings = comfy.supported_models.SDXL(copy.deepcopy(config))
     settings.unet_config = copy.deepcopy(config)
-    settings.set_inference_dtype(torch.float32, None)
+    settings.set_inference_dtype(dtype, None)
     made = comfy.model_base.SDXL(settings, device=torch.device("cpu")).eval()
     fill(made.diffusion_model)
     return patcher(made)
