@@ -43,7 +43,12 @@ class Setting(NamedTuple):
 
 
 WITHOUT = "no style"
-SETTINGS = {WITHOUT: Setting(0.0), "weight 0.6": Setting(0.6), "weight 0.6, ease out": Setting(0.6, EASE_OUT)}
+SETTINGS = {
+    WITHOUT: Setting(0.0),
+    "weight 0.3": Setting(0.3),
+    "weight 0.6": Setting(0.6),
+    "weight 0.6, ease out": Setting(0.6, EASE_OUT),
+}
 
 
 def tint_of(trial: int) -> Tensor:

@@ -40,12 +40,13 @@ def test_the_tint_of_a_ground() -> None:
 
 
 def test_differences_are_of_the_same_prompts() -> None:
-    without, steady, fading = styles.SETTINGS
+    without, weak, steady, fading = styles.SETTINGS
     rows = [row(without, i, [True, i % 2 == 0, False], 0.0) for i in range(8)]
+    rows += [row(weak, i, [True, True, False], 0.0) for i in range(8)]
     rows += [row(steady, i, [True, None, i < 4], 0.25) for i in range(8)]
     rows += [row(fading, i, [i % 2 == 0, True, False]) for i in range(8)]
     lines = {line["style"]: line for line in styles.summarise(rows)}
-    assert list(lines) == [without, steady, fading, f"{steady} adds", f"{fading} adds"]
+    assert list(lines) == [without, weak, steady, fading, *(f"{each} adds" for each in (weak, steady, fading))]
     assert lines[without]["objects bound"][0] == 75 and lines[steady]["objects bound"] == (50, 50, 50)
     assert lines[f"{steady} adds"]["objects bound"][0] == -25 and lines[steady]["objects present"][0] == 50
     assert lines[f"{fading} adds"]["objects bound"] == (0, 0, 0)  # paired: no prompt changes its number
