@@ -70,10 +70,10 @@ def test_a_negative_reaches_the_unconditional_branch_alone(full: Full) -> None:
 
 @pytest.mark.parametrize("silent", ["weight", "blocks"])
 def test_a_silent_style_changes_no_bit(full: Full, silent: str) -> None:
-    more = {"weight": 0.0} if silent == "weight" else {"block_strength": full.silent()}
+    weight, blocks = (0.0, None) if silent == "weight" else (1.0, full.silent())
     objects = references()
-    assert torch.equal(full.drawn(style(objects, **more)), full.drawn(objects))
-    assert torch.equal(full.drawn(style(**more)), full.plain)
+    assert torch.equal(full.drawn(style(objects, weight=weight, block_strength=blocks)), full.drawn(objects))
+    assert torch.equal(full.drawn(style(weight=weight, block_strength=blocks)), full.plain)
 
 
 def test_strength_0_everywhere_is_the_model(full: Full) -> None:
