@@ -8,7 +8,7 @@ from ..evaluation.faces.analyser import load_analyser
 from ..evaluation.faces.find import LARGEST, find_faces
 from ..weights.comfy_files import analyser_folder, analyser_folders, folder_fingerprint
 from .types import ADVANCED, ANALYSERS, CATEGORY, MIPAdapter, MIPFaceAnalyser, MIPReferences, percents, searched_as
-from .validation import valid_or_message
+from .validation import fingerprint_of, valid_or_message
 
 LICENCE = "InsightFace's models are licensed for non-commercial research only."
 
@@ -41,7 +41,7 @@ class MIPFaceAnalyserLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, analyser_name: str | None):
-        return None if analyser_name is None else folder_fingerprint(analyser_folder(analyser_name))
+        return fingerprint_of(lambda name: folder_fingerprint(analyser_folder(name)), analyser_name)
 
     @classmethod
     def validate_inputs(cls, analyser_name: str | None = None) -> bool | str:

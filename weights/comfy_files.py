@@ -123,10 +123,10 @@ def analyser_folder(name: str) -> Path:
         )
     path = Path(base, name)
     if not _below(path, str(base)):
-        raise ValueError(f"“{name}” leads out of the models folder; choose a folder from the list.")
+        raise ValueError(f"“{shown(name)}” leads out of the models folder; choose a folder from the list.")
     if path.is_dir():
         return path
-    raise ValueError(f"“{name}” was not found in {base}. Put its folder there and press R to refresh the lists.")
+    raise ValueError(f"“{shown(name)}” was not found in {base}. Put its folder there and press R to refresh the lists.")
 
 
 def _below(path: Path, folder: str) -> bool:

@@ -20,11 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .align import SIDE, aligned
+from .onnx_model import OnnxModel
 
 INSTALL = "pip install onnxruntime"
 STRIDES = {3: (8, 16, 32), 5: (8, 16, 32, 64, 128)}  # by the number of feature maps
 THRESHOLD = 0.5  # score of a face
 OVERLAP = 0.4  # above it two boxes are one face
+MOST_MODELS = 20  # of a folder; a pack has five
+MOST_ANCHORS = 5000  # that claim a face, the surest ones
+MOST_FACES = 50  # of a picture, the surest ones; each costs a call of the recognition model
 
 
 @dataclass(frozen=True)
@@ -54,25 +58,18 @@ def load_analyser(folder: str | os.PathLike[str]) -> OnnxAnalyser:
     """
     folder = Path(folder)
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401
     except ImportError:
         raise ValueError(
             f"Finding faces needs the package onnxruntime, which is not installed here. Install it into ComfyUI's own "
             f"Python and restart: {INSTALL}"
         ) from None
-    detector = recogniser = None
-    for file in sorted(folder.glob("*.onnx")):
-        try:
-            session = onnxruntime.InferenceSession(str(file), providers=onnxruntime.get_available_providers())
-        except Exception as error:  # onnxruntime has a class for every kind of damage
-            raise ValueError(
-                f"“{file.name}” cannot be opened as an ONNX model ({type(error).__name__}). Download it again."
-            ) from error
-        shape = session.get_inputs()[0].shape
-        if len(session.get_outputs()) in (9, 15):
-            detector = detector or session
-        elif len(session.get_outputs()) == 1 and list(shape[2:]) == [SIDE, SIDE]:
-            recogniser = recogniser or session
+    files = sorted(folder.glob("*.onnx"))
+    if len(files) > MOST_MODELS:
+        raise ValueError(f"The folder {folder} has {len(files)} .onnx files: leave only those of one model pack there.")
+    models = [OnnxModel(file) for file in files]
+    detector = next((each for each in models if each.outputs // 3 in STRIDES and each.outputs % 3 == 0), None)
+    recogniser = next((each for each in models if each.outputs == 1 and each.shape[2:] == (SIDE, SIDE)), None)
     if detector is None or recogniser is None:
         lacks = "detects faces (such as det_10g.onnx)" if detector is None else "recognises them (w600k_r50.onnx)"
         raise ValueError(
@@ -88,7 +85,7 @@ class OnnxAnalyser:
 
     name: str
     det_model: Any
-    recogniser: Any
+    recogniser: OnnxModel
 
     def get(self, img: np.ndarray) -> list[Face]:
         """As `FaceAnalyser.get`; the surest face comes first."""
@@ -108,8 +105,7 @@ class OnnxAnalyser:
         pixels = picture.movedim(-1, 0).unsqueeze(0).float()
         small = F.interpolate(pixels, size=size, mode="bilinear", antialias=False)
         canvas = F.pad(small, (0, width - size[1], 0, height - size[0]))
-        session = self.det_model.session
-        outputs = session.run(None, {session.get_inputs()[0].name: ((canvas - 127.5) / 128).numpy()})
+        outputs = self.det_model.session(((canvas - 127.5) / 128).numpy())
         boxes, points, scores = _decode(outputs, (height, width))
         keep = _apart(boxes, scores)
         return boxes[keep] / scale, points[keep] / scale, scores[keep]
@@ -117,8 +113,7 @@ class OnnxAnalyser:
     def _recognise(self, picture: Tensor, points: np.ndarray) -> np.ndarray:
         """The embedding [F] of a face."""
         crop = aligned(picture, points, SIDE).round().movedim(-1, 0).unsqueeze(0)
-        name = self.recogniser.get_inputs()[0].name
-        return self.recogniser.run(None, {name: ((crop - 127.5) / 127.5).numpy()})[0].reshape(-1)
+        return self.recogniser(((crop - 127.5) / 127.5).numpy())[0].reshape(-1)
 
 
 def _decode(outputs: Sequence[np.ndarray], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -141,12 +136,15 @@ def _decode(outputs: Sequence[np.ndarray], size: tuple[int, int]) -> tuple[np.nd
         sides = np.concatenate([centres - boxes[:, :2], centres + boxes[:, 2:]], axis=1)
         found.append((sides, centres[:, None] + points, scores[keep, 0]))
     boxes, points, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores, kind="stable")[:MOST_ANCHORS]
     return boxes[order], points[order], scores[order]
 
 
 def _apart(boxes: np.ndarray, scores: np.ndarray) -> list[int]:
-    """The boxes to keep when those that overlap a surer one are left out. boxes [K, 4]: the surest first."""
+    """The boxes to keep, at most MOST_FACES; those that overlap a surer one are left out.
+
+    boxes [K, 4]: the surest first.
+    """
     kept: list[int] = []
     areas = (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1)
     for i in range(len(scores)):
@@ -155,4 +153,6 @@ def _apart(boxes: np.ndarray, scores: np.ndarray) -> list[int]:
         shared = (high - low).clip(0).prod(1)
         if not (shared > OVERLAP * (areas[i] + areas[kept] - shared)).any():
             kept.append(i)
+        if len(kept) == MOST_FACES:
+            break
     return kept

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...common.crops import Box, as_bytes
 from ...common.text import shown
-from .align import aligned
+from .align import PLACES, aligned, similarity
 
 LARGEST = 0
 # Widths to which analysers of InsightFace's kind shrink a picture. Faces that fill it are found in the smaller ones.
@@ -159,9 +159,14 @@ def seen_faces(analyser: FaceAnalyser, picture: Tensor, where: str) -> list[Seen
 
 def _seen(face: Any) -> SeenFace | None:
     """A face as the analyser describes it; None without box and five points, by which it could be cut out."""
-    box, points = (np.asarray(getattr(face, name, ()), dtype=np.float64) for name in ("bbox", "kps"))
+    try:
+        box, points = (np.asarray(getattr(face, name, ()), dtype=np.float64) for name in ("bbox", "kps"))
+    except (TypeError, ValueError):
+        return None
     if box.size < 4 or points.shape != (5, 2) or not (np.isfinite(box).all() and np.isfinite(points).all()):
         return None
+    if not np.ptp(points, axis=0).any() or np.linalg.det(similarity(points, np.array(PLACES))[:, :2]) <= 0:
+        return None  # all points in one place, or in no order
     left, top, right, bottom = box.flatten()[:4].tolist()
     return SeenFace((left, top, right, bottom), points, getattr(face, "embedding", None))
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mip_adapter.evaluation.faces import analyser as analyser_module
+from mip_adapter.evaluation.faces import onnx_model
 from mip_adapter.evaluation.faces.align import PLACES, aligned, similarity
 from mip_adapter.evaluation.faces.analyser import INSTALL, load_analyser
 from mip_adapter.evaluation.faces.find import find_faces
 from skimage import transform
 
-from ..support.tiny_faces import Analyser, numbers, photo, seen, write_models
+from ..support.bounded import refused
+from ..support.tiny_faces import FEATURES, Analyser, numbers, photo, seen, write_models, write_program
 
 
 def picture(height: int = 96, width: int = 128) -> torch.Tensor:
@@ -165,6 +169,52 @@ def test_an_analyser_needs_both_models(models, tmp_path):
     (tmp_path / "detect" / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(ValueError, match="“broken.onnx” cannot be opened as an ONNX model"):
         load_analyser(tmp_path / "detect")
+
+
+@pytest.mark.parametrize("kind", ["elsewhere", "link", "no input"])
+def test_a_model_that_is_no_function_of_a_picture_is_not_opened(models, tmp_path, kind):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_program(folder / "bad.onnx", kind)
+    refused(lambda: load_analyser(folder), "“bad.onnx” cannot be opened as an ONNX model")
+
+
+def test_a_pipe_is_no_model(models, tmp_path):
+    os.mkfifo(tmp_path / "pipe.onnx")
+    refused(lambda: load_analyser(tmp_path), "“pipe.onnx” is no file")
+
+
+@pytest.mark.parametrize(("kind", "words"), [("memory", "needs more than 2 GB"), ("loop", "needs more than 0.2 s")])
+def test_a_model_takes_so_much_memory_and_time(models, tmp_path, monkeypatch, kind, words):
+    monkeypatch.setattr(onnx_model, "SECONDS", 0.2)
+    write_program(tmp_path / "bad.onnx", kind)
+    with pytest.raises(ValueError, match=f"“bad.onnx” .*{words}"):  # no other limit than its own
+        onnx_model.OnnxModel(tmp_path / "bad.onnx")(np.zeros((1, 3, 112, 112), np.float32))
+
+
+def test_models_run_on_processors_only(models):
+    asked = load_analyser(models).recogniser._session.get_providers()
+    assert set(asked) <= set(onnx_model.PROVIDERS) and "AzureExecutionProvider" not in asked
+
+
+def test_of_many_faces_the_surest_are_recognised(models, monkeypatch):
+    """Each of 16,800 anchors may claim a face."""
+    analyser = load_analyser(models)
+    boxes = np.arange(16_800, dtype=np.float32)[:, None] * 20 + np.array([0, 0, 10, 10], np.float32)
+    found = boxes, np.tile(FEATURES, (16_800, 1, 1)), np.linspace(1, 0.6, 16_800)
+    monkeypatch.setattr(analyser_module, "_decode", lambda *_: found)
+    assert len(analyser.get(np.zeros((64, 64, 3), np.uint8))) == 50
+
+
+@pytest.mark.parametrize("points", [np.full((5, 2), np.nan), np.zeros((5, 2)), np.ones((4, 2)), "x", None])
+def test_a_face_without_a_place_is_none(points):
+    face = seen(90, 90, 60, numbers(0))
+    face.kps = points
+    with pytest.raises(ValueError, match="No face was found"):
+        find_faces(Analyser([face]), photo(), "man")
+    face = seen(90, 90, 60, numbers(0))
+    face.bbox = np.array([0, np.inf, 1, 1])
+    assert len(find_faces(Analyser([face, seen(40, 40, 20, numbers(1))]), photo(), "man").crops) == 1
 
 
 def test_without_onnxruntime_the_command_is_told(tmp_path, monkeypatch):

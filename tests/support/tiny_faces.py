@@ -125,3 +125,43 @@ def _recogniser() -> Any:
     embedding = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [None, 512])
     graph = helper.make_graph(nodes, "recogniser", [crop], [embedding], [numpy_helper.from_array(weight, "weight")])
     return onnx.helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def write_program(file: Path, kind: str) -> None:
+    """A recognition model that does harm when it is opened or called. Needs the package onnx.
+
+    kind: “memory”, 6 GB of it; “loop”, which ends after hours; “elsewhere”, whose numbers lie in a file outside of the
+    folder; “link”, the same through a link; “no input”.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    def constant(name: str, values: Any) -> Any:
+        return numpy_helper.from_array(np.array(values), name)
+
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 112, 112])]
+    constants, nodes = [], [helper.make_node("Identity", ["numbers"], ["y"])]
+    if kind == "memory":
+        nodes = [helper.make_node("Resize", ["x", "", "scales"], ["y"], mode="nearest")]
+        constants = [constant("scales", np.array([1, 1, 200, 200], np.float32))]
+    elif kind == "loop":
+        number, truth = (helper.make_tensor_value_info(name, kind, []) for name, kind in (("i", 7), ("go", 9)))
+        steps = [helper.make_node("Identity", ["go"], ["goes"]), helper.make_node("Add", ["v", "v"], ["w"])]
+        value, same = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "vw")
+        body = helper.make_graph(steps, "body", [number, truth, value], [
+            helper.make_tensor_value_info("goes", TensorProto.BOOL, []), same])  # fmt: skip
+        nodes = [helper.make_node("Loop", ["many", "yes", "one"], ["y"], body=body)]
+        constants = [constant("many", 2**62), constant("yes", True), constant("one", np.ones(1, np.float32))]
+    elif kind == "no input":
+        inputs, constants = [], [constant("numbers", np.ones(3, np.float32))]
+    else:
+        outside = file.parents[1] / "outside.bin"
+        outside.write_bytes(bytes(64))
+        if kind == "link":
+            (file.parent / "inside.bin").symlink_to(outside)
+        away = TensorProto(name="numbers", data_type=TensorProto.FLOAT, dims=[16], data_location=TensorProto.EXTERNAL)
+        away.external_data.add(key="location", value="inside.bin" if kind == "link" else "../outside.bin")
+        constants = [away]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, kind, inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    file.write_bytes(model.SerializeToString())
