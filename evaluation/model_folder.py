@@ -1,18 +1,28 @@
-"""Models from local Hugging Face folders. A folder that is not complete is refused; nothing is downloaded."""
+"""Models from local Hugging Face folders. A folder that is not complete is refused; nothing is downloaded.
+
+All of them come through `FolderModel`: whatever a damaged or made-up folder makes transformers raise, the user gets a
+sentence.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..common.batching import OUT_OF_MEMORY
 from ..common.text import shown
 from ..common.text_files import parse_json, read_text
+
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
 
 Ready = Callable[[int], torch.device]  # takes the inputs' size in bytes, makes the model ready, returns its device
 Keeper = Callable[[nn.Module], Ready]  # takes charge of a model: where it lies, and in which dtype
@@ -42,11 +52,60 @@ def own_device(wanted: str | None = None) -> torch.device:
     return torch.device("cpu")
 
 
-def inputs(made: Mapping[str, Tensor], ready: Ready, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A processor's tensors on the model's device, floating point ones in the model's dtype."""
-    cast = {key: value.to(dtype) if value.is_floating_point() else value for key, value in made.items()}
-    device = ready(sum(value.nbytes for value in cast.values()))
-    return {key: value.to(device) for key, value in cast.items()}
+@dataclass(frozen=True, eq=False)
+class FolderModel:
+    """A model from transformers, in eval mode and without gradients, with its processor.
+
+    name: of its folder. ready: prepares the model before each batch.
+    what: in words, for messages. auto: names of transformers' Auto classes, of the model and of the processor.
+    """
+
+    name: str
+    model: Any
+    processor: Any
+    ready: Ready
+
+    what: ClassVar[str]
+    auto: ClassVar[tuple[str, str]]
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], keeper: Keeper | None = None) -> Self:
+        """The model of a folder.
+
+        keeper: takes charge of the model; by default it stays on the CPU.
+
+        Raises ValueError for a folder that holds no such model, or not all of it.
+        """
+        model, processor = read(folder, cls.what, *cls.auto)
+        return cls(Path(folder).name, model, processor, (keeper or on("cpu"))(model))
+
+    def prepared(self, **given: Any) -> Any:
+        """What the processor makes of pictures and texts, on the CPU."""
+        with self.blamed():
+            return self.processor(**given, return_tensors="pt")
+
+    def placed(self, made: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A processor's tensors on the model's device, floating point ones in the model's dtype; the model is ready."""
+        dtype = self.model.dtype
+        cast = {key: value.to(dtype) if value.is_floating_point() else value for key, value in made.items()}
+        device = self.ready(sum(value.nbytes for value in cast.values()))
+        return {key: value.to(device) for key, value in cast.items()}
+
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """A block that calls transformers: settings that do not fit each other may raise anything there.
+
+        Raises ValueError for it with a sentence for the user. A GPU's lack of memory stays what it is.
+        """
+        try:
+            yield
+        except OUT_OF_MEMORY:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"The {self.what} “{self.name}” fails ({reason_of(error)}): its settings do not fit its weights. "
+                "Download its whole folder again."
+            ) from error
 
 
 def identity(folder: Path) -> str:
@@ -84,6 +143,8 @@ def kind_of(folder: Path, what: str) -> str:
 ATTENTION = (None, "eager", "sdpa")  # transformers' own; any other name may be fetched from a hub and run
 LARGEST_JSON = 1 << 22  # bytes of a settings file; published ones have some kilobytes
 MOST_LAYERS = 1000
+LONGEST_SIDE = 4096  # pixels of a picture as a model sees it; published ones see at most 1333
+_SIDES = ("shortest_edge", "longest_edge", "height", "width", "image_size", "size", "crop_size", "pad_size")
 
 
 def check_settings(folder: Path) -> dict[str, Any]:
@@ -129,6 +190,8 @@ def _check_setting(value: Any, file: Path, name: str = "", depth: int = 0) -> No
         why = "names a backbone to download"
     elif "layers" in name and isinstance(value, int) and value > MOST_LAYERS:
         why = f"is {shown(value)}; no model has more than {MOST_LAYERS} layers"
+    elif name in _SIDES and isinstance(value, int) and value > LONGEST_SIDE:
+        why = f"is {shown(value)}; no model sees more than {LONGEST_SIDE} pixels"
     if why:
         raise ValueError(
             f"In {shown(file, 300)} the setting “{shown(name)}” {why}. Code from a model's folder never runs here: use "
@@ -140,6 +203,11 @@ def _check_setting(value: Any, file: Path, name: str = "", depth: int = 0) -> No
     elif isinstance(value, list):
         for each in value:
             _check_setting(each, file, "", depth + 1)
+
+
+def reason_of(error: BaseException) -> str:
+    """What a library raised, short and printable."""
+    return f"{type(error).__name__}: {shown(' '.join(str(error).split()), 200)}"
 
 
 def read(folder: str | os.PathLike[str], what: str, model: str, processor: str, unused: Sequence[str] = ()) -> Any:
@@ -163,9 +231,8 @@ def read(folder: str | os.PathLike[str], what: str, model: str, processor: str, 
         )
         pieces = getattr(transformers, processor).from_pretrained(folder, **options)
     except Exception as error:  # a damaged file can raise anything in transformers, safetensors and tokenizers
-        reason = shown(" ".join(str(error).split()), 200)
         raise ValueError(
-            f"The {what} in {folder} ({kind}) cannot be loaded ({type(error).__name__}: {reason}). Download its whole "
+            f"The {what} in {folder} ({kind}) cannot be loaded ({reason_of(error)}). Download its whole "
             "folder: config.json, preprocessor_config.json, the tokenizer's files and the .safetensors weights."
         ) from error
     if missing := sorted(key for key in loading["missing_keys"] if not key.startswith(tuple(unused))):

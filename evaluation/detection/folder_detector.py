@@ -4,11 +4,9 @@ transformers loads for zero-shot object detection."""
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,31 +14,15 @@ from PIL import Image
 from torch import Tensor
 
 from ...common.crops import as_bytes
-from ...common.text import shown
-from ..model_folder import Keeper, Ready, inputs, on, read
+from ..model_folder import FolderModel
 from .detect import Seen
 from .detections import Detection
 
 
-def load_detector(folder: str | os.PathLike[str], keeper: Keeper | None = None) -> FolderDetector:
-    """A detector from a local Hugging Face folder.
+class FolderDetector(FolderModel):
+    """A Detector from transformers."""
 
-    keeper: takes charge of the model; by default it stays on the CPU.
-
-    Raises ValueError for any other folder.
-    """
-    model, processor = read(folder, "detector", "AutoModelForZeroShotObjectDetection", "AutoProcessor")
-    return FolderDetector(Path(folder).name, model, processor, (keeper or on("cpu"))(model))
-
-
-@dataclass(frozen=True, eq=False)
-class FolderDetector:
-    """A Detector from transformers. ready: prepares the model before each batch (`model_folder.Ready`)."""
-
-    name: str
-    model: Any
-    processor: Any
-    ready: Ready
+    what, auto = "detector", ("AutoModelForZeroShotObjectDetection", "AutoProcessor")
 
     @torch.inference_mode()
     def find(self, images: Tensor, texts: Sequence[str], threshold: float, text_threshold: float) -> list[list[Seen]]:
@@ -49,22 +31,22 @@ class FolderDetector:
         In a query of several texts, the words of one text influence the boxes of another.
         """
         pictures = [Image.fromarray(as_bytes(image)) for image in images]
-        processor = copy(self.processor)
-        processor.image_processor = _Prepared(self.processor.image_processor, pictures)
-        by_text = [self._find(processor, pictures, text, threshold, text_threshold) for text in texts]
+        with self.blamed():
+            processor = copy(self.processor)
+            processor.image_processor = _Prepared(self.processor.image_processor, pictures)
+        once = replace(self, processor=processor)
+        by_text = [once._find(pictures, text, threshold, text_threshold) for text in texts]
         return [list(each) for each in zip(*by_text, strict=True)]
 
-    def _find(
-        self, processor: Any, pictures: list[Image.Image], text: str, threshold: float, text_threshold: float
-    ) -> list[Seen]:
+    def _find(self, pictures: list[Image.Image], text: str, threshold: float, text_threshold: float) -> list[Seen]:
         query = " ".join(text.lower().replace(".", " ").split())  # a dot ends a text; the processor adds its own
         if not query:
             raise ValueError(f"The object text “{text}” has no words to look for: name the object, such as “cat”.")
         queries = [[query]] * len(pictures)
         dtype = self.model.dtype
-        given = inputs(processor(images=pictures, text=queries, return_tensors="pt"), self.ready, dtype)
+        given = self.placed(self.prepared(images=pictures, text=queries))
         # transformers 4 computes Grounding DINO's positions in float32, whatever the weights' dtype.
-        with torch.autocast(self.model.device.type, dtype, enabled=dtype != torch.float32):
+        with self.blamed(), torch.autocast(self.model.device.type, dtype, enabled=dtype != torch.float32):
             output = self.model(**given)
         self._check(output)
         seen = []
@@ -100,7 +82,8 @@ class FolderDetector:
             "text_labels": queries,
         }
         asked = inspect.signature(process).parameters
-        results = process(output, **{name: value for name, value in known.items() if name in asked})
+        with self.blamed():
+            results = process(output, **{name: value for name, value in known.items() if name in asked})
         return [(each["boxes"].float().cpu(), each["scores"].float().cpu()) for each in results]
 
     def _certain(
@@ -126,14 +109,7 @@ class _Prepared:
     """An image processor that prepares the pictures once. The processor calls it again for every text."""
 
     def __init__(self, processor: Any, pictures: list[Image.Image]) -> None:
-        self._processor = processor
-        try:
-            self._made = processor(images=pictures, return_tensors="pt")
-        except Exception as error:  # damaged settings can raise anything in transformers
-            raise ValueError(
-                f"The detector cannot prepare pictures by its preprocessor_config.json ({shown(error)}). Download its "
-                "folder again."
-            ) from error
+        self._processor, self._made = processor, processor(images=pictures, return_tensors="pt")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._processor, name)
@@ -146,3 +122,6 @@ def _visible(boxes: Tensor, picture: Image.Image) -> Tensor:
     """Whether at least one pixel of each box [Q, 4] lies in the picture, [Q] bool. A model may answer outside of it."""
     inside = boxes.clamp_min(0).minimum(torch.tensor([*picture.size, *picture.size]))
     return (inside[:, 2:] - inside[:, :2] >= 1).all(-1)
+
+
+load_detector = FolderDetector.load

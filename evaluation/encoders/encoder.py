@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...common.batching import OUT_OF_MEMORY, in_batches
-from ..model_folder import Keeper, Ready, inputs, kind_of, on, read
+from ..model_folder import FolderModel, Keeper, kind_of, on, read, reason_of
 
 BATCH = 32  # pictures or texts in one batch
 Picture = Any  # a PIL image or a uint8 array [H, W, 3]
@@ -80,9 +80,9 @@ def load_encoder(folder: str | os.PathLike[str], keeper: Keeper | None = None) -
     except OUT_OF_MEMORY:
         raise
     except Exception as error:  # a processor that does not fit its model can raise anything
-        reason = " ".join(str(error).split())[:200]
+        why = reason_of(error.__cause__ or error)
         raise ValueError(
-            f"The encoder in {folder} ({kind}) cannot encode a picture and a word ({type(error).__name__}: {reason}): "
+            f"The encoder in {folder} ({kind}) cannot encode a picture and a word ({why}): "
             "choose a CLIP or SigLIP folder (words and pictures), or a DINO, DINOv2 or DINOv3 folder (pictures only)."
         ) from error
     return encoder
@@ -113,17 +113,13 @@ def _most_tokens(model: Any, processor: Any) -> int | None:
 
 
 @dataclass(frozen=True, eq=False)
-class PairEncoder:
+class PairEncoder(FolderModel):
     """A TextImageEncoder from transformers: CLIP or SigLIP.
 
-    ready: prepares the model before each batch (`model_folder.Ready`).
     tokens: the largest number of tokens in a text, None if it is not known.
     """
 
-    name: str
-    model: Any
-    processor: Any
-    ready: Ready
+    what = "encoder"
     tokens: int | None
 
     @torch.inference_mode()
@@ -132,34 +128,32 @@ class PairEncoder:
         options = {"padding": "max_length", "truncation": True, "max_length": self.tokens} if self.tokens else {}
 
         def encode(batch: Sequence[str]) -> Any:
-            made = self.processor(text=list(batch), return_tensors="pt", **{"padding": True, **options})
-            return self.model.get_text_features(**inputs(made, self.ready, self.model.dtype))
+            given = self.placed(self.prepared(text=list(batch), **{"padding": True, **options}))
+            with self.blamed():
+                return self.model.get_text_features(**given)
 
         return _joined(in_batches(encode, words, BATCH))
 
     @torch.inference_mode()
     def images(self, pictures: Sequence[Picture]) -> Tensor:
         def encode(batch: Sequence[Picture]) -> Any:
-            made = self.processor(images=list(batch), return_tensors="pt")
-            return self.model.get_image_features(**inputs(made, self.ready, self.model.dtype))
+            given = self.placed(self.prepared(images=list(batch)))
+            with self.blamed():
+                return self.model.get_image_features(**given)
 
         return _joined(in_batches(encode, pictures, BATCH))
 
 
 @dataclass(frozen=True, eq=False)
-class PictureEncoder:
+class PictureEncoder(FolderModel):
     """An ImageEncoder from transformers: the first token (CLS) of a vision transformer, after its last norm.
 
-    ready: prepares the model before each batch (`model_folder.Ready`).
     cut_edges: whether pictures are resized to 8/7 of the model's side (short side, bicubic) and cut to the middle
         square of that side, whatever the folder's preprocessor does. DINO was trained and is scored so: 256, then 224
         pixels.
     """
 
-    name: str
-    model: Any
-    processor: Any
-    ready: Ready
+    what = "encoder"
     cut_edges: bool
 
     @torch.inference_mode()
@@ -168,10 +162,12 @@ class PictureEncoder:
             if self.cut_edges:
                 side = self.model.config.image_size
                 cut = [middle(picture, round(side * 8 / 7), side) for picture in batch]
-                made = self.processor(images=cut, do_resize=False, return_tensors="pt")
+                made = self.prepared(images=cut, do_resize=False)
             else:
-                made = self.processor(images=list(batch), return_tensors="pt")
-            return self.model(**inputs(made, self.ready, self.model.dtype)).last_hidden_state[:, 0]
+                made = self.prepared(images=list(batch))
+            given = self.placed(made)
+            with self.blamed():
+                return self.model(**given).last_hidden_state[:, 0]
 
         return _joined(in_batches(encode, pictures, BATCH))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,19 @@ def test_folders_that_are_no_detectors(folders: Path, tmp_path: Path):
     shutil.copytree(folders / "owlv2", tmp_path / "pickled")
     (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
     told(lambda: load_detector(tmp_path / "pickled"), "no .safetensors")
+
+
+@pytest.mark.parametrize(("name", "value", "words"), [
+    ("image_mean", [0.5], "The detector “changed” fails (ValueError: "),
+    ("size", {"height": 20_000, "width": 20_000}, "no model sees more than 4096 pixels"),
+])  # fmt: skip
+def test_settings_that_fit_no_picture(folders: Path, tmp_path: Path, name: str, value: Any, words: str):
+    changed = shutil.copytree(folders / "owlv2", tmp_path / "changed")
+    (file,) = [each for each in changed.glob("*processor_config.json") if "image_mean" in each.read_text()]
+    settings = json.loads(file.read_text())
+    settings.get("image_processor", settings)[name] = value
+    file.write_text(json.dumps(settings))
+    told(lambda: detect(load_detector(changed), pictures(1), ("cat",)), words)
 
 
 # ---- pixels ----
