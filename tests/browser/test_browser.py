@@ -489,6 +489,74 @@ def test_the_prompt_is_found_behind_the_sampler_and_at_the_input(page) -> None:
     assert page.evaluate(PROMPT_OF) == "a cup alone"
 
 
+STRANGE = """async () => {
+    const {objectsOf, promptOf} = await import("/extensions/PACK/js/chain.js")
+    const {mistakesIn} = await import("/extensions/PACK/js/mistakes.js")
+    const graphOf = (nodes, links = []) => {
+        const graph = {nodes, getNodeById: id => nodes[id], getLink: id => links[id]}
+        nodes.forEach(node => node.graph = graph)
+        return graph
+    }
+    const apply = name => ({comfyClass: "MIPApply", inputs: [{name, link: 0}], outputs: [], widgets: []})
+    // From each node to the next there are two ways: 2^60 to the last one.
+    const doubled = (type, more) => {
+        const nodes = Array.from({length: 60}, (_, i) => ({
+            inputs: ["a", "b"].map(name => ({name, type, link: i + 1})), outputs: [], ...more,
+        }))
+        return graphOf([...nodes, apply("prompt")], nodes.map((_, i) => ({origin_id: i, origin_slot: 0})))
+    }
+    const texts = doubled("STRING", {widgets: ["a", "b"].map(name => ({name, value: "cat"}))})
+    const conditionings = doubled("CONDITIONING", {widgets: []})
+    const sampler = {inputs: [{name: "positive", type: "CONDITIONING", link: 0}], outputs: [], widgets: []}
+    const sampled = {...apply("references"), outputs: [{type: "MODEL", links: [61]}]}
+    conditionings.nodes.push(sampler, sampled)
+    sampler.graph = sampled.graph = conditionings
+    const getLink = conditionings.getLink
+    conditionings.getLink = id => id === 61 ? {target_id: 61} : getLink(id)
+    // Every graph holds the next one twice, and the one that is looked for is the last of the first.
+    const wanted = graphOf([apply("references")])
+    let inner = graphOf([])
+    for (let i = 0; i < 60; i++) inner = graphOf([{subgraph: inner}, {subgraph: inner}])
+    wanted.rootGraph = graphOf([{subgraph: inner}, {subgraph: wanted}])
+    const several = {comfyClass: "MIPSeveralReferences", outputs: [],
+        widgets: [{name: "names", value: "a\\n".repeat(1e6)}],
+        inputs: [{name: "references", link: 0}, {name: "pictures.picture 1000000000", link: 1}]}
+    const chain = graphOf([several, {outputs: []}, apply("references")], [
+        {origin_id: 0, origin_slot: 0}, {origin_id: 1, origin_slot: 0}])
+    return [
+        promptOf(texts.nodes.at(-1)), promptOf(sampled), promptOf(wanted.nodes[0]), objectsOf(chain.nodes[2]).length,
+        mistakesIn([{connected: true, text: ":" + "1".repeat(1e5), texts: []}], null),
+    ]
+}""".replace("PACK", PACK)
+
+
+def test_a_strangers_graph_is_read_soon(page) -> None:
+    """Its links lead along more ways than can be followed, its texts are endless, and a socket has a huge number."""
+    assert page.evaluate(STRANGE) == [None, None, None, 32, [""]]
+
+
+STRANGE_ID = """() => {
+    const node = app.graph._nodes.find(node => node.type === "MIPReference")
+    const [id, widget] = [node.id, node.widgets.find(widget => widget.name === "text")]
+    node.id = `1"] { } body { background: url(http://nowhere.invalid/) } [x="`
+    node.flags.collapsed = true
+    node.title = node.constructor.title
+    widget.value = `" } body { color: red } ` + "x".repeat(1e6)
+    app.api.dispatchCustomEvent("graphChanged", {})
+    node.id = id
+    node.flags.collapsed = false
+    const ours = [...document.styleSheets]
+        .find(sheet => sheet.cssRules[0]?.selectorText?.startsWith(".lg-node[data-node"))
+    return [...ours.cssRules].map(rule => rule.cssText)
+}"""
+
+
+def test_an_id_or_a_text_becomes_no_rule_of_the_style_sheet(page) -> None:
+    rules = page.evaluate(STRANGE_ID)
+    assert len(rules) > 4 and all(each.startswith(".lg-node[") and len(each) < 1000 for each in rules)
+    assert any("nowhere.invalid" in each for each in rules) and any("color: red" in each for each in rules)
+
+
 # ---- errors ----
 
 TOAST = "words => [...document.querySelectorAll('.p-toast-message')].some(toast => toast.innerText.includes(words))"

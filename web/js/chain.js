@@ -16,7 +16,11 @@ const MOST_OBJECTS = 16 // as many as MIP Apply accepts, and as many styles
 const OBJECTS = ["MIPReference", "MIPFaceReference"]
 const SEVERAL = "MIPSeveralReferences"
 const LINKS = [...OBJECTS, SEVERAL, "MIPStyleReference"] // a style stands in the chain and is no object
-const MOST_STEPS = 200 // a loop in the graph ends here
+// A stranger's graph is read at every drawing. A loop in it ends here; and two links to one node, at many nodes in a row,
+// would be followed along all their ways.
+const MOST_STEPS = 200
+const LONGEST_TEXT = 1000 // letters of an object's text; the host accepts 300
+const LONGEST = 20_000 // letters of any other text, as many as the host accepts
 
 /**
  * The objects that reach a node's `references`, first one first.
@@ -34,14 +38,14 @@ export function objectsOf(node) {
     } else if (at.node.comfyClass === SEVERAL) found.unshift(...severalOf(at))
     at = source(at, "references")
   }
-  return found
+  return found.slice(-2 * MOST_OBJECTS)
 }
 
 /** @returns {ObjectOfChain} */
 const object = (at, input, text, mapColor) => ({
   picture: pictureFor(at, input),
   connected: source(at, input) !== null,
-  text: String(text ?? "").trim(),
+  text: String(text ?? "").slice(0, LONGEST_TEXT).trim(),
   mapColor,
   texts: [],
 })
@@ -50,7 +54,7 @@ const object = (at, input, text, mapColor) => ({
 function textsOfChain(at) {
   const texts = []
   for (; OBJECTS.includes(at?.node?.comfyClass) && texts.length < MOST_OBJECTS; at = source(at, "references")) {
-    texts.push(String(value(at, "text") ?? ""))
+    texts.push(String(value(at, "text") ?? "").slice(0, LONGEST_TEXT))
   }
   return texts
 }
@@ -58,11 +62,12 @@ function textsOfChain(at) {
 /** The objects of a MIPSeveralReferences: names and pictures by their numbers, as nodes/several.py pairs them. */
 function severalOf(at) {
   const names = String(value(at, "names") ?? "")
+    .slice(0, LONGEST)
     .split(/[\n,;]/)
     .filter((each) => each.trim())
   const slots = at.node.inputs.filter((each) => each.name.startsWith("pictures.") && source(at, each.name))
   const last = Math.max(names.length, ...slots.map((each) => Number(each.name.split(" ")[1])))
-  return Array.from({ length: last }, (_, i) => object(at, `pictures.picture ${i + 1}`, names[i]))
+  return Array.from({ length: Math.min(last, MOST_OBJECTS) }, (_, i) => object(at, `pictures.picture ${i + 1}`, names[i]))
 }
 
 /**
@@ -74,12 +79,19 @@ function severalOf(at) {
  */
 export function promptOf(node) {
   const at = { node, path: pathTo(node.graph) }
-  if (node.inputs?.find((each) => each.name === "prompt")?.link != null) return written(source(at, "prompt"))
+  const left = { steps: MOST_STEPS }
+  if (node.inputs?.find((each) => each.name === "prompt")?.link != null) return written(source(at, "prompt"), left)
   const texts = samplersBehind(node).map((sampler) => {
     const name = sampler.inputs.find((each) => ["positive", "conditioning"].includes(each.name)).name
-    return textsOf(source({ node: sampler, path: at.path }, name))
+    return textsOf(source({ node: sampler, path: at.path }, name), left)
   })
-  return texts.length && !texts.includes(null) ? texts.join("\n") : null
+  return texts.length ? joined(texts) : null
+}
+
+/** Texts one below the other; null if one of them is null, or if they are longer than the host accepts. */
+function joined(texts) {
+  const whole = texts.includes(null) ? null : texts.join("\n")
+  return whole?.length > LONGEST ? null : whole
 }
 
 /** The nodes of the same graph that take a node's model, through other nodes too, together with a conditioning. */
@@ -97,22 +109,26 @@ function samplersBehind(node) {
   return [...found]
 }
 
-/** All texts that a conditioning is made of; null if one of them is not written in a widget. */
-function textsOf(at, steps = MOST_STEPS) {
+/**
+ * All texts that a conditioning is made of; null if one of them is not written in a widget.
+ *
+ * @param {{ steps: number }} left how many nodes may still be looked at, on all ways together
+ */
+function textsOf(at, left) {
   const into = at?.node?.inputs?.filter((each) => each.type === "CONDITIONING" && each.link != null) ?? []
-  if (!at?.node || steps <= 0) return null
-  if (!into.length) return at.node.inputs?.some((each) => each.type === "CLIP") ? written(at) : null
-  const texts = into.map((each) => textsOf(source(at, each.name), steps - 1))
-  return texts.includes(null) ? null : texts.join("\n")
+  if (!at?.node || left.steps-- <= 0) return null
+  if (!into.length) return at.node.inputs?.some((each) => each.type === "CLIP") ? written(at, left) : null
+  return joined(into.map((each) => textsOf(source(at, each.name), left)))
 }
 
-/** The text in a node's widgets, where no other node gives a part of it. */
-function written(at) {
+/** The text in a node's widgets, where no other node gives a part of it. left: as for `textsOf`. */
+function written(at, left) {
   if (!at?.node) return typeof at?.value === "string" ? at.value : null
+  if (left.steps-- <= 0) return null
   const texts = at.node.widgets?.filter((each) => typeof each.value === "string" && each.type !== "combo") ?? []
   const linked = texts.filter((each) => at.node.inputs?.find((input) => input.name === each.name)?.link != null)
-  const parts = texts.map((each) => (linked.includes(each) ? written(source(at, each.name)) : each.value))
-  return parts.length && !parts.includes(null) ? parts.join("\n") : null
+  const parts = texts.map((each) => (linked.includes(each) ? written(source(at, each.name), left) : each.value))
+  return parts.length ? joined(parts) : null
 }
 
 /**
@@ -122,10 +138,12 @@ function written(at) {
  * @returns {object[]}
  */
 function pathTo(graph) {
+  const seen = new Set()
   const search = (from, path) => {
     if (from === graph) return path
+    seen.add(from)
     for (const node of from?.nodes ?? []) {
-      const found = node.subgraph && !path.includes(node) && search(node.subgraph, [...path, node])
+      const found = node.subgraph && !seen.has(node.subgraph) && search(node.subgraph, [...path, node])
       if (found) return found
     }
     return null
@@ -217,7 +235,7 @@ function shownBy(place) {
   if (!loads) return made?.filename ? { filename: made.filename, subfolder: made.subfolder ?? "", type: made.type } : null
   const name = value(place, "image")
   if (typeof name !== "string" || !name) return null
-  const [, path, type = "input"] = name.match(/^(.*?)(?: \[(\w+)\])?$/)
+  const [, path, type = "input"] = name.match(/^(.*?)(?: \[(\w+)\])?$/s)
   const cut = path.lastIndexOf("/")
   return { filename: path.slice(cut + 1), subfolder: path.slice(0, Math.max(cut, 0)), type }
 }

@@ -26,6 +26,7 @@ function showPlaceholders(node) {
   }
 }
 
+const LONGEST = 100 // letters of a title
 // The widget that tells folded nodes of one kind apart.
 const TOLD_APART_BY = { MIPReference: "text", MIPFaceReference: "text", MIPMerge: "strategy", MIPAdapterLoader: "adapter_name" }
 
@@ -33,10 +34,13 @@ const TOLD_APART_BY = { MIPReference: "text", MIPFaceReference: "text", MIPMerge
 function toldApart(node) {
   const widgetName = TOLD_APART_BY[node.comfyClass]
   const value = widgetName && node.flags?.collapsed && node.widgets?.find((each) => each.name === widgetName)?.value
-  return value && node.title === node.constructor.title ? `${value} · ` : ""
+  return value && node.title === node.constructor.title ? `${String(value).slice(0, LONGEST)} · ` : ""
 }
 
 const rules = document.createElement("style")
+
+/** As a CSS string: what a stranger's workflow has for a text or an id becomes no rule of its own. */
+const quoted = (text) => JSON.stringify(String(text))
 
 /**
  * Nodes that Vue draws know neither the colour of a class nor `getTitle`: a style sheet gives them both, for the nodes of
@@ -46,8 +50,8 @@ function styleTitles() {
   const ours = (app.canvas?.graph?.nodes ?? []).filter((node) => node.constructor.color === TITLE_BAR)
   rules.textContent = ours
     .map((node) => {
-      const element = `.lg-node[data-node-id="${node.id}"]`
-      const words = JSON.stringify(toldApart(node)) // which is a CSS string too
+      const element = `.lg-node[data-node-id=${quoted(node.id)}]`
+      const words = quoted(toldApart(node))
       return `${element} > [data-testid="node-inner-wrapper"] { background-color: ${TITLE_BAR} }
         ${element}[data-collapsed] [data-testid="node-title"]::before { content: ${words}; white-space: pre }`
     })

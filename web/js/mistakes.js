@@ -4,7 +4,7 @@ import { say } from "./words.js"
 
 const MOST_WORDS = 5 // as in common/text.py
 // As in common/text.py: brackets and weights of the prompt's syntax.
-const WEIGHTS = /(?<!\\)\(|(?::\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?\s*)?(?<!\\)\)/g
+const WEIGHTS = /(?<!\\)\(|(?::\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?\s*)?(?<!\\)\)/g
 
 /** @param {string} words @returns {string} without the prompt's syntax, upper case and further spaces */
 const plain = (words) =>

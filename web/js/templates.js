@@ -31,6 +31,7 @@ export function ordered(names) {
 
 /** Titles and notes in the user's language, by the English ones. @type {Record<string, string>} */
 let words = {}
+const known = (text) => (Object.hasOwn(words, text) ? words[text] : undefined) // “constructor” is no text of ours
 
 async function learnTexts() {
   const language = app.extensionManager?.setting?.get("Comfy.Locale")
@@ -45,10 +46,10 @@ async function learnTexts() {
 /** Translate a graph that has a template's note as it is shipped; any other, an edited template too, stays as it is. */
 function translateTexts(graph) {
   const nodes = graph?.nodes ?? []
-  const note = nodes.find((node) => node.type === "MarkdownNote" && words[node.widgets?.[0]?.value])
+  const note = nodes.find((node) => node.type === "MarkdownNote" && known(node.widgets?.[0]?.value))
   if (!note) return
-  note.widgets[0].value = words[note.widgets[0].value]
-  for (const each of [...nodes, ...(graph.groups ?? [])]) each.title = words[each.title] ?? each.title
+  note.widgets[0].value = known(note.widgets[0].value)
+  for (const each of [...nodes, ...(graph.groups ?? [])]) each.title = known(each.title) ?? each.title
 }
 
 app.registerExtension({
