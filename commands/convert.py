@@ -46,11 +46,15 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
     if target.exists() and target.samefile(source):
         raise ValueError(f"“{source.name}” cannot be converted onto itself: choose another --output.")
     if target.exists() and not force:
-        raise ValueError(f"{target} exists already: use --force to replace it, or --output to write elsewhere.")
+        raise _taken(target)
     spec = detect(tensors, source.name)
     check_finite(tensors, source.name)
-    _write(source, target, tensors, metadata(spec, source))
+    _write(source, target, tensors, metadata(spec, source), force)
     return target
+
+
+def _taken(target: Path) -> ValueError:
+    return ValueError(f"{target} exists already: use --force to replace it, or --output to write elsewhere.")
 
 
 def metadata(spec: AdapterSpec, source: Path) -> dict[str, str]:
@@ -71,11 +75,13 @@ def metadata(spec: AdapterSpec, source: Path) -> dict[str, str]:
     }
 
 
-def _write(source: Path, target: Path, tensors: Mapping[str, Tensor], about: dict[str, str]) -> None:
+def _write(source: Path, target: Path, tensors: Mapping[str, Tensor], about: dict[str, str], force: bool) -> None:
     try:
-        with atomic_file(target) as temporary:
+        with atomic_file(target, replace=force) as temporary:
             save_file(_owned(tensors), temporary, metadata=about)
             shutil.copymode(source, temporary)  # safetensors writes for its owner only
+    except FileExistsError:  # another process made it just now
+        raise _taken(target) from None
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{target} cannot be written ({error}): check the folder and its free space.") from error
 

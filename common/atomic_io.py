@@ -10,17 +10,21 @@ from uuid import uuid4
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, replace: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside `path` to write to.
 
     On success it is renamed to `path`; on an error it is removed. Missing folders are made.
+    replace: whether a file of that name is replaced. If not, raises FileExistsError, whoever made it and when.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # A random name: machines that share a folder may have equal process ids.
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         yield temporary
-        os.replace(temporary, path)
+        if replace:
+            os.replace(temporary, path)
+        elif not keep_as_new(temporary, path):
+            raise FileExistsError(f"{path} exists already")
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -43,7 +47,7 @@ def keep_as_new(finished: Path, path: Path) -> bool:
     return True
 
 
-def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a complete file or none. Text is encoded as UTF-8."""
-    with atomic_file(path) as temporary:
+def atomic_write(path: Path, content: str | bytes, replace: bool = True) -> None:
+    """Write a complete file or none. Text is encoded as UTF-8. replace: as for `atomic_file`."""
+    with atomic_file(path, replace) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..attention.options import FusionHead, Merge
 from ..attention.reference import make_reference
+from ..common.atomic_io import atomic_file
 from ..common.pictures import open_picture
 from ..patching.apply import apply_references
 from ..weights.adapter import Adapter
@@ -40,12 +41,11 @@ def validator(
             raise ValueError(f"Validation picture {number} (“{each.prompt}”) cannot be made: {error}") from error
 
     def validate(step: int, adapter: TrainedAdapter) -> None:
-        target = folder / "validation"
-        target.mkdir(parents=True, exist_ok=True)
         for number, each in enumerate(pictures, 1):
             with torch.inference_mode():
                 image = sample(base, each, adapter, recipe)
-            image.save(target / f"step-{step:06d}-{number}.png")
+            with atomic_file(folder / "validation" / f"step-{step:06d}-{number}.png") as temporary:
+                image.save(temporary, "PNG")
 
     return validate
 

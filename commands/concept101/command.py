@@ -15,6 +15,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,14 @@ def draw(pairs: Sequence[Pair], output: Path, settings: Settings, cpu: bool, qui
     painter, model, shown = Painter(settings), None, None
     begin = last = time.monotonic()
     for made, (pair, number, file) in enumerate(missing, 1):
+        if file.exists():  # by now another process has made it
+            continue
         if pair is not shown:
             model, shown = painter.with_references(references(pair)), pair
         stream = io.BytesIO()
         painter.picture(model, pair.prompts[number], number).save(stream, "PNG")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(file, stream.getvalue())
+        with suppress(FileExistsError):  # two at once: scores are of the first, and it stays
+            atomic_write(file, stream.getvalue(), replace=False)
         now = time.monotonic()
         if not quiet and (now - last > 10 or made == len(missing)):
             last, pace = now, (now - begin) / made
@@ -145,7 +148,7 @@ def _remove_changed(parts: Parts, pairs: Sequence[Pair], output: Path, rank: int
     for part in range(rank, len(parts), world):
         file, pictures = parts.path(part), picture_files(output, pairs[part])
         if file.exists() and json.loads(file.read_text("utf-8")).get("files") != contents(pictures):
-            file.unlink()
+            file.unlink(missing_ok=True)
 
 
 def _spec(adapter: str) -> AdapterSpec | None:

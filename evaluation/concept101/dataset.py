@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from PIL import Image
 from ...attention.reference import Reference, make_reference
 from ...common.crops import SIDE, cut_out
 from ...common.pictures import open_picture
+from ...common.text import shown
 from ...common.text_files import parse_json, read_text
 
 LIST = "dataset_multiconcept.json"
@@ -95,8 +96,8 @@ def _pair(folder: Path, number: int, entry: Any, cropped: bool) -> Pair:
     try:
         first, second, last = entry
         texts = [str(each["class_prompt"]).strip() for each in (first, second)]
-        names = [Path(each["instance_data_dir"]).name for each in (first, second)]
-        file = folder / last["prompt_filename_compose"]
+        names = [_inside(folder, PureWindowsPath(each["instance_data_dir"]).name).name for each in (first, second)]
+        file = _inside(folder, last["prompt_filename_compose"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"Pair {number} of {LIST} is not as Concept101 writes it ({type(error).__name__}: {error}): expected two "
@@ -113,6 +114,14 @@ def _pair(folder: Path, number: int, entry: Any, cropped: bool) -> Pair:
         raise ValueError(f"The prompts of pair {number}, {file}, are empty: download Concept101 again.")
     a, b = (_concept(folder, name, text, cropped) for name, text in zip(names, texts, strict=True))
     return Pair(number, (a, b), prompts)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file that the list names, on any system. Raises ValueError if it is not in the folder."""
+    path = PureWindowsPath(name)  # takes both kinds of strokes, drives and other machines
+    if path.anchor or ".." in path.parts:
+        raise ValueError(f"“{shown(name)}” leads out of the folder")
+    return folder.joinpath(*path.parts)
 
 
 def _concept(folder: Path, name: str, text: str, cropped: bool) -> Concept:

@@ -150,12 +150,13 @@ class Run:
         return zlib.crc32(repr(batch.key(batch.trials[0])).encode()) % self.shards == self.shard
 
     def _append(self, rows: Sequence[dict[str, Any]]) -> None:
-        with self.lines.open("ab+") as out:
+        lines = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+        with self.lines.open("ab+", buffering=0) as out:  # in one piece: others may append to the same file
             if out.tell():
                 out.seek(-1, os.SEEK_END)
                 if out.read() != b"\n":
-                    out.write(b"\n")  # ends a line that a killed process left unfinished
-            out.writelines(f"{json.dumps(row)}\n".encode() for row in rows)
+                    lines = b"\n" + lines  # ends a line that a killed process left unfinished
+            out.write(lines)
 
     def _check_plan(self) -> None:
         """Write plan.json. Raises ValueError if the folder's lines were made with other weights or settings."""

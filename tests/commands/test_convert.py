@@ -99,7 +99,7 @@ def test_refusals(source, tmp_path):
         main([str(source), str(source), "--output", str(tmp_path / "one.safetensors")])
 
 
-@pytest.mark.parametrize("where, error", [("os.replace", OSError), ("save_file", SafetensorError)])
+@pytest.mark.parametrize("where, error", [("os.fsync", OSError), ("save_file", SafetensorError)])
 def test_a_failed_write_leaves_nothing(source, monkeypatch, where, error):
     def full(*_, **__):
         raise error("No space left on device")

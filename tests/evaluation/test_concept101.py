@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 import torch
 from mip_adapter.commands.concept101.remarks import of_settings, of_texts
 from mip_adapter.commands.concept101.settings import Settings, guard
-from mip_adapter.evaluation.concept101.dataset import Concept, Pair, read_pairs, references
+from mip_adapter.evaluation.concept101.dataset import Concept, Pair, load, read_pairs, references
 from mip_adapter.evaluation.concept101.schedule import official_sigmas, official_timesteps, start_factor
 from mip_adapter.evaluation.concept101.score import texts_of
 from mip_adapter.evaluation.concept101.table import PUBLISHED, means, tables
@@ -25,6 +26,8 @@ from mip_adapter.weights.spec import ARCHITECTURES, AdapterSpec, EncoderNeed
 from PIL import Image, ImageDraw
 
 from ..support import tiny_clip, tiny_models
+from ..support.bounded import needs_fork
+from ..support.forks import forked, four
 from ..support.paths import ROOT
 from ..support.sentences import told
 from ..support.subprocesses import started, wait_for
@@ -131,6 +134,11 @@ def test_bad_data_gets_a_sentence(data: Path, tmp_path: Path):
     told(lambda: read_pairs(broken, cropped=False), "prompts of pair 0")
     (broken / "dataset_multiconcept.json").write_text('[[{"class_prompt": "cat"}, {}, {}]]')
     told(lambda: read_pairs(broken), "Pair 0", "instance_data_dir")
+    for away in ("/etc/passwd", "../x.txt", "prompts\\..\\..\\x.txt", "C:x.txt", "\\\\somewhere\\share\\x.txt"):
+        concepts = [{"class_prompt": "cat", "instance_data_dir": "./benchmark_dataset/pet_cat1"}] * 2
+        listed = json.dumps([[*concepts, {"prompt_filename_compose": away}]])
+        (broken / "dataset_multiconcept.json").write_text(listed)
+        told(lambda: read_pairs(broken, cropped=False), "Pair 0", "leads out of the folder")
     (broken / "dataset_multiconcept.json").write_text("[]")
     told(lambda: read_pairs(broken), "lists no pairs")
 
@@ -396,13 +404,32 @@ def test_two_processes_make_the_same_table(alone: Path, data: Path, encoders, tm
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@needs_fork
+def test_four_processes_that_know_nothing_of_each_other(alone: Path, data: Path, encoders, tmp_path: Path):
+    """Each makes all that is missing; what one has made no other one replaces."""
+    from mip_adapter.commands.concept101.command import main
+
+    asked = [*line(data, tmp_path / "run", encoders), "--pairs", "1", "--prompts", "1"]
+    assert four(lambda: main(asked), tmp_path) == [0] * 4
+    (picture,) = (tmp_path / "run").rglob("*.png")
+    expected = load(alone / picture.relative_to(tmp_path / "run"))
+    assert np.abs(np.asarray(load(picture), float) - np.asarray(expected)).max() < 3  # threads add in another order
+    assert len(table(tmp_path / "run")["pairs"]) == 1
+
+
+@pytest.mark.slow
+@needs_fork
 def test_two_processes_are_killed_and_one_goes_on(host, alone: Path, data: Path, encoders, tmp_path: Path):
     from mip_adapter.commands.concept101.command import main
 
+    def share(rank: int) -> int:
+        os.environ.update(RANK=str(rank), WORLD_SIZE="2")
+        return main(line(data, tmp_path, encoders))
+
     pictures = tmp_path / "pictures"
-    with launched(host, line(data, tmp_path, encoders)) as process:
-        wait_for(process, lambda: both_began(pictures))
+    with forked(lambda: share(0)) as process, forked(lambda: share(1)):
+        while process.is_alive() and not both_began(pictures):
+            time.sleep(0.01)
     before = {file: file.stat().st_mtime_ns for file in pictures.glob("*/*.png")}
     assert both_began(pictures) and not (tmp_path / "concept101.json").exists()
     assert main(line(data, tmp_path, encoders)) == 0

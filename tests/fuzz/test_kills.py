@@ -8,18 +8,16 @@ killed five times; MIP_ADAPTER_FUZZ=40 makes 200.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from mip_adapter.commands import curate, dataset
+from mip_adapter.commands import convert, curate, dataset
 from mip_adapter.common.atomic_io import atomic_write
 from mip_adapter.training.checkpoints import reached
 from mip_adapter.training.save import save_adapter
@@ -28,38 +26,20 @@ from PIL import Image
 
 from ..support import tiny_clip
 from ..support.bounded import LONGER, needs_fork
+from ..support.forks import forked, four
 from ..support.training_world import small_adapter, write_folder
 
 pytestmark = [needs_fork, pytest.mark.slow]
 KILLS = 5 * LONGER
-CONTEXT = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Other threads do not survive a fork."""
+    """As in the forked processes, so that all sums are added up alike."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@contextmanager
-def forked(act: Callable[[], Any], said: Path | str = os.devnull) -> Iterator[Any]:
-    """A process that runs a command; its exit status is what the command returns. said: the file for what it prints."""
-
-    def run() -> None:
-        with open(said, "w", encoding="utf-8") as output, redirect_stdout(output), redirect_stderr(output):
-            status = act() or 0
-        os._exit(status)
-
-    process = CONTEXT.Process(target=run)
-    process.start()
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.join()
 
 
 def killed(act: Callable[[], Any], done: Callable[[], int], check: Callable[[], Any]) -> None:
@@ -170,26 +150,36 @@ def test_four_label_at_once(labelling: tuple[Callable, dict], tmp_path: Path) ->
     assert made(output) == alone
 
 
-def four(act: Callable[[], int], said: Path) -> list[int]:
-    """The exit status of four processes at the same time; what they print goes into files 0, 1, 2, 3."""
-    gate = CONTEXT.Barrier(4)
-
-    def run() -> int:
-        gate.wait()
-        return act()
-
-    with (
-        forked(run, said / "0") as a,
-        forked(run, said / "1") as b,
-        forked(run, said / "2") as c,
-        forked(run, said / "3") as d,
-    ):
-        for each in (a, b, c, d):
-            each.join()
-        return [each.exitcode for each in (a, b, c, d)]
-
-
 # ---- saves ----
+
+
+def test_four_convert_and_four_save_at_once(tmp_path: Path) -> None:
+    """One of them converts, the others are told; whoever saves gets a file of their own."""
+    source = save_adapter(small_adapter(), tmp_path, "source")
+    target = tmp_path / "converted.safetensors"
+    status = four(lambda: convert.main([str(source), "--output", str(target)]), tmp_path)
+    assert sorted(status) == [0, 1, 1, 1] and read_tensors(target)[0].keys() == read_tensors(source)[0].keys()
+    said = [(tmp_path / f"{number}").read_text() for number in range(4)]
+    assert sum("exists already: use --force" in each for each in said) == 3
+    assert four(lambda: save_adapter(small_adapter(), tmp_path / "saved", "same") is None, tmp_path) == [0] * 4
+    assert len([read_tensors(file) for file in (tmp_path / "saved").iterdir()]) == 4
+
+
+def test_four_append_lines_at_once(tmp_path: Path) -> None:
+    """As two shards of the same number of `mip.py arms` do."""
+    from mip_adapter.research.ablation.command import Run
+
+    batch: Any = [{"key": [number], "more": "x" * 2000} for number in range(16)]
+    run: Any = SimpleNamespace(lines=tmp_path / "rows-0-of-1.jsonl")
+
+    def append() -> int:
+        for _ in range(100):
+            Run._append(run, batch)
+        return 0
+
+    assert four(append, tmp_path) == [0] * 4
+    lines = [line for line in run.lines.read_text().split("\n") if line]
+    assert len(lines) == 4 * 100 * 16 and all(len(json.loads(line)["more"]) == 2000 for line in lines)
 
 
 def test_saves_that_are_killed(tmp_path: Path) -> None:
