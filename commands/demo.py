@@ -20,6 +20,7 @@ from PIL import Image
 
 from ..common.atomic_io import atomic_file
 from ..common.console import complain, legible, say
+from ..common.text_files import parse_json, read_text
 from . import demo_sheet
 
 WORKFLOW = Path(__file__).with_name("demo_api.json")
@@ -50,6 +51,20 @@ def prepare(base: Path) -> None:
     inputs.mkdir(parents=True, exist_ok=True)
     for name, source in PHOTOGRAPHS.items():
         shutil.copyfile(Path(spec.origin).parent / "data" / source, inputs / name)
+
+
+def read_workflow(file: Path) -> dict[str, Any]:
+    """A workflow in API format. Raises DemoError for any other file."""
+    try:
+        workflow = parse_json(read_text(file))
+    except (OSError, ValueError) as error:
+        raise DemoError(f"The workflow {file} cannot be read ({error}).") from error
+    nodes: list[Any] = list(workflow.values()) if isinstance(workflow, dict) else [None]
+    if not all(isinstance(node, dict) and isinstance(node.get("class_type"), str) for node in nodes) or not all(
+        isinstance(node.get("_meta", {}), dict) for node in nodes
+    ):
+        raise DemoError(f"{file} is no workflow in API format: in ComfyUI's menu choose “Export (API)”.")
+    return workflow
 
 
 async def run(server: str, output: Path, workflow: dict[str, Any]) -> list[Path]:
@@ -201,7 +216,7 @@ def main(arguments: list[str]) -> int:
         if options.step == "prepare":
             prepare(options.base_directory)
             return 0
-        workflow = json.loads(options.workflow.read_text(encoding="utf-8"))
+        workflow = read_workflow(options.workflow)
         paths = asyncio.run(run(options.server, options.output, workflow))
     except DemoError as error:
         complain(f"error: {error}")

@@ -70,6 +70,11 @@ def holds(prompt: str, words: str) -> bool:
     return re.search(rf"(?<![a-z0-9]){re.escape(plain(words))}(?![a-z0-9])", plain(prompt)) is not None
 
 
+def whole_number(text: str) -> int | None:
+    """The number that a text of digits says; None for any other text, and for more digits than a number here has."""
+    return int(text) if len(text) < 10 and text.isdecimal() else None
+
+
 def object_number(wanted: str, texts: Sequence[str]) -> int:
     """The index of the object text that is meant.
 
@@ -79,7 +84,7 @@ def object_number(wanted: str, texts: Sequence[str]) -> int:
     if not plain(wanted):
         return 0
     same = [i for i, text in enumerate(texts) if plain(text) == plain(wanted)]
-    if not same and wanted.strip().isdecimal() and 1 <= int(wanted) <= len(texts):
+    if not same and 1 <= (whole_number(wanted.strip()) or 0) <= len(texts):
         return int(wanted) - 1
     if len(same) != 1:
         known = some((f"{i} “{shown(text, 40)}”" for i, text in enumerate(texts, 1)), 16)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..attention.joint import joint_relevance
 from ..attention.options import Merge
 from ..attention.plan import Plan, averages
-from ..attention.reference import object_text
+from ..attention.reference import MAX_OBJECTS, object_text
 from ..attention.schedule import PercentRange, Schedule
 from ..attention.share_bias import (
     Layout,
@@ -42,6 +42,7 @@ from .site_patch import check_percents, note_record
 from .unet_call import PooledAt, UNetCall
 
 log = logging.getLogger(__name__)
+MOST_REFERENCES = 64
 NOBODY = "-"  # in place of a text: a reference that belongs to no object
 # Parts of the names of the host's attention functions that store queries and keys as integers. One scale for all
 # channels would be chosen for ours, which are large.
@@ -53,11 +54,16 @@ def read_texts(texts: str) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
     """The M objects' names, and for each reference which of them it shows; None: none of them.
 
     texts: one line for each reference. The same text in several lines is one object with several references.
-    Raises ValueError if no line holds a text.
+    Raises ValueError if no line holds a text, and for more of them than are supported.
     """
     lines = [line.strip() for line in texts.strip("\n").split("\n")]
     named = [None if line in ("", NOBODY) else object_text(line) for line in lines]
     names = tuple(dict.fromkeys(name for name in named if name is not None))
+    if len(named) > MOST_REFERENCES or len(names) > MAX_OBJECTS:
+        raise ValueError(
+            f"There are {len(named)} texts for {len(names)} objects; at most {MOST_REFERENCES} references of "
+            f"{MAX_OBJECTS} objects are supported: write one line for each ReferenceLatent."
+        )
     if not names:
         raise ValueError(
             "No object is named: write one line for each ReferenceLatent, in their order, with the words of the "

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...common.text import object_number
+from ...common.text import object_number, shown, whole_number
 from ..detection.detections import Detections
 from ..detection.matching import match_objects, missing
 
@@ -68,10 +68,10 @@ def masked(masks: Tensor, wanted: str, pictures: int) -> Target:
             "each picture."
         )
     objects = count // pictures
-    number = wanted.strip() or "1"
-    if not number.isdecimal() or not 1 <= int(number) <= objects:
+    number = whole_number(wanted.strip() or "1")
+    if number is None or not 1 <= number <= objects:
         raise ValueError(
             f"The masks are of {objects} objects, and masks have no names: write the object's number, 1 to {objects}, "
-            f"instead of “{wanted}”, or connect detections."
+            f"instead of “{shown(wanted, 60)}”, or connect detections."
         )
-    return Target(f"object {number}", masks.unflatten(0, (pictures, objects))[:, int(number) - 1], (), "masks")
+    return Target(f"object {number}", masks.unflatten(0, (pictures, objects))[:, number - 1], (), "masks")

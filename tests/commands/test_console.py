@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mip_adapter.commands import demo
 from mip_adapter.common.console import NO_MEMORY, complain, exit_status, legible, log_to_console, say
 
 from ..support.paths import ROOT
@@ -80,3 +81,14 @@ def test_a_name_that_steers_is_printed_by_a_command(tmp_path: Path, capsys) -> N
 
     assert main([str(tmp_path / "\x1b[2Jnone.bin")]) == 1
     assert "\x1b" not in capsys.readouterr().err and sys.stderr is not None
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "no JSON", "[1]", '{"1": 7}', '{"1": {"class_type": "X", "_meta": 7}}', "\xff"]
+)
+def test_the_demo_takes_workflows_only(tmp_path: Path, capsys, text: str) -> None:
+    (tmp_path / "x.json").write_bytes(text.encode("latin-1"))
+    run = ["run", "--server", "http://127.0.0.1:9", "--output", str(tmp_path / "out"), "--workflow"]
+    assert demo.main([*run, str(tmp_path / "x.json")]) == 1
+    said = capsys.readouterr().err
+    assert "cannot be read" in said or "is no workflow in API format" in said, said

@@ -47,7 +47,7 @@ SOURCES = {
     "MODEL": ["m", 0], "CLIP": ["m", 1], "VAE": ["m", 2], "CLIP_VISION": ["m", 3], "MIP_ADAPTER": ["a", 0],
     "IMAGE": ["i", 0], "MASK": ["k", 0], "MIP_REFERENCES": ["r", 0], "MIP_DETECTOR": ["d", 0], "MIP_ENCODER": ["e", 0],
     "MIP_DETECTIONS": ["b", 0], "LATENT": ["l", 0], "MIP_MERGE": ["g", 0], "BOUNDING_BOX": ["b2", 1],
-    "MIP_PICTURES": ["mp", 0],
+    "MIP_PICTURES": ["mp", 0], "MIP_BLOCK_STRENGTH": ["s", 0], "MIP_FUSION_HEAD": ["f", 0], "MIP_RELEVANCE": ["v", 1],
 }  # fmt: skip
 NODES = {
     "m": ("MIPMiniatureLoader", {}),
@@ -61,6 +61,12 @@ NODES = {
     "b": ("MIPBoxes", {"images": ["i", 0], "boxes": ["k", 0], "texts": "star", "bbox_format": "x, y, width, height"}),
     "b2": ("MIPDetectObjects", {"images": ["i", 0], "detector": ["d", 0], "texts": "star", "threshold": 0.25}),
     "l": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
+    "s": ("MIPBlockStrength", {"model": ["m", 0], "preset": "all"}),
+    "f": ("MIPFusionHead", {"adapter": ["a", 0], "gate": "image", "strength": 1.0}),
+    "v": ("MIPApply", {
+        "model": ["m", 0], "clip": ["m", 1], "clip_vision": ["m", 3], "adapter": ["a", 0], "references": ["r", 0],
+        "scale": 1.0, "start_percent": 0.0, "end_percent": 1.0,
+    }),
     "g": ("MIPMerge", {"strategy": "relevance", "normalization": "sum", "background": 0.0, "sharpness": 1.0}),
 }  # fmt: skip
 

@@ -127,6 +127,7 @@ def test_checks_before_a_run_never_raise() -> None:
             train.validate_inputs(dataset_folder=given),
             node("MIPEncoderLoader").validate_inputs(encoder_name=given),
             node("MIPDetectorLoader").validate_inputs(detector_name=given),
+            node("MIPFaceAnalyserLoader").validate_inputs(analyser_name=given),
             drawn.validate_inputs(kind="star", pattern="striped", colour=given, second_colour=None),
         ]
         assert all(isinstance(each, str) and each.isprintable() and len(each) < 2500 for each in said), said
@@ -134,6 +135,7 @@ def test_checks_before_a_run_never_raise() -> None:
         head.fingerprint_inputs(gate="image", strength=1.0, head_name=given)
         node("MIPEncoderLoader").fingerprint_inputs(encoder_name=given)
         node("MIPDetectorLoader").fingerprint_inputs(detector_name=given)
+        node("MIPFaceAnalyserLoader").fingerprint_inputs(analyser_name=given)
 
 
 def test_checks_before_a_run_take_a_workflow_that_lacks_inputs() -> None:
@@ -162,6 +164,24 @@ def test_words_are_read_in_linear_time(text: str) -> None:
         return time.process_time() - begin
 
     assert seconds(text * 10) < 40 * seconds(text) + 0.5
+
+
+@pytest.mark.parametrize("digits", ["1" * 5000, "٣" * 5000])
+def test_a_number_of_5000_digits_is_none(digits: str) -> None:
+    """Python itself refuses to read it, with advice to lift its limit."""
+    from mip_adapter.attention.block_strength import make_block_strength
+    from mip_adapter.common.text import object_number, whole_number
+    from mip_adapter.evaluation.relevance_score.target import masked
+    from mip_adapter.weights.sites import Site
+
+    assert whole_number(digits) is None and whole_number("12") == 12 and whole_number("-1") is None
+    site = Site(("input", 4, 0), 0, 64, 1, 64)
+    for act, words in (
+        (lambda: object_number(digits, ["cat"]), "is none of the objects"),
+        (lambda: masked(torch.ones(4, 8, 8), digits, 2), "masks have no names"),
+        (lambda: make_block_strength([site], numbers=f"{digits}:1"), "There is no block"),
+    ):
+        refused(act, words)
 
 
 def test_long_words_are_drawn_soon() -> None:

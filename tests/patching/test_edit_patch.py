@@ -315,6 +315,8 @@ def test_bad_input(kontext):
     told(lambda: calls(kontext, bound(kontext), []), "no reference latents", "ReferenceLatent")
     told(lambda: calls(kontext, bound(kontext), two[:1]), "texts for 2 references", "has 1 reference latent")
     told(lambda: bound(kontext, "-\n\n"), "No object is named", "one line for each")
+    told(lambda: bound(kontext, "\n".join(f"cat {i}" for i in range(17))), "17 objects", "at most 64 references of 16")
+    told(lambda: bound(kontext, "cat\n" * 65), "65 texts for 1 objects")
     told(lambda: bound(kontext, strength=float("nan")), "strength is nan")
     told(lambda: bound(kontext, merge=Merge("concat")), "strategy is concat")
     told(lambda: bound(kontext, model=bound(kontext)), "another MIP Edit References")
