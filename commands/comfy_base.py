@@ -21,10 +21,10 @@ def load_base(base: Base) -> BaseModels:
         raise ValueError(f"{base.checkpoint} is no checkpoint that ComfyUI knows ({error}).") from error
     if base.vae:
         vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(base.vae))
-    clip_vision = comfy.clip_vision.load(base.clip_vision)
+    clip_vision = comfy.clip_vision.load(base.clip_vision) if base.clip_vision else None
     for part, name in ((model, "UNet"), (clip, "text encoder"), (vae, "VAE")):
         if part is None:
             raise ValueError(f"{base.checkpoint} holds no {name}: training needs a whole checkpoint in one file.")
-    if clip_vision is None:
+    if clip_vision is None and base.clip_vision:
         raise ValueError(f"{base.clip_vision} is no CLIP vision model that ComfyUI knows.")
     return BaseModels(model, clip, vae, clip_vision)

@@ -24,6 +24,7 @@ from ..common.pictures import open_picture
 from ..common.resumable import Parts, Row, json_lines, open_parts, process
 from ..evaluation.detection.folder_detector import load_detector
 from ..evaluation.detection.segmenter import load_segmenter
+from ..evaluation.faces.analyser import load_analyser
 from ..evaluation.model_folder import identity, on, own_device
 from ..miniature.pixel_detector import NAME, PixelDetector
 from ..training.data_folder import picture_path, read_json, read_mask, write_subset
@@ -74,6 +75,8 @@ def make(options: argparse.Namespace) -> None:
         "objects": options.min_objects,
         "filters": dataclasses.asdict(Filters()),
     }
+    if options.faces is not None:
+        settings["faces"] = options.faces.resolve().name
     ids = [source.id for source in found]
     parts = open_parts(output / "dataset.parts", ids, settings, options.part, options.fresh)
     if any(parts.todo(rank, world)):
@@ -85,6 +88,7 @@ def make(options: argparse.Namespace) -> None:
             options.threshold,
             options.short_side,
             options.min_objects,
+            analyser=None if options.faces is None else load_analyser(options.faces),
         )
         if rank == 0 and parts.finished():
             say(f"Going on: {parts.finished()} of {len(parts)} parts are there.")
@@ -167,6 +171,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--output", type=Path, help="the folder of training data to write")
     add("--detector", type=Path, help="a local Grounding DINO folder, or “miniature” for drawn scenes")
     add("--segmenter", type=Path, help="a local SAM folder; not for “miniature”")
+    add("--faces", type=Path, metavar="FOLDER", help="a model pack of InsightFace, such as buffalo_l: people's face "
+        "embeddings are written too, for training FaceID adapters")  # fmt: skip
     add("--captions", type=Path, metavar="TABLE", help="columns file_name, text, and objects if you name them yourself")
     add("--select", type=Path, metavar="LIST", help="only these ids: selected_indexes….pkl, .json, or a text; with a "
         "folder that is training data already, only a list to train with is written")  # fmt: skip

@@ -20,9 +20,10 @@ from ..training.dataset import SubjectFolder
 from ..training.processes import Accelerated, Alone
 from ..training.run_config import BaseModels, RunConfig, read_run_config
 from ..training.save import save_adapter, save_head
-from ..training.trainable import init_adapter
+from ..training.trainable import check_family, init_adapter
 from ..training.trainer import Progress, train
 from ..weights.adapter import Adapter, load_adapter
+from ..weights.families import FACE_WIDTH
 from ..weights.sites import check_sites, cross_attentions, unet_sites
 from .comfy_base import load_base
 
@@ -54,13 +55,15 @@ def run(config: RunConfig, cpu: bool = False) -> int:
     config = replace(config, recipe=as_begun(folder, config.recipe))
     base = load_base(config.base)
     adapter = start_adapter(config, base)
-    samples = SubjectFolder(config.data, config.recipe)
+    check_family(adapter)
+    samples = SubjectFolder(config.data, config.recipe, adapter.spec.face)
     if first:
         say(f"{config.data}: {samples}")
 
+    from ..patching.inner_lora import with_inner_lora
     from ..training.comfy_model import HostModel
 
-    model = HostModel(*base, config.recipe)
+    model = HostModel(with_inner_lora(base.model, adapter, 1.0), *base[1:], config.recipe)
     file = Path(config.base.checkpoint)
     named = (
         {"base_sha256": file_sha256(file), "base": file.name} if file.is_file() else {"base": config.base.checkpoint}
@@ -89,15 +92,20 @@ def run(config: RunConfig, cpu: bool = False) -> int:
 
 
 def start_adapter(config: RunConfig, base: BaseModels) -> Adapter:
-    """The adapter that training starts from: the configured file, or a new one for this UNet and image encoder."""
+    """The adapter that training starts from: the configured file, or a new one for this UNet and image encoder, or for
+    face embeddings.
+    """
     unet = base.model.model.diffusion_model
     if config.start.file:
         adapter = load_adapter(config.start.file)
         check_sites(adapter.spec, adapter.name, unet_sites(unet))
         return adapter
-    with torch.inference_mode():
-        width = base.clip_vision.encode_image(torch.zeros(1, 224, 224, 3))["image_embeds"].shape[-1]
-    return init_adapter(unet_sites(unet), cross_attentions(unet), width, config.start.tokens, config.recipe.seed)
+    start, width = config.start, FACE_WIDTH
+    if start.family == "base":
+        with torch.inference_mode():
+            width = base.clip_vision.encode_image(torch.zeros(1, 224, 224, 3))["image_embeds"].shape[-1]
+    seed = config.recipe.seed
+    return init_adapter(unet_sites(unet), cross_attentions(unet), width, start.tokens, seed, start.family)
 
 
 def _validator(config: RunConfig, base: BaseModels, folder: Path, start: Adapter) -> Any:

@@ -154,6 +154,12 @@ forward("relevance", "benchmarks.relevance_score", "does noise meet its object?"
 forward("sites", "research.studies.comfy_sites", "which cross-attentions know where the objects are?", become=True)
 forward("steer", "research.studies.comfy_steering", "pictures before and after each way of steering", become=True)
 forward("styles", "research.studies.comfy_styles", "objects beside a style: what keeps its looks?", become=True)
+forward(
+    "faces",
+    "research.studies.comfy_faces",
+    "embeddings in place of pictures: do objects keep their looks?",
+    become=True,
+)
 forward("train", "commands.train", "train an adapter or its fusion head", become=True)
 
 

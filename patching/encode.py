@@ -165,9 +165,8 @@ def face_tokens(clip_vision: Any, reference: Reference, face: Face, adapter: Ada
     The face embeddings of several pictures, and what the image encoder gives for the crops, are averaged before they
     are projected. A portrait adapter takes one face after the other: T is then 16 for each.
     """
-    family = adapter.spec.family
-    faces = face.embeddings if family == "portrait-unnorm" else F.normalize(face.embeddings, dim=-1)
-    if family == "portrait":
+    faces = face_features(face.embeddings, adapter)
+    if adapter.spec.family == "portrait":
         return project(adapter, faces).flatten(0, 1)
     faces = _mean(reference, faces)
     if not adapter.spec.reads_pictures:
@@ -179,6 +178,11 @@ def face_tokens(clip_vision: Any, reference: Reference, face: Face, adapter: Ada
         for images, _ in reference.batches
     ]
     return project(adapter, _mean(reference, torch.cat(states)), faces, face.structure)[0]
+
+
+def face_features(embeddings: Tensor, adapter: Adapter) -> Tensor:
+    """What a face adapter's projection reads of embeddings [B, F]: unit vectors, but portrait-unnorm as they are."""
+    return embeddings if adapter.spec.family == "portrait-unnorm" else F.normalize(embeddings, dim=-1)
 
 
 def null_tokens(clip_vision: Any, reference: Reference, adapter: Adapter) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..common.hashing import weights_sha256
-from ..patching.encode import encode_pictures, null_features
+from ..patching.encode import encode_pictures, face_features, null_features
 from ..patching.object_text import encode_object_text
 from ..weights.adapter import Adapter
 from ..weights.sites import Site, SiteKey, cross_attentions, unet_sites
@@ -145,7 +145,12 @@ class HostModel:
         """Features of the objects of all samples, one after another. Dropped references get those of the unconditional
         branch.
         """
-        features = encode_pictures(self.clip_vision, torch.cat([s.references for s in samples]).movedim(1, -1), adapter)
+        if adapter.spec.face is None:
+            pictures = torch.cat([sample.references for sample in samples]).movedim(1, -1)
+            features = encode_pictures(self.clip_vision, pictures, adapter)
+        else:
+            faces = [sample.faces for sample in samples if sample.faces is not None]
+            features = face_features(torch.cat(faces), adapter)
         if any(sample.drop_image for sample in samples):
             if self._empty is None:
                 self._empty = null_features(self.clip_vision, adapter)

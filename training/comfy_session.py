@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..common.text import printable, shown
 from ..patching.encode import check_encoders
+from ..patching.inner_lora import with_inner_lora
 from ..weights.adapter import Adapter
 from ..weights.comfy_files import adapter_names, output_folder
 from ..weights.sites import check_sites, unet_sites
@@ -31,7 +32,7 @@ from .data_folder import expanded, refuse_other_machine
 from .dataset import SubjectFolder
 from .loss_curve import SIZE, loss_picture
 from .save import free_path, save_adapter, save_head
-from .trainable import TrainedAdapter, flat_tensors
+from .trainable import TrainedAdapter, check_family, flat_tensors
 from .trainer import Outcome, Progress, train
 
 log = logging.getLogger(__name__)
@@ -151,8 +152,9 @@ def train_in_graph(
     with torch.inference_mode(False), torch.enable_grad():
         check_sites(adapter.spec, adapter.name, unet_sites(model.model.diffusion_model))
         recipe = recipe if folder is None else as_begun(folder, recipe)
-        samples = SubjectFolder(dataset_folder, recipe)
-        frozen = HostModel(model, clip, vae, clip_vision, recipe)
+        check_family(adapter)
+        samples = SubjectFolder(dataset_folder, recipe, adapter.spec.face)
+        frozen = HostModel(with_inner_lora(model, adapter, 1.0), clip, vae, clip_vision, recipe)
         about = {"start": adapter.name, "base_weights_sha256": frozen.base_sha256()}
         return train(
             frozen,

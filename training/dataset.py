@@ -26,7 +26,7 @@ from ..common.rng import generator, seed_of
 from .config import TrainConfig
 from .crops import choose_crop, cropped, cut_reference, latent_mask, training_picture, whole_box
 from .data_folder import mask_path, picture_ids, picture_path, read_json, read_mask
-from .filters import LabelledBox, candidates, refuse_names, usable_after_crop, with_masks
+from .filters import NO_FACES, LabelledBox, candidates, faces_of, refuse_names, usable_after_crop, with_masks
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class Sample:
     original_size: (height, width) and corner: (top, left) of the crop, SDXL's size conditioning.
     drop_text, drop_image: drop the caption, drop the references.
     broken: (id, reason) of the pictures that were skipped before this one.
+    faces: [M, F], the objects' face embeddings; None where they are not asked for.
     """
 
     id: str
@@ -59,10 +60,13 @@ class Sample:
     drop_text: bool = False
     drop_image: bool = False
     broken: tuple[tuple[str, str], ...] = ()
+    faces: Tensor | None = None
 
 
 class _Entry(NamedTuple):
-    """boxes: of all objects of the picture, also of those that the filters leave out, in whole pixels."""
+    """boxes: of all objects of the picture, also of those that the filters leave out, in whole pixels.
+    faces: the face embeddings by the boxes in `found`.
+    """
 
     id: str
     picture: Path
@@ -71,6 +75,7 @@ class _Entry(NamedTuple):
     boxes: tuple[Box, ...]
     size: tuple[int, int]
     original: tuple[int, int]  # height, width
+    faces: Mapping[Box, Tensor]
 
 
 class _Unusable(Exception):
@@ -83,12 +88,13 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
     A picture that cannot be read is replaced by the next one of its epoch and reported in `Sample.broken`.
 
     folder: a folder of training data, or a list of kept pictures (data_folder.py).
+    face: F, the width of the face embedding that every object must have, for adapters that read one.
 
     Raises ValueError for a folder that is empty, has no usable picture, or is more than 5 % broken.
     """
 
-    def __init__(self, folder: str | Path, recipe: TrainConfig) -> None:
-        self.recipe = recipe
+    def __init__(self, folder: str | Path, recipe: TrainConfig, face: int | None = None) -> None:
+        self.recipe, self.face = recipe, face
         self.folder, names = picture_ids(Path(folder))
         self.total, self.entries = len(names), list[_Entry]()
         self.broken, self.left_out = dict[str, str](), Counter[str]()
@@ -146,12 +152,17 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         if not mask_path(self.folder, name).is_file():
             raise FileNotFoundError(f"masks/{name}.png is missing")
         caption, least = str(data["text"]), self.recipe.min_objects
-        found, why = candidates(data["final_masks"], caption, size, self.recipe.filters, least)
+        entries, faces = data["final_masks"], dict[Box, Tensor]()
+        if self.face is not None:
+            entries, faces = faces_of(entries, self.face)
+            if not faces:
+                raise _Unusable(NO_FACES)
+        found, why = candidates(entries, caption, size, self.recipe.filters, least)
         if why:
             raise _Unusable(why)
         width, height = data.get("original_size", size)
         boxes = tuple(whole_box(entry["box"]) for entry in data["final_masks"] if "box" in entry)
-        return _Entry(name, picture, caption, tuple(found), boxes, size, (int(height), int(width)))
+        return _Entry(name, picture, caption, tuple(found), boxes, size, (int(height), int(width)), faces)
 
     def _load(self, entry: _Entry, position: int) -> Sample:
         recipe, rng = self.recipe, random.Random(seed_of(self.recipe.seed, "sample", position))
@@ -193,6 +204,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
             corner=(crop.top, crop.left),
             drop_text=drop_text,
             drop_image=drop_image,
+            faces=None if self.face is None else torch.stack([entry.faces[each.box] for each in chosen]),
         )
 
     def _nothing(self) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..common.crops import Box, window
 from ..common.text import shown
@@ -65,12 +67,13 @@ class LabelledBox(NamedTuple):
     box: Box
 
 
-NO_OBJECTS, TOO_FEW, NOT_IN_CAPTION, SAME_NAMES, BAD_MASKS = (
+NO_OBJECTS, TOO_FEW, NOT_IN_CAPTION, SAME_NAMES, BAD_MASKS, NO_FACES = (
     "no object has a usable box (area, aspect, confidence, one-word label)",
     "too few objects remain",
     "labels do not stand in the caption",
     "two objects have the same name",
     "the masks inside the boxes are too small or too mixed",
+    "no object has a face embedding (mip.py dataset --faces writes them)",
 )
 
 
@@ -99,6 +102,28 @@ def candidates(
     if not _together(named, least, lambda a, b: _apart(a, b, filters) and not refuse_names((a, b), filters)):
         return [], SAME_NAMES
     return named, None
+
+
+def faces_of(entries: Sequence[dict], width: int) -> tuple[list[dict], dict[Box, Tensor]]:
+    """The objects that have a face embedding, and the embedding [F] of each by its box.
+
+    entries: the json's `final_masks`.
+    width: F. Raises ValueError for an embedding that is not so many finite numbers.
+    """
+    having = [entry for entry in entries if isinstance(entry, dict) and entry.get("face") is not None]
+    faces = {}
+    for entry in having:
+        try:
+            face = torch.tensor(entry["face"], dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"the face of “{shown(entry.get('label'))}” is no list of numbers") from error
+        if face.shape != (width,) or not bool(face.isfinite().all()):
+            raise ValueError(
+                f"the face embedding of “{shown(entry.get('label'))}” has the shape {list(face.shape)}, expected "
+                f"{width} finite numbers"
+            )
+        faces[_found(entry).box] = face
+    return having, faces
 
 
 def with_masks(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from ..common.text_files import read_text
+from ..weights.adapter import load_adapter
 from .config import TrainConfig, read_table
 from .data_folder import expanded
+from .trainable import Fresh
 
 MINIATURE = "miniature"  # value of base.checkpoint for the small model that comes with the pack
 
@@ -18,7 +20,7 @@ class Base:
     """The base model's files.
 
     checkpoint: an SD1.5 or SDXL file, or MINIATURE.
-    clip_vision: the image encoder.
+    clip_vision: the image encoder; "" for an adapter that reads face embeddings.
     vae: replaces the checkpoint's own; "" to keep it.
     """
 
@@ -41,13 +43,22 @@ class Start:
     """The adapter to start from.
 
     file: an existing adapter.
-    init: "unet" for a new one of the base family, made from the UNet's weights.
+    init: "unet" for a new one, made from the UNet's weights.
     tokens: image tokens of a new adapter.
+    family: of a new adapter: "base" reads pictures, "faceid" face embeddings.
     """
 
     file: str = ""
     init: Literal["", "unet"] = ""
     tokens: int = 4
+    family: Fresh = "base"
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether the adapter needs an image encoder."""
+        if self.init:
+            return self.family == "base"
+        return not Path(self.file).is_file() or load_adapter(self.file).spec.reads_pictures
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,7 @@ def read_run_config(file: Path) -> RunConfig:
 def _check(run: RunConfig, name: str) -> None:
     miniature = run.base.checkpoint == MINIATURE
     needed = {"data": run.data, "base.checkpoint": run.base.checkpoint, "output.folder": run.output.folder}
-    if not miniature:
+    if not miniature and run.start.reads_pictures:
         needed["base.clip_vision"] = run.base.clip_vision
     if missing := [key for key, value in needed.items() if not value]:
         raise ValueError(f"{name} does not say {', '.join(missing)}; see training/example.toml.")
@@ -115,6 +126,8 @@ def _check(run: RunConfig, name: str) -> None:
         raise ValueError(f"{name} must say either start.file (an adapter to train on) or start.init = “unet”.")
     if run.start.init and run.start.init != "unet":
         raise ValueError(f"start.init is “{run.start.init}”; the only choice is “unet”.")
+    if run.start.family not in (families := get_args(Fresh)):
+        raise ValueError(f"start.family is “{run.start.family}”; choose one of {', '.join(families)}.")
     if run.start.init and run.recipe.train != "all":
         raise ValueError("A fresh adapter's image projection must be trained too: set recipe.train to “all”.")
     files = [run.start.file, *(image for each in run.validation for image in each.images)]

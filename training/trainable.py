@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from ..weights.adapter import Adapter, SiteWeights, build_adapter
 from ..weights.sites import Site, SiteKey
 from ..weights.spec import BIASES, HEAD_KEY, PARTS
 from .config import TrainConfig
+
+Fresh = Literal["base", "faceid"]  # families of new adapters
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +44,17 @@ def with_tensors(adapter: Adapter, flat: Mapping[str, Tensor]) -> Adapter:
         assert to_k is not None and to_v is not None
         sites[number] = SiteWeights(to_k, to_v, None if head is None else head[0], k_bias, v_bias, site.norm)
     projection = {key: flat[f"image_proj.{key}"] for key in adapter.image_proj}
+    lora = {key: flat[f"ip_adapter.{key}"] for key in adapter.lora}
     has_head = any(site.head is not None for site in sites.values())
     spec = adapter.spec if adapter.spec.has_head == has_head else replace(adapter.spec, has_head=has_head)
-    return Adapter(adapter.name, spec, MappingProxyType(projection), MappingProxyType(sites))
+    tables = MappingProxyType(projection), MappingProxyType(sites), MappingProxyType(lora)
+    return Adapter(adapter.name, spec, *tables)
 
 
 def is_trained(key: str, recipe: TrainConfig) -> bool:
-    """Whether the recipe trains the tensor with this key."""
+    """Whether the recipe trains the tensor with this key. A LoRA inside the file stays as it is."""
+    if "_lora." in key:
+        return False
     if key.endswith(HEAD_KEY):
         return recipe.gate != "off"
     if key.startswith("ip_adapter."):
@@ -94,7 +100,17 @@ class TrainableAdapter(nn.Module):
         own = learnt or dict(zip(self.keys, self.trained, strict=True))
         flat |= {key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in own.items()}
         made = with_tensors(self.start, flat)
-        return TrainedAdapter(made.name, made.spec, made.image_proj, made.sites, about=MappingProxyType(dict(about)))
+        parts = made.name, made.spec, made.image_proj, made.sites, made.lora
+        return TrainedAdapter(*parts, about=MappingProxyType(dict(about)))
+
+
+def check_family(adapter: Adapter) -> None:
+    """Raises ValueError for a family that is not trained: those that read a face embedding and a picture both."""
+    if adapter.spec.face is not None and adapter.spec.reads_pictures:
+        raise ValueError(
+            f"“{adapter.name}” ({adapter.spec.family}) reads face embeddings and pictures of faces, and training is "
+            "for adapters that read one of both: choose a FaceID, portrait, base or plus adapter."
+        )
 
 
 def first_row(number: int, width: int, recipe: TrainConfig) -> Tensor:
@@ -114,22 +130,27 @@ def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def init_adapter(
-    sites: Sequence[Site], attentions: Mapping[SiteKey, Any], encoder_width: int, tokens: int = 4, seed: int = 0
+    sites: Sequence[Site],
+    attentions: Mapping[SiteKey, Any],
+    encoder_width: int,
+    tokens: int = 4,
+    seed: int = 0,
+    family: Fresh = "base",
 ) -> Adapter:
-    """A new adapter of the base family: to_k_ip and to_v_ip are copies of the UNet's to_k and to_v.
+    """A new adapter: to_k_ip and to_v_ip are copies of the UNet's to_k and to_v.
 
-    encoder_width: of the image embedding.
+    encoder_width: of the image embedding, or of the face embedding.
     tokens: how many the image projection makes of it. The projection is random, so it must be trained too (train =
         "all").
     """
     context, random = sites[0].context_dim, generator(seed, "fresh adapter")
-    rows = tokens * context
-    flat: dict[str, Tensor] = {
-        "image_proj.proj.weight": torch.randn(rows, encoder_width, generator=random) * encoder_width**-0.5,
-        "image_proj.proj.bias": torch.zeros(rows),
-        "image_proj.norm.weight": torch.ones(context),
-        "image_proj.norm.bias": torch.zeros(context),
-    }
+    flat: dict[str, Tensor] = {}
+    layers = {"base": ("proj",), "faceid": ("proj.0", "proj.2")}[family]
+    widths = (encoder_width, *([2 * encoder_width] * (len(layers) - 1)), tokens * context)
+    for key, columns, rows in zip(layers, widths, widths[1:], strict=False):
+        flat[f"image_proj.{key}.weight"] = torch.randn(rows, columns, generator=random) * columns**-0.5
+        flat[f"image_proj.{key}.bias"] = torch.zeros(rows)
+    flat |= {"image_proj.norm.weight": torch.ones(context), "image_proj.norm.bias": torch.zeros(context)}
     for site in sites:
         own = attentions[site.key]
         for part, module in zip(PARTS, (own.to_k, own.to_v), strict=False):

@@ -26,7 +26,7 @@ from .loss_curve import WINDOW, write_curve
 from .objective import FrozenModel, Objective
 from .processes import Alone, Processes
 from .save import metadata
-from .trainable import TrainedAdapter, flat_tensors
+from .trainable import TrainedAdapter, check_family, flat_tensors
 
 log = logging.getLogger(__name__)
 _WAIT = "two trainings cannot share a folder. Wait for its end, stop it, or choose another output folder."
@@ -96,11 +96,7 @@ def train(
     finite, or too many samples are broken.
     """
     check_sites(adapter.spec, adapter.name, model.sites)
-    if adapter.spec.face is not None:
-        raise ValueError(
-            f"“{adapter.name}” reads face embeddings, and training is for adapters that read pictures: choose a base "
-            "or plus adapter."
-        )
+    check_family(adapter)
     processes = processes or Alone()
     alone = nullcontext() if folder is None or processes.rank else only_here(folder, _WAIT)
     with alone:

@@ -20,6 +20,7 @@ from ...common.crops import Box, window
 from ...common.resumable import Parts, Row
 from ...evaluation.detection.detect import Detector, detect
 from ...evaluation.detection.detections import Detection, Detections
+from ...evaluation.faces.find import FaceAnalyser, faces_in, seen_faces
 from ...training.data_folder import mask_path
 from ...training.filters import Filters, candidates, refuse_names, with_masks
 from .read import Source, opened
@@ -32,12 +33,17 @@ class Segmenter(Protocol):
 
 
 class Object(NamedTuple):
-    """What was found of one object text. mask: [H, W] bool, within the box."""
+    """What was found of one object text.
+
+    mask: [H, W] bool, within the box.
+    face: the embedding [F] of a face in the box; None where none was looked for or found.
+    """
 
     label: str
     box: Box
     score: float
     mask: np.ndarray
+    face: Tensor | None = None
 
 
 class Dropped(ValueError):
@@ -53,6 +59,7 @@ class Labeller:
     threshold: the lowest score of a box.
     short_side: larger pictures are made smaller, to so many pixels on their shorter side; 0 leaves them.
     least: how many objects a picture must have that training would use; 0 keeps every picture with an object.
+    analyser: finds the faces of people; None if the data is not for face adapters.
     """
 
     output: Path
@@ -62,6 +69,7 @@ class Labeller:
     short_side: int = 1024
     least: int = 2
     filters: Filters = field(default_factory=Filters)
+    analyser: FaceAnalyser | None = None
 
     def label(self, parts: Parts, known: dict[str, Source], rank: int, world: int, report: Any) -> None:
         """Makes the unfinished parts of this process. A part is finished when all its files are written."""
@@ -83,6 +91,7 @@ class Labeller:
             objects = self._objects(source, picture, row["lost"])
             values = self._values(objects, picture)
             self._check(source, objects, values, picture)
+            objects = self._with_faces(objects, picture)
         except Dropped as why:
             return row | {"dropped": str(why)}
         self._write(source, objects, values, picture, size)
@@ -127,6 +136,18 @@ class Labeller:
         if self.segmenter is None:
             return [each.region(picture.height, picture.width).numpy() > 0.5 for each in found]
         return [mask.numpy() for mask in self.segmenter.masks(picture, [each.box for each in found])]
+
+    def _with_faces(self, objects: Sequence[Object], picture: Image.Image) -> Sequence[Object]:
+        """The objects, each with the face in its box. Raises Dropped where the analyser fails."""
+        if self.analyser is None:
+            return objects
+        pixels = torch.from_numpy(np.array(picture)).float() / 255
+        try:
+            found = faces_in([each.box for each in objects], seen_faces(self.analyser, pixels, "the picture"))
+            faces = [None if face is None else face.embedding("the picture") for face in found]
+        except ValueError as error:
+            raise Dropped(str(error)) from error
+        return [each._replace(face=face) for each, face in zip(objects, faces, strict=True)]
 
     def _values(self, objects: Sequence[Object], picture: Image.Image) -> np.ndarray:
         """The mask [H, W]: object i has the value i + 1, and where several overlap the surest is seen."""
@@ -173,6 +194,7 @@ def _entries(objects: Sequence[Object]) -> list[dict[str, Any]]:
             "box": [round(edge, 2) for edge in each.box],
             "logit": round(each.score, 4),
         }
+        | ({} if each.face is None else {"face": [round(number, 4) for number in each.face.tolist()]})
         for number, each in enumerate(objects, 1)
     ]
 

@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...attention.reference import Reference
-from ...common.crops import Box
 from ...common.tables import NOTHING, number, table
-from ..faces.find import FaceAnalyser, SeenFace, seen_faces
+from ..faces.find import FaceAnalyser, faces_in, seen_faces
 from .binding import Binding
 
 
@@ -72,7 +71,7 @@ def face_likenesses(
         faces = seen_faces(analyser, images[b], f"picture {b + 1}")
         rows = [picture.own[m] for m in persons]
         boxes = [None if row is None else picture.boxes[row] for row in rows]
-        for person, face in enumerate(_faces_of(boxes, faces)):
+        for person, face in enumerate(faces_in(boxes, faces)):
             text = references[persons[person]].text
             alike = None if face is None else _alike(face.embedding(f"picture {b + 1}"), own, text)
             found.append(FaceLikeness(b, person, alike))
@@ -123,26 +122,3 @@ def _alike(embedding: Tensor, own: Tensor, text: str) -> tuple[float, ...]:
             "connect the analyser of the face references."
         )
     return tuple((own @ F.normalize(embedding, dim=0)).tolist())
-
-
-def _faces_of(boxes: Sequence[Box | None], faces: Sequence[SeenFace]) -> list[SeenFace | None]:
-    """The face of each person.
-
-    boxes: the persons', None where one was not found.
-
-    A face belongs to the person whose box holds its middle; of several such, to the one whose vertical middle line is
-    nearest, since a head is in the middle of its body. A person with several faces has the largest.
-    """
-    owned: list[SeenFace | None] = [None] * len(boxes)
-    for face in sorted(faces, key=lambda each: each.area):
-        x, y = face.middle
-        holding = [m for m, box in enumerate(boxes) if box and box[0] <= x < box[2] and box[1] <= y < box[3]]
-        if holding:
-            owned[min(holding, key=lambda m: _off_middle(boxes[m], x))] = face
-    return owned
-
-
-def _off_middle(box: Box | None, x: float) -> float:
-    """How far x is from a box's vertical middle line, in widths of the box."""
-    assert box is not None
-    return abs(x - (box[0] + box[2]) / 2) / max(1.0, box[2] - box[0])

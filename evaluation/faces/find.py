@@ -157,6 +157,29 @@ def seen_faces(analyser: FaceAnalyser, picture: Tensor, where: str) -> list[Seen
     return []
 
 
+def faces_in(boxes: Sequence[Box | None], faces: Sequence[SeenFace]) -> list[SeenFace | None]:
+    """The face of each person.
+
+    boxes: the persons', None where one was not found.
+
+    A face belongs to the person whose box holds its middle; of several such, to the one whose vertical middle line is
+    nearest, since a head is in the middle of its body. A person with several faces has the largest.
+    """
+    owned: list[SeenFace | None] = [None] * len(boxes)
+    for face in sorted(faces, key=lambda each: each.area):
+        x, y = face.middle
+        holding = [m for m, box in enumerate(boxes) if box and box[0] <= x < box[2] and box[1] <= y < box[3]]
+        if holding:
+            owned[min(holding, key=lambda m: _off_middle(boxes[m], x))] = face
+    return owned
+
+
+def _off_middle(box: Box | None, x: float) -> float:
+    """How far x is from a box's vertical middle line, in widths of the box."""
+    assert box is not None
+    return abs(x - (box[0] + box[2]) / 2) / max(1.0, box[2] - box[0])
+
+
 def _seen(face: Any) -> SeenFace | None:
     """A face as the analyser describes it; None without box and five points, by which it could be cut out."""
     try:

@@ -10,4 +10,6 @@ comfy_sites.py     `python mip.py sites`: records the sites with ComfyUI
 comfy_noisy.py     what the base sees of a drawn scene under noise
 styles.py          objects beside a style: what is measured
 comfy_styles.py    `python mip.py styles`: draws and judges the pictures with ComfyUI
+faces.py           looks in place of faces: the stand-in for the analyser, and what is measured
+comfy_faces.py     `python mip.py faces`: prepares a training, draws and judges the pictures with ComfyUI
 """

@@ -24,7 +24,7 @@ from mip_adapter.training.dataset import SubjectFolder
 from mip_adapter.training.filters import Filters
 from PIL import Image
 
-from ..support import tiny_models
+from ..support import tiny_faces, tiny_models
 from ..support.bounded import needs_fork, refused
 from ..support.paths import ROOT
 from ..support.subprocesses import started, wait_for
@@ -127,6 +127,36 @@ def test_boxes_labels_and_masks_are_those_of_the_scenes(made: Path, drawn: Path,
             assert 0.5 < each["logit"] <= 1
         given = next(drawn.rglob(f"{name.removeprefix('more_')}.png"))
         assert np.array_equal(np.array(Image.open(made / "images" / f"{name}.png")), np.array(Image.open(given)))
+
+
+def test_every_face_stands_with_the_object_that_has_it(drawn: Path, truth, tmp_path: Path, monkeypatch):
+    """The looks of drawn objects stand in for faces. Nothing else changes, and FaceID adapters can be trained on it."""
+    from mip_adapter.commands import dataset
+    from mip_adapter.research.studies.faces import LookAnalyser, embedding_of
+
+    few, scenes = tmp_path / "few", truth[0]
+    few.mkdir()
+    for number in range(2):
+        for ending in ("png", "txt"):
+            (few / f"{number:02}.{ending}").write_bytes((drawn / f"{number:02}.{ending}").read_bytes())
+    monkeypatch.setattr(dataset, "load_analyser", lambda folder: LookAnalyser())
+    for output, more in (("with", ["--faces", str(tmp_path)]), ("without", [])):
+        assert main(line(few, tmp_path / output, "--min-objects", "0", *more)) == 0
+    for number in range(2):
+        data, plain = (
+            json.loads((tmp_path / output / "jsons" / f"{number:02}.json").read_text())
+            for output in ("with", "without")
+        )
+        for each in data["final_masks"][1:]:
+            look = scenes.looks[number, kinds(scenes, number).index(each["label"])].tolist()
+            assert np.abs(each.pop("face") - embedding_of(*look)).max() < 1e-4
+        assert data == plain
+    recipe = TrainConfig(resolution=64, filters=Filters(area_min=0.01))
+    sample = SubjectFolder(tmp_path / "with", recipe, 512)[0]
+    assert sample.faces is not None and sample.faces.shape == (2, 512)
+    monkeypatch.setattr(dataset, "load_analyser", lambda folder: tiny_faces.Analyser(RuntimeError("no memory")))
+    assert main(line(few, tmp_path / "failed", "--faces", str(tmp_path))) == 1
+    assert "The face analyser failed on the picture" in (tmp_path / "failed" / "dropped.jsonl").read_text("utf-8")
 
 
 def test_everything_dropped_is_told_with_its_reason(made: Path, drawn: Path, capsys: pytest.CaptureFixture[str]):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -271,11 +272,32 @@ def test_a_saved_adapter_keeps_its_lora(tmp_path) -> None:
     assert all(torch.equal(saved.lora[key], tensor) for key, tensor in adapter().lora.items())
 
 
-def test_training_refuses_face_adapters() -> None:
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_turned_photograph_gives_the_same_picture(turns) -> None:
+    """Its crop is upright again, so a FaceID Plus adapter, which reads it, draws as with the upright photograph."""
+    from mip_adapter.nodes.faces import MIPFaceReference
+
+    upright = seen(90, 100, 80, numbers(0))
+    turned = seen(90, 100, 80, numbers(0))
+    for _ in range(turns):  # a quarter to the left: x, y -> y, 191 − x
+        left, top, right, bottom = turned.bbox
+        turned.bbox = np.array([top, 191 - right, bottom, 191 - left])
+        turned.kps = np.stack([turned.kps[:, 1], 191 - turned.kps[:, 0]], axis=1)
+    pictures = photo((60, 70)), torch.rot90(photo((60, 70)), turns, (1, 2))
+    given = [
+        MIPFaceReference.execute(picture, "woman", Analyser([each]), 1.0, 0)
+        for picture, each in zip(pictures, (upright, turned), strict=True)
+    ]
+    assert torch.allclose(given[0].args[1], given[1].args[1], atol=1e-4)
+    expected, got = (sample(apply(each.args[0], family="faceid-plusv2"), 1) for each in given)
+    assert deviation(got, expected, sample(bundle().model, 1)) < TOLERANCE
+
+
+def test_training_refuses_what_reads_faces_and_pictures() -> None:
     from mip_adapter.training.config import TrainConfig
     from mip_adapter.training.trainer import train
     from mip_adapter.weights.sites import unet_sites
 
     model: Any = type("Model", (), {"sites": unet_sites(bundle().model.model.diffusion_model)})()
-    with pytest.raises(ValueError, match="reads face embeddings, and training is for adapters that read pictures"):
-        train(model, [], adapter(), replace(TrainConfig(), steps=1))
+    with pytest.raises(ValueError, match="reads face embeddings and pictures of faces, and training is for adapters"):
+        train(model, [], adapter("faceid-plusv2"), replace(TrainConfig(), steps=1))

@@ -22,11 +22,13 @@ FEATURES = np.array([(-0.16, -0.08), (0.16, -0.08), (0.0, 0.1), (-0.13, 0.29), (
 def seen(x: float, y: float, width: float, embedding: np.ndarray | None) -> Any:
     """A face as analysers describe it, with its middle at x, y."""
     half = width / 2
+    numbers = None if embedding is None else np.asarray(embedding, dtype=np.float32)
     return SimpleNamespace(
         bbox=np.array([x - half, y - half, x + half, y + half]),
         kps=FEATURES * width + (x, y),
         det_score=0.9,
-        embedding=None if embedding is None else np.asarray(embedding, dtype=np.float32),
+        embedding=numbers,
+        normed_embedding=None if numbers is None or not numbers.any() else numbers / np.linalg.norm(numbers),
     )
 
 
