@@ -1,19 +1,24 @@
-"""One relevance for all sites: each site's measure, pooled by how surely it tells the objects apart.
+"""One relevance for all sites: each site's measure, pooled by how far the other sites agree with it.
 
 The paper reads an object's place anew at every site. Where a site's words do not find their places its shares are
-even, and looks mix there. The pool lets the sites that see tell those that do not. With a_s = N·A at site s (1 where a
-text prefers no position), resized to the site that reads:
+even or wrong, and looks mix there. The pool lets the sites that see tell those that do not. With a_s = N·A at site s
+(1 where a text prefers no position):
 
     L_s = log a_s
-    D_s = L_s − mean over objects of L_s          what tells the objects apart
-    w_s = mean over objects and positions of D_s²     how sure the site is
-    P   = Σ_s w_s L_s / Σ_s w_s                   the pool; exp P stands for N·A at every site
+    D_s = L_s − mean over objects of L_s, less its own mean over positions      what tells the objects' places apart
+    r_s = ⟨D_s, Σ_{t≠s} D_t⟩ / Σ_t ⟨D_t, D_t⟩                                   how far the other sites agree
+    w_s = max(r_s, 0)² + LEAST
+    P   = Σ_s w_s L_s / Σ_s w_s                           the pool; exp P stands for N·A at every site
 
-All sites of a turn, one noise prediction of the guider, read what the turn before measured. So shares are made once a
-turn and resolution. While nothing was measured before, a site reads what the turn has measured so far, its own measure
-included.
+⟨·,·⟩ sums over objects and positions, at the finest site's resolution. Sites look at one picture: what they see in it
+they see alike, and each errs in its own way. So a site that is sure but alone has next to no weight. A factor of all D
+changes nothing. Where no site agrees with any other, as where there is only one, all count alike.
 
-Shapes: M objects, B pictures, N = h·w positions of a site.
+All sites of a turn, one noise prediction of the guider, read what the turn before measured. So weights are found once a
+turn, and shares once a turn and resolution. While nothing was measured before, a site reads what the turn has measured
+so far, its own measure included.
+
+Shapes: M objects, B pictures, S sites, N = h·w positions of a site.
 """
 
 from __future__ import annotations
@@ -29,16 +34,35 @@ from .plan import Plan
 from .regions import Size, resize
 from .relevance import shares
 
-# Added to every w_s. Where no site tells the objects apart all count alike, instead of 0/0.
-LEAST = 1e-9
+LEAST = 1e-5  # of a site's weight; that of S sites which see the same is (1 − 1/S)²
 SUREST = 8  # sites that go on measuring
 AT_FIRST = 2  # turns in which all sites measure
 AGAIN = 8  # turns until all sites measure again
 
 
-def sureness(logs: Tensor) -> Tensor:
-    """w = mean over objects and positions of D². logs: [M, B, N], L up to a constant. Returns [B]."""
-    return logs.var(0, correction=0).mean(-1) + LEAST
+def agreement(logs: Tensor) -> Tensor:
+    """r_s of every picture, [S, B]: 1 − 1/S if all S sites see the same, 0 for a site alone.
+
+    logs: [S, M, B, h, w], L up to a constant of each site. A site that has not measured a picture has 0 there.
+    """
+    apart = logs - logs.mean(1, keepdim=True)
+    apart = apart - apart.mean((-2, -1), keepdim=True)
+    agreed = (apart * (apart.sum(0) - apart)).sum((1, 3, 4))
+    everything = apart.square().sum((0, 1, 3, 4))
+    return agreed / everything.clamp_min(torch.finfo(logs.dtype).tiny)
+
+
+class Pooled(NamedTuple):
+    """What the sites measured, pooled.
+
+    agreement: r_s of every picture, [B], by site.
+    parts: w_s / Σ_t w_t of every picture, [B], by site. 0 where the site has not measured the picture.
+    sums: Σ_s w_s L_s / Σ_t w_t over the sites s of one resolution, [M, B, h, w], by resolution.
+    """
+
+    agreement: dict[Hashable, Tensor]
+    parts: dict[Hashable, Tensor]
+    sums: dict[Size, Tensor]
 
 
 class Pool:
@@ -47,55 +71,78 @@ class Pool:
     objects: the M that were measured, as indices of all references.
     pictures: B, all that the sampling makes.
 
-    sureness: by site, the w_s of every picture, [B].
     shares: what readers made of the pool, by whatever they choose. It holds once the turn is over.
     """
 
     def __init__(self, objects: tuple[int, ...], pictures: int) -> None:
         self.objects, self.pictures = objects, pictures
-        self.sureness: dict[Hashable, Tensor] = {}
         self.shares: dict[Hashable, Tensor] = {}
         self._seen: set[int] = set()
-        self._logs: dict[Size, Tensor] = {}  # Σ w L, [M, B, h, w], at each resolution
-        self._weights: dict[Size, Tensor] = {}  # Σ w, [B]
+        # By site. Of sites that measure some pictures at a time: the sum of L over all times, and how many these were.
+        self._logs: dict[Hashable, Tensor] = {}  # [M, B, h, w]
+        self._times: dict[Hashable, Tensor] = {}  # [B]
+        self._pooled: Pooled | None = None
 
     def covers(self, objects: Sequence[int], pictures: Sequence[int]) -> bool:
         """Whether all these objects were measured in all these pictures."""
         return self._seen.issuperset(pictures) and set(objects) <= set(self.objects)
 
     def add(self, site: Hashable, relevance: Tensor, size: Size, pictures: Sequence[int], numbers: Tensor) -> None:
-        """Add what a site measured.
+        """Add what a site measured. Where it sees a picture several times, as in context windows, L's mean counts.
 
         relevance: [M, b, N], summing to 1 over N, of b pictures.
         size: (h, w) of the site.
         pictures, numbers: which pictures; the same as an integer tensor [b].
         """
-        logs = relevance.log()
-        weight = sureness(logs)
-        # Σ w (log A + log N): the constant joins when the pool is read.
-        if size not in self._logs:
-            self._logs[size] = logs.new_zeros(len(self.objects), self.pictures, *size)
-            self._weights[size] = weight.new_zeros(self.pictures)
-        total = self._logs[size].flatten(-2)
+        logs = (relevance * math.prod(size)).log().unflatten(-1, size)
         if len(pictures) == self.pictures:
-            total.addcmul_(logs, weight.unsqueeze(-1))
-            self._weights[size] += weight
+            self._logs[site] = logs
+            self._times.pop(site, None)
         else:
-            total.index_add_(1, numbers, logs * weight.unsqueeze(-1))
-            self._weights[size].index_add_(0, numbers, weight)
-            weight = weight.new_zeros(self.pictures).index_add(0, numbers, weight)
-        self.sureness[site] = self.sureness[site] + weight if site in self.sureness else weight
+            if site not in self._times:
+                self._logs[site] = logs.new_zeros(len(self.objects), self.pictures, *size)
+                self._times[site] = logs.new_zeros(self.pictures)
+            self._logs[site].index_add_(1, numbers, logs)
+            self._times[site].index_add_(0, numbers, torch.ones_like(logs[0, :, 0, 0]))
         self._seen.update(pictures)
+        self._pooled = None
+
+    @property
+    def pooled(self) -> Pooled:
+        """The pool of what was measured so far."""
+        if self._pooled is None:
+            self._pooled = self._pool()
+        return self._pooled
+
+    def _pool(self) -> Pooled:
+        by_size: dict[Size, list[Hashable]] = {}
+        for site, logs in self._logs.items():
+            by_size.setdefault((logs.shape[-2], logs.shape[-1]), []).append(site)
+        sites = [site for group in by_size.values() for site in group]
+        stacks = [torch.stack([self._mean(site) for site in group]) for group in by_size.values()]
+        finest = max(by_size, key=math.prod)
+        agreed = agreement(torch.cat([resize(stack, finest) for stack in stacks]))
+        weight = agreed.clamp_min(0).square() + LEAST
+        if self._times:
+            everywhere = weight.new_ones(self.pictures)
+            weight = weight * torch.stack([self._times.get(site, everywhere) for site in sites]).sign()
+        part = weight / weight.sum(0).clamp_min(LEAST)  # nobody may have measured a picture yet
+        groups = part.split([len(group) for group in by_size.values()])
+        sums = [(stack * each[:, None, :, None, None]).sum(0) for stack, each in zip(stacks, groups, strict=True)]
+        return Pooled(
+            dict(zip(sites, agreed, strict=True)),
+            dict(zip(sites, part, strict=True)),
+            dict(zip(by_size, sums, strict=True)),
+        )
+
+    def _mean(self, site: Hashable) -> Tensor:
+        """L_s, [M, B, h, w]."""
+        logs, times = self._logs[site], self._times.get(site)
+        return logs if times is None else logs / times.clamp_min(1).view(-1, 1, 1)
 
     def relevance(self, size: Size, objects: Sequence[int], pictures: Sequence[int], numbers: Tensor) -> Tensor:
         """exp P / N, [M, b, N], of some objects and pictures, at the resolution of a site."""
-        weight = torch.stack(list(self._weights.values())).sum(0)
-        pooled = sum(
-            resize(logs, size) + math.log(math.prod(at)) * self._weights[at].view(-1, 1, 1)
-            for at, logs in self._logs.items()
-        )
-        assert isinstance(pooled, Tensor), "nothing was measured"
-        pooled = (pooled / weight.view(-1, 1, 1)).flatten(-2)
+        pooled = torch.stack([resize(sums, size) for sums in self.pooled.sums.values()]).sum(0).flatten(-2)
         if len(pictures) < self.pictures:
             pooled = pooled.index_select(1, numbers)
         if tuple(objects) != self.objects:
@@ -147,7 +194,7 @@ class PoolHistory:
     """The pools of one cond's turns in a sampling, and which sites go on measuring.
 
     In the first turns all sites measure, then the surest few and, now and then, all again. The choice is made from
-    sureness that was copied to the host a turn before, so that no step waits for the device.
+    agreement that was copied to the host a turn before, so that no step waits for the device.
     """
 
     def __init__(self) -> None:
@@ -169,7 +216,7 @@ class PoolHistory:
             self._chosen = self._copied() if self._copied is not None else self._chosen
             self._copied = None
             if self.now is not None and self._all_measure(self._count - 1):
-                self._copied = surest(self.now.sureness)
+                self._copied = surest(self.now.pooled.agreement)
             self.last = self.now
         self.now = Pool(objects, pictures)
 
@@ -200,10 +247,11 @@ class PoolHistory:
         return count < AT_FIRST or count % AGAIN == 0
 
 
-def surest(sureness: dict[Hashable, Tensor]) -> Callable[[], frozenset[Hashable]]:
-    """Starts to copy every site's sureness to the host. What it returns gives the surest sites, of all pictures."""
-    sites = list(sureness)
-    weights = torch.stack(list(sureness.values())).mean(1)
+def surest(agreement: dict[Hashable, Tensor]) -> Callable[[], frozenset[Hashable]]:
+    """Starts to copy every site's agreement [B] to the host. What it returns gives the sites that have most of it, over
+    all pictures."""
+    sites = list(agreement)
+    weights = torch.stack(list(agreement.values())).mean(1)
     on_host = weights.to("cpu", non_blocking=weights.is_cuda)
     copied = torch.cuda.Event() if weights.is_cuda else None
     if copied is not None:

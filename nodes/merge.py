@@ -61,8 +61,8 @@ class MIPMerge(io.ComfyNode):
                     default="pool",
                     optional=True,
                     **ADVANCED,
-                    tooltip="Where the relevance comes from. pool: all sites of the UNet read one map, made of what "
-                    "the surest of them see; meant for models that find words badly at many sites. "
+                    tooltip="Where the relevance comes from. pool: all sites of the UNet read one map, in which "
+                    "those count that agree with others; meant for models that find words badly at many sites. "
                     "each site: every site goes by its own map (the paper). Relevance only.",
                 ),
             ],

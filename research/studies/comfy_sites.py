@@ -115,15 +115,14 @@ def draw(results: dict[str, dict[str, dict[str, tuple[float, float]]]], file: Pa
     axes = figure.add_subplot()
     levels = list(results)
     names = list(results[levels[0]])
-    sides = sorted({name.rsplit(", ", 1)[1] for name in names if name not in (sites.POOL, sites.EVEN)}, key=_side)
+    sides = sorted({name.rsplit(", ", 1)[1] for name in names if name not in sites.POOLS}, key=_side)
     colours = dict(zip(sides, ("#4c78a8", "#54a24b", "#b279a2"), strict=False))
     labelled = set()
     for name in names:
         means = [100 * results[level][name]["own"][0] for level in levels]
-        if name == sites.EVEN:
-            continue
         if name == sites.POOL:
             axes.plot(levels, means, color="#e45756", linewidth=3, label="pool")
+        if name in sites.POOLS:
             continue
         side = name.rsplit(", ", 1)[1]
         label = None if side in labelled else f"a site of {side}"

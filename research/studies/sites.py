@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,10 @@ from torch import Tensor
 from ...attention.pool import Pool
 from ...attention.regions import resize
 
-POOL, EVEN = "the pool", "all sites, equally weighted"
+POOL = "the pool"
+FEWER = {count: f"the pool of the {count} surest" for count in (1, 2, 3, 5)}
+SURE, EVEN = "all sites, weighted by sureness alone", "all sites, equally weighted"
+POOLS = (POOL, *FEWER.values(), SURE, EVEN)
 
 
 class Placement(NamedTuple):
@@ -21,15 +24,15 @@ class Placement(NamedTuple):
 
     own: the share of an object at its own positions. 1/M if the relevance says nothing.
     first: the part of these positions where no other object's share is larger.
-    sureness: the site's w in the pool, which knows nothing of the masks. NaN for a pool.
+    part: the site's part in the pool, which knows nothing of the masks. NaN for a pool.
     """
 
     own: float
     first: float
-    sureness: float
+    part: float
 
 
-def placement(relevance: Tensor, masks: Tensor, sureness: float = math.nan) -> Placement:
+def placement(relevance: Tensor, masks: Tensor, part: float = math.nan) -> Placement:
     """Where relevance [M, h, w] lies against masks [M, S, S] in 0..1; a position counts as far as an object covers it.
 
     The shares are the paper's, A_i / Σ_j A_j.
@@ -37,23 +40,42 @@ def placement(relevance: Tensor, masks: Tensor, sureness: float = math.nan) -> P
     covered = F.adaptive_avg_pool2d(masks, (relevance.shape[-2], relevance.shape[-1]))
     share = relevance / relevance.sum(0, keepdim=True)
     largest = covered.gather(0, share.argmax(0, keepdim=True)).sum()
-    return Placement(float((share * covered).sum() / covered.sum()), float(largest / covered.amax(0).sum()), sureness)
+    return Placement(float((share * covered).sum() / covered.sum()), float(largest / covered.amax(0).sum()), part)
 
 
 def placements(sites: Mapping[Any, Tensor], masks: Tensor) -> dict[Any, Placement]:
-    """The placement of every site's relevance [M, h, w], which sums to 1 over positions, of the pool, and of a mean of
-    logarithms with equal weights. Both are read at the finest site.
+    """The placement of every site's relevance [M, h, w], which sums to 1 over positions, and that of `POOLS`, which are
+    read at the finest site.
+
+    Sureness is the mean of D² over objects and positions, D = L less its mean over objects: how far the site tells
+    objects apart, whatever the other sites say.
     """
-    objects, picture = tuple(range(len(masks))), torch.zeros(1, dtype=torch.long)
-    pool = Pool(objects, 1)
-    for site, relevance in sites.items():
-        pool.add(site, relevance.flatten(1)[:, None], (relevance.shape[-2], relevance.shape[-1]), (0,), picture)
     finest = max(((each.shape[-2], each.shape[-1]) for each in sites.values()), key=math.prod)
-    found = {site: placement(each, masks, float(pool.sureness[site][0])) for site, each in sites.items()}
-    pooled = pool.relevance(finest, objects, (0,), picture)[:, 0]
-    found[POOL] = placement(pooled.unflatten(-1, finest), masks)
-    logs = [resize((each * each[0].numel()).log(), finest) for each in sites.values()]
-    found[EVEN] = placement(torch.stack(logs).mean(0).exp(), masks)
+    objects, picture = tuple(range(len(masks))), torch.zeros(1, dtype=torch.long)
+
+    def pool_of(some: Iterable[Any]) -> Pool:
+        pool = Pool(objects, 1)
+        for site in some:
+            height, width = sites[site].shape[-2:]
+            pool.add(site, sites[site].flatten(1)[:, None], (height, width), (0,), picture)
+        return pool
+
+    def of_pool(pool: Pool) -> Placement:
+        relevance = pool.relevance(finest, objects, (0,), picture)
+        return placement(relevance[:, 0].unflatten(-1, finest), masks)
+
+    everyone = pool_of(sites)
+    found = {site: placement(each, masks, float(everyone.pooled.parts[site])) for site, each in sites.items()}
+    found[POOL] = of_pool(everyone)
+    surest = sorted(sites, key=lambda site: float(everyone.pooled.agreement[site]), reverse=True)
+    for count, name in FEWER.items():
+        found[name] = of_pool(pool_of(surest[:count]))
+    logs = [(each * each[0].numel()).log() for each in sites.values()]
+    sureness = torch.stack([each.var(0, correction=0).mean() for each in logs])
+    at_finest = torch.stack([resize(each, finest) for each in logs])
+    for name, weights in ((SURE, sureness), (EVEN, torch.ones_like(sureness))):
+        mean = (at_finest * (weights / weights.sum()).view(-1, 1, 1, 1)).sum(0)
+        found[name] = placement(mean.exp(), masks)
     return found
 
 

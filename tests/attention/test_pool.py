@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mip_adapter.attention.pool import LEAST, Pool, PoolHistory, sureness
+from mip_adapter.attention.pool import Pool, PoolHistory, agreement
 from torch import Tensor
 
 from ..support.direct_pool import measured, pooled
@@ -66,10 +68,55 @@ def test_sites_that_tell_nothing_apart_count_alike(objects: int) -> None:
     close(pool.relevance((4, 6), range(objects), range(2), NUMBERS), (one * other).sqrt())
 
 
-def test_a_site_is_as_sure_as_it_tells_objects_apart() -> None:
-    logs = torch.tensor([[[1.0, 1.0]], [[1.0, 1.0]]])
-    assert sureness(logs).tolist() == pytest.approx([LEAST])
-    close(sureness(logs + torch.tensor([[[3.0, -1.0]], [[-3.0, 1.0]]])), torch.tensor([5.0]))
+def test_agreement_by_hand() -> None:
+    """Three sites of two objects: two see the same, one the opposite of it at half the strength."""
+    one = torch.tensor([[3.0, -1.0], [-1.0, 3.0]]).view(2, 1, 1, 2)  # D: ±2
+    logs = torch.stack([one, one + 5, -0.5 * one])
+    close(agreement(logs)[:, 0], torch.tensor([4 - 2, 4 - 2, -2 - 2]) / (4 + 4 + 1))
+    close(agreement(100 * logs), agreement(logs))
+    assert agreement(logs[:1]).tolist() == [[0.0]]
+
+
+def test_a_site_that_is_sure_but_alone_has_next_to_no_say() -> None:
+    """Its map has nothing to do with that of the two others."""
+    signs = torch.tensor([[1.0, -1, 1, -1], [1, 1, -1, -1]])
+    seen, alone = (
+        torch.stack([each, -each])[:, None].mul(much).softmax(-1) for each, much in zip(signs, (1, 5), strict=True)
+    )
+    pool, numbers = Pool((0, 1), 1), torch.zeros(1, dtype=torch.long)
+    for site, relevance in enumerate((seen, alone, seen)):
+        pool.add(site, relevance, (2, 2), (0,), numbers)
+    assert pool.pooled.parts[1] < 0.01
+    torch.testing.assert_close(pool.relevance((2, 2), (0, 1), (0,), numbers), seen, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("slight", [-1e-3, -1e-5, 0.0, 1e-5, 1e-3])
+def test_without_agreement_all_sites_count_alike(slight: float) -> None:
+    """The weights do not jump where the agreement of the first and the last site begins."""
+    signs = torch.tensor([[1.0, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])  # at right angles
+    signs[2] += slight * signs[0]
+    pool = Pool((0, 1), 1)
+    for site, each in enumerate(signs):
+        relevance = torch.stack([each, -each])[:, None].softmax(-1)
+        pool.add(site, relevance, (2, 2), (0,), torch.zeros(1, dtype=torch.long))
+    parts = torch.cat([*pool.pooled.parts.values()])
+    torch.testing.assert_close(parts, torch.full((3,), 1 / 3), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("windows", [[(0, 1), (1, 3)], [(2, 0, 1), (0, 2)], [(0, 3), (0, 3)]], ids=str)
+def test_a_picture_is_pooled_from_what_was_measured_of_it(windows: list[tuple[int, ...]]) -> None:
+    """In windows of a batch of four. The last window is seen by fewer sites than those before it."""
+    pool, entries = Pool((0, 1), 4), {picture: [] for window in windows for picture in window}
+    generator = torch.Generator().manual_seed(0)
+    for window, sites in zip(windows, (4, 2), strict=True):
+        for site, size in enumerate(SIZES[:sites]):
+            relevance = torch.randn(2, len(window), math.prod(size), generator=generator).softmax(-1)
+            pool.add(site, relevance, size, window, torch.tensor(window))
+            for picture, each in zip(window, relevance.double().unbind(1), strict=True):
+                entries[picture].append(measured(site, each, (0, 1), size))
+    for picture, of_picture in entries.items():
+        got = pool.relevance((4, 6), (0, 1), (picture,), torch.tensor([picture]))
+        close(got[:, 0], pooled(of_picture, (0, 1), (4, 6)))
 
 
 def test_some_objects_of_some_pictures() -> None:

@@ -24,18 +24,21 @@ def test_by_hand() -> None:
     # Shares: 3/4 and 1/4 at the first position, 3/4 and 1/4 at the second, 1/8 and 7/8 at the third.
     assert found.own == pytest.approx((3 / 4 + 1 / 4 + 0.5 / 8) / 2.5)
     assert found.first == pytest.approx(1 / 2.5)
-    assert math.isnan(found.sureness)
+    assert math.isnan(found.part)
     even = sites.placement(torch.full((2, 1, 3), 1 / 3), MASKS)
     assert even.own == pytest.approx(1 / 2)
 
 
-def test_the_pool_follows_the_site_that_tells_objects_apart() -> None:
+def test_the_pool_follows_the_sites_that_agree() -> None:
     right = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]]).view(2, 1, 3)
+    wrong = torch.tensor([[0.1, 0.1, 0.8], [0.1, 0.8, 0.1]]).view(2, 1, 3).flip(0)
     even = torch.full((2, 1, 3), 1 / 3)
-    found = sites.placements({"right": right, "even": even}, MASKS)
-    assert found["right"].sureness > 0.5 and found["even"].sureness < 1e-6
-    assert found[sites.POOL].own == pytest.approx(found["right"].own, abs=1e-5)
-    assert found["even"].own < found[sites.EVEN].own < found["right"].own
+    found = sites.placements({"right": right, "even": even, "wrong": wrong, "right too": right}, MASKS)
+    assert found["right"].part == pytest.approx(0.5, abs=1e-3)
+    assert found["even"].part < 1e-3 and found["wrong"].part < 1e-3
+    assert found[sites.POOL].own == pytest.approx(found["right"].own, abs=1e-3)
+    assert found[sites.FEWER[2]].own == pytest.approx(found["right"].own)
+    assert found[sites.EVEN].own < found[sites.POOL].own and found[sites.SURE].own < found[sites.POOL].own
 
 
 def test_the_summary_and_its_table() -> None:
@@ -53,7 +56,7 @@ def test_the_command(tmp_path, host) -> None:
     results = json.loads((tmp_path / "sites.json").read_text("utf-8"))["results"]
     assert list(results) == ["20 %", "40 %", "60 %", "80 %", "95 %"]
     clear = results["20 %"]  # little noise hides nothing: the shipped base's words find their objects
-    assert len(clear) == 10 + 2 and clear[sites.POOL]["own"][0] > 0.7
-    assert clear["output 3, 8×8"]["sureness"][0] > results["95 %"]["output 3, 8×8"]["sureness"][0]
+    assert len(clear) == 10 + len(sites.POOLS) and clear[sites.POOL]["own"][0] > 0.7
+    assert sum(clear[site]["part"][0] for site in list(clear)[:10]) == pytest.approx(1)
     assert (tmp_path / "sites.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "sites.md").read_text("utf-8").count("\n") == 2 + len(clear)

@@ -19,30 +19,61 @@ Picture = tuple[Hashable, Hashable]  # a cond, and one of its pictures
 
 
 class Measured(NamedTuple):
-    """One site's measure. logs: [h, w] by object. weight: how sure the site is."""
+    """What one site measured once. logs: [h, w] by object."""
 
     site: Hashable
     logs: dict[int, Tensor]
+
+
+class Weighed(NamedTuple):
+    """A site among all that measured. logs: the mean of what it measured, by object."""
+
+    site: Hashable
+    logs: dict[int, Tensor]
+    agreement: float
     weight: float
 
 
 def measured(site: Hashable, relevance: Tensor, objects: Collection[int], size: tuple[int, int]) -> Measured:
     """relevance: A [M, N] of these objects."""
     logs = torch.log(relevance * relevance.shape[1])
-    differences = logs - logs.sum(0) / len(logs)
-    by_object = {i: each.reshape(size) for i, each in zip(objects, logs, strict=True)}
-    return Measured(site, by_object, float((differences**2).mean()) + 1e-9)
+    return Measured(site, {i: each.reshape(size) for i, each in zip(objects, logs, strict=True)})
+
+
+def weighed(entries: Collection[Measured]) -> list[Weighed]:
+    by_site: dict[Hashable, dict[int, Tensor]] = {}
+    for site in {entry.site: None for entry in entries}:
+        own = [entry.logs for entry in entries if entry.site == site]
+        by_site[site] = {i: sum(logs[i] for logs in own) / len(own) for i in own[0]}
+    finest = max((tuple(each.shape) for logs in by_site.values() for each in logs.values()), key=math.prod)
+    apart = {}
+    for site, logs in by_site.items():
+        maps = [resized(each, finest) for each in logs.values()]
+        mean = sum(maps) / len(maps)
+        apart[site] = [each - mean - (each - mean).mean() for each in maps]
+
+    def product(one: Hashable, other: Hashable) -> float:
+        return sum(float((a * b).sum()) for a, b in zip(apart[one], apart[other], strict=True))
+
+    everything = sum(product(site, site) for site in apart)
+    found = []
+    for site, logs in by_site.items():
+        agreed = sum(product(site, other) for other in apart if other != site)
+        agreement = agreed / everything if everything else 0.0
+        found.append(Weighed(site, logs, agreement, max(agreement, 0.0) ** 2 + 1e-5))
+    return found
 
 
 def pooled(entries: Collection[Measured], objects: Collection[int], size: tuple[int, int]) -> Tensor:
     """A [M, N] of these objects at a resolution."""
-    total = sum(entry.weight for entry in entries)
+    sites = weighed(entries)
+    total = sum(site.weight for site in sites)
     maps = []
     for i in objects:
         by_size: dict[tuple, Tensor] = {}
-        for entry in entries:
-            at = tuple(entry.logs[i].shape)
-            by_size[at] = by_size.get(at, torch.zeros(at)) + entry.weight / total * entry.logs[i]
+        for site in sites:
+            at = tuple(site.logs[i].shape)
+            by_size[at] = by_size.get(at, torch.zeros(at)) + site.weight / total * site.logs[i]
         pool = torch.stack([resized(each, size) for each in by_size.values()]).sum(0)
         maps.append(torch.exp(pool).flatten() / math.prod(size))
     return torch.stack(maps)
@@ -58,8 +89,9 @@ def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
 class DirectPool:
     """The pool of one sampling.
 
-    surest: so many sites go on measuring, from the next turn but one after they were chosen. They are chosen in the
-        turns in which all sites measure: the first two, and each of number `again`, 2 · `again`, …
+    surest: so many sites go on measuring, those that agree most with the others, from the next turn but one after they
+        were chosen. They are chosen in the turns in which all sites measure: the first two, and each of number `again`,
+        2 · `again`, …
     """
 
     def __init__(self, surest: int = 8, again: int = 8) -> None:
@@ -96,11 +128,11 @@ class DirectPool:
             return None
         full = max(each for each in range(turn - 1) if all_measure(each))
         cond, _ = picture
-        weights: dict[Hashable, float] = {}
+        agreed: dict[Hashable, float] = {}
         for (of, _), entries in self.history[full].items():
-            for entry in entries if of == cond else ():
-                weights[entry.site] = weights.get(entry.site, 0) + entry.weight
-        return sorted(weights, key=weights.__getitem__)[-self.surest :]
+            for each in weighed(entries) if of == cond else ():
+                agreed[each.site] = agreed.get(each.site, 0) + each.agreement
+        return sorted(agreed, key=agreed.__getitem__)[-self.surest :]
 
     def read(self, site: Hashable, picture: Picture, shown: Hashable, relevance: Tensor, objects: Collection[int],
              size: tuple[int, int]) -> Tensor:  # fmt: skip
