@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,16 +67,18 @@ def measure(miniature: Path, count: int, objects: int) -> dict[str, dict[str, di
     attentions = cross_attentions(model.model.diffusion_model)
     trials = arms.make_trials(count, objects, arms.SEED_TEST)
     drawn = world.render(trials.scenes)
-    found: dict[int, list] = defaultdict(list)
+    found: dict[int, list] = {level: [] for level in LEVELS}
     for trial in range(count):
         latent = vae.encode(drawn.images[trial].movedim(0, -1)[None])
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(trials.seeds[trial]))
         positive = conditioning(clip, trials.prompts[trial])
         texts = [content_tokens(clip, text) for text in trials.texts(trial)]
-        for level in LEVELS:
+        surest = None
+        for level in reversed(LEVELS):  # as in sampling, the surest sites are chosen while there is more noise
             with _relevance(attentions, texts) as seen:
                 look(model, latent, noise, level, positive)
-            found[level].append(sites.placements(seen, drawn.masks[trial, :objects]))
+            placements, surest = sites.placements(seen, drawn.masks[trial, :objects], surest)
+            found[level].append(placements)
         print(f"\r{trial + 1} of {count} scenes", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return {f"{level / 10:.0f} %": sites.summary(scenes) for level, scenes in found.items()}

@@ -43,9 +43,13 @@ def placement(relevance: Tensor, masks: Tensor, part: float = math.nan) -> Place
     return Placement(float((share * covered).sum() / covered.sum()), float(largest / covered.amax(0).sum()), part)
 
 
-def placements(sites: Mapping[Any, Tensor], masks: Tensor) -> dict[Any, Placement]:
+def placements(
+    sites: Mapping[Any, Tensor], masks: Tensor, surest: Sequence[Any] | None = None
+) -> tuple[dict[Any, Placement], list[Any]]:
     """The placement of every site's relevance [M, h, w], which sums to 1 over positions, and that of `POOLS`, which are
-    read at the finest site.
+    read at the finest site. Returns them and the sites, those first that the others agree with most.
+
+    surest: the sites in the order in which they are chosen, as an earlier call returned them. None: by this call.
 
     Sureness is the mean of D² over objects and positions, D = L less its mean over objects: how far the site tells
     objects apart, whatever the other sites say.
@@ -67,16 +71,16 @@ def placements(sites: Mapping[Any, Tensor], masks: Tensor) -> dict[Any, Placemen
     everyone = pool_of(sites)
     found = {site: placement(each, masks, float(everyone.pooled.parts[site])) for site, each in sites.items()}
     found[POOL] = of_pool(everyone)
-    surest = sorted(sites, key=lambda site: float(everyone.pooled.agreement[site]), reverse=True)
+    order = sorted(sites, key=lambda site: float(everyone.pooled.agreement[site]), reverse=True)
     for count, name in FEWER.items():
-        found[name] = of_pool(pool_of(surest[:count]))
+        found[name] = of_pool(pool_of((surest or order)[:count]))
     logs = [(each * each[0].numel()).log() for each in sites.values()]
     sureness = torch.stack([each.var(0, correction=0).mean() for each in logs])
     at_finest = torch.stack([resize(each, finest) for each in logs])
     for name, weights in ((SURE, sureness), (EVEN, torch.ones_like(sureness))):
         mean = (at_finest * (weights / weights.sum()).view(-1, 1, 1, 1)).sum(0)
         found[name] = placement(mean.exp(), masks)
-    return found
+    return found, order
 
 
 def summary(scenes: Sequence[Mapping[Any, Placement]]) -> dict[Any, dict[str, tuple[float, float]]]:

@@ -33,7 +33,11 @@ def test_the_pool_follows_the_sites_that_agree() -> None:
     right = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]]).view(2, 1, 3)
     wrong = torch.tensor([[0.1, 0.1, 0.8], [0.1, 0.8, 0.1]]).view(2, 1, 3).flip(0)
     even = torch.full((2, 1, 3), 1 / 3)
-    found = sites.placements({"right": right, "even": even, "wrong": wrong, "right too": right}, MASKS)
+    each = {"right": right, "even": even, "wrong": wrong, "right too": right}
+    found, order = sites.placements(each, MASKS)
+    assert set(order[:2]) == {"right", "right too"}
+    chosen, _ = sites.placements(each, MASKS, ["wrong", *order])
+    assert chosen[sites.FEWER[1]].own == pytest.approx(found["wrong"].own)
     assert found["right"].part == pytest.approx(0.5, abs=1e-3)
     assert found["even"].part < 1e-3 and found["wrong"].part < 1e-3
     assert found[sites.POOL].own == pytest.approx(found["right"].own, abs=1e-3)

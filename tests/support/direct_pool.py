@@ -44,8 +44,8 @@ def weighed(entries: Collection[Measured]) -> list[Weighed]:
     by_site: dict[Hashable, dict[int, Tensor]] = {}
     for site in {entry.site: None for entry in entries}:
         own = [entry.logs for entry in entries if entry.site == site]
-        by_site[site] = {i: sum(logs[i] for logs in own) / len(own) for i in own[0]}
-    finest = max((tuple(each.shape) for logs in by_site.values() for each in logs.values()), key=math.prod)
+        by_site[site] = {i: torch.stack([logs[i] for logs in own]).mean(0) for i in own[0]}
+    finest = max(((*each.shape,) for logs in by_site.values() for each in logs.values()), key=math.prod)
     apart = {}
     for site, logs in by_site.items():
         maps = [resized(each, finest) for each in logs.values()]
@@ -79,7 +79,7 @@ def pooled(entries: Collection[Measured], objects: Collection[int], size: tuple[
     return torch.stack(maps)
 
 
-def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     if tuple(maps.shape) == tuple(size):
         return maps
     picture = Image.fromarray(maps.numpy().astype(np.float32), "F")
