@@ -148,6 +148,7 @@ forward("convert", "commands.convert", "turn an adapter's .bin into .safetensors
 forward("curate", "commands.curate", "score training pictures by their objects, keep the best", become=True)
 forward("concept101", "commands.concept101.command", "make and score the paper's benchmark", become=True)
 forward("dataset", "commands.dataset", "find and cut out the objects of pictures, for training", become=True)
+forward("edits", "research.studies.comfy_edits", "an edit model's references: does the bias bind?", become=True)
 forward("overlap", "research.studies.comfy_overlap", "do the relevance maps lie on the objects?", become=True)
 forward("pictures", "docs.pictures", "make the pictures of workflows and help pages anew")
 forward("relevance", "benchmarks.relevance_score", "does noise meet its object?", become=True)

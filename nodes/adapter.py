@@ -24,7 +24,8 @@ class MIPAdapterLoader(io.ComfyNode):
             category=CATEGORY,
             **searched_as("ip adapter", "ipadapter loader", "load ip-adapter", "multi subject", "加载适配器"),
             description="Loads a MIP-Adapter or IP-Adapter file for SDXL, SD1.5 or FLUX.1. What it is (family, "
-            "image encoder it needs, fusion head or none) is read from its tensors, never from its name.",
+            "image encoder it needs, fusion head or none) is read from its tensors, never from its name. Adapters for "
+            "FLUX.1 are not yet tried with released weights: tell us.",
             inputs=[
                 io.Combo.Input(
                     "adapter_name",

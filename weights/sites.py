@@ -29,6 +29,10 @@ _ARCHITECTURE_NAMES = {  # the host's class -> what its users call it
     "StageC": "Stable Cascade",
     "StageB": "Stable Cascade",
 }
+OWN_ATTENTION = (
+    "Packs for quantised models, such as Nunchaku, run an attention of their own that nobody else can reach; fp8 and "
+    "GGUF files do not need them."
+)
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,7 @@ def edit_sites(model: Any) -> tuple[Site, ...]:
     kind = _ARCHITECTURE_NAMES.get(kind, kind)
     raise ValueError(
         f"This model is no edit model that MIP-Adapter knows (it is a {kind}): load FLUX.1 Kontext, FLUX.2 or "
-        "Qwen-Image-Edit with ComfyUI's own loader. Packs for quantised models, such as Nunchaku, run an attention of "
-        "their own that nobody else can reach; fp8 and GGUF files do not need them."
+        f"Qwen-Image-Edit with ComfyUI's own loader. {OWN_ATTENTION}"
     )
 
 
@@ -172,13 +175,14 @@ def _columns(linear: Any) -> int:
 
 
 def _no_cross_attention(unet: Any) -> str:
-    kind = type(unet).__name__
-    kind = _ARCHITECTURE_NAMES.get(kind, kind)
+    own = type(unet).__name__
+    kind = _ARCHITECTURE_NAMES.get(own, own)
     article = "an" if kind[:1] in "AEIOU" else "a"
-    return (
+    said = (
         f"This model has no cross-attention UNet (it is {article} {kind}): MIP-Adapter works with SD1.5, "
         "SDXL, FLUX.1 and their derivatives. Load such a checkpoint."
     )
+    return said if own in _ARCHITECTURE_NAMES else f"{said} {OWN_ATTENTION}"
 
 
 def check_sites(spec: AdapterSpec, name: str, sites: Sequence[Site]) -> None:

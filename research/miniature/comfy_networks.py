@@ -1,7 +1,7 @@
 """ComfyUI's own network classes at the miniature's size, ready to be trained from scratch."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...miniature import config
+
+# FLUX.1's class for the stand-in of edit models: small pictures, the miniature's texts, and no embedded guidance.
+EDIT = {
+    "image_model": "flux",
+    "in_channels": 3,
+    "out_channels": 3,
+    "patch_size": 4,
+    "vec_in_dim": config.CLIP_G["projection_dim"],
+    "context_in_dim": config.CONTEXT_DIM,
+    "hidden_size": 128,
+    "mlp_ratio": 4.0,
+    "num_heads": 4,
+    "depth": 2,
+    "depth_single_blocks": 3,
+    "axes_dim": [4, 14, 14],
+    "theta": 100,  # FLUX.1's 10,000 would leave most channels unturned over so few positions
+    "qkv_bias": True,
+    "guidance_embed": False,
+}
 
 
 def use_host(folder: Path) -> None:
@@ -42,6 +61,25 @@ def unet() -> nn.Module:
     return model
 
 
+def edit() -> nn.Module:
+    """FLUX.1's class at `EDIT`'s size. Its blocks start as the identity, and its first output is 0."""
+    import comfy.ops
+    from comfy.ldm.flux.model import Flux
+
+    model = initialise(Flux(**EDIT, dtype=torch.float32, operations=comfy.ops.disable_weight_init))
+    module: Any
+    for name, module in model.named_modules():
+        if name.endswith(("_mod.lin", "modulation.lin", "adaLN_modulation.1", "final_layer.linear")):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+        if name.endswith(("query_norm", "key_norm")):
+            nn.init.ones_(next(module.parameters()))
+        if isinstance(module, nn.LayerNorm):
+            # The host's blocks add to their input in place, and the norm's gradient needs the input as it was.
+            module.register_forward_pre_hook(lambda _, given: (given[0].clone(),))
+    return model
+
+
 @cache
 def _tokenizer():
     from comfy.sdxl_clip import SDXLTokenizer
@@ -69,6 +107,33 @@ def run_unet(unet: nn.Module, x, steps, context, vector, options: Mapping[str, A
     options = {**(options or {}), "optimized_attention_override": lambda _, *given, **more: attention(*given)}
     x, context, vector = (each.to(unet.dtype) for each in (x, context, vector))
     return unet(x, steps.float(), context=context, y=vector, transformer_options=options)
+
+
+def run_edit(
+    model: nn.Module,
+    x: Tensor,
+    sigmas: Tensor,
+    texts: tuple[Tensor, Tensor],
+    references: Sequence[Tensor],
+    watch: Callable[[Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """The velocity that FLUX.1's class predicts.
+
+    sigmas: [B], noise levels from 0 to 1.
+    texts: context [B, L, X] and pooled text [B, Y].
+    references: pictures [B, 3, h, w] that stand behind the picture's tokens.
+    watch: called with the queries and keys [B, h, S, d] of every block.
+    """
+
+    def attend(_: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **more: Any) -> Tensor:
+        if watch is not None:
+            watch(q, k)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    context, pooled = texts
+    options = {"optimized_attention_override": attend}
+    given = {"ref_latents": list(references)} if references else {}
+    return model(x, sigmas, context, pooled, **given, transformer_options=options)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *_: Any) -> Tensor:

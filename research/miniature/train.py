@@ -18,6 +18,7 @@ from typing import Any
 
 STAGES = ("vae", "encoders", "base", "places")
 LATER = ("vision",)  # continues the image encoder, which the base does not depend on
+EDIT = "edit"  # a stand-in of another structure, which nothing else is trained on
 UNAIDED = "unaided"  # in place of what `places` taught; in a --work of its own, since adapters are trained on it there
 # Trained on the finished base.
 ADAPTERS = ("stock", "mip", "uniform-trained", "one-object-trained", "head-only", "stock-plus", "mip-plus")
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> None:
     name = given.stage or ("all" if given.quick else None)
     stages = {"all": (*STAGES, *LATER, *ADAPTERS), "adapters": ADAPTERS, None: ()}.get(name, (name,))
     if given.pack:
-        for stage in stages or (*STAGES, *LATER):
+        for stage in stages or (*STAGES, *LATER, EDIT):
             if (given.work / f"{stage}.pt").is_file():
                 print(pack("research.miniature.stages.packing").pack(stage, given.work))
         return
@@ -65,7 +66,7 @@ def main(arguments: list[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    stages = (*STAGES, *LATER, UNAIDED, "adapters", *ADAPTERS, "all")
+    stages = (*STAGES, *LATER, UNAIDED, EDIT, "adapters", *ADAPTERS, "all")
     parser.add_argument("--stage", choices=stages, help="what to train")
     parser.add_argument("--minutes", type=float, default=60, help="how long each stage trains at most")
     parser.add_argument("--work", type=Path, default=ROOT / "output" / "miniature", help="checkpoints, curves")

@@ -8,6 +8,8 @@ comfy_overlap.py   `python mip.py overlap`: records the maps with ComfyUI
 sites.py           how far each site's relevance, and the pool's, lies on the objects
 comfy_sites.py     `python mip.py sites`: records the sites with ComfyUI
 comfy_noisy.py     what the base sees of a drawn scene under noise
+edits.py           an edit model's own references, with the bias and without: what is measured
+comfy_edits.py     `python mip.py edits`: draws and judges the pictures with ComfyUI
 styles.py          objects beside a style: what is measured
 comfy_styles.py    `python mip.py styles`: draws and judges the pictures with ComfyUI
 faces.py           looks in place of faces: the stand-in for the analyser, and what is measured

@@ -457,7 +457,8 @@ def test_demo_writes_its_pictures(host, clean: Path, tmp_path: Path, monkeypatch
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot replace a process")
 @pytest.mark.parametrize(
-    "name", ["arms", "concept101", "curate", "dataset", "overlap", "relevance", "sites", "steer", "styles", "train"]
+    "name",
+    ["arms", "concept101", "curate", "dataset", "edits", "overlap", "relevance", "sites", "steer", "styles", "train"],
 )
 def test_long_work_is_done_by_the_process_that_was_started(name: str, monkeypatch: pytest.MonkeyPatch):
     """So that whoever kills it leaves no worker behind."""

@@ -265,6 +265,25 @@ def test_an_adapter_of_another_kind_of_model(flux):
     told(lambda: applied(flux, tiny_flux.xlabs(), references("cat"), model=small.model()), "is an adapter for")
 
 
+def test_a_quantised_model_that_another_pack_wraps(flux):
+    class NunchakuFlux(torch.nn.Module):
+        pass
+
+    model = flux.model.clone()
+    model.model = SimpleNamespace(diffusion_model=NunchakuFlux())
+    told(
+        lambda: applied(flux, tiny_flux.xlabs(), references("cat"), model=model),
+        "NunchakuFlux", "attention of their own",
+    )  # fmt: skip
+
+
+def test_a_clip_without_t5(flux):
+    from ..support import small
+
+    without = SimpleNamespace(**{**vars(flux), "clip": small.clip()})
+    told(lambda: applied(without, tiny_flux.xlabs(), references("cat")), "this CLIP has no T5", "DualCLIPLoader")
+
+
 def test_the_pool_is_one_relevance_for_all_blocks(flux):
     """After the first turn all blocks read the same shares. The order of the references makes no difference."""
     by_turn: list[list[torch.Tensor]] = []

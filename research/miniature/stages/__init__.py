@@ -21,6 +21,7 @@ precision.py       the dtype of activations
 cuda_graph.py      a backward pass recorded as a CUDA graph
 packing.py         checkpoints small enough for the repository
 unaided.py         aside from the others: the base learns by itself where its words' objects are
+edit.py            aside, too: a stand-in for edit models, with references in its own sequence
 export.py          trained stages as the loader's files
 provenance.py      on which machine and with which code something was trained
 """

@@ -18,6 +18,7 @@ from .. import comfy_networks
 from . import export, packing, stage_trainer
 from .base import Base, Conditioner
 from .captions import Words
+from .edit import Edit
 from .encoders import Encoders, EncoderStage, VisionStage
 from .gate import gate
 from .latents import Shards
@@ -31,6 +32,7 @@ QUICK = {  # settings of a quick run
     "vae": {**_SHORT, "batch_size": 2},
     **dict.fromkeys(("base", "places", "unaided"), {**_SHORT, "batch_size": 8}),
     **dict.fromkeys(("encoders", "vision"), {**_SHORT, "single_count": 24, "scene_count": 12}),
+    "edit": {**_SHORT, "batch_size": 4},
 }
 QUICK_SHARDS = {"size": 16, "window": 1}  # scenes take longer to encode than to learn from
 UNAIDED_SHARDS = {"size": 512, "window": 4}  # it learns less, so fewer scenes do
@@ -179,6 +181,11 @@ def _unaided(folder: Path, device: torch.device) -> Unaided:
     return Unaided(unet, comfy_networks.run_unet, *_lessons(folder, device, UNAIDED_SHARDS))
 
 
+def _edit(folder: Path, device: torch.device) -> Edit:
+    condition = Conditioner(finished("encoders", folder, device), Words(comfy_networks.tokenize), device)
+    return Edit(comfy_networks.edit(), comfy_networks.run_edit, condition)
+
+
 def _lessons(folder: Path, device: torch.device, sizes: Mapping[str, int] | None = None) -> tuple[Shards, Conditioner]:
     """The data of the UNet's training: scenes as latents, and their captions' conditioning."""
     sizes = QUICK_SHARDS if folder.name == "quick" else sizes or {}
@@ -193,6 +200,7 @@ BUILD = {
     "places": _places,
     "unaided": _unaided,
     "vision": _vision,
+    "edit": _edit,
 }
 # Stages that the exported files can restore: how to build the model, and its key prefix by file.
 SHIPPED: dict[str, tuple[Callable[[], nn.Module], Mapping[str, str]]] = {
