@@ -12,21 +12,25 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from mip_adapter.commands.curation.read import Folder
 from mip_adapter.commands.labelling.read import opened, read_ids, sources
 from mip_adapter.evaluation.concept101 import dataset as concept101
 from mip_adapter.evaluation.detection.detect import detect
 from mip_adapter.evaluation.detection.folder_detector import load_detector
 from mip_adapter.evaluation.encoders.encoder import load_encoder
+from mip_adapter.evaluation.faces.analyser import load_analyser
+from mip_adapter.evaluation.faces.find import find_faces
 from mip_adapter.training.data_folder import picture_ids
 from mip_adapter.training.dataset import SubjectFolder
 from mip_adapter.training.run_config import read_run_config
 from PIL import Image
 
-from ..support import tiny_clip, tiny_models
+from ..support import tiny_clip, tiny_faces, tiny_models
 from ..support.bounded import LONGER, needs_fork, outcomes
 from ..support.training_world import small_recipe, write_folder
 
@@ -110,12 +114,23 @@ def test_encoders(encoder: Path, tmp_path: Path) -> None:
 
 
 def test_detectors(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
-    import torch
-
     def read(folder: Path) -> None:
         detect(load_detector(folder), torch.rand(1, 64, 96, 3), ["star"], 0.3, 0.3)
 
     check(tiny_models.grounding_dino(tmp_path_factory.mktemp("dino")), tmp_path, 8, read, ".json", ".safetensors")
+
+
+def test_face_analysers(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+
+    def read(folder: Path) -> None:
+        analyser = load_analyser(folder)
+        analyser.det_model.input_size = (320, 320)
+        small: Any = SimpleNamespace(get=analyser.get)  # at this size alone
+        find_faces(small, tiny_faces.photo((0, 0), side=96), "woman")
+
+    check(tiny_faces.write_models(tmp_path_factory.mktemp("faces")), tmp_path, 20, read, ".onnx")
 
 
 @pytest.fixture(scope="module")
