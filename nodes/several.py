@@ -69,7 +69,7 @@ class MIPSeveralReferences(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, names: str | None, pictures: dict | None = None) -> bool | str:
+    def validate_inputs(cls, names: str | None = None, pictures: dict | None = None) -> bool | str:
         return valid_or_message(lambda given: paired(given, _numbered(pictures)), names)
 
     @classmethod
