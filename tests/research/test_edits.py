@@ -26,8 +26,12 @@ def condition(host):
 
 
 @pytest.fixture
-def stage(condition):
+def stage(condition, monkeypatch):
+    """The stage with a narrow network of two blocks."""
     from mip_adapter.research.miniature import comfy_networks
+
+    for name, value in {"hidden_size": 32, "num_heads": 1, "depth": 1, "depth_single_blocks": 1}.items():
+        monkeypatch.setitem(comfy_networks.EDIT, name, value)
 
     class Small(edit.Edit):
         batch_size = 2
