@@ -79,7 +79,7 @@ def _model(config: dict, device: torch.device, dtype: torch.dtype):
 
 class _Step:
     def __init__(self, model, device: torch.device, dtype: torch.dtype, side: int) -> None:
-        from ..patching.unet_call import SAMPLING, SamplingState
+        from ..patching.sampling_state import SAMPLING, SamplingState
 
         config = model.model_config.unet_config
         generator = torch.Generator(device).manual_seed(1)

@@ -9,8 +9,12 @@ site_patch.py         the patch at each cross-attention site
 joint_patch.py        the patch around each block of FLUX.1
 edit_patch.py         the attention of edit models, which take references by themselves
 noise_patch.py        noise on the text attention
-unet_call.py          what a patch must know about the UNet call it is part of
+unet_call.py          one call of a model: what a patch must know, and what it measured
+clock.py              when in the sampling the call is
 batch_layout.py       which rows of the batch are what
+site_maps.py          regions and frozen maps, where a site sees them
+site_pools.py         which pool a site reads, and which it adds to
+sampling_state.py     what one sampling knows and keeps
 sampling_wrappers.py  wrappers that collect this on the host's call stack
 preview.py            the relevance on the host's preview
 """

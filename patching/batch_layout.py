@@ -14,6 +14,9 @@ from torch import Tensor
 
 from ..attention.regions import Area, Size
 
+# Numbers of pictures of the run: all, some, or None where nobody knows.
+Pictures = slice | list[int] | None
+
 SAME_KEYS = 1e-4  # largest squared error of a cond's keys, relative to their mean square; two prompts differ by 0.1
 
 
@@ -186,3 +189,10 @@ class BatchLayout:
             else:
                 groups.append(here)
         return groups
+
+
+def window_of_another_pack(options: Mapping[str, Any]) -> list[int] | None:
+    """The numbers of the pictures in a context window of AnimateDiff-Evolved, None without one."""
+    said = options.get("ad_params")
+    numbers = said.get("sub_idxs") if isinstance(said, Mapping) else None
+    return [int(number) for number in numbers] if numbers else None

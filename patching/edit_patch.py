@@ -39,7 +39,8 @@ from .joint_patch import CALL_PATCH, OVERRIDE, JointCall, ObjectTexts, describe_
 from .object_text import edit_words
 from .sampling_wrappers import install_wrappers
 from .site_patch import check_percents, note_record
-from .unet_call import PooledAt, UNetCall
+from .site_pools import PooledAt
+from .unet_call import SiteRows, UNetCall
 
 log = logging.getLogger(__name__)
 MOST_REFERENCES = 64
@@ -161,9 +162,9 @@ class EditPatch:
 
         Raises ValueError if the call has fewer references than there are texts.
         """
-        if self.period is not None and not call.within(self.period):
+        if self.period is not None and not call.clock.within(self.period):
             return None
-        conditional = any(rows.conditional for rows in call.rows(len(joint.prompts)))
+        conditional = any(rows.conditional for rows in call.groups(SiteRows(len(joint.prompts))))
         if conditional and len(joint.references) < len(self.owners):
             raise ValueError(_too_few(len(joint.references), len(self.owners)))
         return _EditAttention(self, call, joint, options) if joint.references else None
@@ -260,16 +261,16 @@ class _EditAttention:
             average = patch.average(q.shape[1], q.device)
             return joint_relevance(q[rows.at, :, picture], k[rows.at, :, text], positions, average)
 
-        found = []
+        found, all_rows = [], SiteRows(len(q))
         pooled = PooledAt(patch.schedule, site, objects) if plan.is_pooled else None
-        for rows in call.rows(len(q), plan, size, q.device, pooled):
+        for rows in call.groups(all_rows, plan, size, q.device, pooled):
             if not rows.conditional:
                 continue
             share = rows.constants.share
             if plan.needs_relevance:
                 share = relevance_share(rows, plan, partial(relevance, rows))
             if patch.record is not None:
-                call.observe(site, patch.record, plan, objects, size, rows, share, None)
+                call.observe(all_rows, site, patch.record, plan, objects, size, rows, share, None)
             if share is not None:
                 found.append((rows.at, bias_of(share, patch.strength, plan.share_sum)))
         return found

@@ -21,11 +21,14 @@ from ..attention.joint import NAMED, image_features, joint_relevance, named_posi
 from ..attention.plan import Plan, SitePlan
 from ..attention.regions import Size
 from ..attention.schedule import PercentRange, Schedule
+from ..attention.site import RowGroup
 from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey
+from .sampling_state import CALL, SAMPLING, SamplingState
 from .sampling_wrappers import install_wrappers, noted
 from .site_patch import note_record
-from .unet_call import CALL, SAMPLING, PooledAt, SamplingState, UNetCall
+from .site_pools import PooledAt
+from .unet_call import SiteRows, UNetCall
 
 JOINT = "mip_adapter_joint"
 CALL_PATCH = "mip_adapter_call_patch"  # one that acts on whole calls; see edit_patch.py
@@ -104,7 +107,7 @@ class JointCall:
     def positions(self, texts: ObjectTexts, call: UNetCall, options: Mapping[str, Any]) -> list[Tensor]:
         """See `ObjectTexts.positions`; asked for once per call."""
         if texts not in self._positions:
-            groups = call.rows(len(self.prompts))
+            groups = call.groups(SiteRows(len(self.prompts)))
             conditional = [row for rows in groups if rows.conditional for row in range(rows.start, rows.stop)]
             uuids, shown = options.get("uuids"), call.shown
             pictures = tuple(shown) if isinstance(shown, list) else shown is None
@@ -173,11 +176,11 @@ class JointPatch:
         call, joint = options.get(CALL), options.get(JOINT)
         if call is not None:
             call.visit(self.key, self.record)
-        if call is None or joint is None or not (self.period is None or call.within(self.period)):
+        if call is None or joint is None or not (self.period is None or call.clock.within(self.period)):
             return run(args)
         if "txt" in args:
             joint.text = args["txt"].shape[1]
-        active = self.schedule.at(call.within)
+        active = self.schedule.at(call.clock.within)
         if active is None or self.key not in active[1].sites:
             return run(args)
         attention = _Attention(self, *active, call, joint, args.get("pe"), options)
@@ -229,23 +232,25 @@ class _Attention:
 
     def _features(self, q: Tensor, k: Tensor, shown: slice, text: int) -> Tensor:
         site: SitePlan = self.plan.sites[self.patch.key].like(q)
-        if self.plan.eases and (factors := self.call.ease_factors(self.plan, q.device)) is not None:
+        if self.plan.eases and (factors := self.call.clock.ease_factors(self.plan, q.device)) is not None:
             site = site.eased(*factors)
         pure = q[:, :, shown] if self.rotations is None else unrotate(q[:, :, shown], self.rotations[:, :, shown])
-        picture = slice(text, shown.stop)
+        picture, rows = slice(text, shown.stop), SiteRows(len(q))
 
-        def relevance(rows) -> Tensor:
+        def relevance(rows: RowGroup) -> Tensor:
             found = self.joint.positions(self.patch.texts, self.call, self.options)
             positions = torch.cat([found[i] for i in self.objects], 1)[rows.at]
             return joint_relevance(q[rows.at, :, picture], k[rows.at, :, :text], positions, site.average)
 
-        def observe(rows, shares: Tensor | None, gate: Tensor | None) -> None:
+        def observe(group: RowGroup, shares: Tensor | None, gate: Tensor | None) -> None:
             record = self.patch.record
             if record is not None:
-                self.call.observe(self.patch.key, record, self.plan, self.objects, self.joint.size, rows, shares, gate)
+                self.call.observe(
+                    rows, self.patch.key, record, self.plan, self.objects, self.joint.size, group, shares, gate
+                )
 
         pooled = PooledAt(self.patch.schedule, self.patch.key, self.objects) if self.plan.is_pooled else None
-        groups = self.call.rows(len(q), self.plan, self.joint.size, q.device, pooled)
+        groups = self.call.groups(rows, self.plan, self.joint.size, q.device, pooled)
         return image_features(pure, self.plan, site, groups, relevance, text - shown.start, observe)
 
 

@@ -15,7 +15,7 @@ from ..common.text import object_number
 from ..weights.sites import unet_sites
 from .object_text import check_clip, content_tokens
 from .site_patch import Place, SitePatch, check_percents, compute_dtype, patched
-from .unet_call import UNetCall
+from .unet_call import SiteRows, UNetCall
 
 
 class NoisePatch(SitePatch):
@@ -27,16 +27,17 @@ class NoisePatch(SitePatch):
         super().__init__(place)
         self.plan = plan
 
-    def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: UNetCall) -> Tensor:
+    def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: UNetCall, rows: SiteRows) -> Tensor:
         assert text is not None
         site = self.plan.sites[self.key]
-        step = call.step[0] if call.step else torch.zeros(1, dtype=torch.long, device=q.device)
+        step = call.clock.step[0] if call.clock.step else torch.zeros(1, dtype=torch.long, device=q.device)
 
         def keys() -> Tensor:
             assert site.object_tokens is not None
             return call.object_keys(self.key, site.object_tokens, q)
 
-        return add_noise(out, text, q, self.plan, site.like(q), call.rows(len(q)), call.numbers(q.device), step, keys)
+        groups, numbers = call.groups(rows), call.numbers(rows, q.device)
+        return add_noise(out, text, q, self.plan, site.like(q), groups, numbers, step, keys)
 
 
 def apply_text_noise(

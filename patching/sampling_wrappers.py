@@ -18,20 +18,9 @@ from ..attention.regions import Area, Size, clipped, cut_from, same_shape
 from ..relevance.record import RelevanceRecord
 from ..relevance.report import APART
 from . import preview
-from .batch_layout import CondEvaluation
-from .unet_call import (
-    CALL,
-    EVALUATION,
-    GUIDER_STEP,
-    PASSES,
-    RECORDS,
-    SAMPLING,
-    Applied,
-    GuiderStep,
-    SamplingState,
-    UNetCall,
-    window_of_another_pack,
-)
+from .batch_layout import CondEvaluation, window_of_another_pack
+from .sampling_state import CALL, EVALUATION, GUIDER_STEP, PASSES, RECORDS, SAMPLING, Applied, GuiderStep, SamplingState
+from .unet_call import UNetCall
 
 log = logging.getLogger(__name__)
 _ABSENT = object()

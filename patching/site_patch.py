@@ -17,8 +17,10 @@ from ..attention.schedule import PercentRange, Schedule
 from ..attention.site import fuse
 from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey
+from .sampling_state import RECORDS, Applied
 from .sampling_wrappers import install_wrappers
-from .unet_call import RECORDS, Applied, PooledAt, UNetCall
+from .site_pools import PooledAt
+from .unet_call import SiteRows, UNetCall
 
 SHELLS = "mip_adapter"  # our callback's name in a ModelPatcher
 
@@ -57,7 +59,7 @@ class SitePatch(ABC):
         self.guests: tuple[tuple[Callable, dict], ...] = ()
 
     @abstractmethod
-    def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: UNetCall) -> Tensor:
+    def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: UNetCall, rows: SiteRows) -> Tensor:
         """`out` [B, N, C] plus this patch's term; `out` may be changed in place. text may be `out` itself."""
 
     def rests(self, call: UNetCall) -> bool:
@@ -75,17 +77,16 @@ class SitePatch(ABC):
             attention may be written into its memory.
         """
         call = UNetCall.from_options(options, q.shape[0], self.unet)
-        acts = (self.period is None or call.within(self.period)) and not self.rests(call)
+        acts = (self.period is None or call.clock.within(self.period)) and not self.rests(call)
         call.visit(self.key, self.record)
-        if acts:
-            call.find_rows(self.key, k)
+        rows = call.find_rows(self.key, k) if acts else None
         out, text = self._before(q, k, v, options, keep_text or (acts and self.needs_text))
-        if acts:
+        if rows is not None:
             if text is not None and out is text and (keep_text or text.requires_grad):
                 out = text.clone()  # act() writes into `out`
-            out = self.act(out.contiguous(), text, q, options, call)
+            out = self.act(out.contiguous(), text, q, options, call, rows)
         for callback, kwargs in self.guests:
-            if kwargs.get("sigma_end", 0.0) <= call.sigma <= kwargs.get("sigma_start", float("inf")):
+            if kwargs.get("sigma_end", 0.0) <= call.clock.sigma <= kwargs.get("sigma_start", float("inf")):
                 out = out + callback(out, q, k, v, options, **kwargs)
         return out, text
 
@@ -154,28 +155,24 @@ class MergePatch(SitePatch):
         self.needs_text = any(site is not None and site.head is not None for site in sites)
 
     def rests(self, call: UNetCall) -> bool:
-        active = self.schedule.at(call.within)
+        active = self.schedule.at(call.clock.within)
         return active is None or self.key not in active[1].sites
 
-    def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: UNetCall) -> Tensor:
-        active = self.schedule.at(call.within)
+    def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: UNetCall, rows: SiteRows) -> Tensor:
+        active = self.schedule.at(call.clock.within)
         assert active is not None  # else it rests
         objects, plan = active
         site = plan.sites[self.key].like(q)
-        if plan.eases and (factors := call.ease_factors(plan, q.device)) is not None:
+        if plan.eases and (factors := call.clock.ease_factors(plan, q.device)) is not None:
             site = site.eased(*factors)
         size = tuple(options["activations_shape"][-2:])
         pooled = PooledAt(self.schedule, self.key, objects) if plan.is_pooled else None
-        return fuse(
-            out,
-            text,
-            q,
-            plan,
-            site,
-            call.rows(len(q), plan, size, q.device, pooled),
-            partial(call.object_keys, self.key, site.object_tokens, q),
-            partial(call.observe, self.key, self.record, plan, objects, size) if self.record is not None else None,
-        )
+        observe = None
+        if self.record is not None:
+            observe = partial(call.observe, rows, self.key, self.record, plan, objects, size)
+        groups = call.groups(rows, plan, size, q.device, pooled)
+        keys = partial(call.object_keys, self.key, site.object_tokens, q)
+        return fuse(out, text, q, plan, site, groups, keys, observe)
 
 
 def install(

@@ -15,8 +15,9 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..patching.sampling_state import CALL, SAMPLING, SamplingState
 from ..patching.site_patch import MergePatch, text_attention
-from ..patching.unet_call import CALL, SAMPLING, SamplingState, UNetCall
+from ..patching.unet_call import SiteRows, UNetCall
 
 ROWS = "mip_adapter_rows"
 
@@ -78,7 +79,7 @@ class _RowPatch:
             own = text[row].clone()
             for patch in slot:
                 call.visit(patch.key, patch.record)
-                own = patch.act(own, text[row], q[row], {**options, CALL: call}, call)
+                own = patch.act(own, text[row], q[row], {**options, CALL: call}, call, SiteRows(len(own)))
             out[row] = own
         return out
 

@@ -45,7 +45,7 @@ def compiled_site(data: dict, metadata: dict, **options):
 def fused(data: dict, metadata: dict):
     """Z [B, N, C] of a golden site, and a record for each row, since each has objects of its own."""
     from mip_adapter.attention.site import fuse
-    from mip_adapter.patching.unet_call import UNetCall
+    from mip_adapter.patching.unet_call import SiteRows, UNetCall
     from mip_adapter.relevance.record import RelevanceRecord
 
     plan_of_row, key, heads = compiled_site(data, metadata)
@@ -59,8 +59,8 @@ def fused(data: dict, metadata: dict):
         plan, call = plan_of_row(row), UNetCall(None, (1,), options)
         record, site, one = RelevanceRecord(plan.names), plan.sites[key], text[row : row + 1].clone()
         keys = lambda site=site: site.object_tokens @ data["to_k"].T  # noqa: E731
-        observe = partial(call.observe, key, record, plan, tuple(range(plan.objects)), (side, side))
-        rows.append(fuse(one, one, q[row : row + 1], plan, site, call.rows(1), keys, observe))
+        observe = partial(call.observe, SiteRows(1), key, record, plan, tuple(range(plan.objects)), (side, side))
+        rows.append(fuse(one, one, q[row : row + 1], plan, site, call.groups(SiteRows(1)), keys, observe))
         call.close()
         records.append(record)
     return torch.cat(rows), records

@@ -141,7 +141,7 @@ def test_a_second_order_guidance() -> None:
 
 @pytest.mark.parametrize("interrupted", [True, False])
 def test_nothing_of_ours_remains(interrupted: bool) -> None:
-    from mip_adapter.patching.unet_call import CALL, EVALUATION, GUIDER_STEP
+    from mip_adapter.patching.sampling_state import CALL, EVALUATION, GUIDER_STEP
 
     """Neither after a sampling nor after one that was interrupted in the UNet."""
     from comfy.patcher_extension import add_wrapper_with_key

@@ -178,17 +178,17 @@ def test_steady_changes_no_bit_and_the_others_do() -> None:
 @pytest.mark.parametrize("kind", EASES[1:])
 def test_strength_follows_the_fraction_of_the_sampling(kind: str, monkeypatch) -> None:
     """The factor at every step against the host's own inverse: its timestep of a noise level. None: the style rests."""
-    from mip_adapter.patching.unet_call import UNetCall
+    from mip_adapter.patching.clock import Clock
 
     steps, start, end = 6, 0.1, 0.9
     sampling = bundle().model.get_model_object("model_sampling")
     factors: dict[float, float] = {}
 
-    def watched(call, plan, device, made=UNetCall.ease_factors):
-        factors[call.sigma] = float(made(call, plan, device)[0][0])
-        return made(call, plan, device)
+    def watched(clock, plan, device, made=Clock.ease_factors):
+        factors[clock.sigma] = float(made(clock, plan, device)[0][0])
+        return made(clock, plan, device)
 
-    monkeypatch.setattr(UNetCall, "ease_factors", watched)
+    monkeypatch.setattr(Clock, "ease_factors", watched)
     sigmas: list[float] = []
     model = graphs.apply(style(over_time=kind, start_percent=start, end_percent=end))
     model.set_model_unet_function_wrapper(lambda run, call: noted(run, call, sigmas))
@@ -212,10 +212,10 @@ def noted(run, call: dict, sigmas: list[float]):
 
 def test_a_moment_of_a_sampling_never_waits_for_the_device() -> None:
     """The factor is found by tensors alone: on the meta device, where nothing has a value, it has its shape."""
-    from mip_adapter.patching.unet_call import _fraction
+    from mip_adapter.patching.clock import fraction_at
 
     now, levels = torch.empty(1, device="meta"), torch.empty(129, device="meta")
-    assert _fraction(now, levels).shape == (1,)
+    assert fraction_at(now, levels).shape == (1,)
     assert all(Ease(kind).at(now).shape == (1,) for kind in EASES)
 
 

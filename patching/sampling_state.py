@@ -1,0 +1,122 @@
+"""What one sampling run knows and keeps, and where the host's options hold it.
+
+The wrappers in sampling_wrappers.py write it. The calls of the model read it (unet_call.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..attention.plan import Plan
+from ..attention.pool import PoolHistory
+from ..attention.regions import Area, Size
+from ..attention.schedule import Schedule
+from ..attention.site import SiteConstants
+from ..relevance.observation import RunId
+from ..relevance.record import RelevanceRecord
+from ..weights.sites import SiteKey
+
+# Keys of the host's transformer_options, where a running call finds what our wrappers and nodes know.
+SAMPLING = "mip_adapter_sampling"  # SamplingState
+GUIDER_STEP = "mip_adapter_guider_step"  # GuiderStep
+EVALUATION = "mip_adapter_evaluation"  # CondEvaluation
+PASSES = "mip_adapter_passes"  # the UNetCalls of one evaluation, of which the last is recorded
+CALL = "mip_adapter_call"  # UNetCall
+RECORDS = "mip_adapter_records"  # by record: Applied
+
+# By schedule, cond (and what tells its pools apart) and device.
+Pools = dict[tuple[Schedule, Hashable, torch.device | None], PoolHistory]
+
+
+class Applied(NamedTuple):
+    """What was applied to a model with a record: at how many sites, and whether regions or frozen maps are placed."""
+
+    sites: int
+    placed: bool
+
+
+class GuiderStep(NamedTuple):
+    """One noise prediction of a guider.
+
+    conditional: whether a list of conds is conditional, by the uuid of its first cond.
+    size: (h, w) of the latent that the sampler gave to the guider; None if unknown.
+    evaluated: the lists evaluated so far, as (uuid of the first cond, context window, crop).
+    """
+
+    conditional: Mapping[Any, bool]
+    size: Size | None
+    evaluated: set[tuple[Any, tuple[int, ...], Area]]
+
+    def claim_evaluation(self, firsts: Sequence[Any], window: Sequence[int] | None, crop: Area) -> bool:
+        """Mark these lists of conds as evaluated; whether it is the guider itself that evaluates them now.
+
+        firsts: the uuids of the lists' first conds. Later evaluations of the same lists, such as PAG's with perturbed
+        attention, and lists that are not the guider's give False.
+        window, crop: see `CondEvaluation`. Each window and each crop is an evaluation of its own; a crop of what was
+        evaluated as a whole is a later one.
+        """
+        if self.conditional and not set(firsts) <= self.conditional.keys():
+            return False
+        pictures = tuple(window or ())
+        lists = {(first, pictures, crop) for first in firsts}
+        new = not (lists | {(first, pictures, None) for first in firsts}) & self.evaluated
+        self.evaluated.update(lists)
+        return new
+
+
+@dataclass
+class Caches:
+    """What is looked up once a sampling.
+
+    constants: the plans at the sites' resolutions: by plan, canvas size (where only an area is shown), area, the site's
+        resolution and device.
+    keys: of object texts, by the texts, the to_k module and dtype.
+    sigmas: the noise level at a fraction of the sampling, by `model_sampling` and fraction.
+    log_sigmas: the logarithms of those at `clock.FRACTIONS`, by `model_sampling` and device.
+    """
+
+    constants: dict[tuple[Plan, Size | None, Area, Size, torch.device | None], SiteConstants] = field(
+        default_factory=dict
+    )
+    keys: dict[tuple[Tensor, Any, torch.dtype], Tensor] = field(default_factory=dict)
+    sigmas: dict[tuple[Any, float], float] = field(default_factory=dict)
+    log_sigmas: dict[tuple[Any, torch.device], Tensor] = field(default_factory=dict)
+
+
+class SamplingState:
+    """One sampling run, from the first noise level to the last.
+
+    pictures: in the batch.
+    prompt: id of the queued graph; None where the host does not say.
+    hooked: whether hooks exchange weights during the run. Object keys are then not kept.
+    model_sampling: the sampled model's.
+    canvas: size (h, w) of the latents; None if they are no pictures.
+
+    run: identifies the run to the records.
+    records: those that the run has filled so far.
+    evaluated: whether the model has been evaluated.
+    visited: the sites at which a record's patches were run.
+    caches: see `Caches`.
+    pools: what the sites of the last turns measured together.
+    turn: number of the guider's noise prediction.
+    """
+
+    def __init__(
+        self, pictures: int, prompt: str | None, hooked: bool, model_sampling: Any, canvas: Size | None = None
+    ) -> None:
+        self.run, self.hooked = RunId(object(), pictures, prompt), hooked
+        self.model_sampling, self.canvas = model_sampling, canvas
+        self.evaluated = False
+        self.visited: dict[RelevanceRecord, set[SiteKey]] = {}
+        self.records: list[RelevanceRecord] = []
+        self.caches = Caches()
+        self.pools: Pools = {}
+        self.turn = 0
+
+    def __deepcopy__(self, memo: dict) -> SamplingState:
+        return self  # see CondEvaluation

@@ -1,0 +1,97 @@
+"""Which pool a site reads, and which it adds its measure to (attention/pool.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..attention.pool import Pool, PooledSite, PoolHistory
+from ..attention.regions import Size
+from ..attention.schedule import Schedule
+from ..weights.sites import SiteKey
+from .batch_layout import CondEvaluation, Pictures
+from .sampling_state import Pools, SamplingState
+
+
+class PooledAt(NamedTuple):
+    """A site of a schedule whose relevance is pooled. objects: those that act, as indices of all."""
+
+    schedule: Schedule
+    key: SiteKey
+    objects: tuple[int, ...]
+
+
+class SitePools:
+    """The pools of one call.
+
+    pictures: rows of one cond.
+    shown: the pictures of the run that they show.
+    passes: of the UNet in this evaluation, before this call.
+    """
+
+    def __init__(
+        self,
+        sampling: SamplingState | None,
+        evaluation: CondEvaluation | None,
+        pictures: int,
+        shown: Pictures,
+        passes: int,
+    ) -> None:
+        self._sampling, self._evaluation = sampling, evaluation
+        self._pictures, self._shown, self._passes = pictures, shown, passes
+        self._visits: dict[tuple[Schedule, SiteKey], int] = {}
+        self._of_call: Pools = {}
+
+    def begin_visit(self, at: PooledAt) -> int:
+        """Begin the work at a site. Returns which pass of the UNet in this evaluation it is part of, from 0."""
+        visits = self._visits.get((at.schedule, at.key), 0)
+        self._visits[at.schedule, at.key] = visits + 1
+        return self._passes + visits
+
+    def own(self, at: PooledAt, size: Size, rows: int, device: torch.device) -> PooledSite:
+        """The site's own measure and nothing else: where the conds come to it in parts."""
+        pool, numbers = Pool(at.objects, rows), torch.arange(rows, device=device)
+        return PooledSite(None, pool, at.key, size, at.objects, range(rows), numbers)
+
+    def shared(self, at: PooledAt, cond: Hashable, size: Size, numbers: Tensor, number: int) -> PooledSite:
+        """What a site reads of the pool of one cond's rows, and where it adds what it measures.
+
+        size: (h, w) of the site.
+        numbers: of the pictures that the rows show, as an integer tensor.
+        number: of the UNet's pass in this evaluation.
+        """
+        evaluation, sampling = self._evaluation, self._sampling
+        crop = None if evaluation is None else evaluation.crop
+        if self._shown is not None and sampling is not None and evaluation is not None:
+            every = range(sampling.run.pictures)
+            pictures = every[self._shown] if isinstance(self._shown, slice) else self._shown
+            history = sampling.pools.setdefault((at.schedule, (cond, crop), numbers.device), PoolHistory())
+            if evaluation.main:
+                history.begin(sampling.turn, at.objects, sampling.run.pictures)
+                pools = _of_guider(history, at, pictures) if history.is_last(number) else None
+            else:
+                pools = _of_guest(history, sampling.turn, at, pictures)
+            if pools is not None:
+                return PooledSite(*pools, at.key, size, at.objects, pictures, numbers)
+        # Nobody knows what the rows show, or they show another picture: the pool lasts for this call.
+        history = self._of_call.setdefault((at.schedule, (cond, crop, number), numbers.device), PoolHistory())
+        history.begin(0, at.objects, self._pictures)
+        return PooledSite(None, history.now, at.key, size, at.objects, range(self._pictures), numbers)
+
+
+def _of_guider(history: PoolHistory, at: PooledAt, pictures: Sequence[int]) -> tuple[Pool | None, Pool | None]:
+    """What to read and write in the guider's own evaluation: the last turn's pool; this one's if the site measures."""
+    last = history.last
+    read = last if last is not None and last.covers(at.objects, pictures) else None
+    return read, history.now if read is None or history.measures(at.key) else None
+
+
+def _of_guest(history: PoolHistory, turn: int, at: PooledAt, pictures: Sequence[int]) -> tuple[Pool, None] | None:
+    """What to read in an evaluation that is not the guider's own, such as PAG's: its sites do not measure."""
+    for pool in (history.finished(turn), history.now):
+        if pool is not None and pool.covers(at.objects, pictures):
+            return pool, None
+    return None
