@@ -296,11 +296,7 @@ def test_quick_training_runs_every_stage(host, tmp_path):
     line = [
         sys.executable,
         str(ROOT / "research" / "miniature" / "train.py"),
-        "--quick",
-        "--threads",
-        "1",
-        "--work",
-        str(tmp_path),
+        *("--quick", "--steps", "2", "--threads", "1", "--work", str(tmp_path)),
     ]
     done = finished([*line, "--export", tmp_path / "made"])
     assert done.returncode == 0, done.stderr

@@ -37,8 +37,8 @@ from .provenance import circumstances
 
 LOG_EVERY = 25  # steps
 HELD_OUT = 256  # scenes of the held-out loss
-QUICK = {"steps": 8, "batch_size": 4, "warmup": 1, "ema": 0.5}
-QUICK_SCENES = 16
+QUICK = {"steps": 8, "batch_size": 2, "warmup": 1, "ema": 0.5}
+QUICK_SCENES = 8
 
 
 def train_all(

@@ -30,11 +30,11 @@ from .word_grounding import Places
 _SHORT = {"total": 10, "stop": 10}
 QUICK = {  # settings of a quick run
     "vae": {**_SHORT, "batch_size": 2},
-    **dict.fromkeys(("base", "places", "unaided"), {**_SHORT, "batch_size": 8}),
+    **dict.fromkeys(("base", "places", "unaided"), {**_SHORT, "batch_size": 4}),
     **dict.fromkeys(("encoders", "vision"), {**_SHORT, "single_count": 24, "scene_count": 12}),
     "edit": {**_SHORT, "batch_size": 4},
 }
-QUICK_SHARDS = {"size": 16, "window": 1}  # scenes take longer to encode than to learn from
+QUICK_SHARDS = {"size": 8, "window": 1}  # scenes take longer to encode than to learn from
 UNAIDED_SHARDS = {"size": 512, "window": 4}  # it learns less, so fewer scenes do
 
 
