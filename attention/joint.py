@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .merge import accumulate, block_attention, concat_attention
+from .merge import accumulate, concat_attention, object_attention
 from .plan import Plan, SitePlan
 from .relevance import FLOOR
 from .site import RowGroup, relevance_share
@@ -107,7 +107,7 @@ def image_features(
         if rows.conditional and plan.is_concat and region is not None:
             attention = concat_attention(q, keys, _columns(region.exp(), rows, text).log())
         else:
-            attention = block_attention(q, keys, blocks)
+            attention = object_attention(q, keys, blocks)
         if share is not None:
             attention = attention * _columns(share, rows, text).to(attention.dtype)
         accumulate(out[rows.at], attention, values)

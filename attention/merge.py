@@ -1,9 +1,10 @@
-"""Gated block attention to the image tokens of all objects at once.
+"""Attention to the image tokens of all objects at once.
 
-The definition, Σ_i gate_i · softmax(q K_iᵀ/√d) V_i, needs M attentions and M full-size products. A gate is one number
-per position, so it can multiply the probabilities instead. Two thin matrix products then do the whole merge:
+The definition, Σ_i factor_i · softmax(q K_iᵀ/√d) V_i, needs M attentions and M full-size products. The factor, share
+times gate, is one number per position, so it can multiply the probabilities instead. Two thin matrix products then do
+the whole merge:
 
-    Z += [gate_1 P_1 … gate_M P_M] [V_1; …; V_M]        P_i = softmax over the T tokens of object i
+    Z += [factor_1 P_1 … factor_M P_M] [V_1; …; V_M]        P_i = softmax over the T tokens of object i
 
 All tensors are laid out [h, tokens, positions]. The heads of q are then a view of [B, N, C] without a copy, both
 softmaxes run along long contiguous rows, and the last product adds straight into the text attention's memory.
@@ -20,14 +21,14 @@ def split_queries(q: Tensor, heads: int) -> Tensor:
     return q.reshape(-1, heads, q.shape[-1] // heads).permute(1, 2, 0)
 
 
-def block_attention(queries: Tensor, keys: Tensor, blocks: int) -> Tensor:
+def object_attention(queries: Tensor, keys: Tensor, objects: int) -> Tensor:
     """Attention probabilities with one softmax per object.
 
-    queries: [h, d, P], P positions of all rows.
-    keys: [h, blocks·T, d], already divided by sqrt(d).
-    Returns [h, blocks, T, P].
+    queries: [h, d, BN], the N positions of all B rows.
+    keys: [h, objects·T, d], already divided by sqrt(d).
+    Returns [h, objects, T, BN].
     """
-    return torch.bmm(keys, queries).unflatten(1, (blocks, -1)).softmax(2)
+    return torch.bmm(keys, queries).unflatten(1, (objects, -1)).softmax(2)
 
 
 def concat_attention(queries: Tensor, keys: Tensor, log_regions: Tensor) -> Tensor:
@@ -36,11 +37,11 @@ def concat_attention(queries: Tensor, keys: Tensor, log_regions: Tensor) -> Tens
     r_i exp(L_i) / Σ_j r_j exp(L_j), computed by adding log r_i to the logits L_i. Outside its region an object's tokens
     vanish and the others take over.
 
-    queries, keys: as in `block_attention`, a block for each object.
-    log_regions: [M, 1, P], see `log_region`.
-    Returns [h, 1, M·T, P].
+    queries, keys: as in `object_attention`.
+    log_regions: [M, 1, BN], see `log_region`.
+    Returns [h, 1, M·T, BN].
     """
-    logits = torch.bmm(keys, queries).unflatten(1, (log_regions.shape[0], -1))  # [h, M, T, P]
+    logits = torch.bmm(keys, queries).unflatten(1, (log_regions.shape[0], -1))  # [h, M, T, BN]
     return (logits + log_regions.to(logits.dtype)).flatten(1, 2).softmax(1).unsqueeze(1)
 
 
@@ -53,13 +54,13 @@ def accumulate(out: Tensor, probabilities: Tensor, values: Tensor) -> None:
     """out += probabilities · values, in place.
 
     out: [B, N, h·d], contiguous.
-    probabilities: [h, blocks, T, P], P = B·N.
-    values: [h, blocks·T, d].
+    probabilities: [h, objects, T, BN].
+    values: [h, objects·T, d].
     """
     heads, _, width = values.shape
-    rows = probabilities.flatten(1, 2).transpose(1, 2)  # [h, P, blocks·T]
+    rows = probabilities.flatten(1, 2).transpose(1, 2)  # [h, BN, objects·T]
     if torch.compiler.is_compiling():  # inductor cannot follow a product into a strided view, and it fuses the sum
         out += torch.bmm(rows, values).transpose(0, 1).reshape(out.shape)
     else:
-        per_head = out.view(-1, heads, width).transpose(0, 1)  # [h, P, d], strided view of `out`
+        per_head = out.view(-1, heads, width).transpose(0, 1)  # [h, BN, d], strided view of `out`
         per_head.baddbmm_(rows, values)

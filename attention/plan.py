@@ -51,7 +51,7 @@ class EncodedReferences:
     adapters: tuple[int, ...] = ()
 
     @property
-    def nulls_differ(self) -> bool:
+    def needs_own_nulls(self) -> bool:
         """Whether the unconditional branch needs image tokens for each object, since one set cannot serve all.
 
         So it is where objects have tokens of their own there, or vary over time in different ways. With regions the
@@ -79,18 +79,22 @@ class EncodedReferences:
         if regions is not None:
             regions[[i for i in range(len(regions)) if i not in confined]] = 1
             regions = regions[list(objects)]
+
+        def of_these(values: tuple) -> tuple:
+            return tuple(values[i] for i in objects) if values else ()
+
         return replace(
             self,
-            names=tuple(self.names[i] for i in objects),
+            names=of_these(self.names),
             tokens=self.tokens[list(objects)],
             null_tokens=nulls[0] if own_nulls and len(objects) == 1 else nulls,
-            text_tokens=tuple(self.text_tokens[i] for i in objects),
-            weights=tuple(self.weights[i] for i in objects),
+            text_tokens=of_these(self.text_tokens),
+            weights=of_these(self.weights),
             regions=None if regions is None or bool((regions == 1).all()) else regions,
             frozen=None if self.frozen is None else self.frozen[[*objects, len(self.names)]],
-            blocks=tuple(self.blocks[i] for i in objects) if self.blocks else (),
-            eases=tuple(self.eases[i] for i in objects) if self.eases else (),
-            adapters=tuple(self.adapters[i] for i in objects) if self.adapters else (),
+            blocks=of_these(self.blocks),
+            eases=of_these(self.eases),
+            adapters=of_these(self.adapters),
         )
 
 
@@ -186,7 +190,7 @@ class Plan:
         """Factors of the values and null values of every site, [M·T, 1] and [T or M·T, 1], at a fraction [1] of the
         sampling on the device.
 
-        Null values are shared only where all objects ease alike (`nulls_differ`): the first factor stands for all.
+        Null values are shared only where all objects ease alike (`needs_own_nulls`): the first factor stands for all.
         """
         tokens = next(iter(self.sites.values())).keys.shape[1] // self.objects
         factors = torch.cat([ease.at(fraction) for ease in self.eases])  # [M]
@@ -238,7 +242,7 @@ class _PlanBuilder:
         self.shared = SharedText(references.text_tokens, device, dtype)
         self.tokens = references.tokens.to(device, torch.float32).flatten(0, 1)  # [M·T, X]
         self.scale = scale
-        self.null_sets = len(references.names) if references.nulls_differ else 1
+        self.null_sets = len(references.names) if references.needs_own_nulls else 1
         null = references.null_tokens.to(device, torch.float32)
         self.null = null.flatten(0, 1) if null.ndim == 3 else null.repeat(self.null_sets, 1)  # [T or M·T, X]
         self.weights = torch.tensor(references.weights, device=device, dtype=torch.float32).view(-1, 1, 1)
@@ -313,16 +317,17 @@ def _constant_factors(
     shares vary, and only weight, strength and scale are folded. Null values that all objects share then leave the
     weights to `SiteConstants.null_share`.
 
-    Null values are shared only where the objects have the same strength at every site (`nulls_differ`), which is why
+    Null values are shared only where the objects have the same strength at every site (`needs_own_nulls`), which is why
     the first object's stands for all with regions.
     """
     objects = weights.shape[0]
     if references.regions is not None:
         values = weights * strengths * scale
-        return values, values if references.nulls_differ else strengths[:1] * scale
+        return values, values if references.needs_own_nulls else strengths[:1] * scale
     weights = weights * strengths
     share = flat_shares(objects, merge).to(weights)
-    null_scale = weights * share * scale if references.nulls_differ else (scale * (weights * share).sum()).view(1, 1, 1)
+    own_nulls = weights * share * scale
+    null_scale = own_nulls if references.needs_own_nulls else (scale * (weights * share).sum()).view(1, 1, 1)
     # "concat" is one softmax over all tokens: its probabilities already contain the shares.
     varies = merge.strategy == "concat" or merge.needs_relevance(objects) or references.frozen is not None
     return (weights * scale if varies else weights * share * scale), null_scale

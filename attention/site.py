@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .fusion_head import fusion_gate
-from .merge import accumulate, block_attention, concat_attention, log_region, split_queries
+from .merge import accumulate, concat_attention, log_region, object_attention, split_queries
 from .plan import Plan, SitePlan
 from .pool import PooledSite
 from .regions import Area
@@ -114,11 +114,11 @@ def fuse(
             if plan.is_concat and region is not None:
                 attention = concat_attention(queries, site.keys, _columns(region, rows))
             else:
-                attention = block_attention(queries, site.keys, 1 if plan.is_concat else plan.objects)
+                attention = object_attention(queries, site.keys, 1 if plan.is_concat else plan.objects)
             values = site.values
         else:
             share = null_share
-            attention = block_attention(queries, site.null_keys, plan.null_sets)
+            attention = object_attention(queries, site.null_keys, plan.null_sets)
             values = site.null_values
         if image_gate is not None:
             own_gate = image_gate[rows.at].unsqueeze(0)

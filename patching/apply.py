@@ -85,8 +85,8 @@ def apply_references(
     installed = partial(_installed, adapter=adapter, start_percent=start_percent, end_percent=end_percent)
     patched = model
     if objects:
-        joint = merge.strategy == "concat"
-        encoded = replace(encode_references(objects, adapter, clip, clip_vision, joint), frozen=shares)
+        one_softmax = merge.strategy == "concat"
+        encoded = replace(encode_references(objects, adapter, clip, clip_vision, one_softmax), frozen=shares)
         schedule = compiled(objects, encoded, adapters=adapters_of(objects, adapter), merge=merge, head=head)
         if schedule is not None:
             patched = installed(patched, schedule, encoded, record)

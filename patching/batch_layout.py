@@ -137,9 +137,9 @@ class BatchLayout:
         expected = (cond.area[:2] if cond.area else self._evaluation.canvas for cond in self._conds)
         return any(tuple(shape[-2:]) != size for size in expected)
 
-    def groups(self, count: int, apart: bool = False) -> list[CondRows]:
-        """The `count` rows of a site. Neighbours of equal treatment are merged, unless conds are kept apart."""
-        if (count, apart) not in self._groups:
+    def groups(self, count: int, each_cond: bool = False) -> list[CondRows]:
+        """The `count` rows of a site. Equal neighbours are merged, with each_cond only those of one cond."""
+        if (count, each_cond) not in self._groups:
             # Attention couple repeats rows at every site, once per region: all conds but the one at position 1.
             repeated = sum(cond.position != 1 for cond in self._conds)
             left = count // self.pictures - (len(self._conds) - repeated)
@@ -150,13 +150,13 @@ class BatchLayout:
                 start, stop = stop, min(count, stop + self.pictures * (1 if position == 1 else times))
                 if start == stop:
                     break
-                last = groups[-1] if groups and not apart else None
+                last = groups[-1] if groups and not each_cond else None
                 if last is not None and (last.conditional, last.area) == (conditional, area):
                     groups[-1] = last._replace(stop=stop)
                 else:
                     groups.append(CondRows(start, stop, conditional, area, cond))
-            self._groups[count, apart] = groups
-        return self._groups[count, apart]
+            self._groups[count, each_cond] = groups
+        return self._groups[count, each_cond]
 
     def too_few(self, count: int) -> bool:
         """Whether `count` rows of a site cannot be all rows of the conds: another pack sends them in parts."""
@@ -175,8 +175,8 @@ class BatchLayout:
                 return None
             # The host repeats a shorter prompt. A cond may have an embedding for each picture.
             given = keys[:, : expected.shape[1]]
-            apart = torch.stack([(given - one).float().square().mean((1, 2)) for one in expected]).amin(0)
-            off.append(apart / expected.float().square().mean())
+            error = torch.stack([(given - one).float().square().mean((1, 2)) for one in expected]).amin(0)
+            off.append(error / expected.float().square().mean())
         groups: list[CondRows] = []
         for row, fits in enumerate((torch.stack(off) < SAME_KEYS).T.tolist()):
             fitting = [cond for cond, fit in zip(self._conds, fits, strict=True) if fit]

@@ -54,10 +54,10 @@ class Clock:
         return end <= self.sigma <= start
 
     def _sigma_at(self, fraction: float) -> float:
-        known = self._model_sampling, fraction
-        if known not in self._caches.sigmas:
-            self._caches.sigmas[known] = self._model_sampling.percent_to_sigma(fraction)
-        return self._caches.sigmas[known]
+        key = self._model_sampling, fraction
+        if key not in self._caches.sigmas:
+            self._caches.sigmas[key] = self._model_sampling.percent_to_sigma(fraction)
+        return self._caches.sigmas[key]
 
     def ease_factors(self, plan: Plan, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """`Plan.ease_factors` now; None where the sampled model is unknown. Made once for all sites."""
@@ -71,11 +71,11 @@ class Clock:
 
     def _log_sigmas(self, device: torch.device) -> Tensor:
         """log sigma at `FRACTIONS`, on the device."""
-        known = self._model_sampling, device
-        if known not in self._caches.log_sigmas:
+        key = self._model_sampling, device
+        if key not in self._caches.log_sigmas:
             sigmas = [float(self._model_sampling.percent_to_sigma(fraction)) for fraction in FRACTIONS.tolist()]
-            self._caches.log_sigmas[known] = torch.tensor(sigmas).log().to(device)
-        return self._caches.log_sigmas[known]
+            self._caches.log_sigmas[key] = torch.tensor(sigmas).log().to(device)
+        return self._caches.log_sigmas[key]
 
 
 def fraction_at(now: Tensor, levels: Tensor) -> Tensor:

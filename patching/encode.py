@@ -29,11 +29,11 @@ _token_cache, _null_cache, _text_cache = WeakCache(), WeakCache(), WeakCache()
 
 
 def encode_references(
-    references: tuple[Reference, ...], adapter: Adapter, clip: Any, clip_vision: Any, joint: bool = False
+    references: tuple[Reference, ...], adapter: Adapter, clip: Any, clip_vision: Any, one_softmax: bool = False
 ) -> EncodedReferences:
     """Encode all references, faces that have an adapter of their own for that, the others for `adapter`.
 
-    joint: whether one softmax will run over the image tokens of all references, which must then have as many.
+    one_softmax: whether one will run over the image tokens of all references, which must then have as many.
 
     Raises ValueError for missing or wrong encoders and unusable texts.
     """
@@ -42,7 +42,7 @@ def encode_references(
         _text_cache(partial(encode_object_text, clip, each.text, adapter), adapter, clip, name=each.text)
         for each in references
     )
-    return _encoded(references, texts, adapter, clip_vision, joint)
+    return _encoded(references, texts, adapter, clip_vision, one_softmax)
 
 
 def encode_styles(styles: tuple[Style, ...], adapter: Adapter, clip_vision: Any) -> EncodedReferences:
@@ -55,7 +55,7 @@ def _encoded(
     texts: tuple[Tensor, ...],
     adapter: Adapter,
     clip_vision: Any,
-    joint: bool = False,
+    one_softmax: bool = False,
 ) -> EncodedReferences:
     """texts: M × [L_i, X], content tokens."""
     own = [own_models(each, adapter, clip_vision) for each in references]
@@ -71,20 +71,20 @@ def _encoded(
     nulls = [
         null_tokens(vision, each, its_adapter) for each, (its_adapter, vision) in zip(references, own, strict=True)
     ]
-    if joint and len({len(each) for each in tokens}) > 1:
+    if one_softmax and len({len(each) for each in tokens}) > 1:
         counts = ", ".join(f"“{each.text}” {len(its)}" for each, its in zip(references, tokens, strict=True))
         raise ValueError(
             f"The merge strategy is concat, one softmax over all image tokens, and these references have different "
             f"numbers of them ({counts}): choose another strategy, or references of one kind."
         )
     adapters = adapters_of(references, adapter)
-    nulls_differ = any(null is not nulls[0] for null in nulls)  # the cache gives the same tokens for the same models
+    own_tokens = any(null is not nulls[0] for null in nulls)  # the cache gives the same tokens for the same models
     longest = math.lcm(*(len(each) for each in (*tokens, *nulls)))
     nulls = [repeated(each, longest) for each in nulls]
     return EncodedReferences(
         names=tuple(reference.text for reference in references),
         tokens=torch.stack([repeated(each, longest) for each in tokens]),
-        null_tokens=torch.stack(nulls) if nulls_differ else nulls[0],
+        null_tokens=torch.stack(nulls) if own_tokens else nulls[0],
         text_tokens=texts,
         weights=tuple(reference.weight for reference in references),
         regions=_regions(references),
@@ -155,8 +155,7 @@ def image_tokens(clip_vision: Any, reference: Reference, adapter: Adapter) -> Te
     if reference.face is not None:
         return face_tokens(clip_vision, reference, reference.face, adapter)
     all_tokens = torch.cat([projected(clip_vision, images, adapter) for images, _ in reference.batches])  # [B, T, X]
-    weights = all_tokens.new_tensor([weight for images, weight in reference.batches for _ in images])
-    return torch.einsum("b,btx->tx", weights / weights.sum(), all_tokens)
+    return _mean(reference, all_tokens)[0]
 
 
 def face_tokens(clip_vision: Any, reference: Reference, face: Face, adapter: Adapter) -> Tensor:

@@ -175,7 +175,7 @@ class JointPatch:
         options = args["transformer_options"]
         call, joint = options.get(CALL), options.get(JOINT)
         if call is not None:
-            call.visit(self.key, self.record)
+            call.note_run(self.key, self.record)
         if call is None or joint is None or not (self.period is None or call.clock.within(self.period)):
             return run(args)
         if "txt" in args:

@@ -1,6 +1,7 @@
 """What one sampling run knows and keeps, and where the host's options hold it.
 
-The wrappers in sampling_wrappers.py write it. The calls of the model read it (unet_call.py).
+The wrappers in sampling_wrappers.py make it. The calls of the model (unet_call.py) read it, and fill its caches, pools
+and records.
 """
 
 from __future__ import annotations

@@ -37,15 +37,15 @@ class SiteMaps:
                 "the model from before MIP Apply, or disconnect “region” and “frozen”."
             )
         canvas = None if area is None else self._canvas
-        known = plan, canvas, area, size, device
+        key = plan, canvas, area, size, device
 
         def at_site(maps: Tensor | None) -> Tensor | None:
             return None if maps is None else seen(maps, area, canvas, size).to(device)
 
-        if known not in self._known:
+        if key not in self._known:
             self._check_pictures(plan)
-            self._known[known] = SiteConstants.from_plan(plan, at_site(plan.regions), at_site(plan.frozen))
-        return self._known[known]
+            self._known[key] = SiteConstants.from_plan(plan, at_site(plan.regions), at_site(plan.frozen))
+        return self._known[key]
 
     def _check_pictures(self, plan: Plan) -> None:
         """Raises ValueError if the plan's maps are of another number of pictures than the run."""

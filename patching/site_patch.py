@@ -1,4 +1,4 @@
-"""Patches: thin shells around a frozen plan, one at every cross-attention site of a cloned ModelPatcher."""
+"""Patches: thin shells around a schedule of plans, one at every cross-attention site of a cloned ModelPatcher."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class SitePatch(ABC):
         """`out` [B, N, C] plus this patch's term; `out` may be changed in place. text may be `out` itself."""
 
     def rests(self, call: UNetCall) -> bool:
-        """Whether the patch has nothing to add in this call, within its window."""
+        """Whether the patch has nothing to add in this call, within its period."""
         return False
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
@@ -78,7 +78,7 @@ class SitePatch(ABC):
         """
         call = UNetCall.from_options(options, q.shape[0], self.unet)
         acts = (self.period is None or call.clock.within(self.period)) and not self.rests(call)
-        call.visit(self.key, self.record)
+        call.note_run(self.key, self.record)
         rows = call.find_rows(self.key, k) if acts else None
         out, text = self._before(q, k, v, options, keep_text or (acts and self.needs_text))
         if rows is not None:
@@ -91,7 +91,7 @@ class SitePatch(ABC):
         return out, text
 
     def _before(self, q: Tensor, k: Tensor, v: Tensor, options: dict, needs_text: bool) -> tuple[Tensor, Tensor | None]:
-        """The slot's output without this patch, and Z_text if needs_text is set or it costs nothing; else None.
+        """The slot's output without this patch, and Z_text, or None where nobody needs it and it was not computed.
 
         The output may be written into. It may be Z_text itself.
         """

@@ -45,7 +45,7 @@ class SitePools:
         self._visits: dict[tuple[Schedule, SiteKey], int] = {}
         self._of_call: Pools = {}
 
-    def begin_visit(self, at: PooledAt) -> int:
+    def begin_pass(self, at: PooledAt) -> int:
         """Begin the work at a site. Returns which pass of the UNet in this evaluation it is part of, from 0."""
         visits = self._visits.get((at.schedule, at.key), 0)
         self._visits[at.schedule, at.key] = visits + 1
@@ -56,12 +56,12 @@ class SitePools:
         pool, numbers = Pool(at.objects, rows), torch.arange(rows, device=device)
         return PooledSite(None, pool, at.key, size, at.objects, range(rows), numbers)
 
-    def shared(self, at: PooledAt, cond: Hashable, size: Size, numbers: Tensor, number: int) -> PooledSite:
+    def shared(self, at: PooledAt, cond: Hashable, size: Size, numbers: Tensor, pass_number: int) -> PooledSite:
         """What a site reads of the pool of one cond's rows, and where it adds what it measures.
 
         size: (h, w) of the site.
         numbers: of the pictures that the rows show, as an integer tensor.
-        number: of the UNet's pass in this evaluation.
+        pass_number: of the UNet in this evaluation.
         """
         evaluation, sampling = self._evaluation, self._sampling
         crop = None if evaluation is None else evaluation.crop
@@ -71,13 +71,13 @@ class SitePools:
             history = sampling.pools.setdefault((at.schedule, (cond, crop), numbers.device), PoolHistory())
             if evaluation.main:
                 history.begin(sampling.turn, at.objects, sampling.run.pictures)
-                pools = _of_guider(history, at, pictures) if history.is_last(number) else None
+                pools = _of_guider(history, at, pictures) if history.is_last(pass_number) else None
             else:
                 pools = _of_guest(history, sampling.turn, at, pictures)
             if pools is not None:
                 return PooledSite(*pools, at.key, size, at.objects, pictures, numbers)
         # Nobody knows what the rows show, or they show another picture: the pool lasts for this call.
-        history = self._of_call.setdefault((at.schedule, (cond, crop, number), numbers.device), PoolHistory())
+        history = self._of_call.setdefault((at.schedule, (cond, crop, pass_number), numbers.device), PoolHistory())
         history.begin(0, at.objects, self._pictures)
         return PooledSite(None, history.now, at.key, size, at.objects, range(self._pictures), numbers)
 

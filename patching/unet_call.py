@@ -33,12 +33,12 @@ class SiteRows(NamedTuple):
     """The rows that one site gets.
 
     total: how many.
-    told: whose they are, by their keys, where another pack sends some rows in an order of its own. None: all rows, in
-        the order of the batch.
+    by_keys: whose they are, told by their keys, where another pack sends some rows in an order of its own. None:
+        all rows, in the order of the batch.
     """
 
     total: int
-    told: list[CondRows] | None = None
+    by_keys: list[CondRows] | None = None
 
 
 class UNetCall:
@@ -67,7 +67,7 @@ class UNetCall:
         passes = len(options.get(PASSES) or ())
         self._pools = SitePools(self._sampling, self._evaluation, self._batch.pictures, self.shown, passes)
         self._rows = shape[0]
-        self._told_of_all_sites: SiteRows | None = None  # where the model itself gets some of the rows
+        self._by_keys_everywhere: SiteRows | None = None  # where the model itself gets some of the rows
         self._observed: dict[RelevanceRecord, dict[tuple[SiteKey, int], Observation]] = {}
         self._numbers: Tensor | None = None
 
@@ -116,13 +116,13 @@ class UNetCall:
 
     def _shown_by(self, rows: SiteRows, count: int) -> Pictures:
         """`shown` for `count` of a site's rows."""
-        if rows.told is None:
+        if rows.by_keys is None:
             return self.shown
         return None if self._batch.in_tiles or count % self.sampling_run.pictures else slice(None)
 
     def numbers(self, rows: SiteRows, device: torch.device) -> Tensor:
         """The picture numbers in `shown`, [pictures]; 0, 1, … where they are unknown. Made once per call."""
-        if rows.told is not None:
+        if rows.by_keys is not None:
             return torch.arange(self.sampling_run.pictures, device=device)
         if self._numbers is None:
             every = range(self._batch.pictures)
@@ -138,18 +138,18 @@ class UNetCall:
         count = len(keys)
         if not self._batch.too_few(count):
             return SiteRows(count)
-        if count == self._rows and self._told_of_all_sites is not None:
-            return self._told_of_all_sites
-        told = self._batch.groups_by_keys(keys, self.attentions[key].to_k)
-        if told is None:
+        if count == self._rows and self._by_keys_everywhere is not None:
+            return self._by_keys_everywhere
+        by_keys = self._batch.groups_by_keys(keys, self.attentions[key].to_k)
+        if by_keys is None:
             raise ValueError(
                 f"Another pack sends {count} rows of a batch through the model without saying whether they belong to "
                 "the prompt or to the negative prompt, so the references cannot act: let that pack evaluate the whole "
                 "batch at once, or give its sampler the model from before MIP Apply."
             )
-        rows = SiteRows(count, told)
+        rows = SiteRows(count, by_keys)
         if count == self._rows:
-            self._told_of_all_sites = rows
+            self._by_keys_everywhere = rows
         return rows
 
     def groups(
@@ -166,26 +166,26 @@ class UNetCall:
         pooled: for a plan whose relevance is pooled, so that every cond needs rows of its own.
         """
         groups = []
-        number = 0 if pooled is None else self._pools.begin_visit(pooled)
-        for start, stop, conditional, area, cond in rows.told or self._batch.groups(rows.total, pooled is not None):
+        pass_number = 0 if pooled is None else self._pools.begin_pass(pooled)
+        for start, stop, conditional, area, cond in rows.by_keys or self._batch.groups(rows.total, pooled is not None):
             count = stop - start
             constants = SiteConstants() if plan is None else self._maps.constants(plan, area, size, device)
-            if not conditional:  # they read null_share alone, and share may be of pictures that they do not show
+            if not conditional:  # they use null_share only, and the pictures of `share` may not be theirs
                 constants = constants._replace(share=None)
             constants = by_row(constants, self._shown_by(rows, count), count)
             pool = None
             if conditional and pooled is not None and device is not None:
-                if rows.told is not None:
+                if rows.by_keys is not None:
                     pool = self._pools.own(pooled, size, count, device)
                 else:
                     place = start if self._batch.in_tiles else 0
-                    pool = self._pools.shared(pooled, (cond, place), size, self.numbers(rows, device), number)
+                    pool = self._pools.shared(pooled, (cond, place), size, self.numbers(rows, device), pass_number)
             groups.append(RowGroup(start, stop, conditional, constants, area, pool))
         return groups
 
     # ---- what the sites measure, for the records ----
 
-    def visit(self, key: SiteKey, record: RelevanceRecord | None) -> None:
+    def note_run(self, key: SiteKey, record: RelevanceRecord | None) -> None:
         """Note that a record's patch is run at a site."""
         if self._sampling is not None and record is not None:
             self._sampling.visited.setdefault(record, set()).add(key)

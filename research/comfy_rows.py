@@ -78,7 +78,7 @@ class _RowPatch:
             row = slice(i, None, count)  # this model's row in every branch
             own = text[row].clone()
             for patch in slot:
-                call.visit(patch.key, patch.record)
+                call.note_run(patch.key, patch.record)
                 own = patch.act(own, text[row], q[row], {**options, CALL: call}, call, SiteRows(len(own)))
             out[row] = own
         return out

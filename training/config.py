@@ -21,13 +21,13 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings, in their order.
+    """The settings; described are those that need a word.
 
     batch_size: pictures of one process in one pass.
     accumulate: passes of one step, which so sees batch_size × accumulate × processes pictures.
     matrix_rate: learning rate of Muon, which then steps the matrices, and AdamW only the rest; 0: AdamW for all.
     warmup: steps in which the rate rises.
-    clip_norm: longest gradient, 0 for any.
+    clip_norm: largest norm of the gradient; 0: no clipping.
     min_snr: γ of min-SNR weighting, 0 for none.
     background: how much the loss counts what lies outside the objects, beside 1 within them (masked loss): below 1 an
         adapter learns looks sooner and draws objects too eagerly; 1 is the paper's.

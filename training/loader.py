@@ -31,7 +31,8 @@ class Samples(Protocol):
 def positions(recipe: TrainConfig, rank: int, count: int, step: int) -> Iterator[list[int]]:
     """The batches of one process from `step` on, as lists of positions.
 
-    A step covers the same positions whatever the number of processes that share it.
+    A step covers the same positions for any number of processes that share it, as long as batch_size × processes is the
+    same.
     """
     own, everyone = recipe.batch_size, recipe.batch_size * count
     while True:

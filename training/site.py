@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention.fusion_head import fusion_gate
-from ..attention.merge import block_attention
+from ..attention.merge import object_attention
 from ..attention.options import Merge
 from ..attention.relevance import flat_shares, raw_relevance, shares
 from ..weights.adapter import SiteWeights
@@ -91,7 +91,7 @@ def merge_site(
     gate: str = "image",
     scale: float = 1.0,
 ) -> Tensor:
-    """Step 6 of the method with gradients to the weights, the image tokens, q and text.
+    """Steps 2 to 6 of the method (docs/architecture.md) with gradients to the weights, the image tokens, q and text.
 
     image gate: Z = Z_text + s Σ_i Ã_i g̃ Z_i        text gate: Z = g̃ Z_text + s Σ_i Ã_i Z_i
     """
@@ -108,7 +108,7 @@ def merge_site(
             share = share * gates
         else:
             text = text * gates.unsqueeze(-1).to(text.dtype)
-    attention = block_attention(queries, keys, count).unflatten(0, (-1, heads))  # [B, h, M, T, N]
+    attention = object_attention(queries, keys, count).unflatten(0, (-1, heads))  # [B, h, M, T, N]
     attention = attention * share.transpose(0, 1)[:, None, :, None].to(attention.dtype)
     merged = attention.flatten(0, 1).flatten(1, 2).transpose(1, 2) @ values  # [B·h, N, d]
     return text + merged.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)

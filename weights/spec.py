@@ -1,4 +1,4 @@
-"""What an adapter is, determined from its keys and shapes alone.
+"""What an adapter is, determined from its keys and shapes. Only the version of FaceID Plus is not in them.
 
 The keys of its sites are `N.to_k_ip.weight`, `N.to_v_ip.weight`, `N.text_to_weight.weight`, with odd N. Adapters for
 FLUX.1 number the blocks instead, from 0, and may have biases.

@@ -13,7 +13,7 @@ An object that was found *wears* the look of the reference that its crop is most
 | one takes both | two objects or more wear the look of one reference, and one of them belongs to no circle       |
 | taken over     | an object of no circle wears another's look, which no other object wears                       |
 | blended        | an object wears its own look or none, and 25 % of its look or more is another reference's      |
-| unclear        | an object has a margin below 0, and less than 25 % of its look is any other reference's        |
+| unclear        | the same object has a margin below 0, and less than 25 % of its look is any other reference's  |
 | missing        | no detection is the object's own                                                               |
 
 So a margin below 0 always has a name. In an exchange, every object of the circle has a negative margin. Where one
