@@ -1,7 +1,8 @@
 """ComfyUI's own network classes at the miniature's size, ready to be trained from scratch."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,20 @@ def unet() -> nn.Module:
     return model
 
 
+def edit_config() -> dict[str, Any]:
+    """`EDIT`, as the host's version wants it."""
+    from comfy.ldm.flux.model import FluxParams
+
+    newer = {"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__annotations__ else {}
+    return {**EDIT, **newer}
+
+
 def edit() -> nn.Module:
     """FLUX.1's class at `EDIT`'s size. Its blocks start as the identity, and its first output is 0."""
     import comfy.ops
     from comfy.ldm.flux.model import Flux
 
-    model = initialise(Flux(**EDIT, dtype=torch.float32, operations=comfy.ops.disable_weight_init))
+    model = initialise(Flux(**edit_config(), dtype=torch.float32, operations=comfy.ops.disable_weight_init))
     module: Any
     for name, module in model.named_modules():
         if name.endswith(("_mod.lin", "modulation.lin", "adaLN_modulation.1", "final_layer.linear")):
@@ -133,7 +142,22 @@ def run_edit(
     context, pooled = texts
     options = {"optimized_attention_override": attend}
     given = {"ref_latents": list(references)} if references else {}
-    return model(x, sigmas, context, pooled, **given, transformer_options=options)
+    with _training(torch.is_grad_enabled()):
+        return model(x, sigmas, context, pooled, **given, transformer_options=options)
+
+
+@contextmanager
+def _training(on: bool) -> Iterator[None]:
+    """Newer hosts turn queries and keys by a kernel without gradients, unless they are told of a training."""
+    import comfy.model_management as management
+
+    host: Any = management
+    before = getattr(host, "in_training", False)
+    host.in_training = on
+    try:
+        yield
+    finally:
+        host.in_training = before
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *_: Any) -> Tensor:

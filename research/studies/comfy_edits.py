@@ -143,13 +143,13 @@ def as_model(weights: Mapping[str, Tensor]) -> Any:
     import comfy.model_patcher
     import comfy.supported_models
 
-    from ..miniature.comfy_networks import EDIT
+    from ..miniature.comfy_networks import edit_config
 
     class Pictures(comfy.latent_formats.LatentFormat):
         latent_channels = 3
 
-    settings = comfy.supported_models.Flux(dict(EDIT))
-    settings.unet_config = dict(EDIT)
+    settings = comfy.supported_models.Flux(edit_config())
+    settings.unet_config = edit_config()
     settings.latent_format = Pictures()
     settings.sampling_settings = {"shift": SHIFT}
     settings.set_inference_dtype(torch.float32, None)

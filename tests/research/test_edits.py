@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 
 import pytest
 import torch
@@ -28,8 +29,11 @@ def condition(host):
 @pytest.fixture
 def stage(condition, monkeypatch):
     """The stage with a narrow network of two blocks."""
+    import comfy.ldm.flux.math
     from mip_adapter.research.miniature import comfy_networks
 
+    if "apply_rope = comfy.quant_ops.ck" in inspect.getsource(comfy.ldm.flux.math):
+        pytest.skip("this host's rotary embedding has no gradient")
     for name, value in {"hidden_size": 32, "num_heads": 1, "depth": 1, "depth_single_blocks": 1}.items():
         monkeypatch.setitem(comfy_networks.EDIT, name, value)
 
