@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from inspect import signature
 from typing import Any
 
@@ -65,10 +65,12 @@ def check_whenever_it_runs(node: type[io.ComfyNode]) -> None:
     quotes something can always be printed.
     """
     execute = node.execute.__func__  # pyright: ignore[reportFunctionMemberAccess]
+    _, *known = signature(execute).parameters  # the first is the class
 
     @functools.wraps(execute)
-    def checked_execute(cls: type[io.ComfyNode], *given: Any, **named: Any) -> io.NodeOutput:
+    def checked_execute(cls: type[io.ComfyNode], /, *given: Any, **named: Any) -> io.NodeOutput:
         try:
+            check_names(node, known, named)
             kinds = _kinds(cls)
             named = {name: _checked(name, value, kinds.get(name, "")) for name, value in named.items()}
             check_inputs(node, signature(execute).bind(cls, *given, **named).arguments)
@@ -139,6 +141,21 @@ def checked_text(name: str, text: str) -> str:
             "Shorten it."
         )
     return printable(text)
+
+
+def check_names(node: type[io.ComfyNode], known: Container[str], given: Iterable[str]) -> None:
+    """Raises ValueError for an input that the node does not have. The host hands on whatever a workflow links.
+
+    known: the parameters of its `execute`.
+    given: the inputs' names.
+    """
+    for each in given:
+        if each not in known:
+            name, inputs = _inputs_of(node)
+            raise ValueError(
+                f"{name} has no input “{shown(each, 60)}”: disconnect it, or install the version of MIP-Adapter that "
+                f"the workflow was made with. Its inputs are {', '.join(inputs)}."
+            )
 
 
 def check_inputs(node: type[io.ComfyNode], given: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ..support import graphs
+from ..support.sentences import told
 
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -92,3 +93,18 @@ def test_folders_of_extra_model_paths_are_named(monkeypatch, tmp_path) -> None:
         comfy_files.adapter_path("missing.safetensors")
     with pytest.raises(ValueError, match=f"not found in {tmp_path}/{comfy_files.ENCODERS} or "):
         comfy_files.model_folder(comfy_files.ENCODERS, "missing")
+
+
+def test_an_input_that_no_node_has() -> None:
+    """The host hands on every link that a workflow holds, of whatever name."""
+    from mip_adapter.nodes import NODES
+    from mip_adapter.nodes.style import MIPStyleReference
+
+    told(
+        lambda: MIPStyleReference.execute(graphs.photo(0), 1.0, "all", image_mask=torch.ones(1, 24, 32)),
+        "MIP Style Reference has no input “image_mask”", "Its inputs are image, weight, preset, ",
+    )  # fmt: skip
+    for node in NODES:
+        for name in ("nothing of the kind", "cls"):
+            with pytest.raises(ValueError, match=f"has no input “{name}”"):
+                node.execute(**{name: None})

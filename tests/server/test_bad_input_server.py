@@ -42,7 +42,7 @@ def prepared(server):
 
 
 def graph() -> dict:
-    """A good prompt of one step: one reference with a region, merge and head."""
+    """A good prompt of one step: one reference with a region, merge and head. A style behind it is not yet in use."""
     sampled = {"seed": 1, "steps": 1, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
     nodes = {
         "bundle": ("MIPMiniatureLoader", {}),
@@ -50,6 +50,10 @@ def graph() -> dict:
         "picture": ("LoadImage", {"image": "cat.png"}),
         "region": ("SolidMask", {"value": 1.0, "width": 64, "height": 64}),
         "reference": ("MIPReference", {"image": ["picture", 0], "text": "cat", "weight": 1.0, "region": ["region", 0]}),
+        "style": ("MIPStyleReference", {
+            "image": ["picture", 0], "weight": 1.0, "preset": "all", "references": ["reference", 0],
+        }),
+        "blocks": ("MIPBlockStrength", {"model": ["bundle", 0], "preset": "all", "numbers": ""}),
         "merge": ("MIPMerge", {"strategy": "relevance", "normalization": "sum", "background": 0.0, "sharpness": 1.0}),
         "head": ("MIPFusionHead", {"adapter": ["adapter", 0], "gate": "image", "strength": 1.0}),
         "apply": ("MIPApply", {
@@ -87,6 +91,8 @@ def ran(server, changes: dict) -> tuple[str | None, str]:
     return None, ""
 
 
+STYLED = {"apply.references": ["style", 0]}
+BY_BLOCK = {"reference.block_strength": ["blocks", 0]}
 BAD = {
     "a missing file": ({"adapter.adapter_name": "nothing.safetensors"}, "adapter", "was not found"),
     "a name that leaves": ({"adapter.adapter_name": "../../input/cat.png"}, "adapter", "leads out of the"),
@@ -105,6 +111,16 @@ BAD = {
     "a pixel": ({"picture.image": "pixel.png"}, "reference", "1×1 pixels"),
     "an empty region": ({"region.value": 0.0}, "reference", "region of “cat” is empty"),
     "an empty image mask": ({"reference.image_mask": ["picture", 1]}, "reference", "image_mask of “cat” is empty"),
+    "a heavy style": (STYLED | {"style.weight": 4.0}, "style", "3"),
+    "a style with a picture's empty mask": (STYLED | {"style.region": ["picture", 1]}, "style", "“style 1” is empty"),
+    "a style with an object mask": (STYLED | {"style.image_mask": ["region", 0]}, "style", "has no input “image_mask”"),
+    "a preset without such blocks": (STYLED | {"style.preset": "style"}, "apply", "SDXL and SD1.5"),
+    "the same by block": (BY_BLOCK | {"blocks.preset": "composition"}, "blocks", "SDXL and SD1.5"),
+    "no such preset": (STYLED | {"style.preset": "mood"}, "style", "mood"),
+    "too few numbers": (BY_BLOCK | {"blocks.numbers": "1 0.5"}, "blocks", "too few block strengths: 2 for the 10"),
+    "too many numbers": (BY_BLOCK | {"blocks.numbers": "1 " * 11}, "blocks", "too many block strengths: 11 for the 10"),
+    "no numbers": (BY_BLOCK | {"blocks.numbers": "0.5 strong"}, "blocks", "“strong” is no block strength"),
+    "a block that is not there": (BY_BLOCK | {"blocks.numbers": "10:1"}, "blocks", "no block “10”"),
     "start after end": ({"apply.start_percent": 0.8, "apply.end_percent": 0.2}, "apply", "start before end"),
     "no such strategy": ({"merge.strategy": "average"}, "merge", "average"),
     "an unconnected socket": ({"apply.clip_vision": ["prompt", 0]}, "apply", "CLIP_VISION"),
@@ -127,6 +143,8 @@ GOOD = {
     "plus weights": {"adapter.adapter_name": "miniature_plus.safetensors"},
     "weights whose file has another ending": {"adapter.adapter_name": "miniature_base.bin"},
     "scale 0": {"apply.scale": 0.0},
+    "a style beside the object": STYLED | {"style.region": ["region", 0], "style.negative": ["picture", 0]},
+    "numbers by block": BY_BLOCK | {"blocks.numbers": "0:1, 9:0.5", "blocks.over_time": "ease out"},
     "start is end": {"apply.start_percent": 0.5, "apply.end_percent": 0.5},
     "a wide canvas": {"latent.width": 136, "latent.height": 72, "latent.batch_size": 2},
 }
