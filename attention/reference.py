@@ -319,8 +319,8 @@ def _check_region(region: Tensor, text: str) -> Tensor:
     masks = _as_masks(region, f"region of “{text}”")
     if not masks.any():
         raise ValueError(
-            f"The region of “{text}” is empty, so the object could act nowhere: paint where it may appear (white), "
-            "invert the mask, or disconnect the region."
+            f"The region of “{text}” is empty, so it could act nowhere: paint where it may appear (white), invert the "
+            "mask, or disconnect the region."
         )
     return masks
 
