@@ -19,11 +19,11 @@ class WeakCache:
     """
 
     def __init__(self) -> None:
-        self._tensors: Any = WeakIdKeyDictionary()
+        self._tensors: dict[int, Any] = {}  # by the number of objects: those of one are no part of those of two
 
     def __call__(self, make: Callable[[], Tensor], *made_from: object, name: Hashable = None) -> Tensor:
         """The kept tensor, or the result of `make`, which is then kept."""
-        level = self._tensors
+        level = self._tensors.setdefault(len(made_from), WeakIdKeyDictionary())
         for each in made_from[:-1]:
             level = level.setdefault(each, WeakIdKeyDictionary())
         named = level.setdefault(made_from[-1], {})

@@ -119,3 +119,15 @@ def test_scores_see_all_pictures() -> None:
 
     (each,) = reference(image=photo(0, 24, 32), more_pictures=reference(image=photo(1, 50, 30)))
     assert [picture.shape for picture in pictures_of(each)] == [(24, 32, 3), (50, 30, 3)]
+
+
+@pytest.mark.parametrize("order", [(True, False, True), (False, True, False)])
+def test_one_picture_with_a_mask_and_without(order: tuple[bool, ...]) -> None:
+    """The same tensors whichever came first: what is kept of a picture alone is apart from what a mask made of it."""
+    picture, mask = photo(0, 32, 32), torch.zeros(1, 32, 32)
+    mask[:, :16] = 1
+    kept = {}
+    for masked in order:
+        (made,) = reference(image=picture, image_mask=mask if masked else None)
+        assert made.images is kept.setdefault(masked, made.images)
+    assert not torch.equal(kept[True], kept[False])

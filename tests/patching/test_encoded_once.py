@@ -167,3 +167,15 @@ def test_a_value_goes_with_the_first_of_what_it_was_made_from(gone: int) -> None
     del made_from[gone]
     gc.collect()
     assert value() is None
+
+
+def test_what_two_were_made_into_is_apart_from_what_one_was() -> None:
+    from mip_adapter.common.weak_cache import WeakCache
+
+    memo, thing, other = WeakCache(), Counted(None), Counted(None)
+    alone = memo(lambda: torch.zeros(1), thing)
+    both = weakref.ref(memo(lambda: torch.ones(1), thing, other))
+    assert memo(lambda: torch.ones(1), thing) is alone and both() == 1
+    del other
+    gc.collect()
+    assert both() is None and memo(lambda: torch.ones(1), thing) is alone
