@@ -95,10 +95,9 @@ class Pool:
         pictures, numbers: which pictures; the same as an integer tensor [b].
         """
         logs = (relevance * math.prod(size)).log().unflatten(-1, size)
-        if len(pictures) == self.pictures:
+        if pictures == range(self.pictures) and site not in self._times:
             self._logs[site] = logs
-            self._times.pop(site, None)
-        else:
+        else:  # some pictures, or all in another order: a context window, perhaps with a picture in front
             if site not in self._times:
                 self._logs[site] = logs.new_zeros(len(self.objects), self.pictures, *size)
                 self._times[site] = logs.new_zeros(self.pictures)
@@ -143,7 +142,7 @@ class Pool:
     def relevance(self, size: Size, objects: Sequence[int], pictures: Sequence[int], numbers: Tensor) -> Tensor:
         """exp P / N, [M, b, N], of some objects and pictures, at the resolution of a site."""
         pooled = torch.stack([resize(sums, size) for sums in self.pooled.sums.values()]).sum(0).flatten(-2)
-        if len(pictures) < self.pictures:
+        if pictures != range(self.pictures):
             pooled = pooled.index_select(1, numbers)
         if tuple(objects) != self.objects:
             pooled = torch.stack([pooled[self.objects.index(each)] for each in objects])

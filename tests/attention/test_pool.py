@@ -50,6 +50,17 @@ def test_permuting_objects_changes_nothing() -> None:
     close(got, filled(sites, (0, 1, 2)).relevance((4, 6), (0, 1, 2), range(2), NUMBERS)[order])
 
 
+def test_windows_in_any_order_are_the_mean_of_what_they_saw() -> None:
+    """One window shows a picture of two, another both in another order, and the reader asks in that order."""
+    sites, turned, both = relevances(2), torch.tensor([1, 0]), (0, 1)
+    pool = Pool(both, 2)
+    for site, (relevance, size) in enumerate(zip(sites, SIZES, strict=True)):
+        pool.add(site, relevance[:, :1], size, [0], NUMBERS[:1])
+        pool.add(site, relevance[:, [1, 0]], size, [1, 0], turned)
+    close(pool.relevance((4, 6), both, [1, 0], turned), filled(sites, both).relevance((4, 6), both, [1, 0], turned))
+    close(pool.relevance((4, 6), both, range(2), NUMBERS)[:, [1, 0]], pool.relevance((4, 6), both, [1, 0], turned))
+
+
 def test_equal_maps_at_all_sites_are_what_each_site_has() -> None:
     alike = relevances(3)[0]
     pool = Pool((0, 1, 2), 2)
