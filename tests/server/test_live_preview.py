@@ -101,7 +101,8 @@ def test_off_and_on(prepared) -> None:
     nothing, _, off = run(prepared, prompt(seed=1), preview=False)
     _, _, other = run(prepared, prompt(seed=2), preview=False)  # so that the first is not taken from the cache
     previews, progress, on = run(prepared, prompt(seed=1), preview=True)
-    assert not nothing and len(previews) == STEPS and progress[-1] == STEPS
+    # Hosts since 2026 report no step between the first and the last that comes within a tenth of a second.
+    assert not nothing and 2 <= len(previews) <= STEPS and progress[-1] == STEPS
     assert np.array_equal(on, off) and not np.array_equal(on, other)
     for told, image in previews:
         assert told["node_id"] == told["display_node_id"] == "sampler"
