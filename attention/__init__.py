@@ -4,7 +4,7 @@ Pure PyTorch: no file here imports ComfyUI.
 
 relevance.py       relevance A_i and the shares Ã_i
 pool.py            one relevance for all sites
-merge.py           attention to the image tokens, one softmax for each object to the image tokens
+merge.py           attention to the image tokens, one softmax for each object
 fusion_head.py     the gate g̃
 site.py            one cross-attention site: all equations together
 joint.py           the same where text and picture attend together, as in FLUX.1

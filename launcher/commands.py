@@ -149,18 +149,13 @@ forward("curate", "commands.curate", "score training pictures by their objects, 
 forward("concept101", "commands.concept101.command", "make and score the paper's benchmark", become=True)
 forward("dataset", "commands.dataset", "find and cut out the objects of pictures, for training", become=True)
 forward("edits", "research.studies.comfy_edits", "an edit model's references: does the bias bind?", become=True)
+forward("faces", "research.studies.comfy_faces", "embeddings of looks in place of pictures: what binds?", become=True)
 forward("overlap", "research.studies.comfy_overlap", "do the relevance maps lie on the objects?", become=True)
 forward("pictures", "docs.pictures", "make the pictures of workflows and help pages anew")
 forward("relevance", "benchmarks.relevance_score", "does noise meet its object?", become=True)
 forward("sites", "research.studies.comfy_sites", "which cross-attentions know where the objects are?", become=True)
 forward("steer", "research.studies.comfy_steering", "pictures before and after each way of steering", become=True)
 forward("styles", "research.studies.comfy_styles", "objects beside a style: what keeps its looks?", become=True)
-forward(
-    "faces",
-    "research.studies.comfy_faces",
-    "embeddings in place of pictures: do objects keep their looks?",
-    become=True,
-)
 forward("train", "commands.train", "train an adapter or its fusion head", become=True)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ...common.text import shown
+
 MEMORY = 2 << 30  # bytes of main memory, of all models together
 SECONDS = 30.0  # of one call
 LARGEST = 1 << 30  # bytes of a file
@@ -82,4 +84,4 @@ def _reason(error: Exception) -> str:
     said = str(error)
     if "memory" in said:
         return f"it needs more than {MEMORY >> 30} GB of memory"
-    return " ".join(said.split("Status Message: ")[-1].split())[:200]
+    return shown(" ".join(said.split("Status Message: ")[-1].split()), 200)

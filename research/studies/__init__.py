@@ -3,6 +3,8 @@
 steering.py        the means of steering, each as a before and an after, and the picture of both
 comfy_steering.py  `python mip.py steer`: samples them with ComfyUI
 options.py         the options that the commands have in common
+comparison.py      settings compared over the same prompts, with intervals
+comfy_study.py     what the commands share that draw many pictures and compare settings
 overlap.py         intersection over union of relevance maps with the objects
 comfy_overlap.py   `python mip.py overlap`: records the maps with ComfyUI
 sites.py           how far each site's relevance, and the pool's, lies on the objects

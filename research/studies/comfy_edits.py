@@ -7,25 +7,21 @@ It calls the function behind MIP Edit References, and ComfyUI's sampler as KSamp
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...common.atomic_io import atomic_write
 from ...common.bundled import MINIATURE
-from ...common.comfy_path import prepare_host
-from ...common.console import complain
 from ...common.hashing import file_sha256
-from ...common.resumable import Row, json_lines, open_parts
+from ...common.resumable import Row
 from ...miniature import judgement
 from ..ablation import arms
 from ..miniature.stages import edit
 from . import edits
+from .comfy_study import add_drawing_options, draw_missing, run
 
 PROMPTS_AT_ONCE = 8  # of a part
 SHIFT = 1.15  # FLUX.1's own, of the noise levels
@@ -37,55 +33,25 @@ def main(argv: list[str]) -> int:
         "--output", type=Path, default=Path("output/edits"), help="parts, lines.jsonl, edits.json, edits.md"
     )
     parser.add_argument("--work", type=Path, default=Path("output/miniature"), help="where the stand-in was trained")
-    parser.add_argument("--prompts", type=int, default=96)
     parser.add_argument("--seeds", type=int, default=2, help="pictures of each prompt in every setting")
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long; the same command goes on")
-    given = parser.parse_args(argv)
-    torch.set_num_threads(given.threads)
-    try:
-        prepare_host(not torch.cuda.is_available())
-        rows = work(given)
-    except ValueError as error:
-        complain(error)
-        return 1
-    if rows is None:
-        print("Not all pictures are drawn yet: the same command goes on.")
-        return 0
-    lines = edits.summarise(rows)
-    settings = {name: str(value) for name, value in vars(given).items()}
-    atomic_write(given.output / "lines.jsonl", json_lines(rows))
-    atomic_write(given.output / "edits.json", json.dumps({"settings": settings, "results": lines}, indent=1))
-    atomic_write(given.output / "edits.md", edits.markdown(lines) + "\n")
-    print(edits.markdown(lines))
-    return 0
+    add_drawing_options(parser, prompts=96, steps=16, guidance=2.0)
+    return run("edits", parser.parse_args(argv), edits.COMPARISON, work)
 
 
 def work(given: argparse.Namespace) -> list[Row] | None:
-    """Draw and judge what is missing. Returns all rows, or None if the time ended before.
-
-    Raises ValueError if the stand-in was not trained.
-    """
+    """See `draw_missing`. Raises ValueError if the stand-in was not trained."""
     file = given.work / f"{edit.Edit.name}.pt"
     if not file.is_file():
         raise ValueError(f"There is no {file}: train the stand-in by research/miniature/train.py --stage edit.")
     settings = {
         "steps": given.steps, "guidance": given.guidance, "seeds": given.seeds, "stand-in": file_sha256(file),
     }  # fmt: skip
-    parts = open_parts(given.output, [str(trial) for trial in range(given.prompts)], settings, PROMPTS_AT_ONCE)
-    maker, end = None, time.monotonic() + 60 * given.minutes
-    for part, trials in parts.todo():
-        if time.monotonic() > end:
-            return None
-        maker = maker or Maker(given, file)
-        parts.finish(part, [row for trial in trials for row in maker.rows(int(trial))])
-        print(f"{parts.finished()} of {len(parts)} parts", flush=True)
-    return list(parts.rows())
+    ids = [str(trial) for trial in range(given.prompts)]
+    return draw_missing(given, ids, settings, PROMPTS_AT_ONCE, lambda: EditMaker(given, file).rows)
 
 
-class Maker:
+class EditMaker:
     """Draws and judges pictures with the stand-in."""
 
     def __init__(self, given: argparse.Namespace, file: Path) -> None:
@@ -97,8 +63,11 @@ class Maker:
         self.trials = arms.make_trials(given.prompts, edit.OBJECTS, arms.SEED_TEST)
 
     @torch.inference_mode()
-    def rows(self, trial: int) -> list[Row]:
-        """One row for each setting and seed of one prompt."""
+    def rows(self, ids: Sequence[str]) -> list[Row]:
+        """One row for each setting and seed of some prompts, which are given by their numbers."""
+        return [row for each in ids for row in self._rows(int(each))]
+
+    def _rows(self, trial: int) -> list[Row]:
         scenes = self.trials.scenes
         looks, colours = scenes.looks[trial, : edit.OBJECTS], scenes.colours[trial, : edit.OBJECTS]
         rows = []

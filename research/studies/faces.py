@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...attention.options import Strategy
 from ...common.atomic_io import atomic_write
 from ...common.pictures import open_picture
 from ...common.rng import generator
-from ...common.tables import number, table
 from ...evaluation.faces.align import PLACES, SIDE
 from ...evaluation.faces.find import faces_in, seen_faces
 from ...miniature import world
@@ -36,15 +36,17 @@ from ...weights.adapter import Adapter
 from ...weights.families import FACE_WIDTH
 from ..ablation.table import Ratio, Row
 from ..miniature import world_files
+from .comparison import Comparison
 
 SEED_DATA = 7_000_000_000  # of the scenes to train on
 OBJECTS = 2  # in a prompt
 RIDGE = 1e-2
-RESAMPLES = 4000
 
 # What is compared: how an adapter reads references, and how they are merged.
 PICTURES, EMBEDDINGS = "pictures", "embeddings"
-ARMS = {f"{reads}, {merge}": (reads, merge) for reads in (PICTURES, EMBEDDINGS) for merge in ("uniform", "relevance")}
+ARMS: dict[str, tuple[str, Strategy]] = {
+    f"{reads}, {merge}": (reads, merge) for reads in (PICTURES, EMBEDDINGS) for merge in ("uniform", "relevance")
+}
 EFFECTS = {
     "pictures: relevance adds": ("pictures, relevance", "pictures, uniform"),
     "embeddings: relevance adds": ("embeddings, relevance", "embeddings, uniform"),
@@ -137,55 +139,4 @@ MEASURES: dict[str, Callable[[Row], Ratio]] = {
     "confused": lambda row: of_present(row, "confused"),
     "present": lambda row: of_each(row, "present"),
 }
-
-
-def summarise(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """A line for each arm, then one for each effect, in percent and points.
-
-    Every measure is (value, low, high), with a 95 % bootstrap interval over the prompts that all arms have. All arms
-    have the same draws, so that the differences are paired.
-    """
-    cells: dict[str, dict[int, Row]] = {arm: {} for arm in ARMS}
-    for row in rows:
-        arm, trial = row["key"]
-        cells[arm][trial] = row
-    prompts = sorted(set.intersection(*(set(each) for each in cells.values())))
-    often = np.random.default_rng(0).multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), RESAMPLES)
-    often = np.concatenate([np.ones((1, len(prompts))), often])
-    drawn = {arm: _percents([cells[arm][trial] for trial in prompts], often) for arm in ARMS}
-    added = {
-        name: {measure: drawn[after][measure] - drawn[before][measure] for measure in MEASURES}
-        for name, (after, before) in EFFECTS.items()
-    }
-    return [{"arm": name, "prompts": len(prompts), **_intervals(each)} for name, each in (drawn | added).items()]
-
-
-def _percents(rows: Sequence[Row], often: np.ndarray) -> dict[str, np.ndarray]:
-    """[1 + RESAMPLES] of each measure, first of every prompt once."""
-    found = {}
-    for name, ratio in MEASURES.items():
-        top, bottom = (often @ np.array([ratio(row) for row in rows], float)).T
-        found[name] = 100 * top / np.where(bottom > 0, bottom, np.nan)
-    return found
-
-
-def _intervals(drawn: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float, float]]:
-    found = {}
-    for name, each in drawn.items():
-        low, high = np.nanpercentile(each[1:], (2.5, 97.5))
-        found[name] = float(each[0]), float(low), float(high)
-    return found
-
-
-def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The summary as a table."""
-
-    def cell(values: Sequence[float], sign: bool) -> str:
-        middle, low, high = (number(value, 1, sign) for value in values)
-        return f"{middle} [{low}, {high}]"
-
-    rows = [
-        [line["arm"], str(line["prompts"]), *(cell(line[name], line["arm"] in EFFECTS) for name in MEASURES)]
-        for line in lines
-    ]
-    return table(["arm", "prompts", *(f"{name} %" for name in MEASURES)], rows)
+COMPARISON = Comparison("arm", tuple(ARMS), EFFECTS, MEASURES)

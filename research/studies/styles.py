@@ -8,22 +8,21 @@ tint the ground took.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...attention.ease import EASE_OUT, STEADY
-from ...common.tables import NOTHING, number, table
 from ...miniature import world
 from ...miniature.judge import coloured
 from ...miniature.world_shapes import KINDS
 from ..ablation.arms import REFERENCE_SIDE, Trials
 from ..ablation.table import Ratio, Row
+from .comparison import Comparison, added_to
 
 THINGS, OBJECTS = 3, 2  # named by a prompt; of these with a reference
 TINTS = (
@@ -32,7 +31,6 @@ TINTS = (
     (0.8, 0.8, 1.0),
 )  # of the grounds; pale, or the judge would take them for objects
 EDGE = 4  # pixels around an object that are no ground: soft edges
-RESAMPLES = 4000
 
 
 class Setting(NamedTuple):
@@ -93,59 +91,4 @@ MEASURES: dict[str, Callable[[Row], Ratio]] = {
     "tint of the ground": _tint,
 }
 
-
-def summarise(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """A line for each setting, then one for what each style adds to none, in percent and points.
-
-    Every measure is (value, low, high), with a 95 % bootstrap interval over prompts. All settings have the same draws,
-    so that the differences are paired. The prompts are those that all settings have.
-    """
-    cells: dict[str, dict[int, Row]] = {name: {} for name in SETTINGS}
-    for row in rows:
-        name, trial = row["key"]
-        cells[name][trial] = row
-    prompts = sorted(set.intersection(*(set(each) for each in cells.values())))
-    often = np.random.default_rng(0).multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), RESAMPLES)
-    often = np.concatenate([np.ones((1, len(prompts))), often])
-    drawn = {name: _percents([cells[name][i] for i in prompts], often) for name in SETTINGS}
-    added = {
-        f"{name} adds": {measure: each[measure] - drawn[WITHOUT][measure] for measure in each}
-        for name, each in drawn.items()
-        if name != WITHOUT
-    }
-    return [_line(name, len(prompts), each) for name, each in (drawn | added).items()]
-
-
-def _percents(rows: Sequence[Row], often: np.ndarray) -> dict[str, np.ndarray]:
-    """[1 + RESAMPLES] of each measure, first of every prompt once."""
-    found = {}
-    for name, ratio in MEASURES.items():
-        top, bottom = (often @ np.array([ratio(row) for row in rows], float)).T
-        found[name] = 100 * top / np.where(bottom > 0, bottom, np.nan)
-    return found
-
-
-def _line(name: str, prompts: int, drawn: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    line: dict[str, Any] = {"style": name, "prompts": prompts}
-    for measure, each in drawn.items():
-        line[measure] = None
-        if not np.isnan(each[0]):
-            low, high = np.nanpercentile(each[1:], (2.5, 97.5))
-            line[measure] = float(each[0]), float(low), float(high)
-    return line
-
-
-def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The summary as a table."""
-
-    def cell(value: Any, sign: bool) -> str:
-        if value is None:
-            return NOTHING
-        middle, low, high = (number(each, 1, sign) for each in value)
-        return f"{middle} [{low}, {high}]"
-
-    rows = [
-        [line["style"], str(line["prompts"]), *(cell(line[name], "adds" in line["style"]) for name in MEASURES)]
-        for line in lines
-    ]
-    return table(["style", "prompts", *(f"{name} %" for name in MEASURES)], rows)
+COMPARISON = Comparison("style", tuple(SETTINGS), added_to(WITHOUT, SETTINGS), MEASURES)

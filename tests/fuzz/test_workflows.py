@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import psutil
+from mip_adapter.evaluation.faces.analyser import INSTALL
 
 from ..support.bounded import LONGER, MEMORY
 from ..support.queueing import ended, get, run
@@ -175,4 +176,4 @@ def check_sentence(kind: str, said: str, body: str) -> None:
     assert len(said) < 3000 and all(line.isprintable() for line in said.split("\n")), (said, body[:2000])
     assert said[0].isupper() or said[0] in "“" or said.split()[0].isidentifier(), (said, body[:2000])
     # A command to copy has no full stop.
-    assert said.endswith((".", "!", "?", "pip install onnxruntime")) and len(said) > 25, (said, body[:2000])
+    assert said.endswith((".", "!", "?", INSTALL)) and len(said) > 25, (said, body[:2000])

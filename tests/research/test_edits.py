@@ -103,12 +103,12 @@ def test_differences_are_of_the_same_prompts() -> None:
         for i in range(8):
             own = [True, i % 2 == 0] if name == edits.WITHOUT else [True, None]
             rows += [row(name, i, 0, own), row(name, i, 1, [True, True])]
-    lines = {line["setting"]: line for line in edits.summarise(rows)}
+    lines = {line["setting"]: line for line in edits.COMPARISON.summarise(rows)}
     assert lines[edits.WITHOUT]["bound"][0] == 87.5 and lines["strength 1"]["bound"] == (75, 75, 75)
     assert lines["strength 1"]["binding"][0] == 100 and lines["strength 1"]["present"][0] == 75
     middle, low, high = lines["strength 2 adds"]["bound"]
     assert middle == -12.5 and low < middle < high <= 0
-    assert "−12.5 [" in edits.markdown(list(lines.values()))
+    assert "−12.5 [" in edits.COMPARISON.markdown(list(lines.values()))
 
 
 def test_a_stopped_run_goes_on(stage, tmp_path, monkeypatch) -> None:
@@ -129,7 +129,7 @@ def test_a_stopped_run_goes_on(stage, tmp_path, monkeypatch) -> None:
     assert rows is not None and len(rows) == 2 * len(edits.SETTINGS)
     (tmp_path / "out" / "000001.jsonl").unlink()
     assert comfy_edits.work(given) == rows
-    maker = comfy_edits.Maker(given, tmp_path / "edit.pt")
+    maker = comfy_edits.EditMaker(given, tmp_path / "edit.pt")
     pictures = {name: maker.drawn(0, setting) for name, setting in edits.SETTINGS.items()}
     assert pictures[edits.WITHOUT].shape == (1, 3, edit.SIDE, edit.SIDE)
     monkeypatch.setattr("mip_adapter.patching.edit_patch.edit_references", lambda model, *_, **__: model)

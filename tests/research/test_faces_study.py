@@ -65,13 +65,13 @@ def row(arm: str, trial: int, own: list) -> dict:
 def test_differences_are_of_the_same_prompts() -> None:
     rows = [row(arm, i, [True, i % 2 == 0]) for arm in faces.ARMS for i in range(8) if arm != "embeddings, uniform"]
     rows += [row("embeddings, uniform", i, [True, None]) for i in range(9)]
-    lines = {line["arm"]: line for line in faces.summarise(rows)}
+    lines = {line["arm"]: line for line in faces.COMPARISON.summarise(rows)}
     assert list(lines) == [*faces.ARMS, *faces.EFFECTS] and lines["pictures, uniform"]["prompts"] == 8
     assert lines["embeddings, uniform"]["bound"] == (50, 50, 50) and lines["embeddings, uniform"]["binding"][0] == 100
     assert lines["pictures, relevance"]["bound"][0] == 75 and lines["pictures, relevance"]["confused"][0] == 25
     assert lines["pictures: relevance adds"]["bound"] == (0, 0, 0)  # paired: no prompt changes its number
     assert lines["embeddings: relevance adds"]["bound"][0] == 25
-    assert "+25.0 [" in faces.markdown(list(lines.values()))
+    assert "+25.0 [" in faces.COMPARISON.markdown(list(lines.values()))
 
 
 def test_the_command_prepares_a_training_and_judges_its_adapter(host, tmp_path: Path) -> None:

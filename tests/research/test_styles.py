@@ -45,14 +45,14 @@ def test_differences_are_of_the_same_prompts() -> None:
     rows += [row(weak, i, [True, True, False], 0.0) for i in range(8)]
     rows += [row(steady, i, [True, None, i < 4], 0.25) for i in range(8)]
     rows += [row(fading, i, [i % 2 == 0, True, False]) for i in range(8)]
-    lines = {line["style"]: line for line in styles.summarise(rows)}
+    lines = {line["style"]: line for line in styles.COMPARISON.summarise(rows)}
     assert list(lines) == [without, weak, steady, fading, *(f"{each} adds" for each in (weak, steady, fading))]
     assert lines[without]["objects bound"][0] == 75 and lines[steady]["objects bound"] == (50, 50, 50)
     assert lines[f"{steady} adds"]["objects bound"][0] == -25 and lines[steady]["objects present"][0] == 50
     assert lines[f"{fading} adds"]["objects bound"] == (0, 0, 0)  # paired: no prompt changes its number
     assert lines[steady]["third thing like the style"][0] == 50 and lines[steady]["tint of the ground"][0] == 25
     assert lines[fading]["tint of the ground"] is None
-    assert "−25.0 [" in styles.markdown(list(lines.values()))
+    assert "−25.0 [" in styles.COMPARISON.markdown(list(lines.values()))
 
 
 def test_a_stopped_run_goes_on(host, tmp_path, monkeypatch) -> None:
