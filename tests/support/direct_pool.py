@@ -46,22 +46,18 @@ def weighed(entries: Collection[Measured]) -> list[Weighed]:
         own = [entry.logs for entry in entries if entry.site == site]
         by_site[site] = {i: torch.stack([logs[i] for logs in own]).mean(0) for i in own[0]}
     finest = max(((*each.shape,) for logs in by_site.values() for each in logs.values()), key=math.prod)
-    apart = {}
-    for site, logs in by_site.items():
-        maps = [resized(each, finest) for each in logs.values()]
-        mean = sum(maps) / len(maps)
-        apart[site] = [each - mean - (each - mean).mean() for each in maps]
-
-    def product(one: Hashable, other: Hashable) -> float:
-        return sum(float((a * b).sum()) for a, b in zip(apart[one], apart[other], strict=True))
-
-    everything = sum(product(site, site) for site in apart)
-    found = []
-    for site, logs in by_site.items():
-        agreed = sum(product(site, other) for other in apart if other != site)
-        agreement = agreed / everything if everything else 0.0
-        found.append(Weighed(site, logs, agreement, max(agreement, 0.0) ** 2 + 1e-5))
-    return found
+    rows = []
+    for logs in by_site.values():
+        maps = torch.stack([resized(each, finest) for each in logs.values()]).double()
+        maps = maps - maps.mean(0)
+        rows.append((maps - maps.mean((1, 2), keepdim=True)).flatten())
+    products = torch.stack(rows) @ torch.stack(rows).T  # of every site with every other
+    own = products.diagonal()
+    agreements = (products.sum(1) - own) / own.sum() if own.sum() else torch.zeros(len(rows))
+    return [
+        Weighed(site, logs, agreement, max(agreement, 0.0) ** 2 + 1e-5)
+        for (site, logs), agreement in zip(by_site.items(), agreements.tolist(), strict=True)
+    ]
 
 
 def pooled(entries: Collection[Measured], objects: Collection[int], size: tuple[int, int]) -> Tensor:
