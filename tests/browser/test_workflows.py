@@ -93,6 +93,7 @@ def test_model_files_say_where_they_are_found(path):
             (model,) = node["properties"]["models"]
             assert model["name"] == node["widgets_values"][0] and model["name"].endswith(".safetensors")
             assert model["url"].startswith("https://huggingface.co/")
+            assert Path(model["url"]).stem == Path(model["name"]).stem  # it arrives under the name that is asked for
             assert model["directory"] in folders
 
 
