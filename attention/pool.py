@@ -190,33 +190,29 @@ class PooledSite(NamedTuple):
 
 
 class PoolHistory:
-    """The pools of one cond's turns in a sampling, and which sites go on measuring.
+    """The pools of one cond in a sampling.
 
-    In the first turns all sites measure, then the surest few and, now and then, all again. The choice is made from
-    agreement that was copied to the host a turn before, so that no step waits for the device.
+    now: what the sites of this turn measure. last: what those of the turn before measured, which this turn reads.
     """
 
     def __init__(self) -> None:
         self.last: Pool | None = None
         self.now: Pool | None = None
         self._turn: object = None
-        self._count = -1
-        self._passes, self._expected = 0, 1
-        self._chosen: frozenset[Hashable] | None = None  # None: all
-        self._copied: Callable[[], frozenset[Hashable]] | None = None
+        self._measuring = _MeasuringSites()
+        self._passes = _Passes()
 
     def begin(self, turn: object, objects: tuple[int, ...], pictures: int) -> None:
-        """Begin a turn, unless it has begun. objects, pictures: as in `Pool`."""
-        if self.now is not None and turn == self._turn and objects == self.now.objects:
-            return
+        """Begin a turn, unless it has begun. Where other objects act than before, this turn's pool begins anew.
+
+        objects, pictures: as in `Pool`.
+        """
         if turn != self._turn:
-            self._turn, self._count = turn, self._count + 1
-            self._expected, self._passes = max(1, self._passes), 0
-            self._chosen = self._copied() if self._copied is not None else self._chosen
-            self._copied = None
-            if self.now is not None and self._all_measure(self._count - 1):
-                self._copied = surest(self.now.pooled.agreement)
-            self.last = self.now
+            self._turn, self.last = turn, self.now
+            self._measuring.begin_turn(self.last)
+            self._passes.begin_turn()
+        elif self.now is not None and objects == self.now.objects:
+            return
         self.now = Pool(objects, pictures)
 
     def is_last(self, number: int) -> bool:
@@ -227,11 +223,9 @@ class PoolHistory:
 
         number: of the pass, from 0.
         """
-        if number >= self._passes:
-            self._passes = number + 1
-            if self.now is not None and number >= self._expected:
-                self.now = Pool(self.now.objects, self.now.pictures)
-        return number + 1 >= max(self._passes, self._expected)
+        if self._passes.is_one_more(number) and self.now is not None:
+            self.now = Pool(self.now.objects, self.now.pictures)
+        return self._passes.is_last(number)
 
     def finished(self, turn: object) -> Pool | None:
         """The newest pool that a turn before this one made."""
@@ -239,11 +233,55 @@ class PoolHistory:
 
     def measures(self, site: Hashable) -> bool:
         """Whether a site measures in this turn."""
-        return self._chosen is None or self._all_measure(self._count) or site in self._chosen
+        return self._measuring.has(site)
 
-    @staticmethod
-    def _all_measure(count: int) -> bool:
-        return count < AT_FIRST or count % AGAIN == 0
+
+class _MeasuringSites:
+    """Which sites measure in a turn: in the first turns and, now and then, all; in the others the surest few.
+
+    The choice is made from agreement that is copied to the host while the next turn runs, so that no step waits for the
+    device.
+    """
+
+    def __init__(self) -> None:
+        self._turn = -1
+        self._chosen: frozenset[Hashable] | None = None  # None: all
+        self._copied: Callable[[], frozenset[Hashable]] | None = None
+
+    def begin_turn(self, before: Pool | None) -> None:
+        """before: what the turn before measured."""
+        if self._copied is not None:
+            self._chosen, self._copied = self._copied(), None
+        if before is not None and self._all:
+            self._copied = surest(before.pooled.agreement)
+        self._turn += 1
+
+    def has(self, site: Hashable) -> bool:
+        return self._chosen is None or self._all or site in self._chosen
+
+    @property
+    def _all(self) -> bool:
+        return self._turn < AT_FIRST or self._turn % AGAIN == 0
+
+
+class _Passes:
+    """How often the UNet runs in an evaluation: as often as in the turn before, or oftener."""
+
+    def __init__(self) -> None:
+        self._before, self._begun = 1, 0
+
+    def begin_turn(self) -> None:
+        self._before, self._begun = max(1, self._begun), 0
+
+    def is_one_more(self, number: int) -> bool:
+        """Whether a pass that begins is the first of its number, and the turn before had none of it."""
+        first = number >= self._begun
+        self._begun = max(self._begun, number + 1)
+        return first and number >= self._before
+
+    def is_last(self, number: int) -> bool:
+        """Whether no later pass is expected."""
+        return number + 1 >= max(self._begun, self._before)
 
 
 def surest(agreement: dict[Hashable, Tensor]) -> Callable[[], frozenset[Hashable]]:
