@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .merge import accumulate, concat_attention, object_attention
 from .plan import Plan, SitePlan
 from .relevance import FLOOR
-from .site import RowGroup, relevance_share
+from .site import RowGroup, add_images
 
 # Mean cosine below which a prompt does not hold an object's words. By three small text encoders named words have 0.84
 # and more, and others from 0.09 to 0.80 (`test_likeness_tells_named_words_from_others`). So no number tells them apart
@@ -86,37 +85,12 @@ def image_features(
     queries: [B, h, text + N, d], without rotary embedding.
     groups: the rows of the batch by treatment.
     relevance: returns A_i [M, b, N] of the rows; called only for conditional rows that need it.
-    text: number of text positions in front. A text position hears each object as much as the picture does on average.
+    text: number of text positions in front; see `add_images`.
     observe: as in `fuse`.
     """
     batch, heads, positions, width = queries.shape
     out = queries.new_zeros(batch, positions, heads * width)
     for rows in groups:
-        q = queries[rows.at].permute(1, 3, 0, 2).flatten(2)  # [h, d, b·(text + N)]
-        share, null_share, region = rows.constants
-        blocks = plan.null_sets
-        if rows.conditional:
-            if plan.needs_relevance:
-                share = relevance_share(rows, plan, partial(relevance, rows))
-            if observe is not None:
-                observe(rows, None if plan.is_concat else share, None)
-            keys, values = site.keys, site.values
-            blocks = 1 if plan.is_concat else plan.objects
-        else:
-            share, keys, values = null_share, site.null_keys, site.null_values
-        if rows.conditional and plan.is_concat and region is not None:
-            attention = concat_attention(q, keys, _columns(region.exp(), rows, text).log())
-        else:
-            attention = object_attention(q, keys, blocks)
-        if share is not None:
-            attention = attention * _columns(share, rows, text).to(attention.dtype)
-        accumulate(out[rows.at], attention, values)
+        columns = queries[rows.at].permute(1, 3, 0, 2).flatten(2)  # [h, d, b·(text + N)]
+        add_images(out[rows.at], columns, plan, site, rows, partial(relevance, rows), observe, text=text)
     return out
-
-
-def _columns(maps: Tensor, rows: RowGroup, text: int) -> Tensor:
-    """[M or 1, b or 1, N] -> [M or 1, 1, b·(text + N)], the layout of the attention."""
-    maps = maps.expand(-1, rows.length, -1)
-    if text:
-        maps = torch.cat([maps.mean(-1, keepdim=True).expand(-1, -1, text), maps], -1)
-    return maps.flatten(1).unsqueeze(1)

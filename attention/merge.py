@@ -46,8 +46,8 @@ def concat_attention(queries: Tensor, keys: Tensor, log_regions: Tensor) -> Tens
 
 
 def log_region(region: Tensor) -> Tensor:
-    """log r_i in float32; about −87 where r_i is 0."""
-    return region.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+    """log r_i in float32; where r_i is 0 a number that no difference of logits reaches, and that fp16 holds."""
+    return region.float().log().clamp_min(-1e4)
 
 
 def accumulate(out: Tensor, probabilities: Tensor, values: Tensor) -> None:

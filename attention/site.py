@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .fusion_head import fusion_gate
@@ -95,38 +96,58 @@ def fuse(
         that need relevance.
     observe: called for conditional rows with (rows, shares [M, b, N] or None, g̃ [b, N] or None).
     """
-    gate = image_gate = None
+    gate = None
     if site.head is not None:
         assert text is not None, "a site with a head needs the text attention"
         gate = fusion_gate(text, site.head, plan.gate_strength)  # [B, N]
         if plan.gate == "text":
             out = out + (gate - 1).unsqueeze(-1).to(out.dtype) * text
-        else:
-            image_gate = gate
     for rows in groups:
         queries = split_queries(q[rows.at], site.heads)
-        share, null_share, region = rows.constants
-        if rows.conditional:
-            if plan.needs_relevance:
-                share = relevance_share(rows, plan, partial(_measured, queries, site, object_keys, rows.length))
-            if observe is not None:
-                observe(rows, None if plan.is_concat else share, None if gate is None else gate[rows.at])
-            if plan.is_concat and region is not None:
-                attention = concat_attention(queries, site.keys, _columns(region, rows))
-            else:
-                attention = object_attention(queries, site.keys, 1 if plan.is_concat else plan.objects)
-            values = site.values
-        else:
-            share = null_share
-            attention = object_attention(queries, site.null_keys, plan.null_sets)
-            values = site.null_values
-        if image_gate is not None:
-            own_gate = image_gate[rows.at].unsqueeze(0)
-            share = own_gate if share is None else share * own_gate
-        if share is not None:
-            attention = attention * _columns(share, rows).to(attention.dtype)
-        accumulate(out[rows.at], attention, values)
+        measure = partial(_measured, queries, site, object_keys, rows.length)
+        add_images(out[rows.at], queries, plan, site, rows, measure, observe, None if gate is None else gate[rows.at])
     return out
+
+
+def add_images(
+    out: Tensor,
+    queries: Tensor,
+    plan: Plan,
+    site: SitePlan,
+    rows: RowGroup,
+    measure: Callable[[], Tensor],
+    observe: Callable[[RowGroup, Tensor | None, Tensor | None], None] | None = None,
+    gate: Tensor | None = None,
+    text: int = 0,
+) -> None:
+    """Add Σ_i s w_i Ã_i Z_i, or with a gate on the images Σ_i s w_i Ã_i g̃ Z_i, to some rows `out` [b, text + N, C].
+
+    queries: [h, d, b·(text + N)].
+    measure: returns the site's relevance A [M, b, N]; called only for conditional rows that need it.
+    observe: as in `fuse`.
+    gate: g̃ [b, N].
+    text: number of text positions in front, where text and picture attend together. A text position hears each object
+        as much as the picture does on average.
+    """
+    share, null_share, region = rows.constants
+    columns = partial(_columns, rows=rows, text=text)
+    if rows.conditional:
+        if plan.needs_relevance:
+            share = relevance_share(rows, plan, measure)
+        if observe is not None:
+            observe(rows, None if plan.is_concat else share, gate)
+        keys, values, sets = site.keys, site.values, 1 if plan.is_concat else plan.objects
+    else:
+        share, keys, values, sets = null_share, site.null_keys, site.null_values, plan.null_sets
+    if rows.conditional and plan.is_concat and region is not None:
+        attention = concat_attention(queries, keys, log_region(columns(region.exp())) if text else columns(region))
+    else:
+        attention = object_attention(queries, keys, sets)
+    if gate is not None and plan.gate != "text":
+        share = gate.unsqueeze(0) if share is None else share * gate.unsqueeze(0)
+    if share is not None:
+        attention = attention * columns(share).to(attention.dtype)
+    accumulate(out, attention, values)
 
 
 def relevance_share(rows: RowGroup, plan: Plan, measure: Callable[[], Tensor]) -> Tensor:
@@ -145,6 +166,9 @@ def _measured(queries: Tensor, site: SitePlan, object_keys: Callable[[], Tensor]
     return raw_relevance(queries, keys, site.average, rows)
 
 
-def _columns(maps: Tensor, rows: RowGroup) -> Tensor:
-    """[M or 1, B or 1, N] -> [M or 1, 1, B·N], the layout of the attention."""
-    return maps.expand(-1, rows.length, -1).flatten(1).unsqueeze(1)
+def _columns(maps: Tensor, rows: RowGroup, text: int) -> Tensor:
+    """[M or 1, b or 1, N] -> [M or 1, 1, b·(text + N)], the layout of the attention."""
+    maps = maps.expand(-1, rows.length, -1)
+    if text:
+        maps = torch.cat([maps.mean(-1, keepdim=True).expand(-1, -1, text), maps], -1)
+    return maps.flatten(1).unsqueeze(1)
