@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mip_adapter.attention.fusion_head import fusion_gate
 from mip_adapter.attention.options import STRATEGIES, Merge
@@ -44,7 +44,14 @@ cases = st.builds(
 branches = st.lists(st.booleans(), min_size=1, max_size=2).map(tuple)
 
 
+LOGITS_FAR_APART = Case(
+    seed=9998, objects=3, tokens=1, positions=3, heads=3, width=1, merge=Merge("concat"), sharp=5.0, strength=0.0,
+    scale=1.0, regional=True,
+)  # fmt: skip
+
+
 @settings(max_examples=80)
+@example(LOGITS_FAR_APART, (True,))
 @given(cases, branches)
 def test_a_site_equals_the_definition(case: Case, conditional: tuple[bool, ...]) -> None:
     close(case.fused(conditional), case.defined(conditional))
