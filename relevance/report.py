@@ -56,11 +56,11 @@ def relevance_report(maps: RecordedMaps, shares: Tensor) -> str:
     lines = [*_warnings(maps), *_verdict(maps, owned, held, mixed), *_prompt(maps)]
     for i, name in enumerate(maps.names):
         if owned[i] > 0:
-            there = ", ".join(f"{other} {float(held[i, j]):.0%}" for j, other in enumerate(maps.names))
-            lines.append(
-                f"{name}: has the largest share of {float(owned[i]):.0%} of the picture. Shares in the "
-                f"{float(core[i]):.0%} where it is clearest: {there}."
-            )
+            line = f"{name}: has the largest share of {float(owned[i]):.0%} of the picture."
+            if core[i] > 0:  # a lone object, everywhere alike, is clearest nowhere
+                there = ", ".join(f"{other} {float(held[i, j]):.0%}" for j, other in enumerate(maps.names))
+                line += f" Shares in the {float(core[i]):.0%} where it is clearest: {there}."
+            lines.append(line)
         else:
             lines.append(f"{name}: has the largest share nowhere.")
     if (left := 1 - float(owned.sum())) >= 0.005:
