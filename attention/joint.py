@@ -91,6 +91,6 @@ def image_features(
     batch, heads, positions, width = queries.shape
     out = queries.new_zeros(batch, positions, heads * width)
     for rows in groups:
-        columns = queries[rows.at].permute(1, 3, 0, 2).flatten(2)  # [h, d, b·(text + N)]
-        add_images(out[rows.at], columns, plan, site, rows, partial(relevance, rows), observe, text=text)
+        q = queries[rows.at].permute(1, 3, 0, 2).flatten(2)  # [h, d, b·(text + N)]
+        add_images(out[rows.at], q, plan, site, rows, partial(relevance, rows), observe, text=text)
     return out

@@ -143,7 +143,7 @@ def add_images(
         attention = concat_attention(queries, keys, log_region(columns(region.exp())) if text else columns(region))
     else:
         attention = object_attention(queries, keys, sets)
-    if gate is not None and plan.gate != "text":
+    if gate is not None and plan.gate == "image":
         share = gate.unsqueeze(0) if share is None else share * gate.unsqueeze(0)
     if share is not None:
         attention = attention * columns(share).to(attention.dtype)

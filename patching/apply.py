@@ -62,15 +62,9 @@ def apply_references(
     check_percents(start_percent, end_percent)
     sites = model_sites(model.model.diffusion_model)
     adapters = adapters_of(references, adapter)
-    for each in adapters:
-        check_sites(each.spec, each.name, sites)
     head = fusion_head or FusionHead(adapter.head, "image" if adapter.head else "off", name=adapter.name)
-    if head.active:
-        check_head(head.weights, head.name, sites)
     merge = merge or Merge()
-    if not references:
-        raise ValueError("There are no references: connect at least one MIP Reference (a picture and its object text).")
-    check_chain(references)
+    _check(references, adapters, head, sites)
     references = tuple(_with_blocks(each, sites) for each in references)
     objects = objects_of(references)
     styles = tuple(each for each in styles_of(references) if each.weight)
@@ -100,6 +94,19 @@ def apply_references(
     for each in adapters:
         patched = with_inner_lora(patched, each, face_lora)
     return model.clone() if patched is model else patched
+
+
+def _check(
+    references: tuple[Reference, ...], adapters: Sequence[Adapter], head: FusionHead, sites: Sequence[Site]
+) -> None:
+    """Raises ValueError unless adapters and head fit the model's sites, and the references each other."""
+    for each in adapters:
+        check_sites(each.spec, each.name, sites)
+    if head.active:
+        check_head(head.weights, head.name, sites)
+    if not references:
+        raise ValueError("There are no references: connect at least one MIP Reference (a picture and its object text).")
+    check_chain(references)
 
 
 def _compiled(

@@ -184,4 +184,4 @@ def _verdict(maps: RecordedMaps, owned: Tensor, held: Tensor, mixed: Sequence[fl
                 f"“{names[j]}” claims {float(others[j]):.0%} of the place of “{name}”: try sharpness 2–4 in MIP "
                 "Merge, or a region for each."
             )
-    return advice or ["Each object has a place of its own. Whose look it wears there, MIP Binding Report says."]
+    return advice or ["Each object has a place of its own. MIP Binding Report says whose look it wears there."]

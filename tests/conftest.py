@@ -50,8 +50,8 @@ def _same_numbers_every_time() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _collections_stay_short() -> None:
-    """The host collects garbage at almost every model that it loads. What outlives a module of tests, above all
-    imported code, is never looked at again: that took 30 of 76 seconds of two modules."""
+    """The host collects garbage at almost every model that it loads. That took 30 of 76 seconds of two modules. So what
+    outlives a module of tests, above all imported code, is frozen and not looked at again."""
     gc.collect()
     gc.freeze()
 

@@ -115,6 +115,10 @@ EFFECTS = (
     Effect("the fusion head, trained alone", ("head-only + relevance",), ("stock + relevance",)),
     Effect("the head, on weights trained with it", ("mip + relevance",), ("mip + relevance, no head",)),
     Effect("sharper shares: sharpness 3", ("mip + relevance, sharpness 3",), ("mip + relevance",)),
+    Effect("the pool instead of each site, on stock weights", ("stock + pool",), ("stock + relevance",)),
+    Effect("the pool instead of each site, on weights trained with relevance", ("mip + pool",), ("mip + relevance",)),
+    Effect("the pool instead of uniform, on stock weights", ("stock + pool",), ("stock + uniform",)),
+    Effect("the pool instead of uniform, on weights trained with relevance", ("mip + pool",), ("mip + uniform",)),
     Effect("Resampler family: merging alone", ("stock-plus + relevance",), ("stock-plus + uniform",)),
     Effect("Resampler family: further training", ("mip-plus + relevance",), ("stock-plus + relevance",)),
 )

@@ -37,9 +37,17 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     results: by number of objects, from `table.summarise`.
     settings: of the lines: prompts, every_seed, steps, sampler, guidance, precision.
     """
+    lines = _introduction(results, settings)
+    for objects, tables in results.items():
+        lines += _section(objects, tables)
+    return "\n".join([*lines, "", LIMITS, ""])
+
+
+def _introduction(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """How the numbers were made, and what each of them is."""
     share = "all of them on every training seed" if settings["every_seed"] else "a third of them on each training seed"
     pairs = len(all_pairs(len(KINDS), reserved=True))
-    lines = [
+    return [
         "# Arms: merging or training?",
         "",
         "Made by `python mip.py arms`. Every measured picture is a line of `research/ablation/lines.jsonl.xz`; "
@@ -88,37 +96,40 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         "between own best scales start from different scales, so they do not add up unless they share an arm.",
         *_missing(results, settings),
     ]
-    for objects, tables in results.items():
-        lines += ["", f"## {objects.capitalize()}", "", *_verdict(objects, tables)]
-        for title, name in (("At equal scale", "equal"), ("Each at its own best scale", "best")):
-            if tables[name]:
-                lines += ["", f"### {title}", "", *_arm_table(tables[name])]
-        for title, name in (
-            ("What each arm adds to no references, in points", "gains"),
-            ("The same, each arm at its own best scale", "gains at best scales"),
-        ):
-            if tables[name]:
-                lines += ["", f"### {title}", "", *_gain_table(tables[name])]
-        if tables["equal"]:
-            lines += ["", "### By look, at equal scale, in %", "", BY_LOOK, "", *_look_table(tables["equal"])]
-        for title, name in (
-            ("What one change does, in points", "effects"),
-            ("What one change does, each arm at its own best scale", "effects at best scales"),
-        ):
-            if tables[name]:
-                lines += ["", f"### {title}", "", *_effect_table(tables[name], "best" in name)]
-        if tables["scales"]:
-            lines += [
-                "",
-                f"### Bound %, by scale, on other prompts ({TUNED_ON} objects), from which the best was chosen",
-            ]
-            lines += ["", *_scale_table(tables["scales"])]
-            noise = "So few prompts choose with noise: an arm may bind more at the equal scale than at its best."
-            lines += ["", noise + _nothing_gained(tables["best"])]
-        if tables["real"]:
-            lines += ["", "### Real scenes: whose looks does the model expect where, and do the maps know the places?"]
-            lines += ["", REAL_SCENES, "", *_real_table(tables["real"])]
-    return "\n".join([*lines, "", LIMITS, ""])
+
+
+def _section(objects: str, tables: Mapping[str, Any]) -> list[str]:
+    """All tables of one number of objects."""
+    lines = ["", f"## {objects.capitalize()}", "", *_verdict(objects, tables)]
+    for title, name in (("At equal scale", "equal"), ("Each at its own best scale", "best")):
+        if tables[name]:
+            lines += ["", f"### {title}", "", *_arm_table(tables[name])]
+    for title, name in (
+        ("What each arm adds to no references, in points", "gains"),
+        ("The same, each arm at its own best scale", "gains at best scales"),
+    ):
+        if tables[name]:
+            lines += ["", f"### {title}", "", *_gain_table(tables[name])]
+    if tables["equal"]:
+        lines += ["", "### By look, at equal scale, in %", "", BY_LOOK, "", *_look_table(tables["equal"])]
+    for title, name in (
+        ("What one change does, in points", "effects"),
+        ("What one change does, each arm at its own best scale", "effects at best scales"),
+    ):
+        if tables[name]:
+            lines += ["", f"### {title}", "", *_effect_table(tables[name], "best" in name)]
+    if tables["scales"]:
+        lines += [
+            "",
+            f"### Bound %, by scale, on other prompts ({TUNED_ON} objects), from which the best was chosen",
+        ]
+        lines += ["", *_scale_table(tables["scales"])]
+        noise = "So few prompts choose with noise: an arm may bind more at the equal scale than at its best."
+        lines += ["", noise + _nothing_gained(tables["best"])]
+    if tables["real"]:
+        lines += ["", "### Real scenes: whose looks does the model expect where, and do the maps know the places?"]
+        lines += ["", REAL_SCENES, "", *_real_table(tables["real"])]
+    return lines
 
 
 BY_LOOK = (

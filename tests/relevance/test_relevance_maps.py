@@ -11,6 +11,8 @@ from ..support import graphs
 
 pytestmark = pytest.mark.usefixtures("host")
 
+RIGHT = "Each object has a place of its own. MIP Binding Report says whose look it wears there.\n"
+
 
 def applied(chain=None, scale=1.0, **merge):
     """(MODEL, MIP_RELEVANCE) of an MIPApply, with two objects by default."""
@@ -159,7 +161,7 @@ def test_the_report_says_who_claims_what():
     graphs.sample(model, steps=2)
     assert "sampled 2 times: these maps are the last run's" in maps(record, torch.rand(1, 64, 64, 3))[3]
     record._confusion = torch.tensor([0.3, 1.0]).view(2, 1, 1)  # as if it had been clear
-    assert relevance_report(record, shares).startswith("Each object has a place of its own. Whose look it wears there,")
+    assert relevance_report(record, shares).startswith(RIGHT)
     leaking = torch.tensor([[0.6, 0.6, 0.1, 0.2], [0.4, 0.4, 0.9, 0.8]]).view(2, 1, 2, 2)
     assert "“red coffee cup” claims 40% of the place of “cat”" in relevance_report(record, leaking)
     gone = torch.stack([torch.full((1, 2, 2), 0.9), torch.full((1, 2, 2), 0.1)])
@@ -299,7 +301,7 @@ def test_a_background_that_all_claim_alike_is_no_confusion():
     record._shares, record._confusion = {(8, 8): None}, torch.tensor([whole, 1.0]).view(2, 1, 1)
     record._calls = torch.ones(1)
     said = relevance_report(record, shares)
-    assert said.startswith("Each object has a place of its own. Whose look it wears there,") and "try" not in said
+    assert said.startswith(RIGHT) and "try" not in said
     assert "Mixed: 20%." in said and "Confusion of the whole picture: 90%" in said
     assert relevance_report(record, torch.full((2, 1, 8, 8), 0.5)).startswith(
         "The objects claim nearly everything alike"
