@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.util
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
@@ -54,6 +55,17 @@ def _collections_stay_short() -> None:
     outlives a module of tests, above all imported code, is frozen and not looked at again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_forked_process_is_left() -> Iterator[None]:
+    """It would keep the pipes that it inherited open, and the browser's driver waits for the end of one."""
+    yield
+    left = multiprocessing.active_children()
+    for each in left:
+        each.kill()
+        each.join()
+    assert not left, "a test leaves processes that it started"
 
 
 # Besides what is marked where it is written: fixtures and folders.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 from types import SimpleNamespace
 
 import pytest
@@ -145,6 +146,9 @@ def test_steps_prepared_ahead_are_the_steps_that_are_asked_for():
     made = prefetch.Prefetcher(lambda step: torch.tensor([step, 2 * step]), workers=2)
     for step in (3, 4, 5, 6, 4, 5):  # and from another on
         assert made(step).tolist() == [step, 2 * step]
+    assert multiprocessing.active_children()
+    del made  # no garbage collection may be needed: what a worker has inherited stays open until it ends
+    assert not multiprocessing.active_children()
 
 
 def test_pieces_for_the_autoencoder_have_the_sizes_of_the_recipe():
