@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ..attention.reference import MAX_OBJECTS
 from ..common.text import object_number
 from ..weights.sites import unet_sites
 from .object_text import check_clip, content_tokens
-from .site_patch import Place, SitePatch, check_percents, compute_dtype, patched
+from .site_patch import Place, SitePatch, Term, check_percents, compute_dtype, patched
 from .unet_call import SiteRows, UNetCall
 
 
@@ -27,7 +28,12 @@ class NoisePatch(SitePatch):
         super().__init__(place)
         self.plan = plan
 
-    def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: UNetCall, rows: SiteRows) -> Tensor:
+    def term(self, call: UNetCall) -> Term:
+        return partial(self._add, call)
+
+    def _add(
+        self, call: UNetCall, out: Tensor, text: Tensor | None, q: Tensor, options: dict, rows: SiteRows
+    ) -> Tensor:
         assert text is not None
         site = self.plan.sites[self.key]
         step = call.clock.step[0] if call.clock.step else torch.zeros(1, dtype=torch.long, device=q.device)

@@ -13,6 +13,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
+from ..attention.plan import Plan
 from ..attention.schedule import PercentRange, Schedule
 from ..attention.site import fuse
 from ..relevance.record import RelevanceRecord
@@ -23,6 +24,10 @@ from .site_pools import PooledAt
 from .unet_call import SiteRows, UNetCall
 
 SHELLS = "mip_adapter"  # our callback's name in a ModelPatcher
+
+# Of (out [B, N, C], Z_text, q, options, rows): `out` with a patch's term, perhaps in the memory of `out`. Z_text may be
+# `out` itself.
+Term = Callable[[Tensor, Tensor | None, Tensor, dict, SiteRows], Tensor]
 
 
 class Place(NamedTuple):
@@ -51,7 +56,7 @@ class SitePatch(ABC):
     `add`. Only the clone that it works on gets the guest; its parent samples as before.
     """
 
-    needs_text: bool  # whether `act` reads Z_text
+    needs_text: bool  # whether the term reads Z_text
     record: RelevanceRecord | None = None
 
     def __init__(self, place: Place) -> None:
@@ -59,12 +64,8 @@ class SitePatch(ABC):
         self.guests: tuple[tuple[Callable, dict], ...] = ()
 
     @abstractmethod
-    def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: UNetCall, rows: SiteRows) -> Tensor:
-        """`out` [B, N, C] plus this patch's term; `out` may be changed in place. text may be `out` itself."""
-
-    def rests(self, call: UNetCall) -> bool:
-        """Whether the patch has nothing to add in this call, within its period."""
-        return False
+    def term(self, call: UNetCall) -> Term | None:
+        """What adds this patch's term in a call within its period; None where the patch rests."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
         out = self._attend(q, k, v, extra_options, keep_text=False)[0]
@@ -77,14 +78,14 @@ class SitePatch(ABC):
             attention may be written into its memory.
         """
         call = UNetCall.from_options(options, q.shape[0], self.unet)
-        acts = (self.period is None or call.clock.within(self.period)) and not self.rests(call)
+        term = self.term(call) if self.period is None or call.clock.within(self.period) else None
         call.note_run(self.key, self.record)
-        rows = call.find_rows(self.key, k) if acts else None
-        out, text = self._before(q, k, v, options, keep_text or (acts and self.needs_text))
-        if rows is not None:
+        rows = call.find_rows(self.key, k) if term is not None else None
+        out, text = self._before(q, k, v, options, keep_text or (term is not None and self.needs_text))
+        if term is not None and rows is not None:
             if text is not None and out is text and (keep_text or text.requires_grad):
-                out = text.clone()  # act() writes into `out`
-            out = self.act(out.contiguous(), text, q, options, call, rows)
+                out = text.clone()  # the term is written into `out`
+            out = term(out.contiguous(), text, q, options, rows)
         for callback, kwargs in self.guests:
             if kwargs.get("sigma_end", 0.0) <= call.clock.sigma <= kwargs.get("sigma_start", float("inf")):
                 out = out + callback(out, q, k, v, options, **kwargs)
@@ -154,14 +155,23 @@ class MergePatch(SitePatch):
         sites = [plan.sites.get(self.key) for plan in schedule.plans.values()]
         self.needs_text = any(site is not None and site.head is not None for site in sites)
 
-    def rests(self, call: UNetCall) -> bool:
+    def term(self, call: UNetCall) -> Term | None:
         active = self.schedule.at(call.clock.within)
-        return active is None or self.key not in active[1].sites
+        if active is None or self.key not in active[1].sites:
+            return None
+        return partial(self._add, call, *active)
 
-    def act(self, out: Tensor, text: Tensor | None, q: Tensor, options: dict, call: UNetCall, rows: SiteRows) -> Tensor:
-        active = self.schedule.at(call.clock.within)
-        assert active is not None  # else it rests
-        objects, plan = active
+    def _add(
+        self,
+        call: UNetCall,
+        objects: tuple[int, ...],
+        plan: Plan,
+        out: Tensor,
+        text: Tensor | None,
+        q: Tensor,
+        options: dict,
+        rows: SiteRows,
+    ) -> Tensor:
         site = plan.sites[self.key].like(q)
         if plan.eases and (factors := call.clock.ease_factors(plan, q.device)) is not None:
             site = site.eased(*factors)

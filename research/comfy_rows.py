@@ -79,7 +79,8 @@ class _RowPatch:
             own = text[row].clone()
             for patch in slot:
                 call.note_run(patch.key, patch.record)
-                own = patch.act(own, text[row], q[row], {**options, CALL: call}, call, SiteRows(len(own)))
+                if (term := patch.term(call)) is not None:
+                    own = term(own, text[row], q[row], {**options, CALL: call}, SiteRows(len(own)))
             out[row] = own
         return out
 
