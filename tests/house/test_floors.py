@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -74,7 +75,12 @@ def parse(path: Path) -> ast.Module:
 
 
 FILES = files()
-TREES = {path: ast.parse((ROOT / path).read_text("utf-8"), str(path)) for path in FILES}
+
+
+@functools.cache
+def trees() -> dict[Path, ast.Module]:
+    """Parsed by the first test that asks, because every process of a run collects all tests."""
+    return {path: parse(path) for path in FILES}
 
 
 def test_the_pack_is_found():
@@ -83,7 +89,7 @@ def test_the_pack_is_found():
 
 
 def test_only_some_files_import_comfyui():
-    wrong = {str(p): absolute_imports(t) & HOST_MODULES for p, t in TREES.items() if not knows_host(p)}
+    wrong = {str(p): absolute_imports(t) & HOST_MODULES for p, t in trees().items() if not knows_host(p)}
     assert not {path: names for path, names in wrong.items() if names}
 
 
@@ -91,7 +97,7 @@ def own_imports() -> list[tuple[Path, Path]]:
     """(importing file, imported file) of the floors."""
     return [
         (path, reached)
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for reached in relative_imports(path, tree)
         if floor(path) in LEVELS and floor(reached) not in ("", floor(path))
     ]
@@ -108,7 +114,7 @@ def test_the_method_can_be_read_and_run_without_a_host():
     """Below what is used, files that may not import ComfyUI do not import files that do."""
     wrong = [
         f"{path} imports {reached}"
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         if floor(path) in LEVELS and LEVELS[floor(path)] < USED and not knows_host(path)
         for reached in relative_imports(path, tree)
         if knows_host(reached)
@@ -117,7 +123,7 @@ def test_the_method_can_be_read_and_run_without_a_host():
 
 
 def test_the_launcher_needs_the_standard_library_alone():
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         if floor(path) == "launcher":
             assert not absolute_imports(tree) - sys.stdlib_module_names, path
             assert {floor(reached) for reached in relative_imports(path, tree)} <= {"launcher"}, path
@@ -126,7 +132,7 @@ def test_the_launcher_needs_the_standard_library_alone():
 def test_own_packages_are_imported_relatively():
     """The host has a top-level `nodes` too, and a custom node's folder has no importable name."""
     own = {path.parts[0] for path in FILES if len(path.parts) > 1} - {"nodes"} | {"mip_adapter", "mip"}
-    wrong = {str(p): absolute_imports(t) & own for p, t in TREES.items() if p.parts[0] not in TOOLS}
+    wrong = {str(p): absolute_imports(t) & own for p, t in trees().items() if p.parts[0] not in TOOLS}
     assert not {path: names for path, names in wrong.items() if names}
 
 
@@ -134,18 +140,18 @@ def test_nothing_that_the_registry_forbids():
     """No eval or exec anywhere; in the pack itself no installing, no downloading, no processes."""
     called = {
         (str(path), node.func.id)
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     }
     assert not {(path, name) for path, name in called if name in ("eval", "exec", "__import__")}
-    imported = {str(p): absolute_imports(t) & FORBIDDEN for p, t in TREES.items() if p.parts[0] not in TOOLS}
+    imported = {str(p): absolute_imports(t) & FORBIDDEN for p, t in trees().items() if p.parts[0] not in TOOLS}
     assert not {path: names for path, names in imported.items() if names}
 
 
 def test_importing_the_pack_imports_no_host():
     """comfy_entrypoint imports what it needs when it is called."""
-    tree = TREES[Path("__init__.py")]
+    tree = trees()[Path("__init__.py")]
     top_level = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
     assert not absolute_imports(top_level) and not relative_imports(Path("__init__.py"), top_level)
 

@@ -12,11 +12,16 @@ from ..support import golden, graphs, small, weights_samples
 from ..support.tiny_faces import Analyser, numbers, photo, seen
 from ..support.weights_samples import Sample
 
-pytest.importorskip("diffusers")
-pytestmark = pytest.mark.usefixtures("host")
+pytestmark = pytest.mark.usefixtures("host", "_diffusers")
 
 KINDS = ("sdxl", "sd15")
 SCALE, LORA = 0.7, 0.8
+
+
+@pytest.fixture(scope="module")
+def _diffusers() -> None:
+    """Imported late: it takes seconds, and every process of a run collects all tests."""
+    pytest.importorskip("diffusers")
 
 
 def model_of(kind: str) -> Any:

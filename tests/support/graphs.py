@@ -45,6 +45,7 @@ def bundle() -> Bundle:
 def release() -> None:
     """Free the models before ComfyUI's modules are torn down."""
     bundle.cache_clear()
+    _encoded.cache_clear()
     gc.collect()
 
 
@@ -53,12 +54,22 @@ def photo(number: int, height: int = 24, width: int = 32) -> Tensor:
     return torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(number))
 
 
-def prompt(text: str, clip: Any = None) -> list:
-    """The conditioning of CLIPTextEncode."""
+@cache
+def _encoded(text: str) -> list:
     import nodes
 
     with torch.inference_mode():
-        return nodes.CLIPTextEncode().encode(clip or bundle().clip, text)[0]
+        return nodes.CLIPTextEncode().encode(bundle().clip, text)[0]
+
+
+def prompt(text: str, clip: Any = None) -> list:
+    """The conditioning of CLIPTextEncode. The bundle's CLIP encodes each text once; every caller gets its own list."""
+    import nodes
+
+    if clip is None:
+        return [[tensor, dict(more)] for tensor, more in _encoded(text)]
+    with torch.inference_mode():
+        return nodes.CLIPTextEncode().encode(clip, text)[0]
 
 
 def references(texts: Sequence[str] = OBJECTS, **each: Sequence) -> tuple:
