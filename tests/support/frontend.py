@@ -48,3 +48,8 @@ def screenshot(page: Any, name: str, *, fit: bool = True) -> None:
         page.wait_for_timeout(2000)  # for pictures to load and the canvas to draw
         Path(folder).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+def version(page: Any) -> tuple[int, ...]:
+    """The frontend's, as (major, minor)."""
+    return tuple(int(part) for part in page.evaluate("window.__COMFYUI_FRONTEND_VERSION__").split(".")[:2])
