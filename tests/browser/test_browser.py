@@ -573,6 +573,10 @@ UNPLUGGED = """() => {
     const apply = app.graph._nodes.find(node => node.type === "MIPApply")
     apply.disconnectInput(apply.inputs.findIndex(input => input.name === "references"))
 }"""
+MUTED = """() => {
+    const apply = app.graph._nodes.find(node => node.type === "MIPApply")
+    apply.getInputNode(apply.inputs.findIndex(input => input.name === "references")).mode = 2
+}"""
 GONE = "() => { app.graph._nodes.find(node => node.type === 'MIPAdapterLoader').widgets[0].value = 'gone.safetensors' }"
 
 
@@ -581,6 +585,7 @@ def test_mistakes_speak_before_anything_runs(page) -> None:
     page.evaluate(OPEN, json.loads((ROOT / "workflows" / f"{TEMPLATE}.json").read_text("utf-8")))
     for mistake, kind, name, words in (
         (EMPTY_TEXT, "MIPReference", "text", "The object text is empty"),
+        (MUTED, "MIPApply", "references", "What is connected to “references” is muted. One or more"),
         (UNPLUGGED, "MIPApply", "references", "Nothing is connected to “references”. One or more MIP Reference nodes"),
         (GONE, "MIPAdapterLoader", "adapter_name", "gone.safetensors"),
     ):

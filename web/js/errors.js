@@ -6,6 +6,7 @@ import { learn, nodeWords, say } from "./words.js"
 
 const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-3)) // of the pack in custom_nodes
 const LIFE = 15_000 // milliseconds
+const MUTED = 2 // a mode of the frontend
 
 /** @typedef {{ type: string, message: string, details: string, extra_info?: { input_name?: string } }} HostError */
 
@@ -20,7 +21,7 @@ export function sentencesOf(errors) {
   for (const [id, { class_type: type, errors: each }] of Object.entries(errors ?? {})) {
     if (!type.startsWith("MIP")) continue
     for (const error of each) {
-      const sentence = sentenceOf(type, error)
+      const sentence = sentenceOf(id, type, error)
       found.set(`${id} ${sentence}`, { id, type, sentence })
     }
   }
@@ -28,14 +29,16 @@ export function sentencesOf(errors) {
 }
 
 /** One error of the host in our words; where the host already has a sentence of ours, that one. */
-function sentenceOf(type, { type: kind, message, details, extra_info: extra }) {
+function sentenceOf(id, type, { type: kind, message, details, extra_info: extra }) {
   const name = extra?.input_name ?? details
   const [input, socket] = name.split(".") // where an input has several sockets, both are named
   const words = nodeWords(type)?.inputs?.[input]
   const { required, optional } = LiteGraph.registered_node_types[type]?.nodeData?.input ?? {}
   const tooltip = words?.tooltip ?? (required?.[input] ?? optional?.[input])?.[1]?.tooltip ?? ""
   if (kind === "required_input_missing") {
-    return `${say("Nothing is connected to “%s”.").replace("%s", socket ?? words?.name ?? name)} ${tooltip}`.trim()
+    const muted = feedOf(id, name)?.mode === MUTED
+    const sentence = muted ? say("What is connected to “%s” is muted.") : say("Nothing is connected to “%s”.")
+    return `${sentence.replace("%s", socket ?? words?.name ?? name)} ${tooltip}`.trim()
   }
   if (kind === "custom_validation_failed") return details.replace(`${name} - `, "")
   return `${message}: ${details}`
@@ -49,6 +52,13 @@ function nodeOf(id) {
     graph = node?.subgraph
   }
   return node
+}
+
+/** The node at the other end of an input's wire, if there is a wire. */
+function feedOf(id, name) {
+  const node = nodeOf(id)
+  const slot = node?.inputs?.findIndex((each) => each.name === name) ?? -1
+  return slot < 0 ? null : node.getInputNode(slot)
 }
 
 function toast(id, type, sentence) {
