@@ -259,8 +259,7 @@ def test_nothing_overlaps_in_nodes_2_0(nodes_2_0, path):
     workflow = load(path)
     nodes_2_0.evaluate(frontend.OPEN, workflow)
     nodes_2_0.evaluate(frontend.FIT)
-    count = sum(node["mode"] != 4 for node in workflow["nodes"])
-    nodes_2_0.wait_for_function(f"() => ({DRAWN})().filter(box => box[3] > 0).length === {count}")
+    nodes_2_0.wait_for_function(f"count => ({DRAWN})().length === count", arg=len(workflow["nodes"]))
     frontend.screenshot(nodes_2_0, f"nodes 2.0 {path.stem}")
     assert not overlaps(nodes_2_0.evaluate(DRAWN))
 

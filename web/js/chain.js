@@ -10,7 +10,7 @@
  *   texts: those of references that are connected as more pictures of this object
  */
 
-const MUTED = 2
+export const MUTED = 2
 const BYPASSED = 4
 const MOST_OBJECTS = 16 // as many as MIP Apply accepts, and as many styles
 const OBJECTS = ["MIPReference", "MIPFaceReference"]

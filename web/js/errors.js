@@ -2,11 +2,11 @@
 
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
+import { MUTED } from "./chain.js"
 import { learn, nodeWords, say } from "./words.js"
 
 const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-3)) // of the pack in custom_nodes
 const LIFE = 15_000 // milliseconds
-const MUTED = 2 // a mode of the frontend
 
 /** @typedef {{ type: string, message: string, details: string, extra_info?: { input_name?: string } }} HostError */
 
