@@ -183,11 +183,6 @@ def test_what_applies_references_shows_who_listened_to_what():
 # ---- in the browser ----
 
 
-@pytest.fixture(scope="module")
-def stocked(server):
-    return frontend.stock(server)
-
-
 OPEN = """async workflow => {
     await app.loadGraphData(workflow)
     const {output} = await app.graphToPrompt()
