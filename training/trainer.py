@@ -64,7 +64,7 @@ class Outcome:
 
 
 class Stopped(Exception):
-    """Training was asked to end (SIGTERM). The adapter as trained so far is kept."""
+    """Training was asked to end, by a signal or since its time is over. The adapter as trained so far is kept."""
 
 
 def train(

@@ -91,6 +91,21 @@ def test_features_are_those_of_the_scenes_own_references(parts, tmp_path):
     assert torch.equal(again.embeds, scenes.embeds)
 
 
+def test_encoding_ends_where_it_is_asked_to_and_goes_on_from_there(parts, tmp_path):
+    from mip_adapter.research.miniature.stages.paired import Paired
+    from mip_adapter.training.trainer import Stopped
+
+    asked = iter([False, True])
+    given = parts["vae"], parts["vision"], tmp_path, TrainConfig()
+    cut = Paired(*given, shards=3, size=4, asked_to_stop=lambda: next(asked))
+    with pytest.raises(Stopped, match="before shard 2 of the scenes' embeds"):
+        _ = cut.embeds
+    (kept,) = tmp_path.rglob("embeds-*.pt")
+    written = kept.stat().st_mtime_ns
+    assert len(Paired(*given, shards=3, size=4).embeds) == 3 * 4 * 2
+    assert kept.stat().st_mtime_ns == written and len([*tmp_path.rglob("embeds-*.pt")]) == 3
+
+
 def test_captions_and_texts_name_kinds_only(parts, tmp_path):
     from mip_adapter.miniature.world_looks import COLOURS, PATTERNS
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def train_all(
             recipe = replace(trained.KINDS[kind].recipe, seed=seed, **(QUICK if quick else {}))
             recipe = replace(recipe, steps=steps) if steps else recipe
             if _steps_of(result(kind, seed, runs)) < recipe.steps and not stopped and time.monotonic() < end:
-                _Run(kind, recipe, work, parts, quick).go(lambda: bool(stopped) or time.monotonic() > end)
+                _Run(kind, recipe, work, parts, quick, lambda: bool(stopped) or time.monotonic() > end).go()
     signal.signal(signal.SIGTERM, handler)
     if stopped:
         sys.exit(143)
@@ -159,25 +159,29 @@ def _parts(work: Path, device: torch.device) -> dict[str, Any]:
 class _Run:
     """The training of one adapter."""
 
-    def __init__(self, kind: str, recipe: TrainConfig, work: Path, parts: Mapping[str, Any], quick: bool):
-        self.kind, self.recipe, self.work = kind, recipe, work
+    def __init__(
+        self, kind: str, recipe: TrainConfig, work: Path, parts: Mapping[str, Any], quick: bool,
+        asked_to_stop: Callable[[], bool],
+    ):  # fmt: skip
+        self.kind, self.recipe, self.work, self.asked_to_stop = kind, recipe, work, asked_to_stop
         self.sha256, self.runs = weights_sha256(parts["unet"]), runs_of(parts["unet"], work)
         sizes = {"shards": 1, "size": QUICK_SCENES} if quick else {}
-        self.model = self._model(parts, recipe, **sizes)
+        self.model = self._model(parts, recipe, **sizes, asked_to_stop=asked_to_stop)
         self.test = self._model(parts, recipe, shards=1, size=QUICK_SCENES if quick else HELD_OUT, held_out=True)
 
     def _model(self, parts: Mapping[str, Any], recipe: TrainConfig, **scenes: Any) -> Frozen:
         drawn = Paired(parts["vae"], parts["vision"], self.work / "paired", recipe, **scenes)
         return Frozen(parts["unet"], parts["vision"], parts["condition"], drawn)
 
-    def go(self, asked_to_stop) -> None:
+    def go(self) -> None:
         """Train from the last checkpoint to the end, or until asked to stop."""
         name, recipe, begun = f"{self.kind}-{self.recipe.seed}", self.recipe, time.monotonic()
         target = result(self.kind, recipe.seed, self.runs)
         start = self._start()
         outcome = train(
             self.model, self.model.scenes, start, recipe,
-            folder=target.with_suffix(""), on_step=_Watch(name), asked_to_stop=asked_to_stop,
+            folder=target.with_suffix(""), on_step=_Watch(name),
+            asked_to_stop=self.asked_to_stop, interrupts=(Stopped,),
             about={"base": "the miniature", "base_weights_sha256": self.sha256, "trained_as": self.kind},
         )  # fmt: skip
         facts_file = target.with_suffix(".json")

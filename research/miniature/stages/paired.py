@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from ....common.atomic_io import atomic_file
 from ....common.rng import generator, seed_of
 from ....miniature import config, world, world_words
 from ....training.config import TrainConfig
+from ....training.trainer import Stopped
 from .. import clip
 from .latents import Shards, fingerprint
 
@@ -63,9 +64,10 @@ class Paired:
 
     def __init__(
         self, vae: nn.Module, vision: nn.Module, folder: Path, recipe: TrainConfig, shards: int = SHARDS,
-        size: int = SHARD, held_out: bool = False,
+        size: int = SHARD, held_out: bool = False, asked_to_stop: Callable[[], bool] = lambda: False,
     ):  # fmt: skip
-        self.recipe, self.held_out = recipe, held_out
+        """asked_to_stop: called before each shard is encoded, which takes minutes. `Stopped` is raised if so."""
+        self.recipe, self.held_out, self.asked_to_stop = recipe, held_out, asked_to_stop
         self.device = next(vision.parameters()).device
         self.encoder = Shards(vae, folder, self.device)
         self.vision, self.folder = vision, folder
@@ -130,6 +132,8 @@ class Paired:
         for shard, scenes in enumerate(self.scenes):
             file = self.folder / encoder / f"{what}-{self._seed(shard)}-{len(scenes)}.pt"
             if not file.exists():
+                if self.asked_to_stop():
+                    raise Stopped(f"stopped before shard {shard + 1} of the scenes' {what}, as asked")
                 made = encode(scenes).to("cpu", torch.float16)
                 with atomic_file(file) as temporary:
                     torch.save(made, temporary)
