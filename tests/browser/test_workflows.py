@@ -160,9 +160,12 @@ def test_apps_offer_what_is_there():
     assert set(apps) == {"start here - miniature", "two objects (base)"}
     for name, workflow in apps.items():
         nodes, app = {node["id"]: node for node in workflow["nodes"]}, workflow["extra"]["linearData"]
+        labels = []
         for number, widget, about in app["inputs"]:
-            assert widget in {entry["name"] for entry in nodes[number]["inputs"] if "widget" in entry}, (name, number)
+            (entry,) = (each for each in nodes[number]["inputs"] if "widget" in each and each["name"] == widget)
+            labels.append(entry.get("label", widget))
             assert about["description"]
+        assert len(set(labels)) == len(labels), name
         offered = [(nodes[number]["type"], widget) for number, widget, _ in app["inputs"]]
         assert offered.count(("MIPReference", "text")) == 2 and offered[-1] == ("KSampler", "seed")
         assert ("CLIPTextEncode", "text") in offered
@@ -306,6 +309,43 @@ def test_the_miniature_runs_in_the_browser(page, stocked):
     for picture in pictures:
         assert get(stocked, "view", **picture).content.startswith(b"\x89PNG")
     frontend.screenshot(page, f"{MINIATURE.stem} - after")
+
+
+# The `extra` that a prompt is queued with while a workflow with this linearData is shown in a mode.
+QUEUED_IN_MODE = """async ([mode, linearData]) => {
+    const {api, extensionManager: {workflow: {activeWorkflow: open}}} = app
+    if (!("activeMode" in open)) return null
+    const [{fetchApi}, before] = [api, open.activeMode]
+    let extra
+    api.fetchApi = function (route, options) {
+        if (route !== "/prompt") return fetchApi.call(this, route, options)
+        extra = JSON.parse(options.body).extra_data.extra_pnginfo.workflow.extra
+        return Promise.resolve(new Response("{}"))
+    }
+    app.graph.extra.linearData = linearData
+    open.activeMode = mode
+    try {
+        await api.queuePrompt(0, await app.graphToPrompt())
+    } finally {
+        open.activeMode = before
+        api.fetchApi = fetchApi
+    }
+    return extra
+}"""
+
+
+def test_a_picture_made_in_app_mode_opens_as_the_app(page):
+    """And one that is made with the graph in sight opens as the graph."""
+    page.evaluate(OPEN, load(MINIATURE))
+    app = load(MINIATURE)["extra"]["linearData"]
+    if page.evaluate(QUEUED_IN_MODE, ["graph", app]) is None:
+        pytest.skip("this frontend has no app mode")
+    for mode, as_app in (("app", True), ("builder:arrange", True), ("graph", False), ("app", True)):
+        extra = page.evaluate(QUEUED_IN_MODE, [mode, app])
+        assert extra["linearMode"] is as_app and extra["linearData"] == app
+    assert page.evaluate("() => app.graph.extra.linearMode") is False  # the open workflow itself stays as it was
+    nothing = {"inputs": [], "outputs": []}
+    assert page.evaluate(QUEUED_IN_MODE, ["app", nothing])["linearMode"] is False  # it is no app
 
 
 def test_two_passes_run_and_their_maps_change_the_picture(stocked):

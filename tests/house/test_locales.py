@@ -105,12 +105,14 @@ def test_every_category_and_text_of_the_scripts_has_a_name(schemas) -> None:
 
 @pytest.mark.parametrize("file", sorted((ROOT / "web" / "templates").iterdir()), ids=lambda file: file.stem)
 def test_templates_speak_other_languages(file) -> None:
-    """Every note and title, by the English words; the Chinese ones are Chinese, but for names."""
+    """Every note, title and label, by the English words; the Chinese ones are Chinese, but for names."""
     said = set()
     for path in (ROOT / "workflows").glob("*.json"):
         workflow = load(path)
         said |= {each["title"] for each in (*workflow["nodes"], *workflow["groups"]) if "title" in each}
         said |= {node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote"}
+        said |= {entry["label"] for node in workflow["nodes"] for entry in node.get("inputs", []) if "label" in entry}
+        said |= {about["description"] for *_, about in workflow["extra"].get("linearData", {}).get("inputs", [])}
     told = load(file)
     assert said == set(told), sorted(said ^ set(told))
     assert not [text for text in told.values() if not CHINESE.search(text)]

@@ -1,6 +1,6 @@
 /**
  * The pack's templates: in the order in which one learns them, where the host lists them as the disk happens to; and
- * their notes and titles in the user's language, from web/templates/.
+ * their notes, titles and labels in the user's language, from web/templates/.
  */
 
 import { api } from "../../../scripts/api.js"
@@ -29,7 +29,7 @@ export function ordered(names) {
   return [...names].sort((a, b) => place(a) - place(b) || a.localeCompare(b))
 }
 
-/** Titles and notes in the user's language, by the English ones. @type {Record<string, string>} */
+/** Titles, labels and notes in the user's language, by the English ones. @type {Record<string, string>} */
 let words = {}
 const known = (text) => (Object.hasOwn(words, text) ? words[text] : undefined) // “constructor” is no text of ours
 
@@ -50,6 +50,12 @@ function translateTexts(graph) {
   if (!note) return
   note.widgets[0].value = known(note.widgets[0].value)
   for (const each of [...nodes, ...(graph.groups ?? [])]) each.title = known(each.title) ?? each.title
+  for (const each of nodes.flatMap((node) => [...(node.inputs ?? []), ...(node.widgets ?? [])])) {
+    if (each.label) each.label = known(each.label) ?? each.label
+  }
+  for (const [, , about] of graph.extra?.linearData?.inputs ?? []) {
+    if (about?.description) about.description = known(about.description) ?? about.description
+  }
 }
 
 app.registerExtension({
