@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..attention.regions import Area, Size, clipped, cut_from, same_shape
 from ..relevance.record import RelevanceRecord
-from ..relevance.report import APART
+from ..relevance.report import CROPPED, SQUEEZED
+from ..relevance.same_run import Results
 from . import preview
 from .batch_layout import CondEvaluation, window_of_another_pack
 from .sampling_state import CALL, EVALUATION, GUIDER_STEP, PASSES, RECORDS, SAMPLING, Applied, GuiderStep, SamplingState
@@ -24,10 +25,7 @@ from .unet_call import UNetCall
 
 log = logging.getLogger(__name__)
 _ABSENT = object()
-SQUEEZED = (
-    "Regions and frozen maps are stretched over all of it. Give a detailer the model from before MIP Apply, or from "
-    "another MIP Apply with that object's reference alone and without a region."
-)
+_results = Results()  # of the queue's current prompt: its models have nothing else in common
 # In the names that guiders give to their lists of conds: of a prompt that names no object.
 UNCONDITIONAL = ("neg", "uncond", "null", "empty", "blank")
 POSITIVE = ("positive", "middle")  # whatever their mark: DualCFG marks its second prompt, “middle”, as negative
@@ -69,11 +67,13 @@ def _sample(
     options = guider.model_options.setdefault("transformer_options", {})
     options[SAMPLING] = sampling
     records: Mapping[RelevanceRecord, Applied] = options.get(RECORDS, {})
-    start = latent_image if latent_image is not None and bool(latent_image.any()) else None
+    prompt = sampling.run.prompt
+    cropped = latent_image is not None and bool(latent_image.any()) and _results.cropped(prompt, latent_image)
     for record, applied in records.items():
-        record.begin(sampling.run, start)  # also where no reference acts: the last run's maps must not remain
-        if record.apart and applied.placed:
-            log.warning("%s: %s %s", ", ".join(record.names), APART, SQUEEZED)
+        # Also where no reference acts: the last run's maps must not remain.
+        record.begin(sampling.run, cropped, applied.placed)
+        if cropped and applied.placed:
+            log.warning("%s: %s %s", ", ".join(record.names), CROPPED, SQUEEZED)
     if callback is not None and preview.wanted():
         latent_format = guider.model_patcher.model.latent_format
         callback = preview.with_relevance(callback, sampling.records, latent_format)
@@ -84,6 +84,7 @@ def _sample(
             log.warning("%s: %s", ", ".join(record.names), record.replaced)
     for record in dict.fromkeys((*records, *sampling.records)):
         record.finish(sampling.run, latent)
+    _results.add(prompt, latent)
     return latent
 
 

@@ -17,7 +17,7 @@ from ..attention.regions import resize
 from .absence import why_absent
 from .means import Sums, confusion
 from .observation import PHASES, Observation, RunId
-from .same_run import GOOD_FIT, POOR_FIT, alike, explained, fingerprint, layout, same_picture
+from .same_run import GOOD_FIT, POOR_FIT, alike, explained, fingerprint
 
 KEPT = 8  # finished runs whose maps are kept, found by their latent
 
@@ -34,7 +34,8 @@ class RecordedMaps:
     strategy: the merge's.
     runs: which run of its model and prompt this was, from 1.
     replaced: that another pack replaced patches, in a sentence; empty if none did.
-    apart: whether the run started from a picture that none of its prompt's earlier runs made, such as a crop of it.
+    cropped: whether the run started from a crop of what an earlier run of its prompt made, with whatever model.
+    placed: whether regions or frozen maps say where the objects are.
 
     Shares add up to 1 where the objects claim all of a position, whatever the merge's normalisation.
     """
@@ -51,7 +52,7 @@ class RecordedMaps:
         self.colours = tuple(range(len(names)) if colours is None else colours)
         self.off, self.strategy = False, "relevance"
         self.runs = 0
-        self.replaced, self.apart = "", False
+        self.replaced, self.cropped, self.placed = "", False, False
         self._shares: dict[tuple[int, int], Sums] = {}
         self._gates: dict[tuple[int, int], Sums] = {}
         self._confusion = torch.zeros(2, 0, 0)  # [sum or count, steps, pictures]
@@ -147,7 +148,6 @@ class RelevanceRecord(RecordedMaps):
         super().__init__(names, frozen, colours, prompt, styles)
         self._run = RunId(None, 0)
         self._lock = Lock()  # the host samples conds on several GPUs at once
-        self._results: list[Tensor] = []  # of the prompt's runs, see `layout`
         self._finished: deque[tuple[Tensor, RecordedMaps]] = deque(maxlen=KEPT)  # by the latent's fingerprint
 
     def __deepcopy__(self, memo: dict) -> RelevanceRecord:
@@ -189,15 +189,9 @@ class RelevanceRecord(RecordedMaps):
             if gates:
                 self._add(self._gates, phase, self._stacked(gates, group[0]), group[0])
 
-    def begin(self, run: RunId, start: Tensor | None = None) -> None:
-        """Start a run: the maps of the run before are dropped. The first `add` of an unknown run calls this.
-
-        start: the latent that the run starts from; None for an empty one.
-        """
-        if run.prompt != self._run.prompt:
-            self._results = []
-        shown = (same_picture(start, result) for result in self._results) if start is not None else ()
-        self.apart = start is not None and bool(self._results) and not any(shown)
+    def begin(self, run: RunId, cropped: bool = False, placed: bool = False) -> None:
+        """Start a run: the maps of the run before are dropped. The first `add` of an unknown run calls this."""
+        self.cropped, self.placed = cropped, placed
         self.runs = self.runs + 1 if run.prompt == self._run.prompt else 1
         self._run, self._shares, self._gates = run, {}, {}
         self._confusion, self._calls, self.replaced = torch.zeros(2, 0, 0), torch.zeros(0), ""
@@ -205,7 +199,6 @@ class RelevanceRecord(RecordedMaps):
     def finish(self, run: RunId, latent: Tensor) -> None:
         """End a run with this latent and keep its maps. Waits for the device, since it reads the latent."""
         if run.key is self._run.key:
-            self._results = [*self._results, layout(latent)][-KEPT:]
             self._finished.append((fingerprint(latent), self._copy()))
 
     def for_latent(self, latent: Tensor) -> RecordedMaps:
@@ -240,7 +233,7 @@ class RelevanceRecord(RecordedMaps):
     def _copy(self) -> RecordedMaps:
         taken = RecordedMaps(self.names, self.frozen, self.colours, self.prompt, self.styles)
         taken.off, taken.strategy, taken.runs = self.off, self.strategy, self.runs
-        taken.replaced, taken.apart = self.replaced, self.apart
+        taken.replaced, taken.cropped, taken.placed = self.replaced, self.cropped, self.placed
         taken._confusion, taken._calls = (each.to("cpu", copy=True) for each in (self._confusion, self._calls))
         taken._shares = {size: sums.copy() for size, sums in self._shares.items()}
         taken._gates = {size: sums.copy() for size, sums in self._gates.items()}

@@ -11,9 +11,13 @@ from ..common.text import MOST_WORDS, holds, plain
 from .maps import cores, mixing, owners
 from .record import RecordedMaps
 
-APART = (
-    "This sampling started from a picture that no earlier sampling of this queue made: is it a crop, as detailers and "
-    "upscalers in tiles sample it?"
+CROPPED = (
+    "This sampling started from a crop of a picture that an earlier sampling of this queue made, as detailers and "
+    "upscalers in tiles do."
+)
+SQUEEZED = (
+    "Regions and frozen maps are stretched over all of it. Give a detailer the model from another MIP Apply with that "
+    "object's reference alone and without a region, and an upscaler the model from before MIP Apply."
 )
 LEAK = 0.35  # another object's mean share of an object's core; above it looks mix visibly
 SMALL = 0.02  # part of the picture; an object that owns less has no place of its own
@@ -49,7 +53,7 @@ def relevance_report(maps: RecordedMaps, shares: Tensor) -> str:
     If nothing was measured they give the reason. shares: [M, B, H, W].
     """
     if (why := maps.absent()) is not None:
-        return "\n".join([why, *_texts(maps)])
+        return "\n".join([why, *_cropped(maps), *_texts(maps)])
     owned, _ = places(shares)
     core, held = in_cores(shares)
     mixed = _mixed(shares) if maps.confusion_by_picture() else []
@@ -77,8 +81,23 @@ def mixed_by_picture(maps: RecordedMaps) -> list[float] | None:
 
 def _warnings(maps: RecordedMaps) -> list[str]:
     """What was wrong with the sampling itself."""
-    apart = [f"{APART} These maps lie on that picture."] if maps.apart else []
-    return [maps.replaced, *apart] if maps.replaced else apart
+    return [maps.replaced, *_cropped(maps)] if maps.replaced else _cropped(maps)
+
+
+def _cropped(maps: RecordedMaps) -> list[str]:
+    """Of a sampling that started from a crop: whether the model fits it."""
+    if not maps.cropped:
+        return []
+    if maps.placed:
+        return [f"{CROPPED} {SQUEEZED} These maps lie on the crop."]
+    if len(maps.names) == 1:
+        return [f"{CROPPED} The reference of “{maps.names[0]}” alone acted in it: the right way to detail that object."]
+    if not maps.names:
+        return []
+    return [
+        f"{CROPPED} Every object was looked for in it: if it shows one of them, give the detailer the model from "
+        "another MIP Apply with that object's reference alone. These maps lie on the crop."
+    ]
 
 
 def _sampling(maps: RecordedMaps) -> str:
