@@ -87,7 +87,7 @@ def test_a_head_of_another_model(files) -> None:
     from mip_adapter.nodes.merge import FROM_ADAPTER, MIPFusionHead
 
     head = MIPFusionHead.execute(bundle().adapters["base"], "image", 1.0, "head of another model.safetensors").args[0]
-    told(lambda: apply(head=head), "head of another model", "1 rows", "17 sites", f"head_name to “{FROM_ADAPTER}”")
+    told(lambda: apply(head=head), "head of another model", "1 rows", "6 sites", f"head_name to “{FROM_ADAPTER}”")
 
 
 def test_a_file_without_a_head(files) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -24,8 +25,10 @@ def _diffusers() -> None:
     pytest.importorskip("diffusers")
 
 
+@cache
 def model_of(kind: str) -> Any:
-    return graphs.bundle().model if kind == "sdxl" else small.sd15()
+    """Of SDXL's class the golden UNet, since diffusers cannot build the small one."""
+    return small.patcher(golden.host_unet()) if kind == "sdxl" else small.sd15()
 
 
 def diffusers_unet(kind: str, model: Any) -> Any:
@@ -99,7 +102,7 @@ class Case:
         from mip_adapter.weights.adapter import build_adapter
 
         comfy.model_management.unload_all_models()  # a clone that another test sampled may have its LoRA in the weights
-        self.model, self.pictures = model_of(kind), pictures
+        self.model, self.pictures, self.pooled_text = model_of(kind), pictures, kind == "sdxl"
         tensors = tensors_of(family, self.model)
         version = "plus" if family == "faceid-plus" else "plus v2"
         self.adapter = build_adapter(tensors, "face", version)
@@ -120,7 +123,7 @@ class Case:
 
         bundle = graphs.bundle()
         y = None
-        if self.model is bundle.model:
+        if self.pooled_text:
             timestep = self.model.model.embedder(self.sizes.flatten()).flatten().unsqueeze(0)
             y = torch.cat([self.pooled, timestep], dim=1)
         with torch.inference_mode():

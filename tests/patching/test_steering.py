@@ -265,7 +265,9 @@ def test_frozen_batches_and_areas() -> None:
     sample(graphs.guide(model, positive=left + right))
     whole, again = applied(frozen=one)
     sample(whole)
-    torch.testing.assert_close(record.shares((8, 8)), again.shares((8, 8)), atol=0.05, rtol=0)
+    got, expected = record.shares((8, 8)), again.shares((8, 8))
+    off, off_mirrored = ((each - expected).abs().mean() for each in (got, got.flip(-1)))
+    assert off < 0.03 < off_mirrored / 2
 
 
 def test_sentences_for_what_cannot_be_frozen() -> None:

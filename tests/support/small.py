@@ -1,4 +1,4 @@
-"""The golden UNet with matching encoders as ComfyUI's own objects: an SDXL of a few hundred KB.
+"""Small models of every kind as ComfyUI's own objects, with weights that are drawn.
 
 Call these after the `host` fixture.
 """
@@ -13,8 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-
-from .golden import host_unet
 
 CLIP_L = {
     "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3,
@@ -36,24 +34,54 @@ def patcher(model: torch.nn.Module, kind: Any = None) -> Any:
 
 
 def model(kind: Any = None) -> Any:
-    """The golden UNet as a MODEL."""
-    return patcher(host_unet(), kind)
+    """The small UNet as a MODEL: of SDXL's class the least that has all that matters to us, faster than the golden one.
+
+    It has 6 sites in input, middle and output, two of them in one block, at the golden UNet's widths and resolutions.
+    """
+    return patcher(_unet(torch.float32, None), kind)
+
+
+def _unet(dtype: torch.dtype, compute: torch.dtype | None) -> torch.nn.Module:
+    import comfy.model_base
+    import comfy.supported_models
+
+    config = {
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": (1, 1, 2),
+        "num_res_blocks": [1, 1, 1], "transformer_depth": [0, 1, 1], "transformer_depth_output": [0, 0, 0, 1, 0, 1],
+        "transformer_depth_middle": 2, "context_dim": 48, "adm_in_channels": 32 + 1536, "num_classes": "sequential",
+        "num_head_channels": 16, "num_heads": -1, "use_linear_in_transformer": True, "use_spatial_transformer": True,
+        "legacy": False, "use_temporal_attention": False,
+    }  # fmt: skip
+    settings = comfy.supported_models.SDXL(copy.deepcopy(config))
+    settings.unet_config = copy.deepcopy(config)
+    settings.set_inference_dtype(dtype, compute)
+    made = comfy.model_base.SDXL(settings, device=torch.device("cpu")).eval()
+    fill(made.diffusion_model)
+    return made
+
+
+def fitted(adapter: Any, model: Any) -> Any:
+    """An adapter with the sites of a MODEL: at each the weights of the first unused site that is as wide."""
+    from mip_adapter.training.trainable import flat_tensors
+    from mip_adapter.weights.adapter import build_adapter
+    from mip_adapter.weights.sites import unet_sites
+
+    tensors = flat_tensors(adapter)
+    chosen = {key: tensor for key, tensor in tensors.items() if key.startswith("image_proj.")}
+    left = list(adapter.spec.sites)
+    for site in unet_sites(model.model.diffusion_model):
+        number, _ = left.pop(next(i for i, (_, width) in enumerate(left) if width == site.width))
+        own, new = f"ip_adapter.{number}.", f"ip_adapter.{site.number}."
+        chosen |= {new + key[len(own) :]: tensor for key, tensor in tensors.items() if key.startswith(own)}
+    return build_adapter(chosen, adapter.name)
 
 
 def stored_as(dtype: torch.dtype, compute: torch.dtype | None) -> Any:
     """The same UNet as ComfyUI builds it for a dtype. compute: the dtype to which it casts weights while they run."""
-    import comfy.model_base
-    import comfy.supported_models
-
-    original: Any = host_unet()
-    config = original.model_config.unet_config
-    settings = comfy.supported_models.SDXL(copy.deepcopy(config))
-    settings.unet_config = copy.deepcopy(config)
-    settings.set_inference_dtype(dtype, compute)
-    same = comfy.model_base.SDXL(settings, device=torch.device("cpu")).eval()
-    same.diffusion_model.load_state_dict(original.diffusion_model.state_dict())
-    assert same.get_dtype() == dtype
-    return patcher(same)
+    made = _unet(dtype, compute)
+    made.diffusion_model.load_state_dict(_unet(torch.float32, None).diffusion_model.state_dict())
+    assert made.get_dtype() == dtype
+    return patcher(made)
 
 
 def sd15(dtype: torch.dtype = torch.float32) -> Any:
