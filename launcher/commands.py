@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import os
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from .comfyui import given_host, prepare
@@ -60,6 +61,37 @@ def call(line: Sequence[str | Path], host: Path, cwd: Path | None = None, **more
     return subprocess.call([str(part) for part in line], cwd=cwd, env=variables)
 
 
+@contextlib.contextmanager
+def beside(line: Sequence[str | Path], host: Path, cwd: Path) -> Iterator[Callable[[], int]]:
+    """Run a command line while the block runs. What it gives waits for the end, prints the output, returns the status.
+
+    If the block fails or is interrupted, the command is killed.
+    """
+    with (
+        tempfile.TemporaryFile() as output,
+        subprocess.Popen(
+            [str(part) for part in line],
+            cwd=cwd,
+            env=environ(COMFYUI_PATH=str(host)),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+
+        def finish() -> int:
+            code = process.wait()
+            output.seek(0)
+            say(output.read().decode("utf-8", "replace").rstrip())
+            return code
+
+        try:
+            yield finish
+        except BaseException:
+            process.kill()
+            process.wait()  # after an interrupt, Popen waits a quarter of a second only
+            raise
+
+
 def options(name: str) -> argparse.ArgumentParser:
     """A parser for the options of a subcommand."""
     return argparse.ArgumentParser(prog=f"mip.py {name}", description=COMMANDS[name][0])
@@ -104,19 +136,18 @@ def test(arguments: list[str]) -> int:
     if marks := [f"({each})" for each in (chosen.fast and "not slow", chosen.marked) if each]:
         more = ["-m", " and ".join(marks), *more]
     python, host = prepare()
-    steps = {
-        "ruff check": ["ruff", "check"],
-        "ruff format": ["ruff", "format", "--check"],
-        "basedpyright": ["basedpyright", "--pythonpath", python],
-    }
     failed = []
-    for name, step in steps.items():
+    for name, step in {"ruff check": ["ruff", "check"], "ruff format": ["ruff", "format", "--check"]}.items():
         say(f"== {name}")
         if call([python, "-m", *step], host, ROOT):
             failed.append(name)
-    say("== pytest")
-    # tests/conftest.py repeats the failed steps at the end of the output
-    code = call([python, "-m", "pytest", *more], host, ROOT, MIP_ADAPTER_FAILED_STEPS=", ".join(failed))
+    say("== pytest, basedpyright beside it")
+    with beside([python, "-m", "basedpyright", "--pythonpath", python], host, ROOT) as types:
+        # tests/conftest.py repeats the failed steps at the end of the output
+        code = call([python, "-m", "pytest", *more], host, ROOT, MIP_ADAPTER_FAILED_STEPS=", ".join(failed))
+        say("== basedpyright")
+        if types():
+            failed.append("basedpyright")
     return code or int(bool(failed))
 
 

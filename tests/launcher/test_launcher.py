@@ -18,7 +18,7 @@ import sys
 import time
 import urllib.request
 import zipfile
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from subprocess import PIPE
 from types import SimpleNamespace
@@ -168,6 +168,7 @@ def test_what_pytest_is_told(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mip.commands, "prepare", lambda: ("its python", Path("host")))
     monkeypatch.setattr(mip.commands, "call", lambda line, *_, **__: lines.append(line) and 0)
+    monkeypatch.setattr(mip.commands, "beside", lambda *_: nullcontext(lambda: 0))
     assert mip.commands.main(["test", *given]) == 0
     told = lines[-1]
     assert (told[told.index("-m", 2) + 1] if "-m" in told[2:] else None) == marked
@@ -175,6 +176,41 @@ def test_what_pytest_is_told(
     assert [each for each in given if each.startswith("tests") or each == "-x"] == [
         each for each in told if each.startswith("tests") or each == "-x"
     ]
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_command_beside_a_block_is_waited_for_and_heard(
+    status: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    """Also when it says more than a pipe holds, and ends after the block's work."""
+    commands = load(ROOT).commands
+    go, ended = tmp_path / "go", "the last line"
+    program = f"""
+import pathlib, sys, time
+print("line\\n" * 100_000)
+while not pathlib.Path({str(go)!r}).exists():
+    time.sleep(0.01)
+print({ended!r}, file=sys.stderr)
+sys.exit({status})"""
+    with commands.beside([sys.executable, "-c", program], tmp_path, tmp_path) as finish:
+        assert ended not in capfd.readouterr().out
+        go.touch()
+        assert finish() == status
+    assert capfd.readouterr().out.endswith(f"{ended}\n")
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit], ids=["Ctrl-C", "terminated"])
+@pytest.mark.timeout(60)
+def test_a_command_beside_a_block_ends_with_an_interrupted_block(interruption: type[BaseException], tmp_path: Path):
+    commands = load(ROOT).commands
+    own = tmp_path / "pid"
+    program = f"import os, pathlib, time; pathlib.Path({str(own)!r}).write_text(str(os.getpid())); time.sleep(90)"
+    with pytest.raises(interruption), commands.beside([sys.executable, "-c", program], tmp_path, tmp_path):
+        while not (own.is_file() and own.read_text()):
+            time.sleep(0.01)
+        raise interruption
+    with pytest.raises(OSError):
+        os.kill(int(own.read_text()), 0)  # there is no such process
 
 
 # ---- the environment ----
