@@ -15,7 +15,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from .comfyui import given_host, prepare
-from .environment import Problem, cache_home, claimed, environ, environment_folder, is_complete, say, tail
+from .environment import (
+    Problem,
+    cache_home,
+    claimed,
+    environ,
+    environment_folder,
+    is_complete,
+    own_group,
+    say,
+    stop_group,
+    tail,
+)
 from .package import ROOT, arguments_for, print_any_character
 from .server import PACK, Server, device_arguments
 
@@ -65,7 +76,7 @@ def call(line: Sequence[str | Path], host: Path, cwd: Path | None = None, **more
 def beside(line: Sequence[str | Path], host: Path, cwd: Path) -> Iterator[Callable[[], int]]:
     """Run a command line while the block runs. What it gives waits for the end, prints the output, returns the status.
 
-    If the block fails or is interrupted, the command is killed.
+    If the block fails or is interrupted, the command and its children are stopped.
     """
     with (
         tempfile.TemporaryFile() as output,
@@ -75,6 +86,7 @@ def beside(line: Sequence[str | Path], host: Path, cwd: Path) -> Iterator[Callab
             env=environ(COMFYUI_PATH=str(host)),
             stdout=output,
             stderr=subprocess.STDOUT,
+            **own_group(),
         ) as process,
     ):
 
@@ -87,8 +99,7 @@ def beside(line: Sequence[str | Path], host: Path, cwd: Path) -> Iterator[Callab
         try:
             yield finish
         except BaseException:
-            process.kill()
-            process.wait()  # after an interrupt, Popen waits a quarter of a second only
+            stop_group(process)
             raise
 
 

@@ -8,11 +8,13 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import tomllib
 
@@ -160,6 +162,28 @@ def run_logged(line: list[str], log: Path, progress: Callable[[str], str | None]
             raise
     if process.returncode:
         raise Problem(f"That did not succeed. {log} ends:\n{tail(log, 15)}")
+
+
+def own_group() -> dict[str, Any]:
+    """What Popen must be told so that `stop_group` reaches the process and its children."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
+
+
+def stop_group(process: subprocess.Popen) -> None:
+    """Stop a process of `own_group` and its children: terminate them, then kill them after 10 seconds."""
+    if process.poll() is not None:
+        return
+    if sys.platform == "win32":
+        subprocess.run(["taskkill", "/T", "/F", "/PID", str(process.pid)], capture_output=True)
+        process.wait()
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, number)
+            process.wait(10)
+            return
 
 
 def tail(log: Path, lines: int) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .environment import Problem, claimed, environ, tail
+from .environment import Problem, claimed, environ, own_group, stop_group, tail
 from .package import NOT_HERE, ROOT
 
 PACK = "ComfyUI-MIP-Adapter"  # its folder under custom_nodes
@@ -97,12 +95,9 @@ class Server:
         line = [self.python, "-c", RUN_HOST, str(self.host / "main.py"), "--port", str(self.port)]
         line += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
         line += ["--disable-api-nodes", *self.arguments]
-        group: dict = {"start_new_session": True}
-        if sys.platform == "win32":
-            group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                line, cwd=self.host, env=environ(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, **group
+                line, cwd=self.host, env=environ(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, **own_group()
             )
 
     def answers(self) -> bool:
@@ -137,18 +132,9 @@ class Server:
         return reasons[-1] if reasons else "it gives no reason"
 
     def stop(self) -> None:
-        """Stop the host and its children: terminate them, then kill them after 10 seconds."""
-        if self.process is None or self.process.poll() is not None:
-            return
-        if sys.platform == "win32":
-            subprocess.run(["taskkill", "/T", "/F", "/PID", str(self.process.pid)], capture_output=True)
-            self.process.wait()
-            return
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(self.process.pid, number)
-                self.process.wait(10)
-                return
+        """Stop the host and its children."""
+        if self.process is not None:
+            stop_group(self.process)
 
 
 def free_port(wanted: int = 0) -> int:

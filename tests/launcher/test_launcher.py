@@ -18,7 +18,7 @@ import sys
 import time
 import urllib.request
 import zipfile
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from subprocess import PIPE
 from types import SimpleNamespace
@@ -202,15 +202,18 @@ sys.exit({status})"""
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit], ids=["Ctrl-C", "terminated"])
 @pytest.mark.timeout(60)
 def test_a_command_beside_a_block_ends_with_an_interrupted_block(interruption: type[BaseException], tmp_path: Path):
-    commands = load(ROOT).commands
-    own = tmp_path / "pid"
-    program = f"import os, pathlib, time; pathlib.Path({str(own)!r}).write_text(str(os.getpid())); time.sleep(90)"
-    with pytest.raises(interruption), commands.beside([sys.executable, "-c", program], tmp_path, tmp_path):
-        while not (own.is_file() and own.read_text()):
-            time.sleep(0.01)
-        raise interruption
-    with pytest.raises(OSError):
-        os.kill(int(own.read_text()), 0)  # there is no such process
+    """And so does what it started: basedpyright is a Python that waits for a program of another language."""
+    commands, heard = load(ROOT).commands, []
+    with socket.create_server(("127.0.0.1", 0)) as ear:
+        ear.settimeout(30)
+        child = f"import socket, time; line = socket.create_connection({ear.getsockname()!r}); time.sleep(90)"
+        program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+        with pytest.raises(interruption), commands.beside([sys.executable, "-c", program], tmp_path, tmp_path):
+            heard.append(ear.accept()[0])
+            raise interruption
+    with heard[0] as line, suppress(ConnectionError):
+        line.settimeout(30)
+        assert line.recv(1) == b""  # the child's end of the line is closed
 
 
 # ---- the environment ----
