@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mip_adapter.attention.pool import Pool, PoolHistory, agreement
 from torch import Tensor
 
-from ..support.direct_pool import measured, pooled
+from ..support.direct_pool import measured, pooled, weighed
 from ..support.random_sites import close
 
 SIZES = ((4, 6), (2, 3), (4, 6), (7, 5))
@@ -41,7 +41,7 @@ def test_the_pool_equals_its_definition(objects: int, seed: int, spread: float, 
             measured(i, each[:, picture].double(), everyone, at)
             for i, (each, at) in enumerate(zip(sites, SIZES, strict=True))
         ]
-        close(got[:, picture], pooled(entries, everyone, size))
+        close(got[:, picture], pooled(weighed(entries), everyone, size))
 
 
 def test_permuting_objects_changes_nothing() -> None:
@@ -127,7 +127,7 @@ def test_a_picture_is_pooled_from_what_was_measured_of_it(windows: list[tuple[in
                 entries[picture].append(measured(site, each, (0, 1), size))
     for picture, of_picture in entries.items():
         got = pool.relevance((4, 6), (0, 1), (picture,), torch.tensor([picture]))
-        close(got[:, 0], pooled(of_picture, (0, 1), (4, 6)))
+        close(got[:, 0], pooled(weighed(of_picture), (0, 1), (4, 6)))
 
 
 def test_some_objects_of_some_pictures() -> None:

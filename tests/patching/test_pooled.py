@@ -25,6 +25,15 @@ pytestmark = pytest.mark.usefixtures("host")
 POOL: dict[str, Any] = {"measure": "pool"}
 
 
+@pytest.fixture(autouse=True)
+def _few_go_on_measuring(monkeypatch) -> None:
+    """The small UNet has fewer sites than go on measuring in a real one: here too some must stop."""
+    from mip_adapter.attention import pool
+
+    monkeypatch.setattr(pool, "SUREST", 3)
+    monkeypatch.setattr(DirectPool, "surest", 3)
+
+
 def compare(make_guider, merge: dict | None = None, sampling: dict | None = None, **options) -> None:
     graphs.compare(make_guider, merge=POOL | (merge or {}), sampling={"steps": 3} | (sampling or {}), **options)
 

@@ -60,9 +60,8 @@ def weighed(entries: Collection[Measured]) -> list[Weighed]:
     ]
 
 
-def pooled(entries: Collection[Measured], objects: Collection[int], size: tuple[int, int]) -> Tensor:
+def pooled(sites: Collection[Weighed], objects: Collection[int], size: tuple[int, int]) -> Tensor:
     """A [M, N] of these objects at a resolution."""
-    sites = weighed(entries)
     total = sum(site.weight for site in sites)
     maps = []
     for i in objects:
@@ -90,12 +89,15 @@ class DirectPool:
         2 · `again`, …
     """
 
-    def __init__(self, surest: int = 8, again: int = 8) -> None:
-        self.surest, self.again = surest, again
+    surest, again = 8, 8
+
+    def __init__(self, surest: int | None = None, again: int | None = None) -> None:
+        self.surest, self.again = surest or self.surest, again or self.again
         self.history: list[dict[Picture, list[Measured]]] = []
         self.turn = 0
         self.now: dict[Picture, list[Measured]] = {}
         self.before: dict[Picture, list[Measured]] = {}
+        self.weighed_before: dict[Picture, list[Weighed]] = {}  # all sites read the same
         self.counted: set[Hashable] = set()
 
     def watch(self, model: Any) -> None:
@@ -111,7 +113,7 @@ class DirectPool:
     def begin(self) -> None:
         if self.now:  # turns in which nothing acts do not count
             self.history.append(self.now)
-            self.turn, self.before = self.turn + 1, self.now
+            self.turn, self.before, self.weighed_before = self.turn + 1, self.now, {}
         self.now, self.counted = {}, set()
 
     def measuring(self, turn: int, picture: Picture) -> Collection[Hashable] | None:
@@ -142,4 +144,6 @@ class DirectPool:
         if (site, picture, shown) not in self.counted and (sites is None or site in sites):
             self.counted.add((site, picture, shown))
             self.now.setdefault(picture, []).append(measured(site, relevance, objects, size))
-        return pooled(before if covered else self.now[picture], objects, size)
+        if covered and picture not in self.weighed_before:
+            self.weighed_before[picture] = weighed(before)
+        return pooled(self.weighed_before[picture] if covered else weighed(self.now[picture]), objects, size)
