@@ -95,6 +95,23 @@ def test_folders_of_extra_model_paths_are_named(monkeypatch, tmp_path) -> None:
         comfy_files.model_folder(comfy_files.ENCODERS, "missing")
 
 
+def test_a_file_of_the_same_name_with_the_other_ending_is_found(monkeypatch, tmp_path) -> None:
+    """A workflow may name a .safetensors file where its reader has a .bin; the file that is named comes first."""
+    import folder_paths
+    from mip_adapter.weights import comfy_files
+
+    comfy_files.register_folders()
+    paths, extensions = folder_paths.folder_names_and_paths["ipadapter"]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "ipadapter", ([str(tmp_path), *paths], extensions))
+    other, named = tmp_path / "of_somebody.bin", tmp_path / "of_somebody.safetensors"
+    other.write_bytes(b"")
+    assert comfy_files.adapter_path(named.name) == other == comfy_files.adapter_path(other.name)
+    with pytest.raises(ValueError, match="not found"):
+        comfy_files.adapter_path("of_somebody.txt")
+    named.write_bytes(b"")
+    assert comfy_files.adapter_path(named.name) == named and comfy_files.adapter_path(other.name) == other
+
+
 def test_an_input_that_no_node_has() -> None:
     """The host hands on every link that a workflow holds, of whatever name."""
     from mip_adapter.nodes import NODES
