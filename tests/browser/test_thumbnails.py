@@ -74,6 +74,47 @@ def test_one_object_is_left_out(page, mode: int, left: list[str]) -> None:
     assert [[text for text, _ in objects] for objects in shown_objects(page)] == [left] * APPLIES
 
 
+LOST = """async () => {
+    const {lostOf} = await import("/extensions/PACK/js/chain.js")
+    const all = graph => graph.nodes.flatMap(node => node.subgraph ? all(node.subgraph) : [node])
+    return all(app.graph).filter(node => node.comfyClass === "MIPApply").map(node => {
+        const {objects, by} = lostOf(node)
+        return [objects.map(each => [each.text, each.muted, Boolean(each.picture)]), by?.comfyClass ?? null]
+    })
+}""".replace("PACK", PACK)
+LAST_GONE = "mode => { app.graph._nodes.filter(node => node.type === 'MIPReference').at(-1).mode = mode }"
+IN_A_MUTED_SUBGRAPH = """() => {
+    const chain = app.graph._nodes.filter(node => node.type === "MIPReference")
+    const {node} = app.graph.convertToSubgraph(new Set(chain))
+    for (const each of [node, ...node.subgraph.nodes]) each.mode = 2  // as Ctrl+M does
+}"""
+
+
+def test_what_a_muted_reference_cuts_off_is_known(page) -> None:
+    assert page.evaluate(LOST) == [[[], None]] * APPLIES
+    page.evaluate(THIRD, 4)
+    assert page.evaluate(LOST) == [[[], None]] * APPLIES  # bypassing hands the chain on
+    page.evaluate(OPEN, WORKFLOW)
+    page.evaluate(THIRD, 2)
+    cut = [["cat", False, True], ["cup", True, True]]
+    assert page.evaluate(LOST) == [[cut, "MIPReference"]] * APPLIES
+    page.evaluate(LAST_GONE, 2)
+    assert [[text for text, *_ in objects] for objects, _ in page.evaluate(LOST)] == [["cat", "cup", "third"]] * APPLIES
+
+
+def test_what_a_muted_subgraph_cuts_off_is_known(page) -> None:
+    page.evaluate(IN_A_MUTED_SUBGRAPH)
+    assert not any(queued_objects(page.evaluate(QUEUED)))
+    assert [[text for text, *_ in objects] for objects, _ in page.evaluate(LOST)] == [["cat", "cup"]] * APPLIES
+
+
+def test_a_run_says_what_a_muted_reference_cuts_off(page) -> None:
+    page.evaluate(THIRD, 2)
+    page.evaluate(RUN)
+    page.wait_for_function(TOAST, arg="before it in the chain: “cat”. Bypass it instead (Ctrl+B).")
+    page.keyboard.press("Escape")  # the dialog about the empty model files
+
+
 def test_thumbnails_look_through_other_image_nodes(page) -> None:
     before = shown_objects(page)
     page.evaluate(SCALED)

@@ -29,15 +29,51 @@ const LONGEST = 20_000 // letters of any other text, as many as the host accepts
  * @returns {ObjectOfChain[]}
  */
 export function objectsOf(node) {
+  return objectsAt(linksOf(node, false))
+}
+
+/**
+ * The objects that a muted node keeps from a node's `references`, first one first: the host forgets a muted reference
+ * together with everything before it in the chain.
+ *
+ * @param {object} node a MIPApply
+ * @returns {{ objects: (ObjectOfChain & { muted: boolean })[], by: object | null }} muted: the object itself is, it is not
+ *   cut off by another; by: the last muted node
+ */
+export function lostOf(node) {
+  const all = linksOf(node, true)
+  const lost = all.slice(0, all.length - linksOf(node, false).length)
+  const isMuted = ({ node, path }) => [node, ...path].some((each) => each.mode === MUTED)
+  const objects = lost.flatMap((at) => objectsAt([at]).map((each) => ({ ...each, muted: isMuted(at) })))
+  return { objects: objects.slice(-2 * MOST_OBJECTS), by: lost.findLast(isMuted)?.node ?? null }
+}
+
+/**
+ * The nodes of the chain that ends at a node's `references`, first one first.
+ *
+ * @param {object} node a MIPApply
+ * @param {boolean} muted whether to read on through muted nodes, as if they were not
+ * @returns {Place[]}
+ */
+function linksOf(node, muted) {
   const found = []
-  let at = source({ node, path: pathTo(node.graph) }, "references")
-  for (let links = 0; LINKS.includes(at?.node?.comfyClass) && links < 2 * MOST_OBJECTS; links++) {
-    if (OBJECTS.includes(at.node.comfyClass)) {
-      const texts = textsOfChain(source(at, "more_pictures"))
-      found.unshift({ ...object(at, "image", value(at, "text"), value(at, "map_color")), texts })
-    } else if (at.node.comfyClass === SEVERAL) found.unshift(...severalOf(at))
-    at = source(at, "references")
+  let at = { node, path: pathTo(node.graph) }
+  while (found.length < 2 * MOST_OBJECTS) {
+    at = source(at, "references", { muted })
+    if (!LINKS.includes(at?.node?.comfyClass)) break
+    found.unshift(at)
   }
+  return found
+}
+
+/** @param {Place[]} links @returns {ObjectOfChain[]} a style is none, a MIPSeveralReferences several */
+function objectsAt(links) {
+  const found = links.flatMap((at) => {
+    if (at.node.comfyClass === SEVERAL) return severalOf(at)
+    if (!OBJECTS.includes(at.node.comfyClass)) return []
+    const texts = textsOfChain(source(at, "more_pictures"))
+    return [{ ...object(at, "image", value(at, "text"), value(at, "map_color")), texts }]
+  })
   return found.slice(-2 * MOST_OBJECTS)
 }
 
@@ -156,45 +192,47 @@ function pathTo(graph) {
  *
  * @param {Place} place
  * @param {string | number} input name or index
- * @param {number} [steps] what is left of MOST_STEPS
+ * @param {{ steps?: number, muted?: boolean }} [how] steps: what is left of MOST_STEPS; muted: whether a muted node counts
  * @returns {(Place & { value?: unknown }) | null} null: nothing is connected, or it is muted
  */
-function source({ node, path }, input, steps = MOST_STEPS) {
+function source({ node, path }, input, { steps = MOST_STEPS, muted = false } = {}) {
   const slot = typeof input === "number" ? node.inputs?.[input] : node.inputs?.find((each) => each.name === input)
   const link = slot?.link == null ? null : node.graph?.getLink(slot.link)
   if (!link || steps <= 0) return null
-  if (link.origin_id === node.graph.inputNode?.id) return sourceOutside(path, link.origin_slot, steps - 1)
-  return maker({ node: node.graph.getNodeById(link.origin_id), path }, link.origin_slot, slot.type, steps - 1)
+  const how = { steps: steps - 1, muted }
+  if (link.origin_id === node.graph.inputNode?.id) return sourceOutside(path, link.origin_slot, how)
+  return maker({ node: node.graph.getNodeById(link.origin_id), path }, link.origin_slot, slot.type, how)
 }
 
 /** The same for an input of the subgraph around: go out through its node. */
-function sourceOutside(path, slot, steps) {
+function sourceOutside(path, slot, how) {
   const node = path.at(-1)
   const input = node?.inputs?.[slot]
   if (!input) return null
-  if (input.link != null) return source({ node, path: path.slice(0, -1) }, slot, steps)
+  if (input.link != null) return source({ node, path: path.slice(0, -1) }, slot, how)
   const widget = node.widgets?.find((each) => each.name === input.widget?.name || each.name === input.name)
   return widget ? { node: null, path: [], value: widget.value } : null
 }
 
 /** The node that really makes an output: not a bypassed one, not a reroute, not the shell of a subgraph. */
-function maker({ node, path }, slot, type, steps) {
-  if (!node || steps <= 0 || node.mode === MUTED) return null
+function maker({ node, path }, slot, type, { steps, muted }) {
+  if (!node || steps <= 0 || (node.mode === MUTED && !muted)) return null
+  const how = { steps: steps - 1, muted }
   if (node.mode === BYPASSED) {
     const same = node.inputs?.[slot]?.type === type ? slot : node.inputs?.findIndex((each) => each.type === type)
-    return same >= 0 ? source({ node, path }, same, steps - 1) : null
+    return same >= 0 ? source({ node, path }, same, how) : null
   }
   if (node.subgraph) {
     const inner = node.subgraph.getLink(node.subgraph.outputNode?.slots[slot]?.linkIds[0])
     if (!inner) return null
     const within = [...path, node]
-    if (inner.origin_id === node.subgraph.inputNode?.id) return sourceOutside(within, inner.origin_slot, steps - 1)
-    return maker({ node: node.subgraph.getNodeById(inner.origin_id), path: within }, inner.origin_slot, type, steps - 1)
+    if (inner.origin_id === node.subgraph.inputNode?.id) return sourceOutside(within, inner.origin_slot, how)
+    return maker({ node: node.subgraph.getNodeById(inner.origin_id), path: within }, inner.origin_slot, type, how)
   }
   if (node.isVirtualNode) {
     const through = node.getInputLink?.(slot) // of a reroute its own, of a "get" node its "set" node's
     const into = through && node.graph.getNodeById(through.target_id)
-    return into ? source({ node: into, path }, through.target_slot, steps - 1) : null
+    return into ? source({ node: into, path }, through.target_slot, how) : null
   }
   return { node, path }
 }

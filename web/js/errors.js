@@ -2,11 +2,15 @@
 
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
-import { MUTED } from "./chain.js"
+import { lostOf, MUTED } from "./chain.js"
 import { learn, nodeWords, say } from "./words.js"
 
 const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-3)) // of the pack in custom_nodes
 const LIFE = 15_000 // milliseconds
+
+// The newer frontend's own box, “1 error”, lies where its toasts begin; it grows to this height and no further.
+const BELOW_THE_HOSTS = document.createElement("style")
+BELOW_THE_HOSTS.textContent = `body:has([data-testid="error-overlay"]) .p-toast-top-right { margin-top: 10rem }`
 
 /** @typedef {{ type: string, message: string, details: string, extra_info?: { input_name?: string } }} HostError */
 
@@ -61,9 +65,33 @@ function feedOf(id, name) {
   return slot < 0 ? null : node.getInputNode(slot)
 }
 
-function toast(id, type, sentence) {
+function toast(id, type, sentence, severity = "error") {
   const title = nodeOf(id)?.getTitle?.() ?? nodeWords(type)?.display_name ?? type
-  app.extensionManager.toast.add({ severity: "error", summary: title, detail: sentence, life: LIFE })
+  app.extensionManager.toast.add({ severity, summary: title, detail: sentence, life: LIFE })
+}
+
+/** What `lostOf` says, or nothing where a chain is in a state that cannot be read: a run is never kept from starting. */
+function readLost(node) {
+  try {
+    return lostOf(node)
+  } catch (error) {
+    console.debug("MIP-Adapter: the chain of references cannot be read", error)
+    return { objects: [], by: null }
+  }
+}
+
+/** What the host runs without a word: MIP Apply without the objects that stand before a muted one. */
+function warnOfLost(prompt) {
+  for (const [id, { class_type: type }] of Object.entries(prompt?.output ?? {})) {
+    const node = type === "MIPApply" && nodeOf(id)
+    if (!node) continue
+    const { objects, by } = readLost(node)
+    const cut = objects.filter((each) => !each.muted).map((each) => `“${each.text}”`)
+    if (!cut.length) continue
+    const sentence = say("“%s” is muted, and that cuts off what stands before it in the chain: %s. Bypass it instead (Ctrl+B).")
+    const words = [by.getTitle(), cut.join(", ")]
+    toast(id, type, sentence.replace(/%s/g, () => words.shift()), "warn")
+  }
 }
 
 /** Whether the last line of a traceback is in our code: an error of ours that comes up in the sampler. */
@@ -74,10 +102,12 @@ app.registerExtension({
   name: "MIP-Adapter.Errors",
   init: learn,
   setup() {
+    document.head.append(BELOW_THE_HOSTS)
     const queuePrompt = api.queuePrompt
     const speak = (errors) => sentencesOf(errors).forEach((each) => toast(each.id, each.type, each.sentence))
-    api.queuePrompt = function (...given) {
-      const answer = queuePrompt.apply(this, given)
+    api.queuePrompt = function (number, prompt, ...given) {
+      warnOfLost(prompt)
+      const answer = queuePrompt.call(this, number, prompt, ...given)
       // Of a prompt with several outputs the host queues what it can, and says nothing about the others.
       answer.then((said) => speak(said?.node_errors), (error) => speak(error?.response?.node_errors))
       return answer

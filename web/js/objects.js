@@ -1,8 +1,11 @@
-/** On MIP Apply: a small picture of every object that reaches it, with its text, in the colours of the relevance maps. */
+/**
+ * On MIP Apply: a small picture of every object that reaches it, with its text, in the colours of the relevance maps; and
+ * faint before them those that a muted node keeps from it.
+ */
 
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
-import { objectsOf, promptOf } from "./chain.js"
+import { lostOf, objectsOf, promptOf } from "./chain.js"
 import { mistakesIn } from "./mistakes.js"
 import { learn, say } from "./words.js"
 
@@ -14,7 +17,8 @@ const ABOVE = 8
 const NODE_MARGIN = 15
 const MOST_KEPT = 64
 const LONGEST = 64 // letters that could fit under a thumbnail: every shorter text is measured in turn
-const [WRONG, WRONG_TEXT] = ["#b3261e", "#ff6b60"]
+const [WRONG, WRONG_TEXT, LEFT_OUT] = ["#b3261e", "#ff6b60", "#555555"]
+const FAINT = 0.35 // of a picture that is left out
 // As in common/drawing.py, which says why.
 const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442"]
 
@@ -78,7 +82,15 @@ function objects(node) {
     const all = objectsOf(node)
     const mistakes = mistakesIn(all, promptOf(node))
     const numbers = colourNumbers(all.map((each) => each.mapColor))
-    return all.map((each, i) => ({ ...each, ink: colour(numbers[i]), mistake: mistakes[i] }))
+    const lost = lostOf(node).objects.map((each) => ({
+      ...each,
+      ink: LiteGraph.WIDGET_SECONDARY_TEXT_COLOR,
+      label: each.muted ? say("muted") : say("cut off"),
+      isWrong: !each.muted, // what a user muted is left out on purpose; what stands before it is not
+      isLost: true,
+    }))
+    const present = all.map((each, i) => ({ ...each, ink: colour(numbers[i]), label: mistakes[i], isWrong: !!mistakes[i] }))
+    return [...lost, ...present]
   } catch (error) {
     console.debug("MIP-Adapter: the chain of references cannot be read", error)
     return []
@@ -104,18 +116,18 @@ function drawInstead(ctx, connected, text, ink, x, y) {
   ctx.font = font
 }
 
-/** On a red ground over the picture's lower edge: what is likely wrong with the object. */
-function drawMistake(ctx, mistake, x, y) {
+/** On a ground over the picture's lower edge: what is likely wrong with the object, or why it is not among the others. */
+function drawLabel(ctx, label, ground, x, y) {
   const lines = [""]
   const font = ctx.font
   ctx.font = `10px ${LiteGraph.NODE_FONT ?? "sans-serif"}`
-  for (const word of mistake.split(" ")) {
+  for (const word of label.split(" ")) {
     const longer = `${lines.at(-1)} ${word}`.trim()
     if (ctx.measureText(longer).width < SIDE - 4 || !lines.at(-1)) lines[lines.length - 1] = longer
     else lines.push(word)
   }
   const height = 12 * lines.length + 2
-  ctx.fillStyle = WRONG
+  ctx.fillStyle = ground
   ctx.fillRect(x, y + SIDE - height, SIDE, height)
   ctx.fillStyle = "white"
   lines.forEach((line, i) => ctx.fillText(line, x + SIDE / 2, y + SIDE - height + 7 + 12 * i))
@@ -141,23 +153,25 @@ function draw(ctx, node, width, top, _height, lowQuality) {
   ctx.textAlign = "center"
   ctx.textBaseline = "middle"
   ctx.font = `12px ${LiteGraph.NODE_FONT ?? "sans-serif"}`
-  all.forEach(({ picture, connected, text, ink, mistake }, i) => {
+  all.forEach(({ picture, connected, text, ink, label, isWrong, isLost }, i) => {
     const x = left + (i % COLUMNS) * (SIDE + GAP)
     const y = top + ABOVE + Math.floor(i / COLUMNS) * (SIDE + TEXT + GAP)
     const middle = x + SIDE / 2
     const loaded = picture && image(picture)
     ctx.fillStyle = LiteGraph.WIDGET_BGCOLOR
     ctx.fillRect(x, y, SIDE, SIDE)
+    ctx.globalAlpha = isLost ? FAINT : 1
     if (loaded?.complete && loaded.naturalWidth) drawPicture(ctx, loaded, x, y)
     else if (!lowQuality) drawInstead(ctx, connected, text, ink, middle, y + SIDE / 2)
+    ctx.globalAlpha = 1
     ctx.fillStyle = LiteGraph.WIDGET_SECONDARY_TEXT_COLOR
     ctx.strokeStyle = ink
     ctx.lineWidth = 2
     ctx.strokeRect(x, y, SIDE, SIDE)
     if (lowQuality) return
-    if (mistake) drawMistake(ctx, mistake, x, y)
-    ctx.fillStyle = mistake ? WRONG_TEXT : LiteGraph.WIDGET_SECONDARY_TEXT_COLOR
-    if (text && !mistake) ctx.fillStyle = LiteGraph.WIDGET_TEXT_COLOR
+    if (label) drawLabel(ctx, label, isWrong ? WRONG : LEFT_OUT, x, y)
+    ctx.fillStyle = isWrong ? WRONG_TEXT : LiteGraph.WIDGET_SECONDARY_TEXT_COLOR
+    if (text && !label) ctx.fillStyle = LiteGraph.WIDGET_TEXT_COLOR
     ctx.fillText(fitted(ctx, text || say("no text")), middle, y + SIDE + TEXT / 2 + 2)
   })
   ctx.restore()
