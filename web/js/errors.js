@@ -82,6 +82,7 @@ function readLost(node) {
 
 /** What the host runs without a word: MIP Apply without the objects that stand before a muted one. */
 function warnOfLost(prompt) {
+  const warnings = new Map()
   for (const [id, { class_type: type }] of Object.entries(prompt?.output ?? {})) {
     const node = type === "MIPApply" && nodeOf(id)
     if (!node) continue
@@ -90,8 +91,10 @@ function warnOfLost(prompt) {
     if (!cut.length) continue
     const sentence = say("“%s” is muted, and that cuts off what stands before it in the chain: %s. Bypass it instead (Ctrl+B).")
     const words = [by.getTitle(), cut.join(", ")]
-    toast(id, type, sentence.replace(/%s/g, () => words.shift()), "warn")
+    warnings.set(sentence.replace(/%s/g, () => words.shift()), [id, type])
   }
+  // Several MIP Apply often share a chain: each sentence once.
+  for (const [sentence, [id, type]] of warnings) toast(id, type, sentence, "warn")
 }
 
 /** Whether the last line of a traceback is in our code: an error of ours that comes up in the sampler. */
