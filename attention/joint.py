@@ -92,5 +92,5 @@ def image_features(
     out = queries.new_zeros(batch, positions, heads * width)
     for rows in groups:
         q = queries[rows.at].permute(1, 3, 0, 2).flatten(2)  # [h, d, b·(text + N)]
-        add_images(out[rows.at], q, plan, site, rows, partial(relevance, rows), observe, text=text)
+        add_images(out[rows.at], q, plan, site, rows, partial(relevance, rows), observe, text_positions=text)
     return out

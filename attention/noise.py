@@ -40,21 +40,21 @@ class NoiseSite:
 
     key: the key of the site's random numbers.
     heads: number of heads.
-    object_tokens, average: as in `SitePlan`; None for "uniform".
+    content_tokens, average: as in `SitePlan`; None for "uniform".
     """
 
     key: int
     heads: int
-    object_tokens: Tensor | None = None
+    content_tokens: Tensor | None = None
     average: Tensor | None = None
 
     def like(self, q: Tensor) -> NoiseSite:
         """This site on q's device and in its dtype."""
-        if self.object_tokens is None or self.average is None:
+        if self.content_tokens is None or self.average is None:
             return self
-        if self.object_tokens.dtype == q.dtype and self.object_tokens.device == q.device:
+        if self.content_tokens.dtype == q.dtype and self.content_tokens.device == q.device:
             return self
-        return replace(self, object_tokens=self.object_tokens.to(q), average=self.average.to(q.device))
+        return replace(self, content_tokens=self.content_tokens.to(q), average=self.average.to(q.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,11 +113,11 @@ def add_noise(
     groups: the rows of the batch by treatment.
     pictures: [P], numbers of the pictures in the rows of one cond; B is a multiple of P.
     step: index of the sampling step, an integer tensor [1].
-    object_keys: returns the UNet's own to_k of `site.object_tokens`, [L, C].
+    object_keys: returns the UNet's own to_k of `site.content_tokens`, [L, C].
     """
     groups = [rows for rows in groups if rows.conditional]
     keys: Tensor | None = None
-    if groups and site.object_tokens is not None:
+    if groups and site.content_tokens is not None:
         keys = object_keys().unflatten(-1, (site.heads, -1)).transpose(0, 1)  # [h, L, d], a view
     for rows in groups:
         clean = text[rows.at].float()

@@ -29,7 +29,7 @@ class EncodedReferences:
     names: the M object texts.
     tokens: [M, T, X], image tokens.
     null_tokens: [T, X], image tokens of the unconditional branch; [M, T, X] where each object has its own.
-    text_tokens: M × [L_i, X], content tokens of each object text, encoded on its own; L_i is 0 for a style.
+    content_tokens: M × [L_i, X], of each object text, encoded on its own; L_i is 0 for a style.
     weights: the M objects' weights.
     regions: [M, 1 or pictures, H, W] in 0..1 over the whole canvas, or None.
     frozen: [M + 1, pictures, H, W], shares recorded by an earlier sampling, the last one unclaimed. None: the shares
@@ -42,7 +42,7 @@ class EncodedReferences:
     names: tuple[str, ...]
     tokens: Tensor
     null_tokens: Tensor
-    text_tokens: tuple[Tensor, ...]
+    content_tokens: tuple[Tensor, ...]
     weights: tuple[float, ...]
     regions: Tensor | None = None
     frozen: Tensor | None = None
@@ -88,7 +88,7 @@ class EncodedReferences:
             names=of_these(self.names),
             tokens=self.tokens[list(objects)],
             null_tokens=nulls[0] if own_nulls and len(objects) == 1 else nulls,
-            text_tokens=of_these(self.text_tokens),
+            content_tokens=of_these(self.content_tokens),
             weights=of_these(self.weights),
             regions=None if regions is None or bool((regions == 1).all()) else regions,
             frozen=None if self.frozen is None else self.frozen[[*objects, len(self.names)]],
@@ -106,10 +106,10 @@ class SitePlan:
     values, null_values: same shapes; scale, object weights, strengths at the block and constant shares are folded
         in.
     head: [C], the fusion head's row, or None.
-    object_tokens: [L, X], content tokens of all objects, divided by sqrt(d).
+    content_tokens: [L, X], of all objects, divided by sqrt(d); the UNet's own to_k makes keys of them.
     average: [M, h·L], see `raw_relevance`.
 
-    Sites with the same heads and width share object_tokens and average.
+    Sites with the same heads and width share content_tokens and average.
     """
 
     heads: int
@@ -118,7 +118,7 @@ class SitePlan:
     null_keys: Tensor
     null_values: Tensor
     head: Tensor | None
-    object_tokens: Tensor
+    content_tokens: Tensor
     average: Tensor
 
     def eased(self, per_token: Tensor, per_null: Tensor) -> SitePlan:
@@ -130,7 +130,7 @@ class SitePlan:
         """This site on q's device and in its dtype; itself when it was compiled for them."""
         if self.keys.dtype == q.dtype and self.keys.device == q.device:
             return self
-        names = ("keys", "values", "null_keys", "null_values", "head", "object_tokens")
+        names = ("keys", "values", "null_keys", "null_values", "head", "content_tokens")
         moved = {name: tensor.to(q) for name in names if (tensor := getattr(self, name)) is not None}
         return replace(self, **moved, average=self.average.to(q.device))
 
@@ -219,10 +219,10 @@ def compile_plans(
     """
     builders = [_PlanBuilder(references, scale, merge, head, device, dtype) for references in reference_sets]
     for site in sites:
-        weights = [adapter.sites[site.number].on(device) for adapter in adapters]
+        site_weights = [adapter.sites[site.number].on(device) for adapter in adapters]
         head_row = head.weights[site.number].to(device, dtype) if head.active else None
         for builder in builders:
-            builder.add(site, weights, head_row)
+            builder.add(site, site_weights, head_row)
     return [builder.plan() for builder in builders]
 
 
@@ -239,51 +239,61 @@ class _PlanBuilder:
         dtype: torch.dtype,
     ) -> None:
         self.references, self.merge, self.head, self.device, self.dtype = references, merge, head, device, dtype
-        self.shared = SharedText(references.text_tokens, device, dtype)
+        self.shared = SharedText(references.content_tokens, device, dtype)
         self.tokens = references.tokens.to(device, torch.float32).flatten(0, 1)  # [M·T, X]
         self.scale = scale
         self.null_sets = len(references.names) if references.needs_own_nulls else 1
         null = references.null_tokens.to(device, torch.float32)
         self.null = null.flatten(0, 1) if null.ndim == 3 else null.repeat(self.null_sets, 1)  # [T or M·T, X]
-        self.weights = torch.tensor(references.weights, device=device, dtype=torch.float32).view(-1, 1, 1)
+        self.object_weights = torch.tensor(references.weights, device=device, dtype=torch.float32).view(-1, 1, 1)
         self.sites: dict[SiteKey, SitePlan] = {}
 
-    def _keys_values(self, tokens: Tensor, weights: Sequence[SiteWeights], heads: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [M·T, C] of tokens [M·T, X], by their objects' adapters. weights: of every adapter."""
+    def _keys_values(self, tokens: Tensor, site_weights: Sequence[SiteWeights], heads: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [M·T, C] of tokens [M·T, X], by their objects' adapters. site_weights: as for `add`."""
         adapters = self.references.adapters or (0,)
         if len(set(adapters)) == 1:
-            return weights[adapters[0]].keys_values(tokens, heads)
+            return site_weights[adapters[0]].keys_values(tokens, heads)
         by_object = tokens.unflatten(0, (len(adapters), -1))  # [M, T, X]
-        each = [weights[i].keys_values(its, heads) for its, i in zip(by_object, adapters, strict=True)]
+        each = [site_weights[i].keys_values(its, heads) for its, i in zip(by_object, adapters, strict=True)]
         keys, values = zip(*each, strict=True)
         return torch.cat(keys), torch.cat(values)
 
-    def add(self, site: Site, weights: Sequence[SiteWeights], head_row: Tensor | None) -> None:
-        """weights: of every adapter."""
-        width = site.width // site.heads
+    def add(self, site: Site, site_weights: Sequence[SiteWeights], head_row: Tensor | None) -> None:
+        """Compile one site, unless every object's strength is 0 there.
+
+        site_weights: of every adapter at this site, float32 on the device.
+        head_row: [C], or None.
+        """
+        head_width = site.width // site.heads
         strengths = self.references.strengths_at(site.key)
         if not any(strengths):
             return
         factors = _constant_factors(
-            self.weights, self.weights.new_tensor(strengths).view(-1, 1, 1), self.scale, self.merge, self.references
+            self.object_weights,
+            self.object_weights.new_tensor(strengths).view(-1, 1, 1),
+            self.scale,
+            self.merge,
+            self.references,
         )
         tokens = self.references.tokens.shape[1]
-        per_token, per_null = (each.expand(-1, tokens, -1).reshape(-1, 1) for each in factors)  # [blocks·T, 1]
+        per_token, per_null = (
+            each.expand(-1, tokens, -1).reshape(-1, 1) for each in factors
+        )  # [M·T, 1], and [T or M·T, 1]
 
         def heads_first(flat: Tensor) -> Tensor:  # [tokens, C] -> [h, tokens, d]
             return flat.unflatten(-1, (site.heads, -1)).transpose(0, 1).to(self.dtype).contiguous()
 
-        object_tokens, average = self.shared.for_site(site.heads, width)
-        keys, values = self._keys_values(self.tokens, weights, site.heads)
-        null_keys, null_values = self._keys_values(self.null, weights, site.heads)
+        content_tokens, average = self.shared.for_site(site.heads, head_width)
+        keys, values = self._keys_values(self.tokens, site_weights, site.heads)
+        null_keys, null_values = self._keys_values(self.null, site_weights, site.heads)
         self.sites[site.key] = SitePlan(
             heads=site.heads,
-            keys=heads_first(keys * width**-0.5),
+            keys=heads_first(keys * head_width**-0.5),
             values=heads_first(values * per_token),
-            null_keys=heads_first(null_keys * width**-0.5),
+            null_keys=heads_first(null_keys * head_width**-0.5),
             null_values=heads_first(null_values * per_null),
             head=head_row,
-            object_tokens=object_tokens,
+            content_tokens=content_tokens,
             average=average,
         )
 
@@ -296,7 +306,7 @@ class _PlanBuilder:
             merge=self.merge,
             gate=self.head.gate,
             gate_strength=self.head.strength,
-            weights=self.weights,
+            weights=self.object_weights,
             regions=on_cpu(self.references.regions),
             sites=self.sites,
             frozen=on_cpu(self.references.frozen),
@@ -312,10 +322,11 @@ def _constant_factors(
 
     weights, strengths: [M, 1, 1], the objects' own, the latter at the site.
 
-    A share that does not vary over positions is a constant factor. For the objects that holds for every strategy but
-    relevance. For the unconditional branch it always holds, since the empty text prefers no position. With regions all
-    shares vary, and only weight, strength and scale are folded. Null values that all objects share then leave the
-    weights to `SiteConstants.null_share`.
+    A share that does not vary over positions is a constant factor. The objects' shares are constant with "uniform",
+    "sum", and "relevance" with a lone object and no background; not where they are measured or frozen. "concat" has
+    them in its softmax. The unconditional branch's are always constant, since the empty text prefers no position. With
+    regions all shares vary, and only weight, strength and scale are folded. Null values that all objects share then
+    leave the weights to `SiteConstants.null_share`.
 
     Null values are shared only where the objects have the same strength at every site (`needs_own_nulls`), which is why
     the first object's stands for all with regions.
@@ -347,9 +358,9 @@ class SharedText:
         self._made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def for_site(self, heads: int, width: int) -> tuple[Tensor, Tensor]:
-        """For h heads of width d: object_tokens and average.
+        """For h heads of width d: content_tokens and average.
 
-        object_tokens: [L, X], all texts divided by sqrt(d), in the plan's dtype.
+        content_tokens: [L, X], all texts divided by sqrt(d), in the plan's dtype.
         average: [M, h·L] float32, 1 / (h L_i) on the tokens of object i in every head (see `raw_relevance`).
         """
         if (heads, width) not in self._made:

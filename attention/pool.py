@@ -215,7 +215,7 @@ class PoolHistory:
             return
         self.now = Pool(objects, pictures)
 
-    def is_last(self, number: int) -> bool:
+    def enters_last_pass(self, number: int) -> bool:
         """Whether this pass of the UNet is the last of an evaluation, whose result counts; of the turn that has begun.
 
         Those before it show the UNet another picture, as reference-only control does. What they measure is kept out of
@@ -223,9 +223,9 @@ class PoolHistory:
 
         number: of the pass, from 0.
         """
-        if self._passes.is_one_more(number) and self.now is not None:
+        if self._passes.enters_new_pass(number) and self.now is not None:
             self.now = Pool(self.now.objects, self.now.pictures)
-        return self._passes.is_last(number)
+        return self._passes.enters_last_pass(number)
 
     def finished(self, turn: object) -> Pool | None:
         """The newest pool that a turn before this one made."""
@@ -273,13 +273,13 @@ class _Passes:
     def begin_turn(self) -> None:
         self._before, self._begun = max(1, self._begun), 0
 
-    def is_one_more(self, number: int) -> bool:
+    def enters_new_pass(self, number: int) -> bool:
         """Whether a pass that begins is the first of its number, and the turn before had none of it."""
         first = number >= self._begun
         self._begun = max(self._begun, number + 1)
         return first and number >= self._before
 
-    def is_last(self, number: int) -> bool:
+    def enters_last_pass(self, number: int) -> bool:
         """Whether no later pass is expected."""
         return number + 1 >= max(self._begun, self._before)
 

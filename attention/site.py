@@ -92,9 +92,9 @@ def fuse(
     text: [B, N, C], Z_text, needed when the site has a head; it may be `out` itself.
     q: [B, N, C], the queries.
     groups: the rows of the batch by treatment.
-    object_keys: returns the UNet's own to_k of `site.object_tokens`, [L, C]. It is called only for conditional rows
+    object_keys: returns the UNet's own to_k of `site.content_tokens`, [L, C]. It is called only for conditional rows
         that need relevance.
-    observe: called for conditional rows with (rows, shares [M, b, N] or None, g̃ [b, N] or None).
+    observe: called for conditional rows with (group, shares [M, b, N] or None, g̃ [b, N] or None).
     """
     gate = None
     if site.head is not None:
@@ -102,10 +102,11 @@ def fuse(
         gate = fusion_gate(text, site.head, plan.gate_strength)  # [B, N]
         if plan.gate == "text":
             out = out + (gate - 1).unsqueeze(-1).to(out.dtype) * text
-    for rows in groups:
-        queries = split_queries(q[rows.at], site.heads)
-        measure = partial(_measured, queries, site, object_keys, rows.length)
-        add_images(out[rows.at], queries, plan, site, rows, measure, observe, None if gate is None else gate[rows.at])
+    for group in groups:
+        queries = split_queries(q[group.at], site.heads)
+        measure = partial(_measured, queries, site, object_keys, group.length)
+        its_gate = None if gate is None else gate[group.at]
+        add_images(out[group.at], queries, plan, site, group, measure, observe, its_gate)
     return out
 
 
@@ -114,33 +115,34 @@ def add_images(
     queries: Tensor,
     plan: Plan,
     site: SitePlan,
-    rows: RowGroup,
+    group: RowGroup,
     measure: Callable[[], Tensor],
     observe: Callable[[RowGroup, Tensor | None, Tensor | None], None] | None = None,
     gate: Tensor | None = None,
-    text: int = 0,
+    text_positions: int = 0,
 ) -> None:
-    """Add Σ_i s w_i Ã_i Z_i, or with a gate on the images Σ_i s w_i Ã_i g̃ Z_i, to some rows `out` [b, text + N, C].
+    """Add Σ_i s w_i Ã_i Z_i, or with a gate on the images Σ_i s w_i Ã_i g̃ Z_i, to some rows `out` [b, P + N, C].
 
-    queries: [h, d, b·(text + N)].
+    queries: [h, d, b·(P + N)].
     measure: returns the site's relevance A [M, b, N]; called only for conditional rows that need it.
     observe: as in `fuse`.
     gate: g̃ [b, N].
-    text: number of text positions in front, where text and picture attend together. A text position hears each object
-        as much as the picture does on average.
+    text_positions: P, in front of the picture's, where text and picture attend together. A text position hears each
+        object as much as the picture does on average.
     """
-    share, null_share, region = rows.constants
-    columns = partial(_columns, rows=rows, text=text)
-    if rows.conditional:
+    share, null_share, region = group.constants
+    columns = partial(_columns, rows=group.length, text_positions=text_positions)
+    if group.conditional:
         if plan.needs_relevance:
-            share = relevance_share(rows, plan, measure)
+            share = relevance_share(group, plan, measure)
         if observe is not None:
-            observe(rows, None if plan.is_concat else share, gate)
+            observe(group, None if plan.is_concat else share, gate)
         keys, values, sets = site.keys, site.values, 1 if plan.is_concat else plan.objects
     else:
         share, keys, values, sets = null_share, site.null_keys, site.null_values, plan.null_sets
-    if rows.conditional and plan.is_concat and region is not None:
-        attention = concat_attention(queries, keys, log_region(columns(region.exp())) if text else columns(region))
+    if group.conditional and plan.is_concat and region is not None:
+        logs = log_region(columns(region.exp())) if text_positions else columns(region)
+        attention = concat_attention(queries, keys, logs)
     else:
         attention = object_attention(queries, keys, sets)
     if gate is not None and plan.gate == "image":
@@ -150,14 +152,14 @@ def add_images(
     accumulate(out, attention, values)
 
 
-def relevance_share(rows: RowGroup, plan: Plan, measure: Callable[[], Tensor]) -> Tensor:
+def relevance_share(group: RowGroup, plan: Plan, measure: Callable[[], Tensor]) -> Tensor:
     """Ã_i of conditional rows, [M, b, N]: from the pool where they have one, else from the site's own measure.
 
     measure: returns the site's relevance, [M, b, N].
     """
-    if rows.pool is not None:
-        return rows.pool.shares(measure, plan, rows.constants.region, rows.length)
-    return shares(measure(), plan.merge, rows.constants.region)
+    if group.pool is not None:
+        return group.pool.shares(measure, plan, group.constants.region, group.length)
+    return shares(measure(), plan.merge, group.constants.region)
 
 
 def _measured(queries: Tensor, site: SitePlan, object_keys: Callable[[], Tensor], rows: int) -> Tensor:
@@ -166,9 +168,9 @@ def _measured(queries: Tensor, site: SitePlan, object_keys: Callable[[], Tensor]
     return raw_relevance(queries, keys, site.average, rows)
 
 
-def _columns(maps: Tensor, rows: RowGroup, text: int) -> Tensor:
-    """[M or 1, b or 1, N] -> [M or 1, 1, b·(text + N)], the layout of the attention."""
-    maps = maps.expand(-1, rows.length, -1)
-    if text:
-        maps = torch.cat([maps.mean(-1, keepdim=True).expand(-1, -1, text), maps], -1)
+def _columns(maps: Tensor, rows: int, text_positions: int) -> Tensor:
+    """[M or 1, b or 1, N] -> [M or 1, 1, b·(P + N)], the layout of the attention."""
+    maps = maps.expand(-1, rows, -1)
+    if text_positions:
+        maps = torch.cat([maps.mean(-1, keepdim=True).expand(-1, -1, text_positions), maps], -1)
     return maps.flatten(1).unsqueeze(1)

@@ -75,7 +75,7 @@ def ours(site: Site, name: str = "ours") -> Callable[[Site], Tensor]:
         dtype=site.q.dtype,
     )
     compiled, objects, pool = plan.sites[key], tuple(range(len(texts))), None
-    keys = compiled.object_tokens @ site.to_k.T  # made once a sampling
+    keys = compiled.content_tokens @ site.to_k.T  # made once a sampling
     if name != "ours":
         side, numbers = math.isqrt(site.q.shape[1]), torch.zeros(1, dtype=torch.long, device=site.q.device)
         read, write = Pool(objects, 1), Pool(objects, 1) if name == "measures" else None

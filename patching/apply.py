@@ -156,7 +156,7 @@ def _installed(
     """A clone of the model that samples with the plans."""
     if not adapter.spec.is_joint:
         return install(model, schedule, start_percent, end_percent, record)
-    texts = ObjectTexts(encoded.names, encoded.text_tokens)
+    texts = ObjectTexts(encoded.names, encoded.content_tokens)
     after_block = adapter.spec.family == "xlabs"
     return install_joint(model, schedule, start_percent, end_percent, texts, after_block, record)
 

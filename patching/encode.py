@@ -85,7 +85,7 @@ def _encoded(
         names=tuple(reference.text for reference in references),
         tokens=torch.stack([repeated(each, longest) for each in tokens]),
         null_tokens=torch.stack(nulls) if own_tokens else nulls[0],
-        text_tokens=texts,
+        content_tokens=texts,
         weights=tuple(reference.weight for reference in references),
         regions=_regions(references),
         blocks=tuple(each.blocks for each in references) if any(each.blocks for each in references) else (),

@@ -39,8 +39,8 @@ class NoisePatch(SitePatch):
         step = call.clock.step[0] if call.clock.step else torch.zeros(1, dtype=torch.long, device=q.device)
 
         def keys() -> Tensor:
-            assert site.object_tokens is not None
-            return call.object_keys(self.key, site.object_tokens, q)
+            assert site.content_tokens is not None
+            return call.object_keys(self.key, site.content_tokens, q)
 
         groups, numbers = call.groups(rows), call.numbers(rows, q.device)
         return add_noise(out, text, q, self.plan, site.like(q), groups, numbers, step, keys)

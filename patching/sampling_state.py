@@ -24,7 +24,7 @@ from ..weights.sites import SiteKey
 
 # Keys of the host's transformer_options, where a running call finds what our wrappers and nodes know.
 SAMPLING = "mip_adapter_sampling"  # SamplingState
-GUIDER_STEP = "mip_adapter_guider_step"  # GuiderStep
+TURN = "mip_adapter_turn"  # Turn
 EVALUATION = "mip_adapter_evaluation"  # CondEvaluation
 PASSES = "mip_adapter_passes"  # the UNetCalls of one evaluation, of which the last is recorded
 CALL = "mip_adapter_call"  # UNetCall
@@ -41,7 +41,7 @@ class Applied(NamedTuple):
     placed: bool
 
 
-class GuiderStep(NamedTuple):
+class Turn(NamedTuple):
     """One noise prediction of a guider.
 
     conditional: whether a list of conds is conditional, by the uuid of its first cond.

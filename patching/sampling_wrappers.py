@@ -20,7 +20,7 @@ from ..relevance.report import CROPPED, SQUEEZED
 from ..relevance.same_run import Results
 from . import preview
 from .batch_layout import CondEvaluation, window_of_another_pack
-from .sampling_state import CALL, EVALUATION, GUIDER_STEP, PASSES, RECORDS, SAMPLING, Applied, GuiderStep, SamplingState
+from .sampling_state import CALL, EVALUATION, PASSES, RECORDS, SAMPLING, TURN, Applied, SamplingState, Turn
 from .unet_call import UNetCall
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def _name_conds(executor: Any, x: Tensor, timestep: Tensor, model_options: dict,
     sampling: SamplingState | None = model_options["transformer_options"].get(SAMPLING)
     if sampling is not None:
         sampling.turn += 1
-    with noted(model_options["transformer_options"], GUIDER_STEP, GuiderStep(conditional, size, set())):
+    with noted(model_options["transformer_options"], TURN, Turn(conditional, size, set())):
         return executor(x, timestep, model_options, seed)
 
 
@@ -116,15 +116,15 @@ def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timest
     """CALC_COND_BATCH: record which indices of this evaluation are conditional, and what of the canvas they show."""
     model_options = _with_transformer_options(model_options)
     options = model_options["transformer_options"]
-    step: GuiderStep = options.get(GUIDER_STEP) or GuiderStep({}, None, set())
+    turn: Turn = options.get(TURN) or Turn({}, None, set())
     sampling: SamplingState | None = options.get(SAMPLING)
-    canvas, crop, in_parts = _seen_by(x_in, step, sampling)
+    canvas, crop, in_parts = _seen_by(x_in, turn, sampling)
     firsts = tuple(group[0].get("uuid") if group else None for group in conds)
     # Lists that are not the guider's: the host puts the positive one first. A single one is an empty prompt, as in the
     # old Perp-Neg, unless it says otherwise.
-    positive_first = len(conds) > 1 or not step.conditional
+    positive_first = len(conds) > 1 or not turn.conditional
     conditional = tuple(
-        step.conditional[first] if first in step.conditional else _marked(group, i == 0 and positive_first)
+        turn.conditional[first] if first in turn.conditional else _marked(group, i == 0 and positive_first)
         for i, (first, group) in enumerate(zip(firsts, conds, strict=True))
     )
     each = [(i, cond) for i, group in enumerate(conds) if group for cond in group]
@@ -132,7 +132,7 @@ def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timest
     areas = {cond.get("uuid"): _within(clipped(_area(cond.get("area")), size), crop) for _, cond in each}
     shown = [first for first, is_cond in zip(firsts, conditional, strict=True) if first and is_cond]
     window = _window(options, model_options.get("context_handler"))
-    main = not in_parts and step.claim_evaluation(shown, window, crop)
+    main = not in_parts and turn.claim_evaluation(shown, window, crop)
     contexts = {(i, cond.get("uuid")): context for i, cond in each if (context := _context(cond)) is not None}
     evaluation = CondEvaluation(
         conditional, areas, len(x_in), canvas, crop, in_parts, main, model.model_sampling, window, contexts, firsts
@@ -160,7 +160,7 @@ def _marked(conds: Sequence[Mapping[str, Any]] | None, unmarked: bool) -> bool:
     return unmarked if not marks else marks != {"negative"}
 
 
-def _seen_by(x: Tensor, step: GuiderStep, sampling: SamplingState | None) -> tuple[Size, Area, bool]:
+def _seen_by(x: Tensor, turn: Turn, sampling: SamplingState | None) -> tuple[Size, Area, bool]:
     """Canvas, crop and in_parts of an evaluation (see `CondEvaluation`) on latents x."""
     size = x.shape[-2], x.shape[-1]
     canvas = size if sampling is None or sampling.canvas is None or x.ndim != 4 else sampling.canvas
@@ -170,7 +170,7 @@ def _seen_by(x: Tensor, step: GuiderStep, sampling: SamplingState | None) -> tup
     if crop is not None:
         return canvas, crop, False
     # Some samplers evaluate the whole picture at another size. Guidance that does not get such a latent cuts it.
-    return (size, None, False) if size == step.size and same_shape(size, canvas) else (canvas, None, True)
+    return (size, None, False) if size == turn.size and same_shape(size, canvas) else (canvas, None, True)
 
 
 def _within(area: Area, crop: Area) -> Area:
@@ -251,7 +251,7 @@ def _with_transformer_options(model_options: dict) -> dict:
 def noted(options: dict[str, Any], key: str, value: Any) -> Iterator[None]:
     """Put a value into the options for as long as a call lasts, then what was there before.
 
-    The dictionary is the host's own and never a copy: other packs keep their state in it from step to step.
+    The dictionary is the host's own and never a copy: other packs keep their state in it from turn to turn.
     """
     before = options.get(key, _ABSENT)
     options[key] = value

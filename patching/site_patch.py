@@ -181,7 +181,7 @@ class MergePatch(SitePatch):
         if self.record is not None:
             observe = partial(call.observe, rows, self.key, self.record, plan, objects, size)
         groups = call.groups(rows, plan, size, q.device, pooled)
-        keys = partial(call.object_keys, self.key, site.object_tokens, q)
+        keys = partial(call.object_keys, self.key, site.content_tokens, q)
         return fuse(out, text, q, plan, site, groups, keys, observe)
 
 

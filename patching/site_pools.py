@@ -71,9 +71,9 @@ class SitePools:
             history = sampling.pools.setdefault((at.schedule, (cond, crop), numbers.device), PoolHistory())
             if evaluation.main:
                 history.begin(sampling.turn, at.objects, sampling.run.pictures)
-                pools = _of_guider(history, at, pictures) if history.is_last(pass_number) else None
+                pools = _of_main_evaluation(history, at, pictures) if history.enters_last_pass(pass_number) else None
             else:
-                pools = _of_guest(history, sampling.turn, at, pictures)
+                pools = _of_extra_evaluation(history, sampling.turn, at, pictures)
             if pools is not None:
                 return PooledSite(*pools, at.key, size, at.objects, pictures, numbers)
         # Nobody knows what the rows show, or they show another picture: the pool lasts for this call.
@@ -82,14 +82,16 @@ class SitePools:
         return PooledSite(None, history.now, at.key, size, at.objects, range(self._pictures), numbers)
 
 
-def _of_guider(history: PoolHistory, at: PooledAt, pictures: Sequence[int]) -> tuple[Pool | None, Pool | None]:
+def _of_main_evaluation(history: PoolHistory, at: PooledAt, pictures: Sequence[int]) -> tuple[Pool | None, Pool | None]:
     """What to read and write in the guider's own evaluation: the last turn's pool; this one's if the site measures."""
     last = history.last
     read = last if last is not None and last.covers(at.objects, pictures) else None
     return read, history.now if read is None or history.measures(at.key) else None
 
 
-def _of_guest(history: PoolHistory, turn: int, at: PooledAt, pictures: Sequence[int]) -> tuple[Pool, None] | None:
+def _of_extra_evaluation(
+    history: PoolHistory, turn: int, at: PooledAt, pictures: Sequence[int]
+) -> tuple[Pool, None] | None:
     """What to read in an evaluation that is not the guider's own, such as PAG's: its sites do not measure."""
     for pool in (history.finished(turn), history.now):
         if pool is not None and pool.covers(at.objects, pictures):

@@ -90,7 +90,7 @@ class HostModel:
             mask=ours(torch.stack([sample.mask for sample in samples])),
         )
 
-    def predict(self, noisy: Tensor, steps: Tensor, batch: Batch, merging: Merging) -> Tensor:
+    def predict(self, noisy: Tensor, levels: Tensor, batch: Batch, merging: Merging) -> Tensor:
         """ComfyUI's `_apply_model` without its conversions from and to sigma."""
         self._load()
         options = dict(self.patcher.model_options.get("transformer_options", {}))
@@ -101,7 +101,7 @@ class HostModel:
         with checkpointed(self.unet, self.recipe.checkpointing):
             return self.unet(
                 noisy.to(self.dtype),
-                self.timesteps[steps],
+                self.timesteps[levels],
                 context=batch.context.to(self.dtype),
                 transformer_options=options,
                 **more,

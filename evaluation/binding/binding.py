@@ -5,9 +5,9 @@ reference m, and angles ∠ between them:
 
     S[c, m] = v_c · r_m                                  the mean cosine to the pictures of reference m
     margin of object m = S[c_m, m] − max_{j ≠ m} S[c_m, j]        own minus best other; below 0: confused
-    way[j] = max(0, 1 − ∠(v_{c_m}, r_j) / ∠(r_m, r_j)), j ≠ m     how much nearer to j the crop is than its own is
-    way[m] = mean_{j ≠ m} max(0, 1 − ∠(v_{c_m}, r_m) / ∠(r_j, r_m))  how much nearer to its own than the others are
-    look of object m = way / Σ way                       which references the crop takes after; 0 where Σ way < 0.1
+    near[j] = max(0, 1 − ∠(v_{c_m}, r_j) / ∠(r_m, r_j)), j ≠ m        1: at r_j; 0: as far from it as r_m is
+    near[m] = mean_{j ≠ m} max(0, 1 − ∠(v_{c_m}, r_m) / ∠(r_j, r_m))  1: at r_m; 0: as far as the others are
+    look of object m = near / Σ near                     which references the crop takes after; 0 where Σ near < 0.1
 
 The verdict's percentages are looks ("31 % of its look from the cat"). What all references have in common, such as being
 an object on white, brings a crop no nearer to one of them than the others are, so it counts for none. The resemblance
@@ -30,7 +30,7 @@ from ...common.drawing import Colour, colour
 from ..object_embeddings import ObjectEmbeddings
 
 WORST, MEAN = RANKINGS = ("worst object", "mean")  # the margin that ranks pictures
-FAINT = 0.1  # a crop with a smaller sum of ways takes after no reference
+FAINT = 0.1  # a crop with a smaller sum of nearness takes after no reference
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,14 +205,15 @@ class Binding:
 
 def bind(
     seen: ObjectEmbeddings,
-    references: Tensor,
+    means: Tensor,
     best_rejected: Sequence[float] = (),
     mixed: float | None = None,
     shared_with: Sequence[int | None] = (),
 ) -> PictureBinding:
     """Compares one picture's objects with every reference.
 
-    references [M, E]: mean of the unit embeddings of each reference's pictures.
+    seen: the picture's C crops, matched and embedded.
+    means [M, E]: for each reference the mean of its pictures' unit embeddings.
     best_rejected, mixed, shared_with: as in `PictureBinding`.
     """
     matches = seen.matches
@@ -220,8 +221,8 @@ def bind(
         crops=seen.crops,
         boxes=tuple(each.box for each in matches.found),
         found_as=matches.found_as,
-        similarity=seen.embeddings @ references.T,
-        look=looks(seen.embeddings, references, matches.found_as),
+        similarity=seen.embeddings @ means.T,
+        look=looks(seen.embeddings, means, matches.found_as),
         own=matches.own,
         shared_with=tuple(shared_with),
         best_rejected=tuple(best_rejected),
@@ -229,28 +230,30 @@ def bind(
     )
 
 
-def looks(embeddings: Tensor, references: Tensor, own: Sequence[int]) -> Tensor:
+def looks(embeddings: Tensor, means: Tensor, found_as: Sequence[int]) -> Tensor:
     """The looks [C, M] of crops among references.
 
     embeddings [C, E]: unit embeddings of the crops.
-    references [M, E]: mean embeddings of the references.
-    own [C]: the number of each crop's own reference.
+    means [M, E]: mean embeddings of the references.
+    found_as [C]: the object that each crop counts for; its reference is the crop's own.
     """
-    if len(references) == 1:
+    if len(means) == 1:
         return torch.ones(len(embeddings), 1)
-    directions = F.normalize(references.double(), dim=-1)
-    away, apart = (torch.acos((each.double() @ directions.T).clamp(-1, 1)) for each in (embeddings, directions))
-    mine = torch.tensor(own, dtype=torch.long).unsqueeze(1)  # [C, 1]
-    between = apart[mine.squeeze(1)]  # [C, M], of the own reference and every other
-    way = _way(away, between)
-    towards_own = _way(away.gather(1, mine), between).scatter(1, mine, 0)  # [C, M], of the others; nothing of the own
-    way = way.scatter(1, mine, towards_own.sum(-1, keepdim=True) / (len(references) - 1))
-    total = way.sum(-1, keepdim=True)
-    return torch.where(total >= FAINT, way / total, 0.0).float()
+    directions = F.normalize(means.double(), dim=-1)
+    to_references, between_references = (
+        torch.acos((each.double() @ directions.T).clamp(-1, 1)) for each in (embeddings, directions)
+    )
+    own = torch.tensor(found_as, dtype=torch.long).unsqueeze(1)  # [C, 1]
+    own_to_others = between_references[own.squeeze(1)]  # [C, M]
+    near = _nearness(to_references, own_to_others)
+    to_own = _nearness(to_references.gather(1, own), own_to_others).scatter(1, own, 0)  # [C, M], against each other one
+    near = near.scatter(1, own, to_own.sum(-1, keepdim=True) / (len(means) - 1))
+    total = near.sum(-1, keepdim=True)
+    return torch.where(total >= FAINT, near / total, 0.0).float()
 
 
-def _way(away: Tensor, between: Tensor) -> Tensor:
-    """`way` of the module docstring, at least 0.
+def _nearness(away: Tensor, between: Tensor) -> Tensor:
+    """`near` of the module docstring, at least 0.
 
     1 is at the reference; 0 is at least as far away as two references are from each other. Equal references give 0.
     """

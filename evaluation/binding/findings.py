@@ -57,7 +57,10 @@ class Finding(NamedTuple):
 
 
 def findings(picture: PictureBinding) -> list[Finding]:
-    """The findings of one picture; empty if every object is there in its own look."""
+    """The findings of one picture; empty if every object is there in its own look.
+
+    Objects that were found too often are no finding; `verdict.py`: `_too_many` reports them.
+    """
     wearing = worn(picture)
     exchanged = circles(wearing)
     inside = {m for circle in exchanged for m in circle}
@@ -73,11 +76,10 @@ def findings(picture: PictureBinding) -> list[Finding]:
 
 def worn(picture: PictureBinding) -> tuple[int | None, ...]:
     """For each object the reference whose look it wears, [M]; None if it wears no single one or was not found."""
-    margins = picture.margin_by_object()
 
     def of(m: int, nearest: int | None) -> int | None:
         row = picture.own[m]
-        if row is None or nearest is None or margins.get(m, 0.0) >= 0:
+        if row is None or nearest is None or nearest == m:
             return nearest
         look = picture.look[row].tolist()
         share = look.pop(nearest)

@@ -29,7 +29,7 @@ class ObjectMatches(NamedTuple):
     found_as [C]: the object that each detection counts for.
     own [M]: for each object the number of its detection, None if it was not found.
     also_seen_as [M]: for an object without a detection of its own, the number of a detection that was found for it too
-        but belongs to another object; else None.
+        but belongs to an object of another text; else None.
     """
 
     found: tuple[Detection, ...]
@@ -57,7 +57,9 @@ def match_objects(detections: Detections, picture: int, texts: Sequence[str]) ->
     found_as = [whose.get(p, int(scores[:, p].argmax())) for p in order]
     rows = {p: row for row, p in enumerate(order)}
     own = {m: rows[p] for p, m in whose.items()}
-    also_seen_as = {m: rows[int(of.argmax())] for m, of in enumerate(scores) if m not in own and (of > ABSENT).any()}
+    others = [[whose.get(p) is None or numbers[whose[p]] != number for p in range(len(places))] for number in numbers]
+    of_others = np.where(np.array(others, bool).reshape(scores.shape), scores, ABSENT)
+    also_seen_as = {m: rows[int(of.argmax())] for m, of in enumerate(of_others) if m not in own and (of > ABSENT).any()}
     return ObjectMatches(
         tuple(_best(places[p], numbers[m]) for p, m in zip(order, found_as, strict=True)),
         tuple(found_as),
@@ -71,16 +73,20 @@ def rematch_by_appearance(matches: ObjectMatches, texts: Sequence[str], similari
 
     similarity [C, M]: of the detections' crops to the references.
     """
-    found_as, own = list(matches.found_as), list(matches.own)
+    found_as, own, also_seen_as = list(matches.found_as), list(matches.own), list(matches.also_seen_as)
     names = [plain(text) for text in texts]
     for name in {each for each in names if names.count(each) > 1}:
         alike = [m for m, each in enumerate(names) if each == name]
         rows = [row for row in (own[m] for m in alike) if row is not None]
+        # Of one text, so the same for all that have no detection.
+        also_seen = next((row for row in (also_seen_as[m] for m in alike) if row is not None), None)
         for m in alike:
             own[m] = None
         for i, j in zip(*linear_sum_assignment(similarity[rows][:, alike].numpy(), maximize=True), strict=True):
             own[alike[j]], found_as[rows[i]] = rows[i], alike[j]
-    return matches._replace(found_as=tuple(found_as), own=tuple(own))
+        for m in alike:
+            also_seen_as[m] = also_seen if own[m] is None else None
+    return matches._replace(found_as=tuple(found_as), own=tuple(own), also_seen_as=tuple(also_seen_as))
 
 
 def may_hold(

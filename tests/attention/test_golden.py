@@ -29,7 +29,7 @@ def compiled_site(data: dict, metadata: dict, **options):
             names=tuple(f"object {i}" for i in range(len(counts))),
             tokens=data["image_tokens"][row],
             null_tokens=data["image_tokens"][row, 0],
-            text_tokens=tuple(data["object_text"][row, i, 1 : 1 + n] for i, n in enumerate(counts)),
+            content_tokens=tuple(data["object_text"][row, i, 1 : 1 + n] for i, n in enumerate(counts)),
             weights=(1.0,) * len(counts),
         )
         sites = (Site(key, 1, data["to_q"].shape[0], heads, data["to_k"].shape[1]),)
@@ -58,7 +58,7 @@ def fused(data: dict, metadata: dict):
     for row in range(len(q)):
         plan, call = plan_of_row(row), UNetCall(None, (1,), options)
         record, site, one = RelevanceRecord(plan.names), plan.sites[key], text[row : row + 1].clone()
-        keys = lambda site=site: site.object_tokens @ data["to_k"].T  # noqa: E731
+        keys = lambda site=site: site.content_tokens @ data["to_k"].T  # noqa: E731
         observe = partial(call.observe, SiteRows(1), key, record, plan, tuple(range(plan.objects)), (side, side))
         rows.append(fuse(one, one, q[row : row + 1], plan, site, call.groups(SiteRows(1)), keys, observe))
         call.close()

@@ -79,7 +79,7 @@ def test_splitting_rows_into_calls_changes_nothing(case: Case) -> None:
     given = SiteConstants.from_plan(plan, torch.stack(list(data["regions"])).unsqueeze(1) if case.regional else None)
     for row, conditional in enumerate((True, False)):
         text, q = data["text"][row : row + 1], data["q"][row : row + 1]
-        keys = lambda site=site, data=data: site.object_tokens @ data["to_k"].T  # noqa: E731
+        keys = lambda site=site, data=data: site.content_tokens @ data["to_k"].T  # noqa: E731
         alone = fuse(text.clone(), text, q, plan, site, [RowGroup(0, 1, conditional, given)], keys)
         close(alone[0], together[row])
 
@@ -195,7 +195,7 @@ def test_an_object_without_say_leaves_no_trace(background: float) -> None:
 @given(cases)
 def test_relevance_sums_to_one_over_positions(case: Case) -> None:
     data, (_, site) = case.numbers(), case.plan()
-    keys = (site.object_tokens @ data["to_k"].T).unflatten(-1, (case.heads, -1)).transpose(0, 1)
+    keys = (site.content_tokens @ data["to_k"].T).unflatten(-1, (case.heads, -1)).transpose(0, 1)
     queries = data["q"].reshape(-1, case.heads, case.width).permute(1, 2, 0)
     relevance = raw_relevance(queries, keys, site.average, 2)
     assert relevance.shape == (case.objects, 2, case.positions)

@@ -33,7 +33,7 @@ def patched(kind: str, family: str, strategy: str = "relevance", regional: bool 
         names=tuple(f"object {i}" for i in range(objects)),
         tokens=torch.empty(objects, TOKENS[family], context, device=META),
         null_tokens=torch.empty(TOKENS[family], context, device=META),
-        text_tokens=tuple(torch.empty(1 + i, context, device=META) for i in range(objects)),
+        content_tokens=tuple(torch.empty(1 + i, context, device=META) for i in range(objects)),
         weights=(1.0,) * objects,
         regions=torch.rand(objects, 1, 64, 48) if regional else None,  # on the CPU, as masks are
     )
@@ -70,7 +70,7 @@ def test_a_step_through_every_site(host, kind, family, strategy, regional):
 def test_a_plan_is_as_small_as_we_say(host, family: str, objects: int, megabytes: int):
     """In half precision on SDXL."""
     _, plan, _ = patched("SDXL", family, objects=objects)
-    names = ("keys", "values", "null_keys", "null_values", "head", "object_tokens")
+    names = ("keys", "values", "null_keys", "null_values", "head", "content_tokens")
     kept = {
         id(tensor): tensor
         for site in plan.sites.values()

@@ -66,3 +66,15 @@ def test_objects_with_the_same_text_are_told_apart_by_their_look():
         told_apart = rematch_by_appearance(things, ["cat", "cat"], torch.tensor(similarity))
         assert [told_apart.found[row].box for row in told_apart.own if row is not None] == boxes
         assert all(told_apart.found_as[row] == m for m, row in enumerate(told_apart.own) if row is not None)
+
+
+def test_what_was_seen_as_a_missing_object_stays_known_whoever_of_its_text_is_missing():
+    """Two dogs and a cat; one dog was found, and the cat's place was found as a dog, too."""
+    texts = ["dog", "dog", "cat"]
+    things = match_objects(searched(["dog", "cat"], [(A, 0.9), (B, 0.4)], [(B, 0.8)]), 0, texts)
+    cat = things.own[2]
+    for like in ([0.9, 0.1], [0.1, 0.9]):
+        told_apart = rematch_by_appearance(things, texts, torch.tensor([[*like, 0.0]] * 2))
+        dog = told_apart.own.index(None)
+        assert dog == like.index(min(like)) and told_apart.also_seen_as[dog] == cat
+        assert [row for m, row in enumerate(told_apart.also_seen_as) if m != dog] == [None, None]

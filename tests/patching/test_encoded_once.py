@@ -132,7 +132,7 @@ def test_a_lora_on_the_clip_is_seen() -> None:
     with torch.inference_mode():
         plain, patched = (encode_references(chain, parts.adapters["base"], c, parts.vision) for c in (parts.clip, clip))
         parts.clip.load_model()
-    assert not torch.equal(plain.text_tokens[0], patched.text_tokens[0])
+    assert not torch.equal(plain.content_tokens[0], patched.content_tokens[0])
     assert torch.equal(plain.tokens, patched.tokens)
 
 

@@ -141,7 +141,7 @@ def test_a_second_order_guidance() -> None:
 
 @pytest.mark.parametrize("interrupted", [True, False])
 def test_nothing_of_ours_remains(interrupted: bool) -> None:
-    from mip_adapter.patching.sampling_state import CALL, EVALUATION, GUIDER_STEP
+    from mip_adapter.patching.sampling_state import CALL, EVALUATION, TURN
 
     """Neither after a sampling nor after one that was interrupted in the UNet."""
     from comfy.patcher_extension import add_wrapper_with_key
@@ -170,7 +170,7 @@ def test_nothing_of_ours_remains(interrupted: bool) -> None:
         sample(model, 2)
     except KeyboardInterrupt:
         assert interrupted
-    assert not {GUIDER_STEP, EVALUATION, CALL} & seen["sampling"].keys()
+    assert not {TURN, EVALUATION, CALL} & seen["sampling"].keys()
     assert CALL not in seen["call"]
 
 

@@ -54,7 +54,8 @@ def directly(chain, stages, **merge):
     def of(objects, confined):
         regions = [chain[i].region[0] if i in confined and chain[i].region is not None else None for i in objects]
         return Direct(
-            tokens=encoded.tokens[objects], null=encoded.null_tokens, texts=[encoded.text_tokens[i] for i in objects],
+            tokens=encoded.tokens[objects], null=encoded.null_tokens,
+            texts=[encoded.content_tokens[i] for i in objects],
             weights=[encoded.weights[i] for i in objects], head=adapter.head,
             to_k={n: w.to_k for n, w in adapter.sites.items()}, to_v={n: w.to_v for n, w in adapter.sites.items()},
             regions=regions if any(r is not None for r in regions) else None, **merge,

@@ -127,7 +127,7 @@ def apply_directly(chain: tuple | None = None, *, branch: Branch = positive_firs
         encoded = encode_references(chain, adapter, clip or parts.clip, parts.vision)
     regions = [r.region for r in chain]
     direct = Direct(
-        tokens=encoded.tokens, null=encoded.null_tokens, texts=encoded.text_tokens, weights=encoded.weights,
+        tokens=encoded.tokens, null=encoded.null_tokens, texts=encoded.content_tokens, weights=encoded.weights,
         to_k={n: w.to_k for n, w in adapter.sites.items()}, to_v={n: w.to_v for n, w in adapter.sites.items()},
         head=adapter.head, scale=scale, **merge or {}, **head or {},
         regions=[r if r is None else r[0] for r in regions] if any(r is not None for r in regions) else None,

@@ -96,7 +96,7 @@ class Case:
         if len(set(conditional)) == 1:
             parts = [RowGroup(0, len(conditional), conditional[0], given)]
         rows = slice(0, len(conditional))
-        return fuse(text[rows].clone(), text[rows], q[rows], plan, site, parts, lambda: site.object_tokens @ to_k.T)
+        return fuse(text[rows].clone(), text[rows], q[rows], plan, site, parts, lambda: site.content_tokens @ to_k.T)
 
     def defined(self, conditional: tuple[bool, ...] = (True, True)) -> Tensor:
         """Z of both rows, computed from the definition."""

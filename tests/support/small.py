@@ -41,7 +41,7 @@ def model(kind: Any = None) -> Any:
     return patcher(_unet(torch.float32, None), kind)
 
 
-def _unet(dtype: torch.dtype, compute: torch.dtype | None) -> torch.nn.Module:
+def _unet(dtype: torch.dtype, compute: torch.dtype | None) -> Any:
     import comfy.model_base
     import comfy.supported_models
 

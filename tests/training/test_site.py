@@ -71,7 +71,7 @@ def test_rows_with_different_numbers_of_objects_equal_the_sampling_path(merge, g
         )  # fmt: skip
         one = text[r : r + 1].clone()
         compiled = plan.sites[site.key]
-        keys = compiled.object_tokens @ to_k.T
+        keys = compiled.content_tokens @ to_k.T
         want = fuse(one.clone(), one, q[r : r + 1], plan, compiled, (RowGroup(0, 1, True),), lambda keys=keys: keys)
         assert relative_error(got[r : r + 1], want) < 1e-5
 
