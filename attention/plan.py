@@ -164,13 +164,14 @@ class Plan:
     eases: tuple[Ease, ...] = ()
 
     @property
-    def objects(self) -> int:
+    def count(self) -> int:
+        """M, the number of objects."""
         return len(self.names)
 
     @property
     def needs_relevance(self) -> bool:
         """Whether sites measure relevance. They do not if the shares are constant or come from frozen maps."""
-        return self.frozen is None and self.merge.needs_relevance(self.objects)
+        return self.frozen is None and self.merge.needs_relevance(self.count)
 
     @property
     def is_pooled(self) -> bool:
@@ -180,7 +181,7 @@ class Plan:
     @property
     def share_sum(self) -> float:
         """The sum of the shares at a position that the objects claim completely."""
-        return self.objects if (self.merge.strategy, self.merge.normalization) == ("relevance", "mean") else 1.0
+        return self.count if (self.merge.strategy, self.merge.normalization) == ("relevance", "mean") else 1.0
 
     @property
     def is_concat(self) -> bool:
@@ -192,7 +193,7 @@ class Plan:
 
         Null values are shared only where all objects ease alike (`needs_own_nulls`): the first factor stands for all.
         """
-        tokens = next(iter(self.sites.values())).keys.shape[1] // self.objects
+        tokens = next(iter(self.sites.values())).keys.shape[1] // self.count
         factors = torch.cat([ease.at(fraction) for ease in self.eases])  # [M]
         own = factors, factors[: self.null_sets]
         values, nulls = (each.repeat_interleave(tokens).unsqueeze(1) for each in own)

@@ -77,8 +77,8 @@ class Schedule:
     @classmethod
     def always(cls, plan: Plan) -> Schedule:
         """A schedule in which all objects of one plan act at all steps."""
-        everyone = tuple(range(plan.objects))
-        return cls((ObjectTiming(),) * plan.objects, {ActiveSet(everyone, everyone): plan})
+        everyone = tuple(range(plan.count))
+        return cls((ObjectTiming(),) * plan.count, {ActiveSet(everyone, everyone): plan})
 
     def at(self, is_open: IsOpen) -> tuple[tuple[int, ...], Plan] | None:
         """The objects that act now, and their plan; None where none acts.

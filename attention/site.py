@@ -24,10 +24,10 @@ class SiteConstants(NamedTuple):
     """A plan's regions and frozen maps at one resolution: what does not depend on the queries.
 
     share: [M or 1, 1 or pictures, N], shares of conditional rows. None: they are measured, or folded into the values.
+        With "concat", whose softmax is shared already: max_i r_i.
     null_share: [1 or M, 1 or pictures, N], share of unconditional rows, all objects together or each
         (`Plan.null_sets`). None: folded into the null values.
-    region: [M, 1 or pictures, N], for a merge that depends on the queries: log r_i for "concat", else r_i. None: no
-        regions.
+    region: [M, 1 or pictures, N], r_i, for a merge that depends on the queries. None: no regions.
     """
 
     share: Tensor | None = None
@@ -40,10 +40,10 @@ class SiteConstants(NamedTuple):
         share = None if frozen is None else frozen_shares(frozen, plan.merge, region)
         if region is None:
             return cls(share)
-        flat = flat_shares(plan.objects, plan.merge, region)
+        flat = flat_shares(plan.count, plan.merge, region)
         null_share = flat if plan.null_sets > 1 else (flat * plan.weights.to(flat)).sum(0, keepdim=True)
         if plan.is_concat:
-            return cls(region.amax(0, keepdim=True), null_share, log_region(region))
+            return cls(region.amax(0, keepdim=True), null_share, region)
         if frozen is None and not plan.needs_relevance:
             share = flat
         return cls(share, null_share, region)
@@ -137,12 +137,11 @@ def add_images(
             share = relevance_share(group, plan, measure)
         if observe is not None:
             observe(group, None if plan.is_concat else share, gate)
-        keys, values, sets = site.keys, site.values, 1 if plan.is_concat else plan.objects
+        keys, values, sets = site.keys, site.values, 1 if plan.is_concat else plan.count
     else:
         share, keys, values, sets = null_share, site.null_keys, site.null_values, plan.null_sets
     if group.conditional and plan.is_concat and region is not None:
-        logs = log_region(columns(region.exp())) if text_positions else columns(region)
-        attention = concat_attention(queries, keys, logs)
+        attention = concat_attention(queries, keys, log_region(columns(region)))
     else:
         attention = object_attention(queries, keys, sets)
     if gate is not None and plan.gate == "image":

@@ -90,7 +90,7 @@ class BatchLayout:
     evaluation: the evaluation that the call belongs to; None where the host runs without our wrappers.
     window: the numbers of the pictures in a context window, None without one.
 
-    pictures: rows of one cond.
+    rows_per_cond: as many as the pictures that this call draws.
     in_tiles: whether the rows show parts of the pictures at unknown places.
     """
 
@@ -102,8 +102,8 @@ class BatchLayout:
         window: Sequence[int] | None = None,
     ) -> None:
         self._evaluation = evaluation
-        self.pictures, self._conds = self._read(shape[0], options)
-        self._expected = len(window) if window else evaluation.rows if evaluation else self.pictures
+        self.rows_per_cond, self._conds = self._read(shape[0], options)
+        self._expected = len(window) if window else evaluation.rows if evaluation else self.rows_per_cond
         self.in_tiles = self._shows_tiles(shape, options.get("context_window"))
         self._groups: dict[tuple[int, bool], list[CondRows]] = {}
 
@@ -142,12 +142,12 @@ class BatchLayout:
         if (count, each_cond) not in self._groups:
             # Attention couple repeats rows at every site, once per region: all conds but the one at position 1.
             repeated = sum(cond.position != 1 for cond in self._conds)
-            left = count // self.pictures - (len(self._conds) - repeated)
+            left = count // self.rows_per_cond - (len(self._conds) - repeated)
             times = max(1, left // repeated) if repeated else 1
             groups: list[CondRows] = []
             stop = 0
             for conditional, area, position, cond, _ in self._conds:
-                start, stop = stop, min(count, stop + self.pictures * (1 if position == 1 else times))
+                start, stop = stop, min(count, stop + self.rows_per_cond * (1 if position == 1 else times))
                 if start == stop:
                     break
                 last = groups[-1] if groups and not each_cond else None

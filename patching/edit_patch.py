@@ -253,7 +253,7 @@ class _EditAttention:
         """b_i[n], [M, b, N], of the rows that have one."""
         patch, plan, call, size = self.patch, self.patch.plan, self.call, self.joint.size
         call.note_run(site, patch.record)
-        objects = tuple(range(plan.objects))
+        objects = tuple(range(plan.count))
         text, picture = slice(layout.text), slice(layout.text, layout.text + layout.picture)
 
         def relevance(rows: RowGroup) -> Tensor:

@@ -65,7 +65,7 @@ class UNetCall:
         canvas = self._evaluation.canvas if self._evaluation else None
         self._maps = SiteMaps(self._batch, self.sampling_run.pictures, canvas, self._caches)
         passes = len(options.get(PASSES) or ())
-        self._pools = SitePools(self._sampling, self._evaluation, self._batch.pictures, self.shown, passes)
+        self._pools = SitePools(self._sampling, self._evaluation, self._batch.rows_per_cond, self.shown, passes)
         self._rows = shape[0]
         self._by_keys_everywhere: SiteRows | None = None  # where the model itself gets some of the rows
         self._observed: dict[RelevanceRecord, dict[tuple[SiteKey, int], Observation]] = {}
@@ -98,7 +98,7 @@ class UNetCall:
         """The run that the call belongs to. Without our wrappers its schedule identifies it."""
         if self._sampling is not None:
             return self._sampling.run
-        return RunId(self._options.get("sample_sigmas"), self._batch.pictures)
+        return RunId(self._options.get("sample_sigmas"), self._batch.rows_per_cond)
 
     # ---- whose the rows are, and what they show ----
 
@@ -110,9 +110,9 @@ class UNetCall:
         """
         if self._batch.in_tiles:
             return None
-        if self._window is not None and len(self._window) == self._batch.pictures:
+        if self._window is not None and len(self._window) == self._batch.rows_per_cond:
             return self._window
-        return slice(None) if self._batch.pictures == self.sampling_run.pictures else None
+        return slice(None) if self._batch.rows_per_cond == self.sampling_run.pictures else None
 
     def _shown_by(self, rows: SiteRows, count: int) -> Pictures:
         """`shown` for `count` of a site's rows."""
@@ -125,7 +125,7 @@ class UNetCall:
         if rows.by_keys is not None:
             return torch.arange(self.sampling_run.pictures, device=device)
         if self._numbers is None:
-            every = range(self._batch.pictures)
+            every = range(self._batch.rows_per_cond)
             self._numbers = torch.tensor(self.shown if isinstance(self.shown, list) else every, device=device)
         return self._numbers
 

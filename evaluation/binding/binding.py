@@ -46,7 +46,7 @@ class PictureBinding:
     shared_with [M]: for an object that was not found, the number of another object's crop that may hold it too
         (`matching.may_hold`); else None.
     best_rejected [M]: for an object that was not found, the threshold below which the detector would have found it.
-    mixed: how much the objects claimed each other's places while the picture was sampled, in 0..1
+    places_mixed: how much the objects claimed each other's places while the picture was sampled, in 0..1
         (`relevance/maps.py`: `mixing`); None if it is unknown.
     """
 
@@ -58,7 +58,7 @@ class PictureBinding:
     own: tuple[int | None, ...]
     shared_with: tuple[int | None, ...] = ()
     best_rejected: tuple[float, ...] = ()
-    mixed: float | None = None
+    places_mixed: float | None = None
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -158,9 +158,9 @@ class Binding:
         """The share of found objects that look more like another reference than like their own; None as for margin."""
         return _mean([float(value < 0) for *_, value in self.all_margins])
 
-    def mean_mixed(self, pictures: Sequence[int]) -> float | None:
-        """The mean of `PictureBinding.mixed` over some pictures, given by number; None if it is known of none."""
-        return _mean([value for b in pictures if (value := self.pictures[b].mixed) is not None])
+    def mean_places_mixed(self, pictures: Sequence[int]) -> float | None:
+        """The mean of `places_mixed` over some pictures, given by number; None if it is known of none."""
+        return _mean([value for b in pictures if (value := self.pictures[b].places_mixed) is not None])
 
     @property
     def presence(self) -> float:
@@ -207,14 +207,14 @@ def bind(
     seen: ObjectEmbeddings,
     means: Tensor,
     best_rejected: Sequence[float] = (),
-    mixed: float | None = None,
+    places_mixed: float | None = None,
     shared_with: Sequence[int | None] = (),
 ) -> PictureBinding:
     """Compares one picture's objects with every reference.
 
     seen: the picture's C crops, matched and embedded.
     means [M, E]: for each reference the mean of its pictures' unit embeddings.
-    best_rejected, mixed, shared_with: as in `PictureBinding`.
+    best_rejected, places_mixed, shared_with: as in `PictureBinding`.
     """
     matches = seen.matches
     return PictureBinding(
@@ -226,7 +226,7 @@ def bind(
         own=matches.own,
         shared_with=tuple(shared_with),
         best_rejected=tuple(best_rejected),
-        mixed=mixed,
+        places_mixed=places_mixed,
     )
 
 

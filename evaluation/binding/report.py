@@ -30,15 +30,15 @@ def measure_binding(
     detections: Detections,
     encoder: ImageEncoder,
     tick: Tick | None = None,
-    mixed: Sequence[float] | None = None,
+    places_mixed: Sequence[float] | None = None,
 ) -> Binding:
     """Measures the binding of a batch.
 
     images [B, H, W, 3]: in 0..1, those that were searched.
     detections: of the references' texts.
     tick: called with the number of pictures encoded since the last call; `to_encode` is their total.
-    mixed: see `PictureBinding`, one number for each picture that was sampled. If there are not B of them, as when only
-        the best of a batch is measured, every picture gets their mean.
+    places_mixed: see `PictureBinding`, a number for each picture that was sampled. If there are not B of them, as when
+        only the best of a batch is measured, every picture gets their mean.
 
     Raises ValueError with a sentence for the artist.
     """
@@ -47,7 +47,7 @@ def measure_binding(
     shown = [pictures_of(reference) for reference in references]
     means = torch.stack([embed(encoder, each, tick).mean(0) for each in shown])  # [M, E]
     seen = objects_in(images, references, detections, encoder, means, tick)
-    mixed_each = _by_picture(mixed, len(images))
+    mixed_each = _by_picture(places_mixed, len(images))
     shared_with = may_hold([each.matches for each in seen], references, (detections.height, detections.width))
     return Binding(
         names=texts,
@@ -107,8 +107,8 @@ def binding_report(binding: Binding) -> str:
         f"presence {percent(binding.presence)}",
         f"pictures compared by {binding.encoder}",
     ]
-    each = [percent(picture.mixed) for picture in binding.pictures if picture.mixed is not None]
-    if (mixed := binding.mean_mixed(range(len(binding.pictures)))) is not None:
+    each = [percent(picture.places_mixed) for picture in binding.pictures if picture.places_mixed is not None]
+    if (mixed := binding.mean_places_mixed(range(len(binding.pictures)))) is not None:
         one_by_one = f" ({', '.join(each)})" if len(each) > 1 else ""
         numbers.insert(3, f"places mixed while sampling {percent(mixed)}{one_by_one}")
     sentences = [f"- {sentence}" for sentence in verdict(binding)]

@@ -172,7 +172,7 @@ def _against_leak(binding: Binding, objects: Sequence[int], pictures: Pictures, 
     """
     if not all(binding.weights[m] for m in objects):
         return balance
-    mixed = binding.mean_mixed(pictures)
+    mixed = binding.mean_places_mixed(pictures)
     several = len(objects) > 1
     if all(binding.placed[m] for m in objects):
         region = f"shrink {'their regions' if several else 'its region'}"
@@ -182,11 +182,11 @@ def _against_leak(binding: Binding, objects: Sequence[int], pictures: Pictures, 
         return f"{balance}, or {region}"
     if mixed >= MIXED:
         return (
-            f"the objects claim the same places while sampling (mixed {percent(mixed)}), so set sharpness in "
+            f"the objects claim the same places while sampling (places mixed {percent(mixed)}), so set sharpness in "
             f"MIP Merge to 2–4, or {region}"
         )
     return (
-        f"the relevance keeps the objects apart (mixed {percent(mixed)}), so cut them out of their pictures "
+        f"the relevance keeps the objects apart (places mixed {percent(mixed)}), so cut them out of their pictures "
         f"with image_mask, or {balance}"
     )
 

@@ -77,14 +77,14 @@ def test_shares_are_of_the_pictures_that_leak():
 
 
 def test_the_relevance_sharpens_the_advice():
-    mixed, apart = (verdict(batch(replace(LEAKY, mixed=each)))[1] for each in (0.9, 0.3))
+    mixed, apart = (verdict(batch(replace(LEAKY, places_mixed=each)))[1] for each in (0.9, 0.3))
     assert "mixed 90 %" in mixed and "sharpness in MIP Merge" in mixed
     assert "mixed 30 %" in apart and "image_mask" in apart
 
 
 def test_each_picture_has_its_own_relevance():
     """Of a batch the pictures that leak count, in one picture's verdict its own."""
-    several = batch(replace(made([0.2, 0.2]), mixed=0.1), replace(LEAKY, mixed=0.9))
+    several = batch(replace(made([0.2, 0.2]), places_mixed=0.1), replace(LEAKY, places_mixed=0.9))
     assert "mixed 90 %" in verdict(several)[1] and len(verdict(several.only(0))) == 1
     assert "places mixed while sampling 50 % (10 %, 90 %)" in binding_report(several)
 
@@ -134,7 +134,7 @@ def test_one_reference_that_takes_both_is_to_be_lowered():
         "One takes both: “cat” and “dog” wear the look of “cat”. Lower the cat's weight (now 1, try 0.77), or give "
         "“dog” a region."
     )
-    assert "sharpness in MIP Merge" in verdict(batch(replace(both, mixed=0.9)))[1]
+    assert "sharpness in MIP Merge" in verdict(batch(replace(both, places_mixed=0.9)))[1]
     assert "Raise the dog's weight from 0 to 1." in verdict(batch(both, weights=(1.0, 0.0)))[1]
     similarity = torch.full((3, 3), 0.05)
     similarity[:, 2] = 0.9
@@ -211,7 +211,7 @@ def test_all_is_well_and_nothing_to_measure():
 
 
 def test_the_report_holds_verdict_numbers_and_table():
-    said = binding_report(batch(replace(LEAKY, mixed=0.9), made([0.2, None])))
+    said = binding_report(batch(replace(LEAKY, places_mixed=0.9), made([0.2, None])))
     assert said.startswith("- 3 of 4 objects were found") and "presence 75 %" in said and "confusion rate 0 %" in said
     assert "places mixed while sampling 90 %" in said and "69 % dog, 31 % cat" in said
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines()]
