@@ -211,6 +211,15 @@ SCALED_LAST = """() => {
 # ---- errors ----
 
 TOASTS = "() => [...document.querySelectorAll('.p-toast-message')].map(toast => toast.innerText)"
+# [x, y, w, h] of the newer frontend's own box about errors, or null, and of the toasts.
+BOXES = """() => {
+    const boxOf = element => {
+        const box = element?.getBoundingClientRect()
+        return box ? [box.x, box.y, box.width, box.height] : null
+    }
+    const own = document.querySelector('[data-testid="error-overlay"]')
+    return [boxOf(own), ...[...document.querySelectorAll(".p-toast-message")].map(boxOf)]
+}"""
 MARKED = """type => app.graph._nodes.filter(node => node.type === type && app.lastNodeErrors?.[node.id])
     .map(node => app.lastNodeErrors[node.id].errors.map(error => error.extra_info?.input_name))"""
 EMPTY_TEXT = """() => {
@@ -240,6 +249,8 @@ def test_mistakes_speak_before_anything_runs(page) -> None:
         page.evaluate(mistake)
         page.evaluate(RUN)
         page.wait_for_function(TOAST, arg=words)
+        box, *toasts = page.evaluate(BOXES)
+        assert not [each for each in toasts if box and overlap(box, each)]
         page.keyboard.press("Escape")  # the older frontend's dialog, if the host queued nothing
         page.wait_for_function(f"kind => ({MARKED})(kind).length", arg=kind)
         assert page.evaluate(MARKED, kind) == [[name]]
