@@ -269,17 +269,11 @@ class _PlanBuilder:
         strengths = self.references.strengths_at(site.key)
         if not any(strengths):
             return
-        factors = _constant_factors(
-            self.object_weights,
-            self.object_weights.new_tensor(strengths).view(-1, 1, 1),
-            self.scale,
-            self.merge,
-            self.references,
-        )
+        at_site = self.object_weights.new_tensor(strengths).view(-1, 1, 1)
+        factors = _constant_factors(self.object_weights, at_site, self.scale, self.merge, self.references)
         tokens = self.references.tokens.shape[1]
-        per_token, per_null = (
-            each.expand(-1, tokens, -1).reshape(-1, 1) for each in factors
-        )  # [M·T, 1], and [T or M·T, 1]
+        # [M·T, 1], and [T or M·T, 1]
+        per_token, per_null = (each.expand(-1, tokens, -1).reshape(-1, 1) for each in factors)
 
         def heads_first(flat: Tensor) -> Tensor:  # [tokens, C] -> [h, tokens, d]
             return flat.unflatten(-1, (site.heads, -1)).transpose(0, 1).to(self.dtype).contiguous()

@@ -57,8 +57,8 @@ def match_objects(detections: Detections, picture: int, texts: Sequence[str]) ->
     found_as = [whose.get(p, int(scores[:, p].argmax())) for p in order]
     rows = {p: row for row, p in enumerate(order)}
     own = {m: rows[p] for p, m in whose.items()}
-    others = [[whose.get(p) is None or numbers[whose[p]] != number for p in range(len(places))] for number in numbers]
-    of_others = np.where(np.array(others, bool).reshape(scores.shape), scores, ABSENT)
+    owners = np.array([numbers[whose[p]] if p in whose else -1 for p in range(len(places))])  # [P]
+    of_others = np.where(owners != np.array(numbers)[:, None], scores, ABSENT)
     also_seen_as = {m: rows[int(of.argmax())] for m, of in enumerate(of_others) if m not in own and (of > ABSENT).any()}
     return ObjectMatches(
         tuple(_best(places[p], numbers[m]) for p, m in zip(order, found_as, strict=True)),

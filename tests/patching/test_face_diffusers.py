@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
@@ -25,7 +24,6 @@ def _diffusers() -> None:
     pytest.importorskip("diffusers")
 
 
-@cache
 def model_of(kind: str) -> Any:
     """Of SDXL's class the golden UNet, since diffusers cannot build the small one."""
     return small.patcher(golden.host_unet()) if kind == "sdxl" else small.sd15()

@@ -79,7 +79,6 @@ def fitted(adapter: Any, model: Any) -> Any:
 def stored_as(dtype: torch.dtype, compute: torch.dtype | None) -> Any:
     """The same UNet as ComfyUI builds it for a dtype. compute: the dtype to which it casts weights while they run."""
     made = _unet(dtype, compute)
-    made.diffusion_model.load_state_dict(_unet(torch.float32, None).diffusion_model.state_dict())
     assert made.get_dtype() == dtype
     return patcher(made)
 
