@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..common.text import shown, whole_number
+from ..common.text import brief, whole_number
 from ..weights.sites import Site, SiteKey
 from .ease import EASES, STEADY
 from .options import one_of
@@ -182,7 +182,7 @@ def _read_pairs(words: Sequence[str], blocks: Sequence[Block]) -> list[float]:
         number = whole_number(place)
         if number is None or number >= len(blocks):
             raise ValueError(
-                f"There is no block “{shown(place, 40)}” in this model: its {len(blocks)} blocks are {named(blocks)}, "
+                f"There is no block “{brief(place, 40)}” in this model: its {len(blocks)} blocks are {named(blocks)}, "
                 f"counted from 0 to {len(blocks) - 1}. Write pairs such as “0:1, 3:0.5”."
             )
         strengths[number] = _number(strength)
@@ -196,7 +196,7 @@ def _number(word: str) -> float:
         strength = math.nan
     if not 0 <= strength <= MAX_STRENGTH:
         raise ValueError(
-            f"“{shown(word, 40)}” is no block strength: write numbers from 0 to {MAX_STRENGTH:g} with spaces or commas "
+            f"“{brief(word, 40)}” is no block strength: write numbers from 0 to {MAX_STRENGTH:g} with spaces or commas "
             "between them, such as “1 1 0.5 0”."
         )
     return strength

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from ..common.text import shown
+from ..common.text import brief
 
 Strategy = Literal["relevance", "uniform", "sum", "concat"]
 Normalization = Literal["sum", "mean"]
@@ -24,7 +24,7 @@ GATES: tuple[str, ...] = get_args(Gate)
 def one_of(what: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raises ValueError, listing the choices, when `value` is none of them. what: the setting's name."""
     if value not in allowed:
-        raise ValueError(f"{what} is {shown(repr(value), 60)}; choose one of {', '.join(allowed)}.")
+        raise ValueError(f"{what} is {brief(repr(value), 60)}; choose one of {', '.join(allowed)}.")
 
 
 def between(what: str, value: float, low: float, high: float) -> None:

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..common.crops import bounds, window
 from ..common.drawing import colour_numbers
-from ..common.text import check_texts, shown
+from ..common.text import brief, check_texts
 from ..common.weak_cache import WeakCache
 from ..weights.adapter import Adapter
 from .block_strength import PRESETS, STYLE, BlockStrength
@@ -26,8 +27,8 @@ MAX_OBJECTS = 16
 MAX_WEIGHT = 3.0
 # CLIP sees 224 pixels; a picture of a few pixels is a mistake in the graph, not a reference.
 LEAST_SIDE = 8
-# Mask values up to this are not part of the object's bounding box.
-MASK_THRESHOLD = 0.05
+# Larger values of an image mask are part of the object's bounding box.
+LEAST_MASK = 0.05
 # Relative tolerance between the aspect ratios of mask and picture: the sides of a smaller mask are rounded.
 SAME_SHAPE = 0.02
 # The same input gives the same tensor object, so that patching/encode.py recognises it.
@@ -166,7 +167,7 @@ def make_reference(
     if not 0 <= region_until <= 1:
         raise ValueError(f"The region of “{text}” holds until {region_until}; it must lie in 0 to 1 (1: to the end).")
     if fit not in FITS:
-        raise ValueError(f"The fit of “{text}” is “{shown(fit, 60)}”; it must be one of {', '.join(FITS)}.")
+        raise ValueError(f"The fit of “{text}” is “{brief(fit, 60)}”; it must be one of {', '.join(FITS)}.")
     one_of(f"The strength over time of “{text}”", over_time, EASES)
     over_time = blocks.over_time if over_time == STEADY and blocks is not None else over_time
     if negative is not None:
@@ -205,7 +206,7 @@ def paired(names: str, pictures: Collection[int]) -> dict[int, str]:
         )
     if lacking := texts.keys() - set(pictures):
         raise ValueError(
-            f"“{shown(texts[min(lacking)], 60)}”, name {min(lacking)}, has no picture: connect one to “picture "
+            f"“{brief(texts[min(lacking)], 60)}”, name {min(lacking)}, has no picture: connect one to “picture "
             f"{min(lacking)}”, or delete the name."
         )
     return texts
@@ -348,7 +349,7 @@ def _cut_out(images: Tensor, masks: Tensor, text: str) -> Tensor:
         masks = F.interpolate(masks.unsqueeze(1), size=(height, width), mode="bilinear", align_corners=False).squeeze(1)
     squares = []
     for picture, mask in zip(images, masks.expand(count, -1, -1), strict=True):
-        inside = mask > MASK_THRESHOLD
+        inside = mask > LEAST_MASK
         if not inside.any():
             raise ValueError(
                 f"The image_mask of “{text}” is empty: it must be white on the object (invert it if it came from a "
@@ -360,7 +361,7 @@ def _cut_out(images: Tensor, masks: Tensor, text: str) -> Tensor:
                 f"The image_mask of “{text}” leaves {len(columns)}×{len(rows)} pixels of its picture: paint the whole "
                 "object white, not a dot on it."
             )
-        box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+        box = window(bounds(inside))
         alpha = mask[box].unsqueeze(-1)
         squares.append(_square(picture[box] * alpha + (1 - alpha)))
     side = max(square.shape[0] for square in squares)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .options import between
 
-SIDE = 256  # pixels of a mask of boxes; it is stretched to the canvas
+REGION_SIDE = 256  # pixels of a mask of boxes; it is stretched to the canvas
 Size = tuple[int, int]  # height, width
 Area = tuple[int, int, int, int] | None  # (height, width, y, x) in latent pixels; None: the whole canvas
 
@@ -84,7 +84,7 @@ def _halved(side: int, times: int) -> int:
 
 
 def box_region(boxes: Sequence[tuple[float, float, float, float]], feather: float = 0.0) -> Tensor:
-    """A mask [1, SIDE, SIDE] in 0..1 that is white inside any of the boxes.
+    """A mask [1, REGION_SIDE, REGION_SIDE] in 0..1 that is white inside any of the boxes.
 
     boxes: (left, top, right, bottom) as fractions of the canvas.
     feather: width of the soft edge as a fraction of the canvas; half of it lies inside the box. An edge on the border
@@ -93,20 +93,20 @@ def box_region(boxes: Sequence[tuple[float, float, float, float]], feather: floa
     Raises ValueError for a box that covers nothing of the canvas.
     """
     between("feather", feather, 0, 1)
-    centres = (torch.arange(SIDE) + 0.5) / SIDE
+    centres = (torch.arange(REGION_SIDE) + 0.5) / REGION_SIDE
 
     def along(low: float, high: float) -> Tensor:
         low, high = max(low, 0.0), min(high, 1.0)
         # At least one pixel, so that no box falls between two pixels. At most the box, so that its middle is white.
-        soft = max(min(feather, high - low), 1 / SIDE)
-        inside = torch.ones(SIDE)
+        soft = max(min(feather, high - low), 1 / REGION_SIDE)
+        inside = torch.ones(REGION_SIDE)
         if low > 0:
             inside = inside * ((centres - low) / soft + 0.5).clamp(0, 1)
         if high < 1:
             inside = inside * ((high - centres) / soft + 0.5).clamp(0, 1)
         return inside
 
-    filled = torch.zeros(SIDE, SIDE)
+    filled = torch.zeros(REGION_SIDE, REGION_SIDE)
     for left, top, right, bottom in boxes:
         if not (left < right and top < bottom and left < 1 and top < 1 and right > 0 and bottom > 0):
             raise ValueError(

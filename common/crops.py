@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from PIL import Image
@@ -18,7 +16,7 @@ def bounds(mask: Tensor) -> Box:
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-SIDE = 224  # pixels of CLIP's input
+CROP_SIDE = 224  # pixels of CLIP's input
 WHITE = np.uint8(255)
 
 
@@ -53,6 +51,17 @@ def window(box: Box) -> tuple[slice, slice]:
     return slice(y0, max(y1, y0 + 1)), slice(x0, max(x1, x0 + 1))
 
 
+def box_area(box: Box) -> float:
+    """Width times height, 0 for an empty box."""
+    x0, y0, x1, y1 = box
+    return max(x1 - x0, 0.0) * max(y1 - y0, 0.0)
+
+
+def overlap(a: Box, b: Box) -> float:
+    """The area that two boxes have in common."""
+    return box_area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
+
+
 def describe(box: Box) -> str:
     """The box as text: (left, top)–(right, bottom) in integer pixels."""
     x0, y0, x1, y1 = (round(edge) for edge in box)
@@ -73,10 +82,8 @@ def check_images(images: Tensor) -> None:
         )
 
 
-def iou(a: Sequence[float], b: Sequence[float]) -> float:
+def iou(a: Box, b: Box) -> float:
     """Intersection over union of two boxes."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    both = max(width, 0.0) * max(height, 0.0)
-    either = sum(max(x1 - x0, 0.0) * max(y1 - y0, 0.0) for x0, y0, x1, y1 in (a, b)) - both
+    both = overlap(a, b)
+    either = box_area(a) + box_area(b) - both
     return both / either if either > 0 else 0.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .text import shown
+from .text import brief
 
 LARGEST = 1 << 26  # pixels of a picture file, such as 8192×8192; a file of some kilobytes may claim any number
 # Whatever a file's name says, Pillow goes by its first bytes. For some formats it would start a program, such as
@@ -21,7 +21,7 @@ def open_picture(path: Path) -> Image.Image:
     format; and for one of more than LARGEST pixels. Raises what Pillow raises, an OSError, for a damaged file.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{shown(path, 300)} is no file")
+        raise FileNotFoundError(f"{brief(path, 300)} is no file")
     Image.init()
     try:
         image = Image.open(path, formats=[each for each in FORMATS if each in Image.OPEN])
@@ -34,4 +34,4 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def _too_large(path: Path) -> str:
-    return f"{shown(path.name)} has more than {LARGEST >> 20} million pixels: make it smaller"
+    return f"{brief(path.name)} has more than {LARGEST >> 20} million pixels: make it smaller"

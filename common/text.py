@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 
-def shown(text: object, limit: int = 120) -> str:
+def brief(text: object, limit: int = 120) -> str:
     """One printable line of at most `limit` characters. The keys of a damaged file may contain anything."""
     line = "".join(c if c.isprintable() else "?" for c in str(text))
     return line if len(line) <= limit else line[:limit] + "…"
@@ -16,7 +16,7 @@ def some(names: Iterable[object], limit: int = 4) -> str:
     """The first `limit` names and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(shown(name) for name in listed[:limit]) + more
+    return ", ".join(brief(name) for name in listed[:limit]) + more
 
 
 LONGEST_TEXT = 300  # letters of one object text
@@ -32,12 +32,12 @@ def check_texts(texts: Sequence[str]) -> None:
     """Raises ValueError if these are more object texts, or longer ones, than any picture needs."""
     if len(texts) > MOST_TEXTS:
         raise ValueError(
-            f"There are {len(texts)} object texts, from “{shown(texts[0], 40)}” on; at most {MOST_TEXTS} can be "
+            f"There are {len(texts)} object texts, from “{brief(texts[0], 40)}” on; at most {MOST_TEXTS} can be "
             "searched at a time: leave some out, or use several nodes."
         )
     if long := [text for text in texts if len(text) > LONGEST_TEXT]:
         raise ValueError(
-            f"The object text “{shown(long[0], 40)}” has {len(long[0])} letters; at most {LONGEST_TEXT} are accepted: "
+            f"The object text “{brief(long[0], 40)}” has {len(long[0])} letters; at most {LONGEST_TEXT} are accepted: "
             "name the object in a word or two, such as “red cat”."
         )
 
@@ -87,9 +87,9 @@ def object_number(wanted: str, texts: Sequence[str]) -> int:
     if not same and 1 <= (whole_number(wanted.strip()) or 0) <= len(texts):
         return int(wanted) - 1
     if len(same) != 1:
-        known = some((f"{i} “{shown(text, 40)}”" for i, text in enumerate(texts, 1)), 16)
+        known = some((f"{i} “{brief(text, 40)}”" for i, text in enumerate(texts, 1)), 16)
         why = "names several of the objects" if same else "is none of the objects"
         raise ValueError(
-            f"“{shown(wanted.strip(), 60)}” {why} ({known}): write the words or the number of one of them."
+            f"“{brief(wanted.strip(), 60)}” {why} ({known}): write the words or the number of one of them."
         )
     return same[0]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .text import shown
+from .text import brief
 
 LARGEST = 1 << 24  # bytes
 
@@ -18,11 +18,11 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
     is not UTF-8; OSError for a file that cannot be opened.
     """
     if path.exists() and (not path.is_file() or path.stat().st_size > largest):
-        raise ValueError(f"{shown(path, 300)} is no file of at most {largest >> 20} MB")
+        raise ValueError(f"{brief(path, 300)} is no file of at most {largest >> 20} MB")
     try:
         return path.read_text("utf-8-sig")
     except UnicodeError as error:
-        raise ValueError(f"{shown(path, 300)} is no text in UTF-8 ({error})") from error
+        raise ValueError(f"{brief(path, 300)} is no text in UTF-8 ({error})") from error
 
 
 def parse_json(text: str) -> Any:
@@ -30,4 +30,4 @@ def parse_json(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"it is no readable JSON ({shown(error)})") from error
+        raise ValueError(f"it is no readable JSON ({brief(error)})") from error

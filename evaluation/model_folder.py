@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.batching import OUT_OF_MEMORY
-from ..common.text import shown
+from ..common.text import brief
 from ..common.text_files import parse_json, read_text
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _read_json(file: Path) -> dict[str, Any]:
             raise ValueError("it holds no settings")
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"The file {shown(file, 300)} is not readable JSON ({shown(error)}): download the folder again."
+            f"The file {brief(file, 300)} is not readable JSON ({brief(error)}): download the folder again."
         ) from error
     return settings
 
@@ -189,12 +189,12 @@ def _check_setting(value: Any, file: Path, name: str = "", depth: int = 0) -> No
     elif name == "use_pretrained_backbone" and value:
         why = "names a backbone to download"
     elif "layers" in name and isinstance(value, int) and value > MOST_LAYERS:
-        why = f"is {shown(value)}; no model has more than {MOST_LAYERS} layers"
+        why = f"is {brief(value)}; no model has more than {MOST_LAYERS} layers"
     elif name in _SIDES and isinstance(value, int) and value > LONGEST_SIDE:
-        why = f"is {shown(value)}; no model sees more than {LONGEST_SIDE} pixels"
+        why = f"is {brief(value)}; no model sees more than {LONGEST_SIDE} pixels"
     if why:
         raise ValueError(
-            f"In {shown(file, 300)} the setting “{shown(name)}” {why}. Code from a model's folder never runs here: use "
+            f"In {brief(file, 300)} the setting “{brief(name)}” {why}. Code from a model's folder never runs here: use "
             "the original folder of a CLIP, SigLIP, DINO, OWL or Grounding DINO model, or remove the setting."
         )
     if isinstance(value, dict):
@@ -207,7 +207,7 @@ def _check_setting(value: Any, file: Path, name: str = "", depth: int = 0) -> No
 
 def reason_of(error: BaseException) -> str:
     """What a library raised, short and printable."""
-    return f"{type(error).__name__}: {shown(' '.join(str(error).split()), 200)}"
+    return f"{type(error).__name__}: {brief(' '.join(str(error).split()), 200)}"
 
 
 def read(folder: str | os.PathLike[str], what: str, model: str, processor: str, unused: Sequence[str] = ()) -> Any:

@@ -45,15 +45,17 @@ def objects_in(
     means [M, E]: for each reference the mean of its pictures' unit embeddings. They decide between objects of the same
         text, which no detector can tell apart.
     tick: called with the number of crops embedded since the last call.
+
+    Raises ValueError for a reference whose text was not searched, and where box and mask leave nothing of an object.
     """
     texts = [reference.text for reference in references]
     matched = [match_objects(detections, b, texts) for b in range(len(images))]
     crops = [tuple(crop(image, each) for each in matches.found) for image, matches in zip(images, matched, strict=True)]
     flat = [each for row in crops for each in row]
-    seen = embed(encoder, flat, tick) if flat else means[:0]
+    vectors = embed(encoder, flat, tick) if flat else means[:0]
     return [
-        ObjectEmbeddings(rematch_by_appearance(matches, texts, own @ means.T), row, own)
-        for matches, row, own in zip(matched, crops, seen.split([len(row) for row in crops]), strict=True)
+        ObjectEmbeddings(rematch_by_appearance(matches, texts, each @ means.T), row, each)
+        for matches, row, each in zip(matched, crops, vectors.split([len(row) for row in crops]), strict=True)
     ]
 
 

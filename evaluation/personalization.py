@@ -130,8 +130,8 @@ def personalization(
         raise ValueError("The prompt is empty: give the words that the pictures were made from; CLIP-T scores them.")
     texts = tuple(reference.text for reference in references)
     pictures = list(as_bytes(images[..., :3]))
-    shown = [pictures_of(reference) for reference in references]
-    clip, dino = (_pictures(each, pictures, shown, tick) for each in (encoder, image_encoder))
+    of_references = [pictures_of(reference) for reference in references]
+    clip, dino = (_pictures(each, pictures, of_references, tick) for each in (encoder, image_encoder))
     assert clip
     whole = View(
         text_score(clip[0], embed_words(words, [prompt])).unsqueeze(1).expand(-1, len(texts)),
@@ -162,12 +162,12 @@ def pictures_to_encode(
 
 
 def _pictures(
-    encoder: ImageEncoder | None, pictures: list, shown: list, tick: Tick | None
+    encoder: ImageEncoder | None, pictures: list, of_references: list, tick: Tick | None
 ) -> tuple[Tensor, list[Tensor]] | None:
     """Unit embeddings of the pictures [B, E] and of every reference's pictures [R_m, E]; None without an encoder."""
     if encoder is None:
         return None
-    return embed(encoder, pictures, tick), [embed(encoder, each, tick) for each in shown]
+    return embed(encoder, pictures, tick), [embed(encoder, each, tick) for each in of_references]
 
 
 def _crops(
@@ -183,9 +183,9 @@ def _crops(
     words [M, E]: unit embeddings of the object texts.
     clip, dino: M tensors [R_m, E] of the references' unit embeddings, by the encoder and by the image_encoder.
     """
-    measured = torch.tensor([[row is not None for row in each.matches.own] for each in objects])  # [B, M]
-    own = [(each, row) for each in objects for row in each.matches.own if row is not None]
-    whose = measured.nonzero()[:, 1]  # [C], in the order of `own`
+    measured = torch.tensor([[row is not None for row in each.matches.detection_of] for each in objects])  # [B, M]
+    found = [(each, row) for each in objects for row in each.matches.detection_of if row is not None]
+    whose = measured.nonzero()[:, 1]  # [C], in the order of `found`
 
     def placed(values: Tensor | None = None) -> Tensor:
         everywhere = torch.zeros(measured.shape)
@@ -194,16 +194,16 @@ def _crops(
         return everywhere
 
     def like_own(crops: Tensor, references: Sequence[Tensor]) -> Tensor:
-        return placed(image_score(crops, references)[torch.arange(len(own)), whose])
+        return placed(image_score(crops, references)[torch.arange(len(found)), whose])
 
-    if not own:
+    if not found:
         return View(placed(), placed(), placed() if image_encoder else None, measured)
-    seen = torch.stack([each.embeddings[row] for each, row in own])
-    again = embed(image_encoder, [each.crops[row] for each, row in own], tick) if image_encoder else None
+    by_clip = torch.stack([each.embeddings[row] for each, row in found])
+    by_dino = embed(image_encoder, [each.crops[row] for each, row in found], tick) if image_encoder else None
     return View(
-        placed(text_score(seen, words[whose])),
-        like_own(seen, clip),
-        None if again is None else like_own(again, dino),
+        placed(text_score(by_clip, words[whose])),
+        like_own(by_clip, clip),
+        None if by_dino is None else like_own(by_dino, dino),
         measured,
     )
 

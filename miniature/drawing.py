@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..common.crops import CROP_SIDE
 from . import world
 from .world_looks import COLOURS, PATTERNS, PLAIN, palette
 from .world_shapes import KINDS
-
-SIDE = 224  # pixels
 
 
 def look_of(pattern: str, first: str, second: str) -> tuple[int, int, int]:
@@ -20,7 +19,7 @@ def look_of(pattern: str, first: str, second: str) -> tuple[int, int, int]:
     return PATTERNS.index(pattern), names.index(first), names.index(second)
 
 
-def draw_object(kind: str, pattern: str, first: str, second: str, pose: int, side: int = SIDE) -> Tensor:
+def draw_object(kind: str, pattern: str, first: str, second: str, pose: int, side: int = CROP_SIDE) -> Tensor:
     """The object on white, [1, side, side, 3] in 0..1.
 
     kind, pattern, first, second: names; first and second are colours.

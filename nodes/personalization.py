@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..attention.reference import objects_of
-from ..common.text import shown
+from ..common.text import brief
 from ..evaluation.personalization import personalization, personalization_report, pictures_to_encode
 from .progress import ticking
 from .types import SCORES, MIPDetections, MIPEncoder, MIPReferences, searched_as
@@ -83,7 +83,7 @@ class MIPPersonalizationScore(io.ComfyNode):
         missing_as_zero=False,
     ) -> io.NodeOutput:
         if scope not in SCOPES:
-            raise ValueError(f"The scope is “{shown(scope, 60)}”; choose one of: {', '.join(SCOPES)}.")
+            raise ValueError(f"The scope is “{brief(scope, 60)}”; choose one of: {', '.join(SCOPES)}.")
         if scope == CROPS and detections is None:
             raise ValueError("The scope is “crops”, but no detections are connected: connect MIP Detect Objects.")
         encoders = 1 if image_encoder is None else 2

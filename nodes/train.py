@@ -3,7 +3,7 @@
 from comfy_api.latest import io, ui
 
 from ..attention.options import one_of
-from ..common.text import shown
+from ..common.text import brief
 from ..training.comfy_session import dataset_path, save_in_host, train_session
 from ..training.config import Precision, TrainConfig, Trained
 from .types import CATEGORY, MIPAdapter, searched_as
@@ -194,7 +194,7 @@ class MIPTrainAdapter(io.ComfyNode):
         checkpoint_every=250,
     ) -> io.NodeOutput:
         if train not in TRAINED:
-            raise ValueError(f"train is “{shown(train)}”; choose one of: {', '.join(TRAINED)}.")
+            raise ValueError(f"train is “{brief(train)}”; choose one of: {', '.join(TRAINED)}.")
         recipe = TrainConfig(
             steps=steps,
             learning_rate=learning_rate,

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..common.batching import OUT_OF_MEMORY, memory_ran_out
-from ..common.text import printable, shown
+from ..common.text import brief, printable
 
 _LONG_QUOTE = re.compile(r"“([^“”]{120})[^“”]+”")
 LONGEST_CHOICE = 1000  # letters of what is chosen from a list, such as a path; it has one line
@@ -53,7 +53,7 @@ def fingerprint_of(look_up: Callable[..., object], *given: str | None) -> object
 
 def _name(given: object) -> str:
     if not isinstance(given, str):
-        raise ValueError(f"{shown(repr(given), 60)} is no name: choose one from the list, expected a text.")
+        raise ValueError(f"{brief(repr(given), 60)} is no name: choose one from the list, expected a text.")
     return checked_text("name", given)
 
 
@@ -91,7 +91,7 @@ def check_whenever_it_runs(node: type[io.ComfyNode]) -> None:
 
 def _sentence(error: Exception) -> str:
     said = _LONG_QUOTE.sub(r"“\1…”", str(error))
-    return "\n".join(shown(line, 2000) for line in said.split("\n")[:100])
+    return "\n".join(brief(line, 2000) for line in said.split("\n")[:100])
 
 
 TYPED = ("", "STRING", "INT", "FLOAT", "BOOLEAN", "COMBO")  # inputs that hold what somebody typed
@@ -118,7 +118,7 @@ def _checked(name: str, value: Any, kind: str) -> Any:
     )
     if plain and kind not in TYPED:  # the host lets it pass when a workflow holds a value in place of a link
         raise ValueError(
-            f"The input {name} is {shown(repr(value), 60)}, expected {kind} of another node: connect one there."
+            f"The input {name} is {brief(repr(value), 60)}, expected {kind} of another node: connect one there."
         )
     if isinstance(value, str):
         text = checked_text(name, value)
@@ -137,7 +137,7 @@ def checked_text(name: str, text: str) -> str:
     """The text, printable. Raises ValueError if it is endless."""
     if len(text) > LONGEST:
         raise ValueError(
-            f"The input {name} has {len(text):,} letters, “{shown(text, 40)}”; at most {LONGEST:,} are accepted. "
+            f"The input {name} has {len(text):,} letters, “{brief(text, 40)}”; at most {LONGEST:,} are accepted. "
             "Shorten it."
         )
     return printable(text)
@@ -153,7 +153,7 @@ def check_names(node: type[io.ComfyNode], known: Container[str], given: Iterable
         if each not in known:
             name, inputs = _inputs_of(node)
             raise ValueError(
-                f"{name} has no input “{shown(each, 60)}”: disconnect it, or install the version of MIP-Adapter that "
+                f"{name} has no input “{brief(each, 60)}”: disconnect it, or install the version of MIP-Adapter that "
                 f"the workflow was made with. Its inputs are {', '.join(inputs)}."
             )
 

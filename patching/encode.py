@@ -17,7 +17,7 @@ from ..attention.ease import STEADY, Ease
 from ..attention.face import Face
 from ..attention.plan import EncodedReferences
 from ..attention.reference import Reference, Style
-from ..attention.regions import SIDE
+from ..attention.regions import REGION_SIDE
 from ..common.weak_cache import WeakCache
 from ..weights.adapter import Adapter
 from ..weights.projection import project
@@ -263,7 +263,7 @@ def _regions(references: tuple[Reference, ...]) -> Tensor | None:
     pictures = max(map(len, given))
     height, width = max((region.shape[-2:] for region in given), key=lambda shape: shape[0] * shape[1])
     if pictures > 1:  # masks of an animation would take gigabytes
-        smaller = min(1.0, SIDE / max(height, width))
+        smaller = min(1.0, REGION_SIDE / max(height, width))
         height, width = max(1, round(height * smaller)), max(1, round(width * smaller))
 
     def stretched(region: Tensor | None) -> Tensor:

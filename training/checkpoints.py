@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..common.atomic_io import atomic_file
 from ..common.hashing import digest
-from ..common.text import shown, some
+from ..common.text import brief, some
 from ..weights.pickles import View
 from ..weights.torch_files import read_torch
 from .config import RESUMABLE, TrainConfig
@@ -123,7 +123,7 @@ def _read(path: Path, tensors: bool = True) -> dict[str, Any]:
         _check(state, tensors)
     except (Exception, MemoryError) as error:  # a damaged file can raise anything in zipfile and pickletools
         raise ValueError(
-            f"{path} is no checkpoint that training can go on from ({shown(error)}): remove it, so that the one before "
+            f"{path} is no checkpoint that training can go on from ({brief(error)}): remove it, so that the one before "
             "it is used, or choose another output folder."
         ) from error
     return state

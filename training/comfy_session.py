@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..common.text import printable, shown
+from ..common.text import brief, printable
 from ..patching.encode import check_encoders
 from ..patching.inner_lora import with_inner_lora
 from ..weights.adapter import Adapter
@@ -55,7 +55,7 @@ def dataset_path(name: str) -> Path:
     path = Path(folder_paths.get_input_directory()) / expanded(name)
     if not (path.is_dir() or path.is_file()):
         raise ValueError(
-            f"There is no training data at {shown(path, 300)}: give the whole path of a folder with images/, masks/ "
+            f"There is no training data at {brief(path, 300)}: give the whole path of a folder with images/, masks/ "
             "and jsons/, or its name below ComfyUI's input folder."
         )
     return path

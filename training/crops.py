@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..common.crops import SIDE, Box, cut_out, window
+from ..common.crops import CROP_SIDE, Box, cut_out, window
 from .filters import object_value
 
 
@@ -73,7 +73,7 @@ def cut_reference(picture: np.ndarray, values: np.ndarray, box: Box, mirrored: b
         return None
     pixels, mask = picture[rows, columns], inside == value
     square = cut_out(pixels[:, ::-1], mask[:, ::-1]) if mirrored else cut_out(pixels, mask)
-    return _tensor(square.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    return _tensor(square.resize((CROP_SIDE, CROP_SIDE), Image.Resampling.BILINEAR))
 
 
 def latent_mask(values: np.ndarray, boxes: list[Box], resolution: int) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..common.atomic_io import atomic_write
 from ..common.pictures import open_picture
-from ..common.text import shown
+from ..common.text import brief
 from ..common.text_files import parse_json, read_text
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -27,7 +27,7 @@ def expanded(name: str) -> Path:
         return Path(name).expanduser()
     except RuntimeError as error:
         raise ValueError(
-            f"“{shown(name)}” begins with a user whom this machine does not know: give the whole path."
+            f"“{brief(name)}” begins with a user whom this machine does not know: give the whole path."
         ) from error
 
 
@@ -37,7 +37,7 @@ def refuse_other_machine(name: str) -> None:
     """
     if (name.replace("/", "\\") if os.name == "nt" else name).startswith("\\\\"):
         raise ValueError(
-            f"“{shown(name)}” is on another machine: connect its folder as a drive with a letter, and give that path."
+            f"“{brief(name)}” is on another machine: connect its folder as a drive with a letter, and give that path."
         )
 
 
@@ -115,7 +115,7 @@ def read_subset(path: Path) -> tuple[Path, list[str]]:
         raise ValueError(f"The list of kept pictures {path} is empty; keep more with `mip.py curate --keep`.")
     if away := next((each for each in ids if set(each) & set("/\\:")), None):
         raise ValueError(
-            f"The list of kept pictures {path} holds “{shown(away)}”, which is a path: list ids of pictures."
+            f"The list of kept pictures {path} holds “{brief(away)}”, which is a path: list ids of pictures."
         )
     folder = lines[0].removeprefix(_FOLDER).strip()
     refuse_other_machine(folder)

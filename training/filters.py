@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..common.crops import Box, window
-from ..common.text import shown
+from ..common.crops import Box, box_area, overlap, window
+from ..common.text import brief
 
 CroppedAspect = Literal["h/w", "w/h"]
 
@@ -116,10 +116,10 @@ def faces_of(entries: Sequence[dict], width: int) -> tuple[list[dict], dict[Box,
         try:
             face = torch.tensor(entry["face"], dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise ValueError(f"the face of “{shown(entry.get('label'))}” is no list of numbers") from error
+            raise ValueError(f"the face of “{brief(entry.get('label'))}” is no list of numbers") from error
         if face.shape != (width,) or not bool(face.isfinite().all()):
             raise ValueError(
-                f"the face embedding of “{shown(entry.get('label'))}” has the shape {list(face.shape)}, expected "
+                f"the face embedding of “{brief(entry.get('label'))}” has the shape {list(face.shape)}, expected "
                 f"{width} finite numbers"
             )
         faces[_found(entry).box] = face
@@ -166,8 +166,7 @@ def _apart(a: LabelledBox, b: LabelledBox, filters: Filters) -> bool:
 
 def containment(a: Box, b: Box) -> float:
     """Intersection area over the area of the smaller box."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return max(0.0, width) * max(0.0, height) / max(1e-6, min(_area(a), _area(b)))
+    return overlap(a, b) / max(1e-6, min(box_area(a), box_area(b)))
 
 
 def mask_is_sound(values: np.ndarray, box: Box, filters: Filters) -> bool:
@@ -177,20 +176,16 @@ def mask_is_sound(values: np.ndarray, box: Box, filters: Filters) -> bool:
     """
     inside = values[window(box)]
     found, counts = np.unique(inside, return_counts=True)
-    if not 2 <= len(found) <= filters.values or counts.max() < filters.fill * _area(box):
+    if not 2 <= len(found) <= filters.values or counts.max() < filters.fill * box_area(box):
         return False
     value = object_value(inside)
-    return value is not None and int((values == value).sum()) <= _area(box)
+    return value is not None and int((values == value).sum()) <= box_area(box)
 
 
 def object_value(inside: np.ndarray) -> int | None:
     """The most frequent mask value other than the background; None if there is only background."""
     found, counts = np.unique(inside[inside > 0], return_counts=True)
     return int(found[counts.argmax()]) if len(found) else None
-
-
-def _area(box: Box) -> float:
-    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
 
 
 def shape_is_usable(box: Box, filters: Filters) -> bool:
@@ -200,7 +195,7 @@ def shape_is_usable(box: Box, filters: Filters) -> bool:
 
 def usable_after_crop(box: Box, side: int, filters: Filters) -> bool:
     """Whether enough is left of a box in a square crop; the box in the crop's own pixels."""
-    if _area(box) / side**2 <= filters.cropped_area:
+    if box_area(box) / side**2 <= filters.cropped_area:
         return False
     if filters.cropped_aspect == "h/w":
         x0, y0, x1, y1 = box
@@ -213,7 +208,7 @@ def _usable(entry: dict, size: tuple[int, int], filters: Filters) -> bool:
         return False
     found = _found(entry)
     return (
-        filters.area_min < _area(found.box) / (size[0] * size[1]) < filters.area_max
+        filters.area_min < box_area(found.box) / (size[0] * size[1]) < filters.area_max
         and shape_is_usable(found.box, filters)
         and _logit(entry) > filters.logit_min
         and not (filters.one_word and " " in found.label)
@@ -225,7 +220,7 @@ def _found(entry: dict) -> LabelledBox:
         x0, y0, x1, y1 = (float(edge) for edge in entry["box"])
         label = entry["label"]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"an object of its json has no label, or no box of four numbers: {shown(entry)}") from error
+        raise ValueError(f"an object of its json has no label, or no box of four numbers: {brief(entry)}") from error
     return LabelledBox(str(label).strip(), (x0, y0, x1, y1))
 
 
@@ -233,4 +228,4 @@ def _logit(entry: dict) -> float:
     try:
         return float(entry.get("logit", 1.0))
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"an object of its json has no number as logit: {shown(entry)}") from error
+        raise ValueError(f"an object of its json has no number as logit: {brief(entry)}") from error

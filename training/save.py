@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..common.atomic_io import keep_as_new
-from ..common.text import printable, shown
+from ..common.text import brief, printable
 from ..weights.adapter import Adapter, check_finite
 from ..weights.spec import HEAD_KEY
 from .config import TrainConfig
@@ -68,9 +68,9 @@ def free_path(folder: Path, name: str) -> Path:
     target = Path(os.path.abspath(folder / f"{name}.safetensors"))
     inside = target.is_relative_to(os.path.abspath(folder)) and not {"..", ""} & set(name.replace("\\", "/").split("/"))
     if not inside or target.name.startswith(".") or any(ord(each) < 32 or each in '<>:"|?*' for each in name):
-        raise ValueError(f"“{shown(name)}” is no name for a file inside {folder}: use letters, digits, “-” and “_”.")
+        raise ValueError(f"“{brief(name)}” is no name for a file inside {folder}: use letters, digits, “-” and “_”.")
     if max(len(part.encode()) for part in name.split("/")) > LONGEST:
-        raise ValueError(f"“{shown(name, 40)}” is too long for a file's name: use at most {LONGEST} letters.")
+        raise ValueError(f"“{brief(name, 40)}” is too long for a file's name: use at most {LONGEST} letters.")
     number = 2
     while target.exists():
         target, number = target.with_name(f"{Path(name).name}_{number}.safetensors"), number + 1

@@ -13,7 +13,7 @@ from pathlib import Path
 import folder_paths
 
 from ..common import bundled
-from ..common.text import shown
+from ..common.text import brief
 
 FOLDERS = ("mip_adapter", "ipadapter")
 MINIATURE = str(bundled.MINIATURE / "adapters")  # the adapters that come with the pack
@@ -63,14 +63,14 @@ def adapter_path(name: str) -> Path:
             for folder in folder_paths.get_folder_paths(key):
                 path = Path(folder, candidate)
                 if not _below(path, folder):
-                    raise ValueError(f"“{shown(name)}” leads out of the models folder; choose a file from the list.")
+                    raise ValueError(f"“{brief(name)}” leads out of the models folder; choose a file from the list.")
                 if path.is_file():
                     return path
     own = Path(MINIATURE, name)
     if name.startswith("miniature_"):
         raise ValueError(f"Adapter “{name}”, which comes with this pack, is missing: {own}.{cure(own)}")
     raise ValueError(
-        f"Adapter “{shown(name)}” was not found in {_places(*FOLDERS)}. Put it there and press R to refresh the lists."
+        f"Adapter “{brief(name)}” was not found in {_places(*FOLDERS)}. Put it there and press R to refresh the lists."
     )
 
 
@@ -101,10 +101,10 @@ def model_folder(key: str, name: str) -> Path:
     for base in folder_paths.get_folder_paths(key):
         path = Path(base, name)
         if not _below(path, base):
-            raise ValueError(f"“{shown(name)}” leads out of the models folder; choose a folder from the list.")
+            raise ValueError(f"“{brief(name)}” leads out of the models folder; choose a folder from the list.")
         if path.is_dir():
             return path
-    raise ValueError(f"“{shown(name)}” was not found in {place}. Put the model's folder there and press R.")
+    raise ValueError(f"“{brief(name)}” was not found in {place}. Put the model's folder there and press R.")
 
 
 def analyser_folders() -> list[str]:
@@ -123,10 +123,10 @@ def analyser_folder(name: str) -> Path:
         )
     path = Path(base, name)
     if not _below(path, str(base)):
-        raise ValueError(f"“{shown(name)}” leads out of the models folder; choose a folder from the list.")
+        raise ValueError(f"“{brief(name)}” leads out of the models folder; choose a folder from the list.")
     if path.is_dir():
         return path
-    raise ValueError(f"“{shown(name)}” was not found in {base}. Put its folder there and press R to refresh the lists.")
+    raise ValueError(f"“{brief(name)}” was not found in {base}. Put its folder there and press R to refresh the lists.")
 
 
 def _below(path: Path, folder: str) -> bool:

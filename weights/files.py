@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..common.text import shown
+from ..common.text import brief
 from .foreign import reject_foreign
 from .layout import flat_keys
 from .pickles import Forbidden, View
@@ -132,7 +132,7 @@ def _read_torch_file(path: Path, zipped: bool) -> tuple[Any, Callable[[View], Te
         raise _WordedError(f"“{path.name}” is a zip archive, not a torch file: unpack it first.") from None
     except Forbidden as bad:
         raise _WordedError(
-            f"“{path.name}” is a pickle that wants to run '{shown(bad.name)}'; weights need no code, so it was not "
+            f"“{path.name}” is a pickle that wants to run '{brief(bad.name)}'; weights need no code, so it was not "
             "opened. Take its .safetensors version, or a file that holds tensors only."
         ) from None
 
@@ -174,12 +174,12 @@ def _checked(tensors: dict[str, Tensor], others: list[str], name: str) -> dict[s
         raise ValueError(f"“{name}” uses the same numbers in many tensors, which would not fit in memory. {_AGAIN}")
     if others or not tensors:
         reject_foreign(tensors, name)
-        what = f"'{shown(others[0])}' is not a tensor" if others else "it holds no tensors"
+        what = f"'{brief(others[0])}' is not a tensor" if others else "it holds no tensors"
         raise ValueError(f"“{name}” is not an adapter: {what}, expected tensors only. Choose another file.")
     return tensors
 
 
 def _broken(path: Path, error: BaseException) -> str:
     reason = re.sub(r"\s+", " ", str(error)).strip().removeprefix("Error while deserializing header: ")
-    reason = f"{type(error).__name__}: {shown(reason)}" if reason else type(error).__name__
+    reason = f"{type(error).__name__}: {brief(reason)}" if reason else type(error).__name__
     return f"“{path.name}” is damaged or cut off, it cannot be read ({reason}). {_AGAIN}"

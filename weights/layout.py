@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TypeVar
 
-from ..common.text import shown
+from ..common.text import brief
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ def flat_keys(tensors: dict[str, T], name: str) -> dict[str, T]:
         new = _renamed(key)
         if new in flat:
             raise ValueError(
-                f"“{name}” holds '{shown(new)}' twice, in the training and in the published layout. "
+                f"“{name}” holds '{brief(new)}' twice, in the training and in the published layout. "
                 "Save it again with one of them."
             )
         flat[new] = tensor

@@ -42,7 +42,7 @@ class PictureBinding:
     found_as [C]: the object that each crop counts for.
     similarity [C, M]: S.
     look [C, M]: rows add up to 1, or are 0 for a crop that takes after no reference.
-    own [M]: for each object the number of its crop, None if it was not found.
+    crop_of [M]: for each object the number of its crop, None if it was not found.
     shared_with [M]: for an object that was not found, the number of another object's crop that may hold it too
         (`matching.may_hold`); else None.
     best_rejected [M]: for an object that was not found, the threshold below which the detector would have found it.
@@ -55,7 +55,7 @@ class PictureBinding:
     found_as: tuple[int, ...]
     similarity: Tensor
     look: Tensor
-    own: tuple[int | None, ...]
+    crop_of: tuple[int | None, ...]
     shared_with: tuple[int | None, ...] = ()
     best_rejected: tuple[float, ...] = ()
     places_mixed: float | None = None
@@ -63,12 +63,12 @@ class PictureBinding:
     @property
     def counts(self) -> tuple[int, ...]:
         """How often each object was found, [M]; once is expected."""
-        return tuple(self.found_as.count(m) for m in range(len(self.own)))
+        return tuple(self.found_as.count(m) for m in range(len(self.crop_of)))
 
     @property
     def present(self) -> tuple[int, ...]:
         """The objects that were found."""
-        return tuple(m for m, row in enumerate(self.own) if row is not None)
+        return tuple(m for m, row in enumerate(self.crop_of) if row is not None)
 
     @property
     def surplus(self) -> int:
@@ -80,7 +80,7 @@ class PictureBinding:
         if self.similarity.shape[1] < 2:
             return {}
         margins = {}
-        for m, row in enumerate(self.own):
+        for m, row in enumerate(self.crop_of):
             if row is not None:
                 others = self.similarity[row].tolist()
                 own = others.pop(m)
@@ -105,7 +105,7 @@ class PictureBinding:
         """
         margins = self.margin_by_object()
         nearest: list[int | None] = []
-        for m, row in enumerate(self.own):
+        for m, row in enumerate(self.crop_of):
             if row is None:
                 nearest.append(None)
             elif margins.get(m, 0.0) >= 0:
@@ -223,7 +223,7 @@ def bind(
         found_as=matches.found_as,
         similarity=seen.embeddings @ means.T,
         look=looks(seen.embeddings, means, matches.found_as),
-        own=matches.own,
+        crop_of=matches.detection_of,
         shared_with=tuple(shared_with),
         best_rejected=tuple(best_rejected),
         places_mixed=places_mixed,

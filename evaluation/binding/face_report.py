@@ -65,15 +65,15 @@ def face_likenesses(
     means = [_mean(references[m]) for m in persons]
     if len({len(each) for each in means}) > 1:
         raise ValueError("The face references were analysed by different models: use one analyser for all.")
-    own = F.normalize(torch.stack(means), dim=-1)  # [M, F]
+    known = F.normalize(torch.stack(means), dim=-1)  # [M, F]
     found = []
     for b, picture in enumerate(binding.pictures):
         faces = seen_faces(analyser, images[b], f"picture {b + 1}")
-        rows = [picture.own[m] for m in persons]
+        rows = [picture.crop_of[m] for m in persons]
         boxes = [None if row is None else picture.boxes[row] for row in rows]
         for person, face in enumerate(faces_in(boxes, faces)):
             text = references[persons[person]].text
-            alike = None if face is None else _alike(face.embedding(f"picture {b + 1}"), own, text)
+            alike = None if face is None else _alike(face.embedding(f"picture {b + 1}"), known, text)
             found.append(FaceLikeness(b, person, alike))
     return found
 
@@ -114,11 +114,11 @@ def _mean(reference: Reference) -> Tensor:
     return F.normalize(reference.face.embeddings.float(), dim=-1).mean(0)
 
 
-def _alike(embedding: Tensor, own: Tensor, text: str) -> tuple[float, ...]:
-    """S of a face. embedding: [F]; own: [M, F], unit vectors; text: the person's, for messages."""
-    if len(embedding) != own.shape[1]:
+def _alike(embedding: Tensor, known: Tensor, text: str) -> tuple[float, ...]:
+    """S of a face. embedding: [F]; known: [M, F], r_m; text: the person's, for messages."""
+    if len(embedding) != known.shape[1]:
         raise ValueError(
-            f"“{text}” has a face embedding of {own.shape[1]} numbers, and this face analyser gives {len(embedding)}: "
+            f"“{text}” has a face embedding of {known.shape[1]} numbers, and this face analyser gives {len(embedding)}: "
             "connect the analyser of the face references."
         )
-    return tuple((own @ F.normalize(embedding, dim=0)).tolist())
+    return tuple((known @ F.normalize(embedding, dim=0)).tolist())

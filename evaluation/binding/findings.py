@@ -42,18 +42,25 @@ class FindingKind(Enum):
     BLENDED = "blended"
     UNCLEAR = "unclear"
 
+    @property
+    def rank(self) -> int:
+        """Its place in that order."""
+        return list(FindingKind).index(self)
+
 
 class Finding(NamedTuple):
     """One finding.
 
     objects: their numbers, those of a circle in its order, others ascending.
-    source: the reference whose look the objects wear (one takes both, taken over), that is in their look (blended), or
-        whose detection may hold them too (missing); else None.
+    source: the reference whose look the objects wear (one takes both, taken over) or have in theirs (blended); else
+        None.
+    held_by: of a missing object, another one whose detection may hold it too; else None.
     """
 
     kind: FindingKind
     objects: tuple[int, ...]
     source: int | None = None
+    held_by: int | None = None
 
 
 def findings(picture: PictureBinding) -> list[Finding]:
@@ -70,15 +77,14 @@ def findings(picture: PictureBinding) -> list[Finding]:
         *_taken(wearing, inside),
         *_blended(picture, wearing),
     ]
-    order = list(FindingKind)
-    return sorted(found, key=lambda each: order.index(each.kind))
+    return sorted(found, key=lambda each: each.kind.rank)
 
 
 def worn(picture: PictureBinding) -> tuple[int | None, ...]:
     """For each object the reference whose look it wears, [M]; None if it wears no single one or was not found."""
 
     def of(m: int, nearest: int | None) -> int | None:
-        row = picture.own[m]
+        row = picture.crop_of[m]
         if row is None or nearest is None or nearest == m:
             return nearest
         look = picture.look[row].tolist()
@@ -105,10 +111,10 @@ def circles(wearing: Sequence[int | None]) -> list[tuple[int, ...]]:
 
 
 def _missing(picture: PictureBinding) -> Iterator[Finding]:
-    for m, row in enumerate(picture.own):
+    for m, row in enumerate(picture.crop_of):
         if row is None:
             shared = picture.shared_with[m] if picture.shared_with else None
-            yield Finding(FindingKind.MISSING, (m,), None if shared is None else picture.found_as[shared])
+            yield Finding(FindingKind.MISSING, (m,), held_by=None if shared is None else picture.found_as[shared])
 
 
 def _taken(wearing: Sequence[int | None], exchanged: set[int]) -> Iterator[Finding]:
@@ -127,7 +133,7 @@ def _blended(picture: PictureBinding, wearing: Sequence[int | None]) -> Iterator
     for m, margin in picture.margin_by_object().items():
         if wearing[m] not in (m, None):
             continue
-        row = picture.own[m]
+        row = picture.crop_of[m]
         assert row is not None  # what has a margin was found
         look = looks[row]
         source = max((j for j in range(len(look)) if j != m), key=look.__getitem__)

@@ -40,16 +40,16 @@ def draw_matrix(binding: Binding, b: int, sentences: Sequence[str] = ()) -> Imag
     every = _rows(each)
     rows = every[: max(MOST_ROWS, objects)]
     more = [f"and {len(every) - len(rows)} things more"] if len(every) > len(rows) else []
-    shown = _with_boxes(binding, b, 3 * CELL + GAP)
+    with_boxes = _with_boxes(binding, b, 3 * CELL + GAP)
     right = LEFT + objects * CELL + 2 * EDGE
-    width = max(right + shown.width + EDGE, LEAST_WIDTH)
-    bottom = TOP + max(len(rows) * CELL + LINE * len(more), shown.height)
+    width = max(right + with_boxes.width + EDGE, LEAST_WIDTH)
+    bottom = TOP + max(len(rows) * CELL + LINE * len(more), with_boxes.height)
     lines = [line for sentence in sentences for line in wrapped(sentence, LETTERS, width - 2 * EDGE)]
     sheet = Canvas(width, bottom + LEGEND + LINE * len(lines) + EDGE // 2)
     found = f"{len(each.present)} of {objects} found"
     title = f"Picture {b + 1} of {len(binding.pictures)}: margin {number(each.margin, sign=True)}, {found}"
     sheet.words((EDGE, EDGE - 8), title, 20)
-    sheet.paste((right, TOP), shown)
+    sheet.paste((right, TOP), with_boxes)
     for m, name in enumerate(binding.names):
         x = LEFT + m * CELL
         sheet.words((x + CELL / 2, TOP - CELL - 34), name, 16, width=CELL - 4, centred=True)
@@ -69,15 +69,14 @@ def draw_matrix(binding: Binding, b: int, sentences: Sequence[str] = ()) -> Imag
 
 def _rows(each: PictureBinding) -> list[tuple[int, int | None]]:
     """The matrix's rows as (object, number of its crop or None): every object, then the surplus crops."""
-    own = list(enumerate(each.own))
-    return [*own, *((m, row) for row, m in enumerate(each.found_as) if row not in each.own)]
+    return [*enumerate(each.crop_of), *((m, row) for row, m in enumerate(each.found_as) if row not in each.crop_of)]
 
 
 def _draw_row(
     sheet: Canvas, y: int, binding: Binding, each: PictureBinding, m: int, row: int | None, span: tuple[float, float],
     counts: Sequence[str],
 ) -> None:  # fmt: skip
-    extra = row is not None and row != each.own[m]
+    extra = row is not None and row != each.crop_of[m]
     margin = number(each.margin_by_object().get(m), sign=True)
     below = "one too many" if extra else "not found" if row is None else margin
     sheet.pen.rectangle((EDGE, y + 6, EDGE + 4, y + CELL - 8), fill=binding.colour(m))

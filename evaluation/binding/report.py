@@ -44,8 +44,8 @@ def measure_binding(
     """
     check_parts(images, references, detections)
     texts = tuple(reference.text for reference in references)
-    shown = [pictures_of(reference) for reference in references]
-    means = torch.stack([embed(encoder, each, tick).mean(0) for each in shown])  # [M, E]
+    pictures = [pictures_of(reference) for reference in references]
+    means = torch.stack([embed(encoder, each, tick).mean(0) for each in pictures])  # [M, E]
     seen = objects_in(images, references, detections, encoder, means, tick)
     mixed_each = _by_picture(places_mixed, len(images))
     shared_with = may_hold([each.matches for each in seen], references, (detections.height, detections.width))
@@ -53,7 +53,7 @@ def measure_binding(
         names=texts,
         weights=tuple(reference.weight for reference in references),
         placed=tuple(reference.region is not None for reference in references),
-        thumbnails=tuple(each[0] for each in shown),
+        thumbnails=tuple(each[0] for each in pictures),
         images=as_bytes(images[..., :3]),
         encoder=encoder.name,
         pictures=tuple(
@@ -85,9 +85,9 @@ def headline(binding: Binding) -> tuple[float, float, float]:
 
 def matrices(binding: Binding) -> Tensor:
     """A sheet for each picture, [B, H, W, 3] in 0..1: the similarity matrix and the picture's verdict."""
-    shown = replace(binding, names=written(binding.names))
-    sentences = [verdict(shown.only(b)) for b in range(len(shown.pictures))]
-    return torch.from_numpy(draw_matrices(shown, sentences)).float() / 255
+    drawn = replace(binding, names=written(binding.names))
+    sentences = [verdict(drawn.only(b)) for b in range(len(drawn.pictures))]
+    return torch.from_numpy(draw_matrices(drawn, sentences)).float() / 255
 
 
 def to_encode(references: Sequence[Reference], detections: Detections) -> int:
@@ -154,7 +154,7 @@ def lines(binding: Binding) -> str:
     for b, picture in enumerate(binding.pictures):
         margins = picture.margin_by_object()
         for m, name in enumerate(binding.names):
-            row, count, nearest = picture.own[m], picture.counts[m], picture.nearest[m]
+            row, count, nearest = picture.crop_of[m], picture.counts[m], picture.nearest[m]
             cells = [f"picture {b + 1}", name, f"{count}" if count == 1 else f"{count} (1 expected)"]
             if row is None:
                 rows.append([*cells, *[NOTHING] * 6])
@@ -175,12 +175,12 @@ def lines(binding: Binding) -> str:
     return table(header, rows, words=2)
 
 
-def best_other(similar: Tensor, own: int) -> int | None:
-    """The reference other than `own` that is most like a crop, None with a single one.
+def best_other(similar: Tensor, m: int) -> int | None:
+    """The reference other than m that is most like a crop, None with a single one.
 
     similar [M]: the crop's similarity to each reference.
     """
-    others = [j for j in range(len(similar)) if j != own]
+    others = [j for j in range(len(similar)) if j != m]
     return max(others, key=lambda j: float(similar[j])) if others else None
 
 

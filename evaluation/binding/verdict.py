@@ -58,8 +58,7 @@ def _by_finding(binding: Binding) -> list[tuple[Finding, list[int]]]:
     for b, each in enumerate(binding.pictures):
         for finding in findings(each):
             pictures.setdefault(finding, []).append(b)
-    order = list(FindingKind)
-    return sorted(pictures.items(), key=lambda each: (order.index(each[0].kind), each[0].objects))
+    return sorted(pictures.items(), key=lambda each: (each[0].kind.rank, each[0].objects))
 
 
 def _sentence(binding: Binding, finding: Finding, pictures: Pictures) -> str:
@@ -82,12 +81,12 @@ def _sentence(binding: Binding, finding: Finding, pictures: Pictures) -> str:
 
 
 def _missing(binding: Binding, finding: Finding, pictures: Pictures) -> tuple[str, str]:
-    (m,), source = finding.objects, finding.source
-    if source is None:
+    (m,), other = finding.objects, finding.held_by
+    if other is None:
         return f"no {_quoted(binding, [m])} was found", _find(binding, m, pictures)
-    other, apart = _quoted(binding, [source]), _apart(binding, [m, source], pictures)
+    lacking, holder, apart = _quoted(binding, [m]), _quoted(binding, [other]), _apart(binding, [m, other], pictures)
     return (
-        f"{_quoted(binding, [m])} has no box of its own, and the box of {other} may hold both: the two may touch",
+        f"{lacking} has no box of its own, and the box of {holder} may hold both: the two may touch",
         f"if you can see both, mark each by hand for MIP Objects from Boxes; if not, {apart}",
     )
 
@@ -132,7 +131,7 @@ def _taken_over(binding: Binding, finding: Finding, pictures: Pictures) -> tuple
 
 def _blended(binding: Binding, finding: Finding, pictures: Pictures) -> tuple[str, str]:
     (m,) = finding.objects
-    looks = [each.look[each.own[m], finding.source] for each in (binding.pictures[b] for b in pictures)]
+    looks = [each.look[each.crop_of[m], finding.source] for each in (binding.pictures[b] for b in pictures)]
     share = float(sum(looks)) / len(looks)
     what = f"{_quoted(binding, [m])} takes {percent(share)} of its look from {_source(binding, finding)}"
     return what, _against_leak(binding, [m], pictures, _balance(binding, m, finding.source))

@@ -23,9 +23,9 @@ import torch
 from PIL import Image
 
 from ...attention.reference import Reference, make_reference
-from ...common.crops import SIDE, cut_out
+from ...common.crops import CROP_SIDE, cut_out
 from ...common.pictures import open_picture
-from ...common.text import shown
+from ...common.text import brief
 from ...common.text_files import parse_json, read_text
 
 LIST = "dataset_multiconcept.json"
@@ -120,7 +120,7 @@ def _inside(folder: Path, name: str) -> Path:
     """A file that the list names, on any system. Raises ValueError if it is not in the folder."""
     path = PureWindowsPath(name)  # takes both kinds of strokes, drives and other machines
     if path.anchor or ".." in path.parts:
-        raise ValueError(f"“{shown(name)}” leads out of the folder")
+        raise ValueError(f"“{brief(name)}” leads out of the folder")
     return folder.joinpath(*path.parts)
 
 
@@ -144,7 +144,7 @@ def _concept(folder: Path, name: str, text: str, cropped: bool) -> Concept:
 def references(pair: Pair) -> tuple[Reference, ...]:
     """A reference for each concept with all its pictures.
 
-    They are cropped to their boxes, if there are any, and padded with white to squares of SIDE pixels.
+    They are cropped to their boxes, if there are any, and padded with white to squares of CROP_SIDE pixels.
     """
     made = []
     for concept in pair.concepts:
@@ -158,7 +158,7 @@ def _square(picture: Path, box: Path | None) -> Image.Image:
     image = load(picture)
     if box is not None:
         image = image.crop(_scaled(_box(box), image.size))
-    return cut_out(np.asarray(image), None).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return cut_out(np.asarray(image), None).resize((CROP_SIDE, CROP_SIDE), Image.Resampling.BILINEAR)
 
 
 def _box(file: Path) -> Sequence[float]:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...common.crops import Box, bounds, describe, window
-from ...common.text import plain, shown
+from ...common.text import brief, plain
 from .crops import MASK_THRESHOLD
 from .detections import Detection
 
@@ -54,7 +54,7 @@ class Reader:
     def __post_init__(self) -> None:
         if self.form not in FORMATS:
             raise ValueError(
-                f"The format of the boxes is “{shown(self.form, 60)}”; expected one of {'; '.join(FORMATS)}."
+                f"The format of the boxes is “{brief(self.form, 60)}”; expected one of {'; '.join(FORMATS)}."
             )
 
     def read(self, boxes: Any) -> list[Marked] | list[list[Marked]]:
@@ -218,7 +218,7 @@ def _shortened(edges: Box) -> Box:
 
 
 def _unknown(value: Any) -> str:
-    written = shown(" ".join(repr(value).split()), 60)
+    written = brief(" ".join(repr(value).split()), 60)
     return (
         f"This is no box: {written} ({type(value).__name__}); expected the host's BOUNDING_BOX (x, y, width, height), "
         "four numbers (BBOX), SEGS or a MASK, or lists of them, one a picture."

@@ -7,14 +7,14 @@ from PIL import Image
 from torch import Tensor
 
 from ...attention.reference import Reference
-from ...common.crops import SIDE, as_bytes, check_images, cut_out, describe, window
+from ...common.crops import CROP_SIDE, as_bytes, check_images, cut_out, describe, window
 from .detections import Detection, Detections
 
 MASK_THRESHOLD = 0.5
 
 
 def crop(image: Tensor, detection: Detection) -> Image.Image:
-    """One object on white: a square RGB picture of SIDE pixels.
+    """One object on white: a square RGB picture of CROP_SIDE pixels.
 
     image [H, W, 3 or 4]: in 0..1.
 
@@ -38,7 +38,7 @@ def crop(image: Tensor, detection: Detection) -> Image.Image:
             + ("its mask is empty there." if mask.size else "that lies outside.")
             + " Detect again with other words or a lower threshold, or correct the box."
         )
-    return cut_out(pixels, mask).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return cut_out(pixels, mask).resize((CROP_SIDE, CROP_SIDE), Image.Resampling.BILINEAR)
 
 
 def check_pictures(images: Tensor, detections: Detections) -> None:

@@ -70,11 +70,6 @@ class Detections:
         """In which a text's objects are drawn."""
         return colour(self.colours[text] if self.colours else text)
 
-    def best(self, picture: int, text: int) -> Detection | None:
-        """The detection of a text with the highest score in one picture, or None."""
-        each = self.found[picture][text]
-        return each[0] if each else None
-
     def why_missing(self, picture: int, text: int) -> str:
         """Why a text has no detection in one picture, what was found there, and a remedy; "" where it has one."""
         if self.found[picture][text]:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ...attention.reference import Reference
 from ...attention.regions import resize
-from ...common.crops import Box, iou
-from ...common.text import plain, shown, some
+from ...common.crops import Box, box_area, iou
+from ...common.text import brief, plain, some
 from .detections import Detection, Detections
 
 SAME_PLACE = 0.7  # boxes with a larger intersection over union are at the same place
@@ -27,14 +27,14 @@ class ObjectMatches(NamedTuple):
 
     found: C detections, the objects' own first.
     found_as [C]: the object that each detection counts for.
-    own [M]: for each object the number of its detection, None if it was not found.
+    detection_of [M]: for each object the number of its detection, None if it was not found.
     also_seen_as [M]: for an object without a detection of its own, the number of a detection that was found for it too
         but belongs to an object of another text; else None.
     """
 
     found: tuple[Detection, ...]
     found_as: tuple[int, ...]
-    own: tuple[int | None, ...]
+    detection_of: tuple[int | None, ...]
     also_seen_as: tuple[int | None, ...]
 
 
@@ -56,15 +56,15 @@ def match_objects(detections: Detections, picture: int, texts: Sequence[str]) ->
     order = [*sorted(whose, key=lambda p: whose[p]), *(p for p in range(len(places)) if p not in whose)]
     found_as = [whose.get(p, int(scores[:, p].argmax())) for p in order]
     rows = {p: row for row, p in enumerate(order)}
-    own = {m: rows[p] for p, m in whose.items()}
+    found = {m: rows[p] for p, m in whose.items()}
     owners = np.array([numbers[whose[p]] if p in whose else -1 for p in range(len(places))])  # [P]
     of_others = np.where(owners != np.array(numbers)[:, None], scores, ABSENT)
-    also_seen_as = {m: rows[int(of.argmax())] for m, of in enumerate(of_others) if m not in own and (of > ABSENT).any()}
+    also = {m: rows[int(of.argmax())] for m, of in enumerate(of_others) if m not in found and (of > ABSENT).any()}
     return ObjectMatches(
         tuple(_best(places[p], numbers[m]) for p, m in zip(order, found_as, strict=True)),
         tuple(found_as),
-        tuple(own.get(m) for m in range(len(texts))),
-        tuple(also_seen_as.get(m) for m in range(len(texts))),
+        detection_of=tuple(found.get(m) for m in range(len(texts))),
+        also_seen_as=tuple(also.get(m) for m in range(len(texts))),
     )
 
 
@@ -73,20 +73,22 @@ def rematch_by_appearance(matches: ObjectMatches, texts: Sequence[str], similari
 
     similarity [C, M]: of the detections' crops to the references.
     """
-    found_as, own, also_seen_as = list(matches.found_as), list(matches.own), list(matches.also_seen_as)
+    found_as, detection_of, also_seen_as = map(list, matches[1:])
     names = [plain(text) for text in texts]
     for name in {each for each in names if names.count(each) > 1}:
         alike = [m for m, each in enumerate(names) if each == name]
-        rows = [row for row in (own[m] for m in alike) if row is not None]
+        rows = [row for row in (detection_of[m] for m in alike) if row is not None]
         # Of one text, so the same for all that have no detection.
         also_seen = next((row for row in (also_seen_as[m] for m in alike) if row is not None), None)
         for m in alike:
-            own[m] = None
+            detection_of[m] = None
         for i, j in zip(*linear_sum_assignment(similarity[rows][:, alike].numpy(), maximize=True), strict=True):
-            own[alike[j]], found_as[rows[i]] = rows[i], alike[j]
+            detection_of[alike[j]], found_as[rows[i]] = rows[i], alike[j]
         for m in alike:
-            also_seen_as[m] = also_seen if own[m] is None else None
-    return matches._replace(found_as=tuple(found_as), own=tuple(own), also_seen_as=tuple(also_seen_as))
+            also_seen_as[m] = also_seen if detection_of[m] is None else None
+    return matches._replace(
+        found_as=tuple(found_as), detection_of=tuple(detection_of), also_seen_as=tuple(also_seen_as)
+    )
 
 
 def may_hold(
@@ -110,18 +112,20 @@ def may_hold(
             return False
         box = matches.found[row].box
         alone = [
-            _area(each.found[own].box) for each in every if (own := each.own[j]) is not None and each.own[m] is not None
+            box_area(each.found[i].box)
+            for each in every
+            if (i := each.detection_of[j]) is not None and each.detection_of[m] is not None
         ]
         return (
             matches.also_seen_as[m] == row
             or all(_covered(references[k].region, box, size) > COVERED for k in (m, j))
-            or (bool(alone) and _area(box) >= MUCH_LARGER * median(alone))
+            or (bool(alone) and box_area(box) >= MUCH_LARGER * median(alone))
         )
 
     def holder(matches: ObjectMatches, m: int) -> int | None:
-        if matches.own[m] is not None:
+        if matches.detection_of[m] is not None:
             return None
-        rows = [row for j, row in enumerate(matches.own) if row is not None and holds(matches, m, j, row)]
+        rows = [row for j, row in enumerate(matches.detection_of) if row is not None and holds(matches, m, j, row)]
         # A detection that was found for both is better evidence than sizes are.
         return matches.also_seen_as[m] if matches.also_seen_as[m] in rows else next(iter(rows), None)
 
@@ -137,10 +141,6 @@ def _covered(region: Tensor | None, box: Box, size: tuple[int, int]) -> float:
     return float((placed * inside).sum() / placed.sum())
 
 
-def _area(box: Box) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
 def best_rejected(detections: Detections, picture: int, texts: Sequence[str]) -> tuple[float, ...]:
     """`Detections.best_rejected` of one picture for each object."""
     numbers = _text_numbers(detections, texts)
@@ -154,28 +154,28 @@ def missing(detections: Detections, picture: int, texts: Sequence[str], matches:
         m: detections.why_missing(picture, numbers[m])
         or f"In picture {picture + 1} “{texts[m]}” was found only where another object of the texts was found with "
         "more certainty: name the objects more distinctly, or correct the boxes."
-        for m, own in enumerate(matches.own)
-        if own is None
+        for m, row in enumerate(matches.detection_of)
+        if row is None
     }
 
 
 def _text_numbers(detections: Detections, texts: Sequence[str]) -> list[int]:
     known = {plain(text): number for number, text in enumerate(detections.texts)}
     if lacking := [text for text in texts if plain(text) not in known]:
-        searched = some((f"“{shown(text, 40)}”" for text in detections.texts), 16)
+        searched = some((f"“{brief(text, 40)}”" for text in detections.texts), 16)
         raise ValueError(
-            f"The detections are of {searched}, and the references name “{shown(lacking[0], 60)}”: give the detector "
+            f"The detections are of {searched}, and the references name “{brief(lacking[0], 60)}”: give the detector "
             "the same object texts as the references."
         )
     return [known[plain(text)] for text in texts]
 
 
-Place = list[tuple[int, Detection]]  # (number of the text, detection) at one place, best score first
+AtPlace = list[tuple[int, Detection]]  # (number of the text, detection) at one place, best score first
 
 
-def _places(detections: Detections, picture: int, wanted: set[int]) -> list[Place]:
+def _places(detections: Detections, picture: int, wanted: set[int]) -> list[AtPlace]:
     """The detections of the wanted texts in one picture, grouped by place."""
-    places: list[Place] = []
+    places: list[AtPlace] = []
     for text, detection in sorted(detections.every(picture), key=lambda each: -each[1].score):
         if text not in wanted:
             continue
@@ -187,11 +187,11 @@ def _places(detections: Detections, picture: int, wanted: set[int]) -> list[Plac
     return places
 
 
-def _best(place: Place, number: int) -> Detection:
+def _best(place: AtPlace, number: int) -> Detection:
     return next(detection for text, detection in place if text == number)
 
 
-def _scores(places: Sequence[Place], numbers: Sequence[int]) -> np.ndarray:
+def _scores(places: Sequence[AtPlace], numbers: Sequence[int]) -> np.ndarray:
     """The best score of every object at every place, [M, P]; ABSENT where it was not found.
 
     numbers [M]: the number of each object's text.

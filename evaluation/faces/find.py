@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...common.crops import Box, as_bytes
-from ...common.text import shown
+from ...common.text import brief
 from .align import PLACES, aligned, similarity
 
 LARGEST = 0
@@ -148,7 +148,7 @@ def seen_faces(analyser: FaceAnalyser, picture: Tensor, where: str) -> list[Seen
                 faces = list(analyser.get(bgr) or ())
             except Exception as error:  # any library's
                 raise ValueError(
-                    f"The face analyser failed on {where} ({type(error).__name__}: {shown(error)}). Try another "
+                    f"The face analyser failed on {where} ({type(error).__name__}: {brief(error)}). Try another "
                     "picture or another analyser."
                 ) from error
             if faces:

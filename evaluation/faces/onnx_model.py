@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...common.text import shown
+from ...common.text import brief
 
 MEMORY = 2 << 30  # bytes of main memory, of all models together
 SECONDS = 30.0  # of one call
@@ -84,4 +84,4 @@ def _reason(error: Exception) -> str:
     said = str(error)
     if "memory" in said:
         return f"it needs more than {MEMORY >> 30} GB of memory"
-    return shown(" ".join(said.split("Status Message: ")[-1].split()), 200)
+    return brief(" ".join(said.split("Status Message: ")[-1].split()), 200)

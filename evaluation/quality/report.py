@@ -29,7 +29,7 @@ class MeasuredQuality:
     texts: the M object texts.
     scored: the P numbers of the scored pictures.
     quality: the scores, [P] each.
-    own [P, M]: cosines of each text and its crop.
+    to_text [P, M]: cosines of each text and its crop.
     between [P, M, M]: cosines between the crops.
     crops [P][M]: the objects, cut out.
     left_out: for every other picture a sentence that says why it has no score.
@@ -39,7 +39,7 @@ class MeasuredQuality:
     texts: tuple[str, ...]
     scored: tuple[int, ...]
     quality: ObjectQuality
-    own: Tensor
+    to_text: Tensor
     between: Tensor
     crops: tuple[tuple[Image.Image, ...], ...]
     left_out: dict[int, str]
@@ -48,7 +48,7 @@ class MeasuredQuality:
     @property
     def objects(self) -> int:
         """The number of objects, over all scored pictures, that the means are taken of."""
-        return self.own.numel()
+        return self.to_text.numel()
 
     @property
     def means(self) -> tuple[float, float, float]:
@@ -86,7 +86,7 @@ def measure_quality(
         texts=detections.texts,
         scored=tuple(crops),
         quality=object_quality(words, seen),
-        own=(words * seen).sum(-1),
+        to_text=(words * seen).sum(-1),
         between=seen @ seen.mT,
         crops=tuple(crops.values()),
         left_out=left_out,
@@ -99,10 +99,10 @@ def quality_report(measured: MeasuredQuality) -> str:
     several = len(measured.texts) > 1
     lines = [
         [str(picture + 1), *(number(float(values[row])) for values in measured.quality)]
-        + [number(float(own)) for own in measured.own[row]]
+        + [number(float(cosine)) for cosine in measured.to_text[row]]
         for row, picture in enumerate(measured.scored)
     ]
-    means = ["mean", *map(number, measured.means), *(number(float(own)) for own in measured.own.mean(0))]
+    means = ["mean", *map(number, measured.means), *(number(float(cosine)) for cosine in measured.to_text.mean(0))]
     rows = table(["picture", "single", "pair", "total", *measured.texts], [*lines, means])
     notes = ["single: objects look like their texts. pair: objects look unlike each other. total: their sum. Then each "
              "object and its text."]  # fmt: skip
@@ -150,8 +150,8 @@ def _sheet(whole: Tensor, measured: MeasuredQuality, picture: int) -> np.ndarray
         x, y = x0 + text % columns * (SIDE + EDGE), EDGE + 30 + text // columns * (SIDE + CAPTION + EDGE)
         sheet.paste((x, y), cut.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
         sheet.pen.rectangle((x, y, x + SIDE - 1, y + SIDE - 1), outline=colour(measured.colours[text]), width=3)
-        own = number(float(measured.own[row, text]))
-        sheet.words((x, y + SIDE + 4), f"{names[text]}: {own}", 16, width=SIDE)
+        cosine = number(float(measured.to_text[row, text]))
+        sheet.words((x, y + SIDE + 4), f"{names[text]}: {cosine}", 16, width=SIDE)
         if len(measured.texts) > 1:
             others = measured.between[row, text].clone()
             others[text] = -torch.inf

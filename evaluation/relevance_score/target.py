@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...common.text import object_number, shown, whole_number
+from ...common.text import brief, object_number, whole_number
 from ..detection.detections import Detections
 from ..detection.matching import match_objects, missing
 
@@ -39,7 +39,7 @@ def detected(detections: Detections, wanted: str) -> Target:
     regions, why, masks = [], [], 0
     for picture in range(len(detections)):
         matches = match_objects(detections, picture, detections.texts)
-        found = None if (row := matches.own[text]) is None else matches.found[row]
+        found = None if (row := matches.detection_of[text]) is None else matches.found[row]
         regions.append(found.region(*empty.shape) if found else empty)
         why.append(missing(detections, picture, detections.texts, matches).get(text, ""))
         masks += found is not None and found.mask is not None
@@ -72,6 +72,6 @@ def masked(masks: Tensor, wanted: str, pictures: int) -> Target:
     if number is None or not 1 <= number <= objects:
         raise ValueError(
             f"The masks are of {objects} objects, and masks have no names: write the object's number, 1 to {objects}, "
-            f"instead of “{shown(wanted, 60)}”, or connect detections."
+            f"instead of “{brief(wanted, 60)}”, or connect detections."
         )
     return Target(f"object {number}", masks.unflatten(0, (pictures, objects))[:, number - 1], (), "masks")

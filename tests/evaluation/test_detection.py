@@ -208,8 +208,7 @@ def test_pixels_find_the_worlds_objects(size: int):
         kinds = drawn.present(b)
         assert {text for text, _ in found.every(b)} <= set(range(len(KINDS)))
         for m, kind in enumerate(kinds):
-            best = found.best(b, kind)
-            if best is not None:
+            for best in found.found[b][kind][:1]:
                 assert best.mask is not None and best.mask.shape == (size, size)
                 right += max(abs(x - y) for x, y in zip(best.box, truth[b][m], strict=True)) <= 0.03 * size
     assert right >= 0.85 * sum(len(drawn.present(b)) for b in range(24))
@@ -219,8 +218,7 @@ def test_pixels_of_a_picture_that_is_not_square():
     drawn, picture = scenes(1)
     x0, y0, x1, y1 = world.boxes(picture.masks)[0, 0].tolist()
     wide = torch.cat([torch.ones(1, 128, 40, 3), picture.images.movedim(1, -1)], 2)
-    best = detect(PixelDetector(), wide, (f"a {KINDS[drawn.present(0)[0]]}",)).best(0, 0)
-    assert best is not None
+    best = detect(PixelDetector(), wide, (f"a {KINDS[drawn.present(0)[0]]}",)).found[0][0][0]
     assert best.box == pytest.approx((x0 + 40, y0, x1 + 40, y1), abs=2)
     assert best.mask is not None and best.mask.shape == (128, 168)
 

@@ -21,13 +21,13 @@ PICTURES, BLOCK = 3000, 60  # of a kind, with 2 to 4 objects each; with the same
 WORN = AHEAD / (1 + AHEAD)  # of two references, the share from which on a look is worn
 
 
-def pictured(similarity, look, own: Sequence[int | None] | None = None, **more) -> PictureBinding:
+def pictured(similarity, look, crop_of: Sequence[int | None] | None = None, **more) -> PictureBinding:
     """A picture from its numbers, a row a crop."""
-    own = tuple(range(len(similarity))) if own is None else tuple(own)
-    found_as = tuple(m for m, row in enumerate(own) if row is not None)
+    crop_of = tuple(range(len(similarity))) if crop_of is None else tuple(crop_of)
+    found_as = tuple(m for m, row in enumerate(crop_of) if row is not None)
     rows, boxes = len(similarity), tuple((10.0 * i, 0.0, 10.0 * i + 9, 9.0) for i in range(len(similarity)))
     numbers = (torch.tensor(np.array(each), dtype=torch.float32) for each in (similarity, look))
-    return PictureBinding((None,) * rows, boxes, found_as, *numbers, own=own, **more)
+    return PictureBinding((None,) * rows, boxes, found_as, *numbers, crop_of=crop_of, **more)
 
 
 def two(cat: float, dog: float) -> PictureBinding:
@@ -62,7 +62,7 @@ def test_exchanged_needs_both():
 def test_one_takes_both_needs_two():
     assert findings(two(0.1, WORN + 0.01)) == [Finding(FindingKind.TAKES_BOTH, (0, 1), 0)]
     assert findings(two(0.1, WORN - 0.01)) == [Finding(FindingKind.BLENDED, (1,), 0)]
-    alone = pictured([[0.2, 0.8]], [[0.2, 0.8]], own=(0, None))
+    alone = pictured([[0.2, 0.8]], [[0.2, 0.8]], crop_of=(0, None))
     assert findings(alone) == [Finding(FindingKind.MISSING, (1,)), Finding(FindingKind.TAKEN_OVER, (0,), 1)]
     beside = two(0.8, WORN - 0.01)  # the dog is too blended to wear anyone's look
     assert findings(beside) == [Finding(FindingKind.TAKEN_OVER, (0,), 1), Finding(FindingKind.BLENDED, (1,), 0)]
@@ -97,10 +97,10 @@ def test_whoever_is_confused_is_in_a_finding(seed: int, objects: int):
 
 
 def test_missing_is_what_has_no_thing_of_its_own():
-    assert findings(pictured([[0.8, 0.2]], [[1, 0]], own=(0, None))) == [Finding(FindingKind.MISSING, (1,))]
-    touching = pictured([[0.8, 0.2]], [[1, 0]], own=(0, None), shared_with=(None, 0))
-    assert findings(touching) == [Finding(FindingKind.MISSING, (1,), 0)]
-    assert findings(pictured(np.zeros((0, 2)), np.zeros((0, 2)), own=(None, None))) == [
+    assert findings(pictured([[0.8, 0.2]], [[1, 0]], crop_of=(0, None))) == [Finding(FindingKind.MISSING, (1,))]
+    touching = pictured([[0.8, 0.2]], [[1, 0]], crop_of=(0, None), shared_with=(None, 0))
+    assert findings(touching) == [Finding(FindingKind.MISSING, (1,), held_by=0)]
+    assert findings(pictured(np.zeros((0, 2)), np.zeros((0, 2)), crop_of=(None, None))) == [
         Finding(FindingKind.MISSING, (0,)),
         Finding(FindingKind.MISSING, (1,)),
     ]
@@ -260,9 +260,12 @@ def returns(whose: Sequence[int], m: int) -> bool:
 def things(*boxes: tuple[float, ...] | None, also_seen_as: tuple[int | None, ...] = (None, None)) -> ObjectMatches:
     """Two objects with these boxes; None: not found."""
     found = [box for box in boxes if box is not None]
-    own = tuple(None if box is None else found.index(box) for box in boxes)
+    detection_of = tuple(None if box is None else found.index(box) for box in boxes)
     return ObjectMatches(
-        tuple(map(thing, found)), tuple(m for m, row in enumerate(own) if row is not None), own, also_seen_as
+        tuple(map(thing, found)),
+        tuple(m for m, row in enumerate(detection_of) if row is not None),
+        detection_of,
+        also_seen_as,
     )
 
 

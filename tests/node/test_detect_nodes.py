@@ -51,12 +51,12 @@ def test_detect_objects(nodes):
     ).args
     assert found.texts == tuple(wanted) and len(boxes) == 2 and masks.shape == (4, 128, 128)
     assert shown.shape[0] == 2 and said.count("\n") == 1 and wanted[0] in said
-    best = found.best(0, 0)
+    best = found.found[0][0][0]
     assert torch.equal(masks[0], best.mask)
     x0, y0, x1, y1 = best.box
     first = next(box for box in boxes[0] if box["label"] == wanted[0])
     assert (first["x"], first["y"], first["width"], first["height"]) == (x0, y0, x1 - x0, y1 - y0)
-    missing = [m for m in range(2) if found.best(0, m) is None]
+    missing = [m for m in range(2) if not found.found[0][m]]
     assert all(not masks[m].any() for m in missing)
     for number, name in enumerate((wanted[0].upper(), "2")):
         one = nodes.MIPDetectObjects.execute(images, PixelDetector(), ", ".join(wanted), 0.25, object=name).args[2]

@@ -46,7 +46,7 @@ def test_equals_the_definition(encoder: TextImageEncoder):
         single, pair = (texts * crops).sum(1).mean(), -crops[0] @ crops[1]
         got = [float(values[b]) for values in measured.quality]
         assert got == pytest.approx([single, pair, single + pair], abs=1e-5)
-        assert measured.own[b].tolist() == pytest.approx((texts * crops).sum(1), abs=1e-5)
+        assert measured.to_text[b].tolist() == pytest.approx((texts * crops).sum(1), abs=1e-5)
     means = [float(values.mean()) for values in measured.quality]
     assert list(measured.means) == pytest.approx(means) and means[2] == pytest.approx(means[0] + means[1], abs=1e-6)
 
@@ -104,7 +104,7 @@ def test_one_object_has_no_pairs(encoder: TextImageEncoder):
 def test_the_report_has_the_numbers(encoder: TextImageEncoder):
     measured = measure_quality(torch.rand(2, 40, 60, 3), found(*[((CAT,), (DOG,))] * 2), encoder)
     said = quality_report(measured).replace("−", "-")
-    for values in (*measured.quality, *measured.own.T):
+    for values in (*measured.quality, *measured.to_text.T):
         assert all(f"{float(value):.3f}" in said for value in values)
     assert all(f"{mean:.3f}" in said for mean in measured.means)
 

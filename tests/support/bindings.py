@@ -19,10 +19,10 @@ def measure_one(scene, b: int) -> Binding:
 
 def made(margins, counts=None, objects: int = 2) -> PictureBinding:
     """A picture whose objects have these margins; None: not found."""
-    own: list[int | None] = []
+    crop_of: list[int | None] = []
     rows, found_as = [], []
     for m, margin in enumerate(margins):
-        own.append(None if margin is None else len(rows))
+        crop_of.append(None if margin is None else len(rows))
         if margin is not None:
             row = [0.5] * objects
             row[m] += margin
@@ -36,7 +36,7 @@ def made(margins, counts=None, objects: int = 2) -> PictureBinding:
     boxes = tuple((10.0 * i, 0.0, 10.0 * i + 9, 9.0) for i in range(len(rows)))
     crops = tuple(np.full((8, 8, 3), 100, np.uint8) for _ in rows)
     look = torch.nn.functional.one_hot(torch.tensor(found_as, dtype=torch.long), objects).float()
-    return PictureBinding(crops, boxes, tuple(found_as), similarity, look, tuple(own))
+    return PictureBinding(crops, boxes, tuple(found_as), similarity, look, tuple(crop_of))
 
 
 def batch(*pictures: PictureBinding, names=("cat", "dog"), weights=None, placed=None) -> Binding:
