@@ -42,7 +42,7 @@ def test_a_small_change_is_another_sampling() -> None:
         second = guide(model).sample(
             torch.randn(1, 4, 16, 16), first, sampler_object("euler"), sigmas, denoise_mask=mask, disable_pbar=True
         )
-    assert torch.equal(first[..., 8:, :], second[..., 8:, :])
+    torch.testing.assert_close(second[..., 8:, :], first[..., 8:, :])
     assert torch.equal(freeze(record, first).shares(), shares)
     assert torch.equal(freeze(record, second).shares(), record.shares())
 

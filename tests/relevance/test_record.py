@@ -282,7 +282,7 @@ def test_context_windows(schedule: str, length: int) -> None:
         return latent, record
 
     (latent, record), (other, sliced) = sampled(False), sampled(True)
-    torch.testing.assert_close(other, latent, rtol=1e-3, atol=1e-4)
+    assert apart(other, latent) < 1e-5
     whole(sliced.shares())
     if schedule == "standard_static":
         torch.testing.assert_close(sliced.shares(), record.shares(), rtol=1e-3, atol=1e-4)
@@ -292,7 +292,12 @@ def test_context_windows(schedule: str, length: int) -> None:
 
     frozen = freeze(record, latent)
     (latent, _), (other, _) = (sampled(sliced, frozen=frozen) for sliced in (False, True))
-    torch.testing.assert_close(other, latent, rtol=1e-3, atol=1e-3)
+    assert apart(other, latent) < 1e-5
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The relative difference of two latents. Processors compute batches of other lengths in other orders."""
+    return float((one - other).norm() / other.norm())
 
 
 def test_a_picture_that_every_context_window_shows() -> None:
