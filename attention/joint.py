@@ -77,20 +77,20 @@ def image_features(
     site: SitePlan,
     groups: Sequence[RowGroup],
     relevance: Callable[[RowGroup], Tensor],
-    text: int = 0,
+    text_positions: int = 0,
     observe: Callable[[RowGroup, Tensor | None, Tensor | None], None] | None = None,
 ) -> Tensor:
-    """Σ_i s w_i Ã_i Z_i, what the references add at one site: [B, text + N, C].
+    """Σ_i s w_i Ã_i Z_i, what the references add at one site: [B, P + N, C].
 
-    queries: [B, h, text + N, d], without rotary embedding.
+    queries: [B, h, P + N, d], without rotary embedding.
     groups: the rows of the batch by treatment.
     relevance: returns A_i [M, b, N] of the rows; called only for conditional rows that need it.
-    text: number of text positions in front; see `add_images`.
+    text_positions: P, in front of the picture's; see `add_images`.
     observe: as in `fuse`.
     """
     batch, heads, positions, width = queries.shape
     out = queries.new_zeros(batch, positions, heads * width)
     for rows in groups:
-        q = queries[rows.at].permute(1, 3, 0, 2).flatten(2)  # [h, d, b·(text + N)]
-        add_images(out[rows.at], q, plan, site, rows, partial(relevance, rows), observe, text_positions=text)
+        q = queries[rows.at].permute(1, 3, 0, 2).flatten(2)  # [h, d, b·(P + N)]
+        add_images(out[rows.at], q, plan, site, rows, partial(relevance, rows), observe, text_positions=text_positions)
     return out

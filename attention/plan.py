@@ -352,17 +352,17 @@ class SharedText:
         self._dtype = dtype
         self._made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
-    def for_site(self, heads: int, width: int) -> tuple[Tensor, Tensor]:
+    def for_site(self, heads: int, head_width: int) -> tuple[Tensor, Tensor]:
         """For h heads of width d: content_tokens and average.
 
         content_tokens: [L, X], all texts divided by sqrt(d), in the plan's dtype.
         average: [M, h·L] float32, 1 / (h L_i) on the tokens of object i in every head (see `raw_relevance`).
         """
-        if (heads, width) not in self._made:
+        if (heads, head_width) not in self._made:
             # to_k is linear without bias: dividing the text by sqrt(d) divides the keys, and does so only once.
-            text = (self._text * width**-0.5).to(self._dtype)
-            self._made[heads, width] = text, averages(self._counts, heads).to(self._text.device)
-        return self._made[heads, width]
+            text = (self._text * head_width**-0.5).to(self._dtype)
+            self._made[heads, head_width] = text, averages(self._counts, heads).to(self._text.device)
+        return self._made[heads, head_width]
 
 
 def averages(counts: Sequence[int], heads: int) -> Tensor:

@@ -71,12 +71,12 @@ class Pool:
     objects: the M that were measured, as indices of all references.
     pictures: B, all that the sampling makes.
 
-    shares: what readers made of the pool, by whatever they choose. It holds once the turn is over.
+    known_shares: what readers made of the pool, by whatever they choose. It holds once the turn is over.
     """
 
     def __init__(self, objects: tuple[int, ...], pictures: int) -> None:
         self.objects, self.pictures = objects, pictures
-        self.shares: dict[Hashable, Tensor] = {}
+        self.known_shares: dict[Hashable, Tensor] = {}
         self._seen: set[int] = set()
         # By site. Of sites that measure some pictures at a time: the sum of L over all times, and how many these were.
         self._logs: dict[Hashable, Tensor] = {}  # [M, B, h, w]
@@ -167,26 +167,26 @@ class PooledSite(NamedTuple):
     pictures: Sequence[int]
     numbers: Tensor
 
-    def shares(self, measure: Callable[[], Tensor], plan: Plan, region: Tensor | None, rows: int) -> Tensor:
-        """The shares [M, rows, N] by the pool.
+    def share(self, measure: Callable[[], Tensor], plan: Plan, region: Tensor | None, rows: int) -> Tensor:
+        """Ã_i by the pool, [M, rows, N].
 
         measure: returns the site's own relevance, [M, rows, N]. It is called only where the site measures.
         region: as in `relevance.shares`.
         """
-        shown = len(self.pictures)
+        count = len(self.pictures)
         if self.write is not None:
-            self.write.add(self.site, measure()[:, :shown], self.size, self.pictures, self.numbers)
+            self.write.add(self.site, measure()[:, :count], self.size, self.pictures, self.numbers)
         pool = self.read or self.write
         assert pool is not None
-        known = plan, self.size, tuple(self.pictures), rows
-        if self.read is None or known not in pool.shares:
+        key = plan, self.size, tuple(self.pictures), rows
+        if self.read is None or key not in pool.known_shares:
             relevance = pool.relevance(self.size, self.objects, self.pictures, self.numbers)
-            region = region if region is None else region[:, :shown]  # the rows repeat the pictures
-            share = shares(relevance, plan.merge, region).repeat(1, rows // shown, 1)
+            region = region if region is None else region[:, :count]  # the rows repeat the pictures
+            share = shares(relevance, plan.merge, region).repeat(1, rows // count, 1)
             if self.read is None:
                 return share
-            pool.shares[known] = share
-        return pool.shares[known]
+            pool.known_shares[key] = share
+        return pool.known_shares[key]
 
 
 class PoolHistory:

@@ -88,7 +88,7 @@ def colours_of(references: Iterable[Reference]) -> tuple[int, ...]:
 
 
 def object_text(text: str) -> str:
-    """The text in one line, for legends, reports and detectors. Raises ValueError if it is empty or long."""
+    """The text in one line, for legends, reports and detectors. Raises ValueError if it is empty or too long."""
     if not (line := " ".join(text.split())):
         raise ValueError("The object text is empty: name the object of this picture in a word or two, such as “cat”.")
     check_texts([line])

@@ -35,11 +35,11 @@ class ObjectTiming(NamedTuple):
     """When one object acts, and when its region holds while it acts. None: always."""
 
     acts: PercentRange | None = None
-    confined: PercentRange | None = None
+    region_holds: PercentRange | None = None
 
 
 class ActiveSet(NamedTuple):
-    """What acts at one moment: the indices of the objects, and of those among them whose region holds."""
+    """What acts at one moment: the indices of the objects, and of the confined ones, whose region holds."""
 
     objects: tuple[int, ...]
     confined: tuple[int, ...]
@@ -48,7 +48,7 @@ class ActiveSet(NamedTuple):
 def active_set(times: Sequence[ObjectTiming], is_open: IsOpen) -> ActiveSet:
     """What acts now. times: one per object."""
     objects = tuple(i for i, each in enumerate(times) if each.acts is None or is_open(each.acts))
-    confined = tuple(i for i in objects if (period := times[i].confined) is None or is_open(period))
+    confined = tuple(i for i in objects if (period := times[i].region_holds) is None or is_open(period))
     return ActiveSet(objects, confined)
 
 
@@ -61,6 +61,13 @@ def active_segments(times: Sequence[ObjectTiming]) -> list[ActiveSet]:
         return active_set(times, lambda period: period.start <= moment <= period.end)
 
     return [each for each in dict.fromkeys(map(at, sorted(edges + between))) if each.objects]
+
+
+class Acting(NamedTuple):
+    """The objects that act at one moment, as indices of all, and their plan."""
+
+    objects: tuple[int, ...]
+    plan: Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,14 +87,14 @@ class Schedule:
         everyone = tuple(range(plan.count))
         return cls((ObjectTiming(),) * plan.count, {ActiveSet(everyone, everyone): plan})
 
-    def at(self, is_open: IsOpen) -> tuple[tuple[int, ...], Plan] | None:
-        """The objects that act now, and their plan; None where none acts.
+    def at(self, is_open: IsOpen) -> Acting | None:
+        """What acts now; None where no object does.
 
         `is_open` may cost a device sync. It is called only if the answer depends on it.
         """
         if all(period is None for each in self.times for period in each):
             now, plan = next(iter(self.plans.items()))
-            return now.objects, plan
+            return Acting(now.objects, plan)
         now = active_set(self.times, is_open)
         if now not in self.plans:
             if not now.objects:
@@ -95,4 +102,4 @@ class Schedule:
             # Several fractions can map to one noise level, as at the end of an LCM schedule. Ranges that never meet
             # may then be open together; the plan with most of their objects is used.
             now = max(self.plans, key=lambda each: len({*each.objects} & {*now.objects}))
-        return now.objects, self.plans[now]
+        return Acting(now.objects, self.plans[now])

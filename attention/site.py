@@ -157,7 +157,7 @@ def relevance_share(group: RowGroup, plan: Plan, measure: Callable[[], Tensor]) 
     measure: returns the site's relevance, [M, b, N].
     """
     if group.pool is not None:
-        return group.pool.shares(measure, plan, group.constants.region, group.length)
+        return group.pool.share(measure, plan, group.constants.region, group.length)
     return shares(measure(), plan.merge, group.constants.region)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,12 +25,22 @@ from .joint_patch import ObjectTexts, install_joint
 from .site_patch import check_percents, compute_dtype, install
 
 
+class _Settings(NamedTuple):
+    """What objects and styles of a chain have in common. sites: those of the model that the adapter has."""
+
+    adapter: Adapter
+    sites: Sequence[Site]
+    scale: float
+    start_percent: float
+    end_percent: float
+
+
 def apply_references(
     model: Any,
     clip: Any,
     clip_vision: Any,
     adapter: Adapter,
-    references: tuple[Reference, ...],
+    chain: tuple[Reference, ...],
     *,
     scale: float,
     start_percent: float = 0.0,
@@ -46,7 +55,7 @@ def apply_references(
 
     Styles act beside the objects: they get patches of their own, in the same slots, with the merge "sum" and no gate.
 
-    references: objects and styles, in any order.
+    chain: objects and styles, in any order.
     scale: strength of all references; 0 disables them.
     start_percent, end_percent: the fractions of the sampling between which the references act.
     merge: default `Merge()`.
@@ -57,68 +66,75 @@ def apply_references(
 
     Raises ValueError with a sentence for the artist when the arguments do not belong together.
     """
-    if not (math.isfinite(scale) and scale >= 0):
-        raise ValueError(f"scale is {scale}; it must be 0 or more (0.75 suits base weights, 0.65 plus weights).")
-    check_percents(start_percent, end_percent)
-    sites = model_sites(model.model.diffusion_model)
-    adapters = adapters_of(references, adapter)
-    head = fusion_head or FusionHead(adapter.head, "image" if adapter.head else "off", name=adapter.name)
+    _check_strength(scale, start_percent, end_percent)
     merge = merge or Merge()
-    _check(references, adapters, head, sites)
-    references = tuple(_with_blocks(each, sites) for each in references)
-    objects = objects_of(references)
-    styles = tuple(each for each in styles_of(references) if each.weight)
+    head = fusion_head or FusionHead(adapter.head, "image" if adapter.head else "off", name=adapter.name)
+    sites, adapters = model_sites(model.model.diffusion_model), adapters_of(chain, adapter)
+    _check(chain, adapters, head, sites)
+    chain = tuple(_with_blocks(each, sites) for each in chain)
+    objects, styles = objects_of(chain), tuple(each for each in styles_of(chain) if each.weight)
     if record is not None:
         record.off, record.strategy = scale == 0, merge.strategy
     shares = None if frozen is None else frozen_shares_of(frozen, tuple(each.text for each in objects), merge)
     if scale == 0:
         return model.clone()  # the same bits as without the references
     # XLabs' adapters end with FLUX.1's double blocks; the blocks behind them stay as they are.
-    sites = sites[: len(adapter.spec.sites)]
-    compiled = partial(_compiled, model=model, sites=sites, scale=scale)
-    installed = partial(_installed, adapter=adapter, start_percent=start_percent, end_percent=end_percent)
+    settings = _Settings(adapter, sites[: len(adapter.spec.sites)], scale, start_percent, end_percent)
     patched = model
     if objects:
-        one_softmax = merge.strategy == "concat"
-        encoded = replace(encode_references(objects, adapter, clip, clip_vision, one_softmax), frozen=shares)
-        schedule = compiled(objects, encoded, adapters=adapters_of(objects, adapter), merge=merge, head=head)
-        if schedule is not None:
-            patched = installed(patched, schedule, encoded, record)
-        elif record is not None:
-            record.off = True
+        encoded = encode_references(objects, adapter, clip, clip_vision, one_softmax=merge.strategy == "concat")
+        patched = _patched(patched, objects, replace(encoded, frozen=shares), settings, merge, head, record)
     if styles:
         encoded = encode_styles(styles, adapter, clip_vision)
-        schedule = compiled(styles, encoded, adapters=[adapter], merge=Merge("sum"), head=FusionHead({}, "off"))
-        if schedule is not None:
-            patched = installed(patched, schedule, encoded)
+        patched = _patched(patched, styles, encoded, settings, Merge("sum"), FusionHead({}, "off"))
     for each in adapters:
         patched = with_inner_lora(patched, each, face_lora)
     return model.clone() if patched is model else patched
 
 
-def _check(
-    references: tuple[Reference, ...], adapters: Sequence[Adapter], head: FusionHead, sites: Sequence[Site]
-) -> None:
+def _check_strength(scale: float, start_percent: float, end_percent: float) -> None:
+    """Raises ValueError for a scale below 0 and for fractions outside of 0 to 1."""
+    if not (math.isfinite(scale) and scale >= 0):
+        raise ValueError(f"scale is {scale}; it must be 0 or more (0.75 suits base weights, 0.65 plus weights).")
+    check_percents(start_percent, end_percent)
+
+
+def _check(chain: tuple[Reference, ...], adapters: Sequence[Adapter], head: FusionHead, sites: Sequence[Site]) -> None:
     """Raises ValueError unless adapters and head fit the model's sites, and the references each other."""
     for each in adapters:
         check_sites(each.spec, each.name, sites)
     if head.active:
         check_head(head.weights, head.name, sites)
-    if not references:
+    if not chain:
         raise ValueError("There are no references: connect at least one MIP Reference (a picture and its object text).")
-    check_chain(references)
+    check_chain(chain)
+
+
+def _patched(
+    model: Any,
+    references: Sequence[Reference],
+    encoded: EncodedReferences,
+    settings: _Settings,
+    merge: Merge,
+    head: FusionHead,
+    record: RelevanceRecord | None = None,
+) -> Any:
+    """A clone of the model with patches for objects or styles; the model itself if they are silent at every site."""
+    schedule = _compiled(references, encoded, settings, merge, head, model)
+    if schedule is not None:
+        return _installed(model, schedule, encoded, settings, record)
+    if record is not None:
+        record.off = True
+    return model
 
 
 def _compiled(
     references: Sequence[Reference],
     encoded: EncodedReferences,
-    *,
-    model: Any,
-    adapters: Sequence[Adapter],
-    sites: Sequence[Site],
-    scale: float,
+    settings: _Settings,
     merge: Merge,
     head: FusionHead,
+    model: Any,
 ) -> Schedule | None:
     """The plans of all references together; None if they are silent at every site."""
     times = tuple(
@@ -131,10 +147,10 @@ def _compiled(
     )
     segments = active_segments(times)
     plans = compile_plans(
-        adapters,
-        sites,
+        adapters_of(references, settings.adapter),
+        settings.sites,
         [encoded.only(*each) for each in segments],
-        scale=scale,
+        scale=settings.scale,
         merge=merge,
         head=head,
         device=model.load_device,
@@ -144,21 +160,14 @@ def _compiled(
 
 
 def _installed(
-    model: Any,
-    schedule: Schedule,
-    encoded: EncodedReferences,
-    record: RelevanceRecord | None = None,
-    *,
-    adapter: Adapter,
-    start_percent: float,
-    end_percent: float,
+    model: Any, schedule: Schedule, encoded: EncodedReferences, settings: _Settings, record: RelevanceRecord | None
 ) -> Any:
     """A clone of the model that samples with the plans."""
-    if not adapter.spec.is_joint:
-        return install(model, schedule, start_percent, end_percent, record)
+    spec, start, end = settings.adapter.spec, settings.start_percent, settings.end_percent
+    if not spec.is_joint:
+        return install(model, schedule, start, end, record)
     texts = ObjectTexts(encoded.names, encoded.content_tokens)
-    after_block = adapter.spec.family == "xlabs"
-    return install_joint(model, schedule, start_percent, end_percent, texts, after_block, record)
+    return install_joint(model, schedule, start, end, texts, spec.family == "xlabs", record)
 
 
 def _with_blocks(reference: Reference, sites: Sequence[Site]) -> Reference:
@@ -171,7 +180,11 @@ def _with_blocks(reference: Reference, sites: Sequence[Site]) -> Reference:
 
 
 def frozen_shares_of(maps: RecordedMaps, names: tuple[str, ...], merge: Merge) -> Tensor:
-    """[M + 1, pictures, H, W]: the recorded shares, then what no object claimed."""
+    """[M + 1, pictures, H, W]: the recorded shares, then what no object claimed.
+
+    names: the M object texts.
+    Raises ValueError for maps that may not be recorded yet or are of other objects, and for a merge that needs none.
+    """
     if isinstance(maps, RelevanceRecord):
         raise ValueError(
             "The input “frozen” got the maps of a sampling that may not have run yet: put MIP Freeze Relevance "

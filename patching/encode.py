@@ -79,11 +79,11 @@ def _encoded(
         )
     adapters = adapters_of(references, adapter)
     own_tokens = any(null is not nulls[0] for null in nulls)  # the cache gives the same tokens for the same models
-    longest = math.lcm(*(len(each) for each in (*tokens, *nulls)))
-    nulls = [repeated(each, longest) for each in nulls]
+    multiple = math.lcm(*(len(each) for each in (*tokens, *nulls)))  # so that all have as many
+    nulls = [repeated(each, multiple) for each in nulls]
     return EncodedReferences(
         names=tuple(reference.text for reference in references),
-        tokens=torch.stack([repeated(each, longest) for each in tokens]),
+        tokens=torch.stack([repeated(each, multiple) for each in tokens]),
         null_tokens=torch.stack(nulls) if own_tokens else nulls[0],
         content_tokens=texts,
         weights=tuple(reference.weight for reference in references),
@@ -215,7 +215,10 @@ def projected(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tensor:
 
 
 def encode_pictures(clip_vision: Any, images: Tensor, adapter: Adapter) -> Tensor:
-    """Features of pictures [B, H, W, 3]: [B, E] or [B, P, E], as the adapter's family needs them."""
+    """Features of pictures [B, H, W, 3]: [B, E] or [B, P, E], as the adapter's family needs them.
+
+    Raises ValueError if the image encoder does not give what the family needs.
+    """
     outputs, need = clip_vision.encode_image(images), adapter.spec.encoder
     try:
         return outputs[need.output].float()

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from ..attention.joint import NAMED, image_features, joint_relevance, named_positions, unrotate
-from ..attention.plan import Plan, SitePlan
+from ..attention.plan import SitePlan
 from ..attention.regions import Size
-from ..attention.schedule import PercentRange, Schedule
+from ..attention.schedule import Acting, PercentRange, Schedule
 from ..attention.site import RowGroup
 from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey
@@ -93,12 +93,12 @@ class JointCall:
     size: (h, w), the picture's positions.
     references: number of tokens of each reference latent, which stand behind the picture's.
 
-    text: number of text positions; the first block says it.
+    text_positions: how many the text has; the first block says it.
     """
 
     def __init__(self, prompts: Tensor, size: Size, references: tuple[int, ...] = ()) -> None:
         self.prompts, self.size, self.references = prompts, size, references
-        self.text = prompts.shape[1]
+        self.text_positions = prompts.shape[1]
         self._positions: dict[ObjectTexts, list[Tensor]] = {}
 
     def __deepcopy__(self, memo: dict) -> JointCall:
@@ -179,16 +179,16 @@ class JointPatch:
         if call is None or joint is None or not (self.period is None or call.clock.within(self.period)):
             return run(args)
         if "txt" in args:
-            joint.text = args["txt"].shape[1]
-        active = self.schedule.at(call.clock.within)
-        if active is None or self.key not in active[1].sites:
+            joint.text_positions = args["txt"].shape[1]
+        acting = self.schedule.at(call.clock.within)
+        if acting is None or self.key not in acting.plan.sites:
             return run(args)
-        attention = _Attention(self, *active, call, joint, args.get("pe"), options)
+        attention = _Attention(self, acting, call, joint, args.get("pe"), options)
         with noted(options, OVERRIDE, attention):
             out = run(args)
         if self.after_block and attention.features is not None:
-            shown = attention.features.shape[1]
-            out["img"][:, :shown] += attention.features
+            count = attention.features.shape[1]  # without the reference latents behind the picture
+            out["img"][:, :count] += attention.features
         return out
 
 
@@ -201,14 +201,14 @@ class _Attention:
     def __init__(
         self,
         patch: JointPatch,
-        objects: tuple[int, ...],
-        plan: Plan,
+        acting: Acting,
         call: UNetCall,
         joint: JointCall,
         rotations: Tensor | None,
         options: Mapping[str, Any],
     ) -> None:
-        self.patch, self.objects, self.plan, self.call, self.joint = patch, objects, plan, call, joint
+        self.patch, self.call, self.joint = patch, call, joint
+        self.objects, self.plan = acting
         self.rotations, self.options, self.before = rotations, options, options.get(OVERRIDE)
         self.features: Tensor | None = None
         self._met = False
@@ -219,23 +219,27 @@ class _Attention:
         if self._met:
             return out
         self._met = True
-        text, count = self.joint.text, self.joint.size[0] * self.joint.size[1]
+        text, picture = self.joint.text_positions, self.joint.size[0] * self.joint.size[1]
         # XLabs' features are the picture's. InstantX's are the text's, too, where both are one sequence.
-        start = 0 if self.patch.key[0] == "single_block" else text
-        shown = slice(start, text + count)
-        features = self._features(q, k, shown, text)
+        where = slice(0 if self.patch.key[0] == "single_block" else text, text + picture)
+        features = self._features(q, k, where)
         if self.patch.after_block:
             self.features = features
         else:
-            out[:, shown] += features
+            out[:, where] += features
         return out
 
-    def _features(self, q: Tensor, k: Tensor, shown: slice, text: int) -> Tensor:
+    def _features(self, q: Tensor, k: Tensor, where: slice) -> Tensor:
+        """Σ_i s w_i Ã_i Z_i at the positions that get features: those of the picture, perhaps with the text's in front.
+
+        q, k: [B, h, S, d], of text and picture.
+        """
+        text = self.joint.text_positions
         site: SitePlan = self.plan.sites[self.patch.key].like(q)
         if self.plan.eases and (factors := self.call.clock.ease_factors(self.plan, q.device)) is not None:
             site = site.eased(*factors)
-        pure = q[:, :, shown] if self.rotations is None else unrotate(q[:, :, shown], self.rotations[:, :, shown])
-        picture, rows = slice(text, shown.stop), SiteRows(len(q))
+        pure = q[:, :, where] if self.rotations is None else unrotate(q[:, :, where], self.rotations[:, :, where])
+        picture, rows = slice(text, where.stop), SiteRows(len(q))
 
         def relevance(rows: RowGroup) -> Tensor:
             found = self.joint.positions(self.patch.texts, self.call, self.options)
@@ -251,7 +255,7 @@ class _Attention:
 
         pooled = PooledAt(self.patch.schedule, self.patch.key, self.objects) if self.plan.is_pooled else None
         groups = self.call.groups(rows, self.plan, self.joint.size, q.device, pooled)
-        return image_features(pure, self.plan, site, groups, relevance, text - shown.start, observe)
+        return image_features(pure, self.plan, site, groups, relevance, text - where.start, observe)
 
 
 def install_joint(

@@ -26,7 +26,10 @@ def check_clip(clip: Any) -> None:
 
 
 def encode_object_text(clip: Any, text: str, adapter: Adapter) -> Tensor:
-    """The content tokens [L, X] of an object text. Raises ValueError if X is not the adapter's context width."""
+    """The content tokens [L, X] of an object text.
+
+    Raises ValueError if X is not the adapter's context width, and as `content_tokens` and `t5_tokens` do.
+    """
     encoded = t5_tokens(clip, text) if adapter.spec.is_joint else content_tokens(clip, text)
     if encoded.shape[-1] != adapter.spec.context_dim:
         raise ValueError(

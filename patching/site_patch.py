@@ -13,8 +13,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
-from ..attention.plan import Plan
-from ..attention.schedule import PercentRange, Schedule
+from ..attention.schedule import Acting, PercentRange, Schedule
 from ..attention.site import fuse
 from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey
@@ -156,22 +155,22 @@ class MergePatch(SitePatch):
         self.needs_text = any(site is not None and site.head is not None for site in sites)
 
     def term(self, call: UNetCall) -> Term | None:
-        active = self.schedule.at(call.clock.within)
-        if active is None or self.key not in active[1].sites:
+        acting = self.schedule.at(call.clock.within)
+        if acting is None or self.key not in acting.plan.sites:
             return None
-        return partial(self._add, call, *active)
+        return partial(self._add, call, acting)
 
     def _add(
         self,
         call: UNetCall,
-        objects: tuple[int, ...],
-        plan: Plan,
+        acting: Acting,
         out: Tensor,
         text: Tensor | None,
         q: Tensor,
         options: dict,
         rows: SiteRows,
     ) -> Tensor:
+        objects, plan = acting
         site = plan.sites[self.key].like(q)
         if plan.eases and (factors := call.clock.ease_factors(plan, q.device)) is not None:
             site = site.eased(*factors)

@@ -164,6 +164,8 @@ class UNetCall:
 
         size: (h, w) of the site. Without a plan the constants are empty.
         pooled: for a plan whose relevance is pooled, so that every cond needs rows of its own.
+
+        Raises ValueError where the plan's maps cannot be placed (`SiteMaps.constants`, `by_row`).
         """
         groups = []
         pass_number = 0 if pooled is None else self._pools.begin_pass(pooled)

@@ -41,26 +41,26 @@ def refuse_other_machine(name: str) -> None:
         )
 
 
-def picture_path(folder: Path, name: str) -> Path:
+def picture_path(folder: Path, picture_id: str) -> Path:
     for ending in PICTURES:
-        if (path := folder / "images" / (name + ending)).is_file():
+        if (path := folder / "images" / (picture_id + ending)).is_file():
             return path
-    raise FileNotFoundError(f"images/{name}.png is missing")
+    raise FileNotFoundError(f"images/{picture_id}.png is missing")
 
 
-def mask_path(folder: Path, name: str) -> Path:
-    return folder / "masks" / f"{name}.png"
+def mask_path(folder: Path, picture_id: str) -> Path:
+    return folder / "masks" / f"{picture_id}.png"
 
 
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / "jsons" / f"{name}.json"
+def read_json(folder: Path, picture_id: str) -> dict[str, Any]:
+    path = folder / "jsons" / f"{picture_id}.json"
     data = parse_json(read_text(path))
     if not isinstance(data, dict) or not isinstance(data.get("final_masks"), list) or "text" not in data:
-        raise ValueError(f"jsons/{name}.json lacks “text” or “final_masks”")
+        raise ValueError(f"jsons/{picture_id}.json lacks “text” or “final_masks”")
     return data
 
 
-def read_mask(folder: Path, name: str, size: tuple[int, int]) -> np.ndarray:
+def read_mask(folder: Path, picture_id: str, size: tuple[int, int]) -> np.ndarray:
     """The values [H, W] of a picture's mask: 0 for the background, the number of an object where it is.
 
     Of a mask in colours the first channel counts. Which number is which object, nobody says: an object's is the most
@@ -68,7 +68,7 @@ def read_mask(folder: Path, name: str, size: tuple[int, int]) -> np.ndarray:
 
     size: (width, height) of the picture. Raises ValueError if they differ in size.
     """
-    with open_picture(mask_path(folder, name)) as image:
+    with open_picture(mask_path(folder, picture_id)) as image:
         values = np.array(image)
     values = values[..., 0] if values.ndim == 3 else values
     if values.shape != size[::-1]:

@@ -95,22 +95,24 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
 
     def __init__(self, folder: str | Path, recipe: TrainConfig, face: int | None = None) -> None:
         self.recipe, self.face = recipe, face
-        self.folder, names = picture_ids(Path(folder))
-        self.total, self.entries = len(names), list[_Entry]()
+        self.folder, ids = picture_ids(Path(folder))
+        self.total, self.entries = len(ids), list[_Entry]()
         self.broken, self.left_out = dict[str, str](), Counter[str]()
         with ThreadPoolExecutor(8) as pool:
-            reads = deque((name, pool.submit(self._read, name)) for name in names)
+            reads = deque((each, pool.submit(self._read, each)) for each in ids)
             while reads:
-                name, read = reads.popleft()  # dropping the future also frees its error and all that it references
+                picture_id, read = (
+                    reads.popleft()
+                )  # dropping the future also frees its error and all that it references
                 try:
                     self.entries.append(read.result())
                 except _Unusable as error:
                     self.left_out[str(error)] += 1
                 except Exception as error:  # whatever a damaged file makes its decoder raise
-                    self.broken[name] = f"{type(error).__name__}: {error}"
+                    self.broken[picture_id] = f"{type(error).__name__}: {error}"
         check_broken(self.broken, self.total)
-        for name, why in self.broken.items():
-            log.warning("Training sample %s is broken and left out: %s", name, why)
+        for picture_id, why in self.broken.items():
+            log.warning("Training sample %s is broken and left out: %s", picture_id, why)
         if not self.entries:
             raise ValueError(self._nothing())
 
@@ -118,7 +120,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         return len(self.entries)
 
     @property
-    def names(self) -> list[str]:
+    def ids(self) -> list[str]:
         """The ids of the usable pictures, which identify this dataset."""
         return [entry.id for entry in self.entries]
 
@@ -142,15 +144,15 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
                 check_broken({**self.broken, **dict(broken)}, self.total)
         raise ValueError(f"No picture of {self.folder} is usable once its pixels are read: {last or 'all broken'}.")
 
-    def _read(self, name: str) -> _Entry:
+    def _read(self, picture_id: str) -> _Entry:
         """Json and picture header of one id. Raises _Unusable if the filters leave it out, anything else if it is
         broken.
         """
-        data, picture = read_json(self.folder, name), picture_path(self.folder, name)
+        data, picture = read_json(self.folder, picture_id), picture_path(self.folder, picture_id)
         with open_picture(picture) as image:
             size = image.size
-        if not mask_path(self.folder, name).is_file():
-            raise FileNotFoundError(f"masks/{name}.png is missing")
+        if not mask_path(self.folder, picture_id).is_file():
+            raise FileNotFoundError(f"masks/{picture_id}.png is missing")
         caption, least = str(data["text"]), self.recipe.min_objects
         entries, faces = data["final_masks"], dict[Box, Tensor]()
         if self.face is not None:
@@ -162,7 +164,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
             raise _Unusable(why)
         width, height = data.get("original_size", size)
         boxes = tuple(whole_box(entry["box"]) for entry in data["final_masks"] if "box" in entry)
-        return _Entry(name, picture, caption, tuple(found), boxes, size, (int(height), int(width)), faces)
+        return _Entry(picture_id, picture, caption, tuple(found), boxes, size, (int(height), int(width)), faces)
 
     def _load(self, entry: _Entry, position: int) -> Sample:
         recipe, rng = self.recipe, random.Random(seed_of(self.recipe.seed, "sample", position))
@@ -236,7 +238,7 @@ def _permutation(seed: int, epoch: int, count: int) -> list[int]:
 def check_broken(broken: Mapping[str, str], total: int) -> None:
     """Raises ValueError with a list of the broken samples if they are more than 5 % of the data."""
     if len(broken) > BROKEN_SHARE * total:
-        listed = "\n".join(f"  {name}: {why}" for name, why in list(broken.items())[:50])
+        listed = "\n".join(f"  {picture_id}: {why}" for picture_id, why in list(broken.items())[:50])
         more = f"\n  … and {len(broken) - 50} more" if len(broken) > 50 else ""
         raise ValueError(
             f"{len(broken)} of {total} training samples cannot be read, more than {BROKEN_SHARE:.0%}. Mend or remove "

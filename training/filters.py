@@ -88,6 +88,8 @@ def candidates(
     entries: the json's `final_masks`. An entry without a box is the background.
     size: (width, height).
     least: how many objects the picture must have.
+
+    Raises ValueError for entries that cannot be read, or for too many of them.
     """
     if len(entries) > MOST_BOXES:
         raise ValueError(f"it has {len(entries):,} boxes; at most {MOST_BOXES:,} are read")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
@@ -19,9 +19,19 @@ class Samples(Protocol):
 
     `len(samples)` is an epoch.
 
-    What has `names`, of its pictures, is told from other data when a run is resumed. What has `broken` (id: reason) and
-    `total`, of its folder, counts those pictures among the broken ones.
+    ids: of the usable pictures. A run that is resumed knows by them whether the data is the same; () tells nothing.
+    broken: {id: reason} of the pictures that cannot be read.
+    total: the number of all pictures, also of those that are broken or left out.
     """
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+
+    @property
+    def broken(self) -> Mapping[str, str]: ...
+
+    @property
+    def total(self) -> int: ...
 
     def __len__(self) -> int: ...
 

@@ -55,7 +55,10 @@ def save_adapter(
 
 
 def save_head(adapter: Adapter, folder: str | os.PathLike[str], name: str, dtype: torch.dtype = torch.float16) -> Path:
-    """Write only the fusion head, `N.text_to_weight.weight`, to be shared like a LoRA. See `save_adapter`."""
+    """Write only the fusion head, `N.text_to_weight.weight`, to be shared like a LoRA. Returns its path.
+
+    Raises ValueError for an adapter without a head, and as `save_adapter` does.
+    """
     if not adapter.head:
         raise ValueError(f"“{adapter.name}” has no fusion head to save: train one first, or save the whole adapter.")
     rows = {f"{number}.{HEAD_KEY}": row.unsqueeze(0) for number, row in adapter.head.items()}

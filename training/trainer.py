@@ -225,11 +225,11 @@ class Trainer:
 
     def _note_broken(self, samples: list[Sample]) -> None:
         """Log broken samples once. Raises ValueError if there are too many."""
-        for name, why in (each for sample in samples for each in sample.broken):
-            if name not in self.broken:
-                log.warning("Training sample %s is broken and passed over: %s", name, why)
-                self.broken[name] = why
-        check_broken({**getattr(self.samples, "broken", {}), **self.broken}, getattr(self.samples, "total", 0) or 10**9)
+        for picture_id, why in (each for sample in samples for each in sample.broken):
+            if picture_id not in self.broken:
+                log.warning("Training sample %s is broken and passed over: %s", picture_id, why)
+                self.broken[picture_id] = why
+        check_broken({**self.samples.broken, **self.broken}, self.samples.total)
 
     def _save(self, must: bool) -> None:
         """Write a checkpoint and the loss curve.
@@ -278,5 +278,5 @@ class Trainer:
 
 def _origin(adapter: Adapter, samples: Samples, about: Mapping[str, str]) -> dict[str, str]:
     """Digests of what a run depends on, by the names that error messages use."""
-    origin = {"starting adapter": digest(flat_tensors(adapter)), DATASET: digest(getattr(samples, "names", ()))}
+    origin = {"starting adapter": digest(flat_tensors(adapter)), DATASET: digest(samples.ids)}
     return origin | ({"base model": about["base_weights_sha256"]} if "base_weights_sha256" in about else {})

@@ -32,10 +32,8 @@ class Folder:
     def ids(self) -> list[str]:
         return picture_ids(self.path)[1]
 
-    def objects(self, name: str) -> LabelledCrops | str:
+    def objects(self, picture_id: str) -> LabelledCrops | str:
         """Labels and crops of a picture's usable objects, or the reason why training would leave the picture out.
-
-        name: the picture's id.
 
         An object is usable if the filters let training take it. Names must differ among the first `most` objects, or
         without `most` among the first `least`. So a second cat in the background does not exclude a picture, although
@@ -44,19 +42,19 @@ class Folder:
         Raises ValueError if a file is broken.
         """
         try:
-            return self._objects(name)
+            return self._objects(picture_id)
         except Exception as error:  # a damaged file can raise anything in its decoder
             raise ValueError(f"{type(error).__name__}: {error}") from error
 
-    def _objects(self, name: str) -> LabelledCrops | str:
-        with open_picture(self.picture(name)) as image:
+    def _objects(self, picture_id: str) -> LabelledCrops | str:
+        with open_picture(self.picture(picture_id)) as image:
             picture = np.array(image.convert("RGB"))
         size = picture.shape[1], picture.shape[0]
-        data = self.data(name)
+        data = self.data(picture_id)
         found, why = candidates(data["final_masks"], str(data["text"]), size, self.filters, self.least)
         if why:
             return why
-        values = read_mask(self.path, name, size)
+        values = read_mask(self.path, picture_id, size)
         found, why = with_masks(found, values, self.filters, self.least)
         chosen = found[: self.most]
         if why := why or refuse_names(found[: self.most or self.least], self.filters):
@@ -65,8 +63,8 @@ class Folder:
         crops = [(cut.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for cut in cuts if cut is not None]
         return LabelledCrops([each.label for each in chosen], crops)  # `with_masks` leaves no empty masks
 
-    def data(self, name: str) -> dict[str, Any]:
-        return read_json(self.path, name)
+    def data(self, picture_id: str) -> dict[str, Any]:
+        return read_json(self.path, picture_id)
 
-    def picture(self, name: str) -> Path:
-        return picture_path(self.path, name)
+    def picture(self, picture_id: str) -> Path:
+        return picture_path(self.path, picture_id)

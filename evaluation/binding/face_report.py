@@ -118,7 +118,7 @@ def _alike(embedding: Tensor, known: Tensor, text: str) -> tuple[float, ...]:
     """S of a face. embedding: [F]; known: [M, F], r_m; text: the person's, for messages."""
     if len(embedding) != known.shape[1]:
         raise ValueError(
-            f"“{text}” has a face embedding of {known.shape[1]} numbers, and this face analyser gives {len(embedding)}: "
-            "connect the analyser of the face references."
+            f"“{text}” has a face embedding of {known.shape[1]} numbers, and this face analyser "
+            f"gives {len(embedding)}: connect the analyser of the face references."
         )
     return tuple((known @ F.normalize(embedding, dim=0)).tolist())

@@ -86,16 +86,16 @@ def write_data(scenes: world.Scenes, folder: Path) -> None:
     """Training data of drawn scenes, each object with the embedding that the analyser gives for it in that picture."""
     world_files.write(scenes, folder, random.Random(SEED_DATA))
     analyser = LookAnalyser()
-    for name in picture_ids(folder)[1]:
-        with open_picture(picture_path(folder, name)) as image:
+    for picture_id in picture_ids(folder)[1]:
+        with open_picture(picture_path(folder, picture_id)) as image:
             pixels = torch.from_numpy(np.array(image.convert("RGB"))).float() / 255
-        data = read_json(folder, name)
+        data = read_json(folder, picture_id)
         entries = data["final_masks"][1:]
-        found = faces_in([tuple(each["box"]) for each in entries], seen_faces(analyser, pixels, name))
+        found = faces_in([tuple(each["box"]) for each in entries], seen_faces(analyser, pixels, picture_id))
         for entry, face in zip(entries, found, strict=True):
             if face is not None:
-                entry["face"] = [round(value, 4) for value in face.embedding(name).tolist()]
-        atomic_write(folder / "jsons" / f"{name}.json", json.dumps(data))
+                entry["face"] = [round(value, 4) for value in face.embedding(picture_id).tolist()]
+        atomic_write(folder / "jsons" / f"{picture_id}.json", json.dumps(data))
 
 
 def start_of(stock: Adapter, faces: Tensor, pictures: Tensor) -> dict[str, Tensor]:

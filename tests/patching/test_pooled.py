@@ -204,14 +204,14 @@ def test_the_surest_sites_go_on_measuring(monkeypatch) -> None:
 def test_the_record_shows_the_shares_that_act(monkeypatch) -> None:
     from mip_adapter.attention.pool import PooledSite
 
-    acted, shares = [], PooledSite.shares
+    acted, shares = [], PooledSite.share
 
     def noted(self, *given):
         share = shares(self, *given)
         acted.append((self.size, share))
         return share
 
-    monkeypatch.setattr(PooledSite, "shares", noted)
+    monkeypatch.setattr(PooledSite, "share", noted)
     model, record = applied(measure="pool")
     graphs.sample(model, 3)
     for size in record.resolutions:

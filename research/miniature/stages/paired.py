@@ -75,6 +75,8 @@ class Paired:
         self.scenes = [self._draw(shard, size) for shard in range(shards)]
         self.kinds = [scenes.present(i) for scenes in self.scenes for i in range(len(scenes))]
         self.starts = [0, *itertools.accumulate(map(len, self.kinds))]
+        # What the trainer asks of `Samples`: drawn scenes need no ids, and none is broken.
+        self.ids, self.broken, self.total = tuple[str, ...](), dict[str, str](), len(self.kinds)
 
     def __len__(self) -> int:
         return len(self.kinds)
