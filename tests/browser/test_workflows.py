@@ -144,8 +144,8 @@ def test_it_explains_itself_and_has_a_thumbnail(path):
 @each_workflow
 def test_its_words_are_shown_at_first_sight(path):
     """A new frontend fits a template's nodes, and 10 pixels around them, into three quarters of the window, here of a
-    laptop's. It hides words that would be smaller than 8 pixels; nodes and notes have 14. Nodes 2.0 take a folded node to
-    be as large as its file says."""
+    laptop's. It hides words that would be smaller than 8 pixels; nodes and notes have 14. Nodes 2.0 take a folded node
+    to be as large as its file says."""
     nodes = load(path)["nodes"]
     width = max(n["pos"][0] + n["size"][0] for n in nodes) - min(n["pos"][0] for n in nodes) + 20
     height = max(n["pos"][1] + n["size"][1] for n in nodes) - min(n["pos"][1] for n in nodes) + TITLE + 20
