@@ -29,6 +29,15 @@ REROUTED = """() => {
     first.connect(0, reroute, 0)
     reroute.connect(0, second, "references")
 }"""
+# The second of three bypassed, and a reroute behind it.
+REROUTED_END = """() => {
+    const [, second, third] = app.graph._nodes.filter(node => node.type === "MIPReference")
+    const reroute = LiteGraph.createNode("Reroute")
+    app.graph.add(reroute)
+    second.connect(0, reroute, 0)
+    reroute.connect(0, third, "references")
+    second.mode = 4
+}"""
 BYPASSED = """() => { app.graph._nodes.filter(node => node.type === "MIPReference")[1].mode = 4 }"""
 THIRD = """mode => {
     const [, second] = app.graph._nodes.filter(node => node.type === "MIPReference")
@@ -114,6 +123,59 @@ def test_a_run_says_what_a_muted_reference_cuts_off(page) -> None:
     page.wait_for_function(TOAST, arg="before it in the chain: “cat”. Bypass it instead (Ctrl+B).")
     assert page.locator(".p-toast-message", has_text="Bypass it instead").count() == 1  # four MIP Apply share the chain
     page.keyboard.press("Escape")  # the dialog about the empty model files
+
+
+# Three MIP Picture at the cat's more_pictures, the middle one with this mode.
+MORE_PICTURES = """mode => {
+    const [reference] = app.graph._nodes.filter(node => node.type === "MIPReference")
+    const loader = app.graph._nodes.find(node => node.type === "LoadImage")
+    const pictures = [1, 2, 3].map(() => LiteGraph.createNode("MIPPicture"))
+    pictures.forEach((picture, i) => {
+        app.graph.add(picture)
+        loader.connect(0, picture, "image")
+        pictures[i - 1]?.connect(0, picture, "pictures")
+    })
+    pictures[2].connect(0, reference, "more_pictures")
+    pictures[1].mode = mode
+    pictures[1].title = "the middle"
+}"""
+LOST_PICTURES = """async () => {
+    const {objectsOf} = await import("/extensions/PACK/js/chain.js")
+    const [cat, cup] = objectsOf(app.graph._nodes.find(node => node.type === "MIPApply"))
+    return [cat, cup].map(({lostPictures: {muted, cut, by}}) => [muted, cut, by?.title ?? null])
+}""".replace("PACK", PACK)
+
+
+@pytest.mark.parametrize("mode, lost, queued", [(0, 0, 3), (4, 0, 2), (2, 1, 1)], ids=["plain", "bypass", "mute"])
+def test_more_pictures_that_a_muted_one_cuts_off(page, mode: int, lost: int, queued: int) -> None:
+    page.evaluate(MORE_PICTURES, mode)
+    prompt = page.evaluate(QUEUED)
+    (at,) = (each["inputs"]["more_pictures"] for each in prompt.values() if "more_pictures" in each["inputs"])
+    reached = 0
+    while at:
+        at, reached = prompt[at[0]]["inputs"].get("pictures"), reached + 1
+    assert reached == queued
+    assert page.evaluate(LOST_PICTURES) == [[lost, lost, "the middle" if lost else None], [0, 0, None]]
+    if lost:
+        page.evaluate(RUN)
+        page.wait_for_function(TOAST, arg="“the middle” is muted, and that cuts off the pictures of “cat” before it.")
+        page.keyboard.press("Escape")  # the dialog about the empty model files
+
+
+def test_a_bypassed_node_is_passed_by_type(page) -> None:
+    """Also behind a reroute, whose own input takes anything, and at an input that takes several types."""
+    page.evaluate(MORE_PICTURES, 0)
+    page.evaluate(REROUTED)
+    page.evaluate("""() => {
+        app.graph._nodes.filter(node => node.type === "MIPPicture").at(-1).mode = 4
+        app.graph._nodes.find(node => node.title === "the middle").mode = 2
+    }""")
+    assert page.evaluate(LOST_PICTURES) == [[1, 1, "the middle"], [0, 0, None]]
+    page.evaluate(THIRD, 0)
+    page.evaluate(REROUTED_END)
+    queued = queued_objects(page.evaluate(QUEUED))
+    assert {text for objects in queued for text, _ in objects} == {"cat", "third"}
+    assert sorted(shown_objects(page)) == sorted(queued)
 
 
 def test_thumbnails_look_through_other_image_nodes(page) -> None:

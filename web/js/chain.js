@@ -5,9 +5,10 @@
  * One subgraph can stand in a workflow several times, so the node alone does not say what flows into it.
  *
  * @typedef {{ node: object, path: object[] }} Place
- * @typedef {{ picture: string | null, connected: boolean, text: string, mapColor: unknown, texts: string[] }}
- *   ObjectOfChain picture: a /view query, null where there is none or it is not known; connected: something gives one;
- *   texts: those of references that are connected as more pictures of this object
+ * @typedef {{ picture: string | null, connected: boolean, text: string, mapColor: unknown, texts: string[],
+ *   lostPictures: { muted: number, cut: number, by: object | null } }} ObjectOfChain picture: a /view query, null where there
+ *   is none or it is not known; connected: something gives one; texts: those of references that are connected as more
+ *   pictures of this object; lostPictures: how many of those are muted, how many stand before a muted one, and the last one
  */
 
 export const MUTED = 2
@@ -16,6 +17,7 @@ const MOST_OBJECTS = 16 // as many as MIP Apply accepts, and as many styles
 const OBJECTS = ["MIPReference", "MIPFaceReference"]
 const SEVERAL = "MIPSeveralReferences"
 const LINKS = [...OBJECTS, SEVERAL, "MIPStyleReference"] // a style stands in the chain and is no object
+const PICTURES = ["MIPPicture", ...OBJECTS] // workflows from before there was MIP Picture have references
 // A stranger's graph is read at every drawing. A loop in it ends here; and two links to one node, at many nodes in a row,
 // would be followed along all their ways.
 const MOST_STEPS = 200
@@ -32,6 +34,9 @@ export function objectsOf(node) {
   return objectsAt(linksOf(node, false))
 }
 
+/** @returns {boolean} whether a node or a subgraph around it is muted */
+const isMuted = ({ node, path }) => [node, ...path].some((each) => each.mode === MUTED)
+
 /**
  * The objects that a muted node keeps from a node's `references`, first one first: the host forgets a muted reference
  * together with everything before it in the chain.
@@ -43,7 +48,6 @@ export function objectsOf(node) {
 export function lostOf(node) {
   const all = linksOf(node, true)
   const lost = all.slice(0, all.length - linksOf(node, false).length)
-  const isMuted = ({ node, path }) => [node, ...path].some((each) => each.mode === MUTED)
   const objects = lost.flatMap((at) => objectsAt([at]).map((each) => ({ ...each, muted: isMuted(at) })))
   return { objects: objects.slice(-2 * MOST_OBJECTS), by: lost.findLast(isMuted)?.node ?? null }
 }
@@ -55,15 +59,26 @@ export function lostOf(node) {
  * @param {boolean} muted whether to read on through muted nodes, as if they were not
  * @returns {Place[]}
  */
-function linksOf(node, muted) {
+const linksOf = (node, muted) => chainAt({ node, path: pathTo(node.graph) }, "references", LINKS, muted)
+
+/** The nodes of these kinds that end in a chain at an input, first one first. muted: as for `linksOf`. */
+function chainAt(at, input, kinds, muted) {
   const found = []
-  let at = { node, path: pathTo(node.graph) }
   while (found.length < 2 * MOST_OBJECTS) {
-    at = source(at, "references", { muted })
-    if (!LINKS.includes(at?.node?.comfyClass)) break
+    at = source(at, input, { muted })
+    if (!kinds.includes(at?.node?.comfyClass)) break
     found.unshift(at)
+    input = at.node.comfyClass === "MIPPicture" ? "pictures" : "references"
   }
   return found
+}
+
+/** What a muted node keeps from the `more_pictures` of a reference. @returns {{ muted: number, cut: number, by: object | null }} */
+function lostPicturesAt(at) {
+  const all = chainAt(at, "more_pictures", PICTURES, true)
+  const lost = all.slice(0, all.length - chainAt(at, "more_pictures", PICTURES, false).length)
+  const cut = lost.filter((each) => !isMuted(each)).length
+  return { muted: lost.length - cut, cut, by: lost.findLast(isMuted)?.node ?? null }
 }
 
 /** @param {Place[]} links @returns {ObjectOfChain[]} a style is none, a MIPSeveralReferences several */
@@ -72,7 +87,8 @@ function objectsAt(links) {
     if (at.node.comfyClass === SEVERAL) return severalOf(at)
     if (!OBJECTS.includes(at.node.comfyClass)) return []
     const texts = textsOfChain(source(at, "more_pictures"))
-    return [{ ...object(at, "image", value(at, "text"), value(at, "map_color")), texts }]
+    const lostPictures = lostPicturesAt(at)
+    return [{ ...object(at, "image", value(at, "text"), value(at, "map_color")), texts, lostPictures }]
   })
   return found.slice(-2 * MOST_OBJECTS)
 }
@@ -84,6 +100,7 @@ const object = (at, input, text, mapColor) => ({
   text: String(text ?? "").slice(0, LONGEST_TEXT).trim(),
   mapColor,
   texts: [],
+  lostPictures: { muted: 0, cut: 0, by: null },
 })
 
 /** @returns {string[]} the texts of a chain of MIPReference that ends at a place */
@@ -192,16 +209,17 @@ function pathTo(graph) {
  *
  * @param {Place} place
  * @param {string | number} input name or index
- * @param {{ steps?: number, muted?: boolean }} [how] steps: what is left of MOST_STEPS; muted: whether a muted node counts
+ * @param {{ steps?: number, muted?: boolean, type?: string }} [how] steps: what is left of MOST_STEPS; muted: whether a
+ *   muted node counts; type: of the input that everything flows into, by which a bypassed node is passed
  * @returns {(Place & { value?: unknown }) | null} null: nothing is connected, or it is muted
  */
-function source({ node, path }, input, { steps = MOST_STEPS, muted = false } = {}) {
+function source({ node, path }, input, { steps = MOST_STEPS, muted = false, type } = {}) {
   const slot = typeof input === "number" ? node.inputs?.[input] : node.inputs?.find((each) => each.name === input)
   const link = slot?.link == null ? null : node.graph?.getLink(slot.link)
   if (!link || steps <= 0) return null
-  const how = { steps: steps - 1, muted }
+  const how = { steps: steps - 1, muted, type: type ?? slot.type }
   if (link.origin_id === node.graph.inputNode?.id) return sourceOutside(path, link.origin_slot, how)
-  return maker({ node: node.graph.getNodeById(link.origin_id), path }, link.origin_slot, slot.type, how)
+  return maker({ node: node.graph.getNodeById(link.origin_id), path }, link.origin_slot, how)
 }
 
 /** The same for an input of the subgraph around: go out through its node. */
@@ -215,19 +233,19 @@ function sourceOutside(path, slot, how) {
 }
 
 /** The node that really makes an output: not a bypassed one, not a reroute, not the shell of a subgraph. */
-function maker({ node, path }, slot, type, { steps, muted }) {
+function maker({ node, path }, slot, { steps, muted, type }) {
   if (!node || steps <= 0 || (node.mode === MUTED && !muted)) return null
-  const how = { steps: steps - 1, muted }
+  const how = { steps: steps - 1, muted, type }
   if (node.mode === BYPASSED) {
-    const same = node.inputs?.[slot]?.type === type ? slot : node.inputs?.findIndex((each) => each.type === type)
-    return same >= 0 ? source({ node, path }, same, how) : null
+    const into = bypassSlot(node, slot, type)
+    return into >= 0 ? source({ node, path }, into, how) : null
   }
   if (node.subgraph) {
     const inner = node.subgraph.getLink(node.subgraph.outputNode?.slots[slot]?.linkIds[0])
     if (!inner) return null
     const within = [...path, node]
     if (inner.origin_id === node.subgraph.inputNode?.id) return sourceOutside(within, inner.origin_slot, how)
-    return maker({ node: node.subgraph.getNodeById(inner.origin_id), path: within }, inner.origin_slot, type, how)
+    return maker({ node: node.subgraph.getNodeById(inner.origin_id), path: within }, inner.origin_slot, how)
   }
   if (node.isVirtualNode) {
     const through = node.getInputLink?.(slot) // of a reroute its own, of a "get" node its "set" node's
@@ -235,6 +253,14 @@ function maker({ node, path }, slot, type, { steps, muted }) {
     return into ? source({ node: into, path }, through.target_slot, how) : null
   }
   return { node, path }
+}
+
+/** The input that an output of a bypassed node stands for; -1 if there is none. Inputs may be of several types. */
+function bypassSlot({ inputs = [], outputs = [] }, slot, type) {
+  const fits = (input) => [outputs[slot]?.type, type].every((each) => LiteGraph.isValidConnection(input?.type, each))
+  if (inputs[slot] && fits(inputs[slot])) return slot
+  const same = inputs.findIndex((each) => each.type === type)
+  return same >= 0 ? same : inputs.findIndex(fits)
 }
 
 /** A widget's value; where the widget is linked, what stands at the other end, if that is a value too. */

@@ -2,7 +2,7 @@
 
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
-import { lostOf, MUTED } from "./chain.js"
+import { lostOf, MUTED, objectsOf } from "./chain.js"
 import { learn, nodeWords, say } from "./words.js"
 
 const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-3)) // of the pack in custom_nodes
@@ -70,28 +70,37 @@ function toast(id, type, sentence, severity = "error") {
   app.extensionManager.toast.add({ severity, summary: title, detail: sentence, life: LIFE })
 }
 
-/** What `lostOf` says, or nothing where a chain is in a state that cannot be read: a run is never kept from starting. */
-function readLost(node) {
+const filled = (sentence, ...words) => sentence.replace(/%s/g, () => words.shift())
+
+/**
+ * What a MIPApply samples without, because muted nodes cut it off: objects of its chain, and more pictures of an object.
+ * Nothing where a chain is in a state that cannot be read: a run is never kept from starting.
+ *
+ * @returns {string[]} sentences
+ */
+function lossesOf(node) {
   try {
-    return lostOf(node)
+    const { objects, by } = lostOf(node)
+    const cut = objects.filter((each) => !each.muted).map((each) => `“${each.text}”`)
+    const sentence = say("“%s” is muted, and that cuts off what stands before it in the chain: %s. Bypass it instead (Ctrl+B).")
+    const ofPictures = say("“%s” is muted, and that cuts off the pictures of “%s” before it. Bypass it instead (Ctrl+B).")
+    const pictures = objectsOf(node).filter((each) => each.lostPictures.cut)
+    return [
+      ...(cut.length ? [filled(sentence, by.getTitle(), cut.join(", "))] : []),
+      ...pictures.map((each) => filled(ofPictures, each.lostPictures.by.getTitle(), each.text)),
+    ]
   } catch (error) {
     console.debug("MIP-Adapter: the chain of references cannot be read", error)
-    return { objects: [], by: null }
+    return []
   }
 }
 
-/** What the host runs without a word: MIP Apply without the objects that stand before a muted one. */
+/** What the host runs without a word. */
 function warnOfLost(prompt) {
   const warnings = new Map()
   for (const [id, { class_type: type }] of Object.entries(prompt?.output ?? {})) {
     const node = type === "MIPApply" && nodeOf(id)
-    if (!node) continue
-    const { objects, by } = readLost(node)
-    const cut = objects.filter((each) => !each.muted).map((each) => `“${each.text}”`)
-    if (!cut.length) continue
-    const sentence = say("“%s” is muted, and that cuts off what stands before it in the chain: %s. Bypass it instead (Ctrl+B).")
-    const words = [by.getTitle(), cut.join(", ")]
-    warnings.set(sentence.replace(/%s/g, () => words.shift()), [id, type])
+    for (const sentence of node ? lossesOf(node) : []) warnings.set(sentence, [id, type])
   }
   // Several MIP Apply often share a chain: each sentence once.
   for (const [sentence, [id, type]] of warnings) toast(id, type, sentence, "warn")

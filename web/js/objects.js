@@ -76,6 +76,12 @@ function refresh() {
   redraw()
 }
 
+/** A label for more pictures of an object that do not reach it. */
+function lostPictures({ lostPictures: { muted, cut } }) {
+  if (cut) return say("pictures cut off")
+  return muted ? say("pictures muted") : ""
+}
+
 /** The objects, or none while a workflow is being loaded or is in a state that cannot be read. */
 function objects(node) {
   try {
@@ -89,7 +95,12 @@ function objects(node) {
       isWrong: !each.muted, // what a user muted is left out on purpose; what stands before it is not
       isLost: true,
     }))
-    const present = all.map((each, i) => ({ ...each, ink: colour(numbers[i]), label: mistakes[i], isWrong: !!mistakes[i] }))
+    const present = all.map((each, i) => ({
+      ...each,
+      ink: colour(numbers[i]),
+      label: mistakes[i] || lostPictures(each),
+      isWrong: !!mistakes[i] || each.lostPictures.cut > 0,
+    }))
     return [...lost, ...present]
   } catch (error) {
     console.debug("MIP-Adapter: the chain of references cannot be read", error)
