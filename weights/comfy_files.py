@@ -17,6 +17,11 @@ from ..common.text import brief
 
 FOLDERS = ("mip_adapter", "ipadapter")
 MINIATURE = str(bundled.MINIATURE / "adapters")  # the adapters that come with the pack
+# Names of our adapters in the pack's first workflows.
+FORMER = {
+    "miniature_base.safetensors": "miniature_mip.safetensors",
+    "miniature_plus.safetensors": "miniature_mip_plus.safetensors",
+}
 EXTENSIONS = {".safetensors", ".bin", ".pt", ".pth"}
 ENCODERS, DETECTORS = "mip_encoders", "grounding-dino"
 ANALYSERS = Path("insightface", "models")  # where InsightFace itself and other packs keep its model packs
@@ -53,7 +58,7 @@ def adapter_path(name: str) -> Path:
     """The file of a name in `adapter_names`.
 
     If it is missing, the same name with another extension is accepted: a workflow may name a .safetensors file where
-    its reader has a .bin. Raises ValueError if there is no such file.
+    its reader has a .bin. One of our own is also found by its former name. Raises ValueError if there is no such file.
     """
     if not name:
         raise ValueError(f"No adapter is chosen. Put one into {_places(*FOLDERS)} and press R to refresh the lists.")
@@ -66,6 +71,8 @@ def adapter_path(name: str) -> Path:
                     raise ValueError(f"“{brief(name)}” leads out of the models folder; choose a file from the list.")
                 if path.is_file():
                     return path
+    if name in FORMER:
+        return adapter_path(FORMER[name])
     own = Path(MINIATURE, name)
     if name.startswith("miniature_"):
         raise ValueError(f"Adapter “{name}”, which comes with this pack, is missing: {own}.{cure(own)}")
