@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import pytest
 import torch
 
 from ..support import graphs
+from ..support.newer import absent
+from ..support.paths import ROOT
 from ..support.sentences import told
+
+INFO = ROOT / "tests" / "data" / "object_info.json"
 
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -64,19 +70,61 @@ def test_pictures(right: torch.Tensor) -> None:
             check_inputs(node, {given.id: right})
 
 
-def test_the_nodes_themselves_check() -> None:
-    from mip_adapter.nodes.apply import MIPApply
-    from mip_adapter.nodes.freeze import MIPFreezeRelevance
-    from mip_adapter.nodes.reference import MIPReference
+LOADS = "loads what is chosen from a list"
+NOTHING_LINKED = {  # nodes that no other node gives anything
+    "MIPAdapterLoader": LOADS,
+    "MIPDetectorLoader": LOADS,
+    "MIPEncoderLoader": LOADS,
+    "MIPFaceAnalyserLoader": LOADS,
+    "MIPMiniatureLoader": LOADS,
+    "MIPSigLIPLoader": LOADS,
+    "MIPMerge": "numbers and choices alone",
+    "MIPMiniatureObject": "draws from choices alone",
+}
 
-    with pytest.raises(ValueError, match="“image” of MIP Reference got nothing"):
-        MIPReference.execute(None, "cat", 1.0)
-    with pytest.raises(ValueError, match="“region” of MIP Reference got values up to 255"):
-        MIPReference.execute(graphs.photo(0), "cat", 1.0, region=torch.full((1, 8, 8), 255))
-    with pytest.raises(ValueError, match="“model” of MIP Apply got nothing"):
-        MIPApply.execute(None, None, None, None, (), 1.0, 0.0, 1.0)
-    with pytest.raises(ValueError, match="“latent” of MIP Freeze Relevance got no latent"):
-        MIPFreezeRelevance.execute(object(), {})
+
+def right(given: Any) -> Any:
+    """A value that passes the door: what a widget begins with, else something of the kind that is connected there."""
+    from comfy_api.latest import io
+    from mip_adapter.nodes.validation import GROWN
+
+    if given.get_io_type() == GROWN:
+        return {"pictures.picture 1": graphs.photo(1)}
+    if given.Parent is io.Combo:
+        return given.default or (given.options or ["nothing to choose"])[0]
+    if given.Parent is io.Mask:
+        return torch.ones(1, 8, 8)
+    right_values = {io.Image: graphs.photo(0), io.Latent: {"samples": torch.zeros(1, 4, 8, 8)}, io.String: ""}
+    default = getattr(given, "default", None)
+    return right_values.get(given.Parent, object()) if default is None else default
+
+
+@pytest.mark.parametrize("name", sorted(json.loads(INFO.read_text("utf-8"))))
+def test_the_nodes_themselves_check(name: str) -> None:
+    """Every node, called as the host calls it, says what reaches any of its inputs by mistake."""
+    from comfy_api.latest import io
+    from mip_adapter.nodes import NODES
+    from mip_adapter.nodes.validation import ENCODERS, PIXELS
+
+    if name in absent():
+        pytest.skip("this host has no such node")
+    (node,) = (each for each in NODES if each.define_schema().node_id == name)
+    schema = node.define_schema()
+    entries = [given for each, given in linked() if each is node]
+    assert bool(entries) == (name not in NOTHING_LINKED)
+    whole = {each.id: right(each) for each in schema.inputs if not each.optional}
+    for given in entries:
+        mistakes = [] if given.optional or given.Parent in ENCODERS else [(None, "nothing")]
+        if given.Parent in PIXELS:
+            mistakes += [
+                (torch.full((1, 8, 8, 3), 255.0), "values up to 255"),
+                ([graphs.photo(0)], "a list of 1 values"),
+            ]
+        if given.Parent is io.Latent:
+            mistakes.append(({}, "no latent"))
+        for wrong, said in mistakes:
+            with pytest.raises(ValueError, match=re.escape(f"“{given.id}” of {schema.display_name} got {said}")):
+                node.execute(**{**whole, given.id: wrong})
 
 
 def test_folders_of_extra_model_paths_are_named(monkeypatch, tmp_path) -> None:
