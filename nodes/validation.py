@@ -113,12 +113,10 @@ def _grown(node: Any) -> list[Any]:
 def _checked(name: str, value: Any, kind: str) -> Any:
     if kind.startswith(GROWN) and isinstance(value, dict):
         return {socket: _checked(socket, each, kind.split()[1]) for socket, each in value.items()}
-    made = isinstance(value, list) and any(
-        isinstance(each, Tensor) for each in value
-    )  # by a node; told in check_inputs
+    pictures = kind in ("IMAGE", "MASK") and isinstance(value, list) and any(isinstance(e, Tensor) for e in value)
     plain = isinstance(value, str | int | float) or (
-        isinstance(value, list | dict) and not made and not set(kind.split(",")) & set(WRITTEN)
-    )
+        isinstance(value, list | dict) and not pictures and not set(kind.split(",")) & set(WRITTEN)
+    )  # a list of pictures was made by a node: check_inputs tells of it
     if plain and kind not in TYPED:  # the host lets it pass when a workflow holds a value in place of a link
         raise ValueError(
             f"The input {name} is {brief(repr(value), 60)}, expected {kind} of another node: connect one there."

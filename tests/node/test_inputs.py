@@ -114,7 +114,7 @@ def test_the_nodes_themselves_check(name: str) -> None:
     assert bool(entries) == (name not in NOTHING_LINKED)
     whole = {each.id: right(each) for each in schema.inputs if not each.optional}
     for given in entries:
-        mistakes = [] if given.optional or given.Parent in ENCODERS else [(None, "nothing")]
+        mistakes: list[tuple[Any, str]] = [] if given.optional or given.Parent in ENCODERS else [(None, "nothing")]
         if given.Parent in PIXELS:
             mistakes += [
                 (torch.full((1, 8, 8, 3), 255.0), "values up to 255"),
