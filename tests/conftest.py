@@ -71,15 +71,23 @@ def _no_forked_process_is_left() -> Iterator[None]:
 # Besides what is marked where it is written: fixtures and folders.
 SLOW = {"server", "browser"}
 SLOW_FOLDERS = ("server", "browser", "training", "research", "launcher", "benchmarks", "commands")
+SAMPLING_FOLDERS = ("patching", "relevance", "evaluation", "miniature", "fuzz")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`-m "not host"` leaves the tests that need no ComfyUI, `-m "not slow"` those that serve, browse or train none."""
+    """`-m "not host"` leaves the tests that need no ComfyUI, `-m "not slow"` those that serve, browse or train none.
+
+    Of a test that samples in many cases (each merge, each kind of area), `-m "not slow"` leaves the first.
+    """
+    known = set()
     for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
+        fixtures, folder = set(getattr(item, "fixturenames", ())), item.path.relative_to(ROOT / "tests").parts[0]
         if {"host", *SLOW} & fixtures:
             item.add_marker(pytest.mark.host)
-        if SLOW & fixtures or item.path.relative_to(ROOT / "tests").parts[0] in SLOW_FOLDERS:
+        test = (item.path, getattr(item, "originalname", item.name))
+        another_case = folder in SAMPLING_FOLDERS and "host" in fixtures and test in known
+        known.add(test)
+        if SLOW & fixtures or folder in SLOW_FOLDERS or another_case:
             item.add_marker(pytest.mark.slow)
 
 
@@ -113,6 +121,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     sys.path.insert(0, str(folder))
     args = importlib.import_module("comfy.cli_args").args
     args.cpu, args.base_directory = True, str(base)
+    args.use_pytorch_cross_attention = True  # as hosts on a GPU do; it is faster on a processor, too
     return SimpleNamespace(folder=folder, base=base)
 
 
