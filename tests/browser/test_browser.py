@@ -375,6 +375,9 @@ def test_a_blueprint_is_found_by_search_and_queues(page, stocked) -> None:
     frontend.screenshot(page, "blueprint")
 
 
+# Whether the title bars of our nodes have a colour.
+TITLE_BAR = """colour => [...document.querySelectorAll('.lg-node > [data-testid="node-inner-wrapper"]')]
+    .some(bar => getComputedStyle(bar).backgroundColor === colour)"""
 # Our style sheet, with all of the words.
 STYLED = """words => [...document.querySelectorAll("style")]
     .some(sheet => words.every(each => sheet.textContent.includes(each)))"""
@@ -399,9 +402,13 @@ def test_nodes_2_0_show_the_button_and_run_the_scripts(page) -> None:
             app.api.dispatchCustomEvent("graphChanged", app.graph.serialize())
             return node.id
         }""")
-        page.wait_for_function(STYLED, arg=[f'[data-node-id="{number}"]', "#37305a", '"cat · "'])
+        page.wait_for_function(STYLED, arg=[f'[data-node-id="{number}"]', '"cat · "'])
+        palettes = {"light": "rgb(185, 179, 214)", "dark": "rgb(55, 48, 90)"}
+        for palette, bar in palettes.items() if frontend.version(page) >= (1, 40) else ():
+            page.evaluate(frontend.SET, {"Comfy.ColorPalette": palette})
+            page.wait_for_function(TITLE_BAR, arg=bar)
     finally:
-        page.evaluate(frontend.SET, {"Comfy.VueNodes.Enabled": False})
+        page.evaluate(frontend.SET, {"Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark"})
 
 
 WORDS = """() => [app.graph._nodes.find(node => node.type === "MarkdownNote").widgets[0].value,

@@ -4,6 +4,7 @@ import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 
 const TITLE_BAR = "#37305a"
+const LIGHT_TITLE_BAR = "#b9b3d6" // as the host makes it of the other one where it draws it itself
 const LINKS = {
   MIP_ADAPTER: "#8f7ee7",
   MIP_REFERENCES: "#f2b84b",
@@ -39,6 +40,10 @@ function toldApart(node) {
 
 const rules = document.createElement("style")
 
+// Where nodes are drawn by Vue: with a light palette titles are black.
+const titleBar = document.createElement("style")
+titleBar.textContent = `:root { --mip-title-bar: ${LIGHT_TITLE_BAR} } .dark-theme { --mip-title-bar: ${TITLE_BAR} }`
+
 /** As a CSS string: what a stranger's workflow has for a text or an id becomes no rule of its own. */
 const quoted = (text) => JSON.stringify(String(text))
 
@@ -52,7 +57,7 @@ function styleTitles() {
     .map((node) => {
       const element = `.lg-node[data-node-id=${quoted(node.id)}]`
       const words = quoted(toldApart(node))
-      return `${element} > [data-testid="node-inner-wrapper"] { background-color: ${TITLE_BAR} }
+      return `${element} > [data-testid="node-inner-wrapper"] { background-color: var(--mip-title-bar) }
         ${element}[data-collapsed] [data-testid="node-title"]::before { content: ${words}; white-space: pre }`
     })
     .join("\n")
@@ -88,7 +93,7 @@ app.registerExtension({
     styleTitles()
   },
   setup() {
-    document.head.append(rules)
+    document.head.append(titleBar, rules)
     api.addEventListener("graphChanged", styleTitles)
     app.canvas?.canvas.addEventListener("litegraph:set-graph", () => setTimeout(styleTitles))
     app.ui.settings.addEventListener?.("Comfy.ColorPalette.change", () => setTimeout(colourLinks))
