@@ -36,7 +36,8 @@ class EncodedReferences:
         are measured.
     blocks: the M objects' strength by block, None where it is 1; () where it is 1 for all.
     eases: the M objects' strength over time; () where it is steady for all.
-    adapters: the M objects' adapters, as indices into those that the plan is compiled with; () where all have one.
+    adapter_numbers: the M objects' adapters, by their place among those that the plan is compiled with; () where all
+        have one.
     """
 
     names: tuple[str, ...]
@@ -48,7 +49,7 @@ class EncodedReferences:
     frozen: Tensor | None = None
     blocks: tuple[BlockStrength | None, ...] = ()
     eases: tuple[Ease, ...] = ()
-    adapters: tuple[int, ...] = ()
+    adapter_numbers: tuple[int, ...] = ()
 
     @property
     def needs_own_nulls(self) -> bool:
@@ -94,7 +95,7 @@ class EncodedReferences:
             frozen=None if self.frozen is None else self.frozen[[*objects, len(self.names)]],
             blocks=of_these(self.blocks),
             eases=of_these(self.eases),
-            adapters=of_these(self.adapters),
+            adapter_numbers=of_these(self.adapter_numbers),
         )
 
 
@@ -195,8 +196,8 @@ class Plan:
         """
         tokens = next(iter(self.sites.values())).keys.shape[1] // self.count
         factors = torch.cat([ease.at(fraction) for ease in self.eases])  # [M]
-        own = factors, factors[: self.null_sets]
-        values, nulls = (each.repeat_interleave(tokens).unsqueeze(1) for each in own)
+        by_set = factors, factors[: self.null_sets]
+        values, nulls = (each.repeat_interleave(tokens).unsqueeze(1) for each in by_set)
         return values, nulls
 
 
@@ -213,7 +214,7 @@ def compile_plans(
 ) -> list[Plan]:
     """Project references through every site's to_k_ip and to_v_ip: a plan for each of several sets of them.
 
-    adapters: those that `EncodedReferences.adapters` counts.
+    adapters: those that `EncodedReferences.adapter_numbers` counts.
 
     The projection runs in float32 on `device`; the result is stored as `dtype`. Each site's weights are moved there
     once, and only one site's weights are there at a time.
@@ -251,11 +252,11 @@ class _PlanBuilder:
 
     def _keys_values(self, tokens: Tensor, site_weights: Sequence[SiteWeights], heads: int) -> tuple[Tensor, Tensor]:
         """Keys and values [M·T, C] of tokens [M·T, X], by their objects' adapters. site_weights: as for `add`."""
-        adapters = self.references.adapters or (0,)
-        if len(set(adapters)) == 1:
-            return site_weights[adapters[0]].keys_values(tokens, heads)
-        by_object = tokens.unflatten(0, (len(adapters), -1))  # [M, T, X]
-        each = [site_weights[i].keys_values(its, heads) for its, i in zip(by_object, adapters, strict=True)]
+        numbers = self.references.adapter_numbers or (0,)
+        if len(set(numbers)) == 1:
+            return site_weights[numbers[0]].keys_values(tokens, heads)
+        by_object = tokens.unflatten(0, (len(numbers), -1))  # [M, T, X]
+        each = [site_weights[i].keys_values(its, heads) for its, i in zip(by_object, numbers, strict=True)]
         keys, values = zip(*each, strict=True)
         return torch.cat(keys), torch.cat(values)
 

@@ -114,9 +114,9 @@ class BatchLayout:
         for index, uuid in zip(indices, uuids, strict=False):
             conditional = known.conditional[index] if known and index < len(known.conditional) else index == 0
             area = known.areas.get(uuid, known.crop) if known else None
-            of = known.lists[index] if known and index < len(known.lists) else index
+            its_list = known.lists[index] if known and index < len(known.lists) else index
             context = known.contexts.get((index, uuid)) if known else None
-            conds.append(CondTreatment(conditional, area, index, (of, uuid), context))
+            conds.append(CondTreatment(conditional, area, index, (its_list, uuid), context))
         pictures = max(1, rows // len(indices))
         if known is not None and pictures > known.rows and pictures % known.rows == 0:
             # Tiled Diffusion stacks complete batches: all conds of one tile, then all conds of the next.

@@ -58,18 +58,18 @@ def _encoded(
     one_softmax: bool = False,
 ) -> EncodedReferences:
     """texts: M × [L_i, X], content tokens."""
-    own = [own_models(each, adapter, clip_vision) for each in references]
-    for each, (its_adapter, vision) in zip(references, own, strict=True):
+    models = [own_models(each, adapter, clip_vision) for each in references]
+    for each, (its_adapter, vision) in zip(references, models, strict=True):
         check_face(each, its_adapter)
         check_vision(vision, its_adapter)
     eases = [Ease(each.over_time, each.start_percent, each.end_percent) for each in references]
     progress = ProgressBar(len(references))
     tokens = []
-    for each, (its_adapter, vision) in zip(references, own, strict=True):
+    for each, (its_adapter, vision) in zip(references, models, strict=True):
         tokens.append(image_tokens(vision, each, its_adapter))
         progress.update(1)  # also lets the artist interrupt
     nulls = [
-        null_tokens(vision, each, its_adapter) for each, (its_adapter, vision) in zip(references, own, strict=True)
+        null_tokens(vision, each, its_adapter) for each, (its_adapter, vision) in zip(references, models, strict=True)
     ]
     if one_softmax and len({len(each) for each in tokens}) > 1:
         counts = ", ".join(f"“{each.text}” {len(its)}" for each, its in zip(references, tokens, strict=True))
@@ -78,19 +78,19 @@ def _encoded(
             f"numbers of them ({counts}): choose another strategy, or references of one kind."
         )
     adapters = adapters_of(references, adapter)
-    own_tokens = any(null is not nulls[0] for null in nulls)  # the cache gives the same tokens for the same models
+    own_nulls = any(null is not nulls[0] for null in nulls)  # the cache gives the same tokens for the same models
     multiple = math.lcm(*(len(each) for each in (*tokens, *nulls)))  # so that all have as many
     nulls = [repeated(each, multiple) for each in nulls]
     return EncodedReferences(
         names=tuple(reference.text for reference in references),
         tokens=torch.stack([repeated(each, multiple) for each in tokens]),
-        null_tokens=torch.stack(nulls) if own_tokens else nulls[0],
+        null_tokens=torch.stack(nulls) if own_nulls else nulls[0],
         content_tokens=texts,
         weights=tuple(reference.weight for reference in references),
         regions=_regions(references),
         blocks=tuple(each.blocks for each in references) if any(each.blocks for each in references) else (),
         eases=tuple(eases) if any(each.kind != STEADY for each in eases) else (),
-        adapters=tuple(adapters.index(its_adapter) for its_adapter, _ in own) if len(adapters) > 1 else (),
+        adapter_numbers=tuple(adapters.index(its_adapter) for its_adapter, _ in models) if len(adapters) > 1 else (),
     )
 
 

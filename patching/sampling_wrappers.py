@@ -130,9 +130,9 @@ def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timest
     each = [(i, cond) for i, group in enumerate(conds) if group for cond in group]
     size = x_in.shape[-2], x_in.shape[-1]
     areas = {cond.get("uuid"): _within(clipped(_area(cond.get("area")), size), crop) for _, cond in each}
-    shown = [first for first, is_cond in zip(firsts, conditional, strict=True) if first and is_cond]
+    named = [first for first, is_cond in zip(firsts, conditional, strict=True) if first and is_cond]
     window = _window(options, model_options.get("context_handler"))
-    main = not in_parts and turn.claim_evaluation(shown, window, crop)
+    main = not in_parts and turn.claim_evaluation(named, window, crop)
     contexts = {(i, cond.get("uuid")): context for i, cond in each if (context := _context(cond)) is not None}
     evaluation = CondEvaluation(
         conditional, areas, len(x_in), canvas, crop, in_parts, main, model.model_sampling, window, contexts, firsts

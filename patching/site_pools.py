@@ -51,7 +51,7 @@ class SitePools:
         self._visits[at.schedule, at.key] = visits + 1
         return self._passes + visits
 
-    def own(self, at: PooledAt, size: Size, rows: int, device: torch.device) -> PooledSite:
+    def alone(self, at: PooledAt, size: Size, rows: int, device: torch.device) -> PooledSite:
         """The site's own measure and nothing else: where the conds come to it in parts."""
         pool, numbers = Pool(at.objects, rows), torch.arange(rows, device=device)
         return PooledSite(None, pool, at.key, size, at.objects, range(rows), numbers)

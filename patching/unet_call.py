@@ -178,7 +178,7 @@ class UNetCall:
             pool = None
             if conditional and pooled is not None and device is not None:
                 if rows.by_keys is not None:
-                    pool = self._pools.own(pooled, size, count, device)
+                    pool = self._pools.alone(pooled, size, count, device)
                 else:
                     place = start if self._batch.in_tiles else 0
                     pool = self._pools.shared(pooled, (cond, place), size, self.numbers(rows, device), pass_number)

@@ -241,8 +241,8 @@ class RelevanceRecord(RecordedMaps):
 
     def _stacked(self, values: list[Tensor], where: Observation) -> Tensor:
         """Values of S sites, each [*, C·P, h, w], as one tensor [S, *, C, P, h, w]."""
-        shown = len(where.pictures) if isinstance(where.pictures, list) else self._run.pictures
-        return torch.stack(values).to(self._calls).unflatten(-3, (-1, shown))
+        count = len(where.pictures) if isinstance(where.pictures, list) else self._run.pictures
+        return torch.stack(values).to(self._calls).unflatten(-3, (-1, count))
 
     def _add(self, to: dict[tuple[int, int], Sums], phase: Tensor, values: Tensor, where: Observation) -> None:
         """Add values [S, *, C, P, h, w] of S sites to the sums of their canvas."""

@@ -44,11 +44,11 @@ def positions(recipe: TrainConfig, rank: int, count: int, step: int) -> Iterator
     A step covers the same positions for any number of processes that share it, as long as batch_size × processes is the
     same.
     """
-    own, everyone = recipe.batch_size, recipe.batch_size * count
+    batch, everyone = recipe.batch_size, recipe.batch_size * count
     while True:
         for part in range(recipe.accumulate):
-            start = (step * recipe.accumulate + part) * everyone + rank * own
-            yield list(range(start, start + own))
+            start = (step * recipe.accumulate + part) * everyone + rank * batch
+            yield list(range(start, start + batch))
         step += 1
 
 

@@ -126,8 +126,8 @@ def _shares(
         keys = _fold(to_k((objects.texts * root).to(queries.dtype)), heads)  # [B·h, L, d]
         # One matrix for all rows. It averages over a row's own heads and tokens and is zero for other rows' tokens.
         average = objects.spans.new_zeros(rows, count, rows, heads, length)
-        own = torch.arange(rows, device=average.device)
-        average[own, :, own] = (objects.spans / heads).unsqueeze(2)
+        row = torch.arange(rows, device=average.device)
+        average[row, :, row] = (objects.spans / heads).unsqueeze(2)
         relevance = raw_relevance(queries, keys, average.flatten(0, 1).flatten(1), 1)  # [B·M, 1, N]
         share = shares(relevance.view(rows, count, -1).transpose(0, 1), merge, objects.present)
     if merge.strategy == "relevance" and merge.normalization == "mean":  # `shares` multiplied by the padded number

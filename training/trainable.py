@@ -97,8 +97,8 @@ class TrainableAdapter(nn.Module):
         about: metadata.
         """
         flat = flat_tensors(self.start)
-        own = learnt or dict(zip(self.keys, self.trained, strict=True))
-        flat |= {key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in own.items()}
+        tensors = learnt or dict(zip(self.keys, self.trained, strict=True))
+        flat |= {key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in tensors.items()}
         made = with_tensors(self.start, flat)
         parts = made.name, made.spec, made.image_proj, made.sites, made.lora
         return TrainedAdapter(*parts, about=MappingProxyType(dict(about)))
@@ -152,7 +152,7 @@ def init_adapter(
         flat[f"image_proj.{key}.bias"] = torch.zeros(rows)
     flat |= {"image_proj.norm.weight": torch.ones(context), "image_proj.norm.bias": torch.zeros(context)}
     for site in sites:
-        own = attentions[site.key]
-        for part, module in zip(PARTS, (own.to_k, own.to_v), strict=False):
+        attention = attentions[site.key]
+        for part, module in zip(PARTS, (attention.to_k, attention.to_v), strict=False):
             flat[f"ip_adapter.{site.number}.{part}"] = module.weight.detach().to("cpu", torch.float32, copy=True)
     return build_adapter(flat, "a fresh adapter")

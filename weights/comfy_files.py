@@ -66,9 +66,7 @@ def adapter_path(name: str) -> Path:
     for candidate in (name, *(str(Path(name).with_suffix(ending)) for ending in endings)):
         for key in FOLDERS:
             for folder in folder_paths.get_folder_paths(key):
-                path = Path(folder, candidate)
-                if not _below(path, folder):
-                    raise ValueError(f"“{brief(name)}” leads out of the models folder; choose a file from the list.")
+                path = _inside(folder, candidate)
                 if path.is_file():
                     return path
     if name in FORMER:
@@ -106,9 +104,7 @@ def model_folder(key: str, name: str) -> Path:
     if not name:
         raise ValueError(f"No model is chosen. Put its folder into {place} and press R to refresh the lists.")
     for base in folder_paths.get_folder_paths(key):
-        path = Path(base, name)
-        if not _below(path, base):
-            raise ValueError(f"“{brief(name)}” leads out of the models folder; choose a folder from the list.")
+        path = _inside(base, name)
         if path.is_dir():
             return path
     raise ValueError(f"“{brief(name)}” was not found in {place}. Put the model's folder there and press R.")
@@ -128,17 +124,21 @@ def analyser_folder(name: str) -> Path:
             f"No face analyser is chosen. Unpack a model pack of InsightFace, such as buffalo_l, into a folder of its "
             f"own in {base} and press R to refresh the lists."
         )
-    path = Path(base, name)
-    if not _below(path, str(base)):
-        raise ValueError(f"“{brief(name)}” leads out of the models folder; choose a folder from the list.")
+    path = _inside(base, name)
     if path.is_dir():
         return path
     raise ValueError(f"“{brief(name)}” was not found in {base}. Put its folder there and press R to refresh the lists.")
 
 
-def _below(path: Path, folder: str) -> bool:
-    """Whether a path is inside a folder. Links are not followed: they may lead elsewhere, names may not."""
-    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+def _inside(folder: str | Path, name: str) -> Path:
+    """The path of a name in a folder. Links are not followed: they may lead elsewhere, names may not.
+
+    Raises ValueError for a name that leads out of the folder.
+    """
+    path = Path(folder, name)
+    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder)):
+        raise ValueError(f"“{brief(name)}” leads out of the models folder; choose one from the list.")
+    return path
 
 
 def folder_fingerprint(path: Path) -> tuple[tuple[str, int, int], ...]:

@@ -50,15 +50,15 @@ class Dims(NamedTuple):
     face: int | None = None  # F, of the face embedding; None: the projection reads none
 
 
-def family_of(projection: Mapping[str, Tensor], sites: Mapping[str, Tensor]) -> Family | None:
+def family_of(projection: Mapping[str, Tensor], at_sites: Mapping[str, Tensor]) -> Family | None:
     """The family of an adapter, or None if unknown.
 
     The two versions of FaceID Plus have the same tensors: the answer is “faceid-plusv2” for both, see `plus_version`.
 
     projection: keys without 'image_proj.'.
-    sites: keys without 'ip_adapter.'.
+    at_sites: the sites' tensors, keys without 'ip_adapter.'.
     """
-    if "0.to_k_ip.weight" in sites:  # a UNet's number 0 is a self-attention
+    if "0.to_k_ip.weight" in at_sites:  # a UNet's number 0 is a self-attention
         if "proj.0.weight" in projection:
             return "instantx"
         return "xlabs" if "proj.weight" in projection else None

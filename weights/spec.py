@@ -151,9 +151,9 @@ def detect(tensors: Mapping[str, Tensor], name: str = "this file", face_plus: Fa
     """
     reject_foreign(tensors, name)
     projection = {k.removeprefix("image_proj."): t for k, t in tensors.items() if k.startswith("image_proj.")}
-    kv = {k.removeprefix("ip_adapter."): t for k, t in tensors.items() if k.startswith("ip_adapter.")}
-    _check_layout(tensors, projection, kv, name)
-    family = family_of(projection, kv)
+    at_sites = {k.removeprefix("ip_adapter."): t for k, t in tensors.items() if k.startswith("ip_adapter.")}
+    _check_layout(tensors, projection, at_sites, name)
+    family = family_of(projection, at_sites)
     if family is None:
         raise ValueError(
             f"“{name}” has an image projection of an unknown kind ({some(projection)}), expected a linear "
@@ -163,10 +163,10 @@ def detect(tensors: Mapping[str, Tensor], name: str = "this file", face_plus: Fa
     if family == "faceid-plusv2":
         family = plus_version(name, dims.context, face_plus)
     wanted = {f"image_proj.{key}": shape for key, shape in expected.items()}
-    numbers = block_numbers(kv) if family in JOINT else site_numbers(kv)
-    rank = lora_rank(kv)
-    shapes = site_shapes(kv, dims.context, numbers, family)
-    shapes |= lora_shapes(kv, dims.context, numbers, rank) if rank else {}
+    numbers = block_numbers(at_sites) if family in JOINT else site_numbers(at_sites)
+    rank = lora_rank(at_sites)
+    shapes = site_shapes(at_sites, dims.context, numbers, family)
+    shapes |= lora_shapes(at_sites, dims.context, numbers, rank) if rank else {}
     wanted |= {f"ip_adapter.{key}": shape for key, shape in shapes.items()}
     _check_complete(tensors, wanted, name)
     output = OUTPUTS.get(family, "penultimate_hidden_states")
@@ -175,29 +175,29 @@ def detect(tensors: Mapping[str, Tensor], name: str = "this file", face_plus: Fa
         context_dim=dims.context,
         tokens=dims.tokens,
         encoder=encoder_need(output, dims.encoder),
-        has_head=any(key.endswith(HEAD_KEY) for key in kv),
-        sites=tuple((number, kv[f"{number}.{PARTS[0]}"].shape[0]) for number in numbers),
+        has_head=any(key.endswith(HEAD_KEY) for key in at_sites),
+        sites=tuple((number, at_sites[f"{number}.{PARTS[0]}"].shape[0]) for number in numbers),
         face=dims.face,
         lora_rank=rank,
     )
 
 
 def _check_layout(
-    tensors: Mapping[str, Tensor], projection: Mapping[str, Tensor], kv: Mapping[str, Tensor], name: str
+    tensors: Mapping[str, Tensor], projection: Mapping[str, Tensor], at_sites: Mapping[str, Tensor], name: str
 ) -> None:
     choose = "Choose a MIP-Adapter or IP-Adapter file."
-    if kv and all(key.endswith(HEAD_KEY) for key in kv) and not projection:
+    if at_sites and all(key.endswith(HEAD_KEY) for key in at_sites) and not projection:
         raise ValueError(
             f"“{name}” holds only a fusion head, expected a whole adapter. Choose it as head_name of the "
             "MIP Fusion Head node instead."
         )
-    if not projection and not kv:
+    if not projection and not at_sites:
         raise ValueError(
             f"“{name}” is not an adapter: it holds {some(tensors)}, expected image_proj.… and "
             f"ip_adapter.… keys. {choose}"
         )
-    if not projection or not kv:
-        got, lacks = ("ip_adapter", "image_proj") if kv else ("image_proj", "ip_adapter")
+    if not projection or not at_sites:
+        got, lacks = ("ip_adapter", "image_proj") if at_sites else ("image_proj", "ip_adapter")
         raise ValueError(f"“{name}” holds {got}.… keys and no {lacks}.… keys: half an adapter. {choose}")
     if extra := [k for k in tensors if not k.startswith(("image_proj.", "ip_adapter."))]:
         raise ValueError(f"“{name}” holds unexpected keys beside the adapter: {some(extra)}. {choose}")
@@ -230,17 +230,17 @@ def _check_complete(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[in
 
 
 def site_shapes(
-    kv: Mapping[str, Tensor], context_dim: int, numbers: Iterable[int], family: Family
+    at_sites: Mapping[str, Tensor], context_dim: int, numbers: Iterable[int], family: Family
 ) -> dict[str, tuple[int, ...]]:
-    """The shape that every site's key must have. kv: keys without 'ip_adapter.'.
+    """The shape that every site's key must have. at_sites: the sites' tensors, keys without 'ip_adapter.'.
 
     numbers: the sites'. Either all sites have a row of the fusion head or none has.
     """
-    with_head = any(key.endswith(HEAD_KEY) for key in kv)
+    with_head = any(key.endswith(HEAD_KEY) for key in at_sites)
     shapes: dict[str, tuple[int, ...]] = {}
     for number in numbers:
         keys, values, head = (f"{number}.{part}" for part in PARTS)
-        leading = kv.get(keys, kv.get(values))
+        leading = at_sites.get(keys, at_sites.get(values))
         width = leading.shape[0] if leading is not None and leading.ndim == 2 else 0
         shapes |= {keys: (width, context_dim), values: (width, context_dim)}
         if with_head:
@@ -263,23 +263,23 @@ def block_numbers(keys: Mapping[str, Tensor]) -> range:
     return range(max(1, len({match[1] for key in keys if (match := _KEY.fullmatch(key))})))
 
 
-def lora_rank(kv: Mapping[str, Tensor]) -> int:
+def lora_rank(at_sites: Mapping[str, Tensor]) -> int:
     """Rank of the LoRA among the sites' keys; 0 without one."""
-    downs = (tensor.shape for key, tensor in kv.items() if key.endswith("_lora.down.weight"))
-    return next((shape[0] for shape in downs if len(shape) == 2), 1 if any("_lora." in key for key in kv) else 0)
+    downs = (tensor.shape for key, tensor in at_sites.items() if key.endswith("_lora.down.weight"))
+    return next((shape[0] for shape in downs if len(shape) == 2), 1 if any("_lora." in key for key in at_sites) else 0)
 
 
 def lora_shapes(
-    kv: Mapping[str, Tensor], context_dim: int, numbers: Iterable[int], rank: int
+    at_sites: Mapping[str, Tensor], context_dim: int, numbers: Iterable[int], rank: int
 ) -> dict[str, tuple[int, ...]]:
     """The shape that every key of a FaceID file's LoRA must have: W + up · down for every attention of the UNet.
 
-    kv: keys without 'ip_adapter.'.
+    at_sites: the sites' tensors, keys without 'ip_adapter.'.
     numbers: the sites'. A cross-attention has the number N of its site, the self-attention of its block N − 1.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for site in numbers:
-        leading = kv.get(f"{site}.{PARTS[0]}")
+        leading = at_sites.get(f"{site}.{PARTS[0]}")
         width = leading.shape[0] if leading is not None and leading.ndim == 2 else 0
         for number, source in ((site - 1, width), (site, context_dim)):
             for part in LORA_PARTS:

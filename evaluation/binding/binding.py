@@ -204,7 +204,7 @@ class Binding:
 
 
 def bind(
-    seen: ObjectEmbeddings,
+    objects: ObjectEmbeddings,
     means: Tensor,
     best_rejected: Sequence[float] = (),
     places_mixed: float | None = None,
@@ -212,17 +212,17 @@ def bind(
 ) -> PictureBinding:
     """Compares one picture's objects with every reference.
 
-    seen: the picture's C crops, matched and embedded.
+    objects: the picture's C crops, matched and embedded.
     means [M, E]: for each reference the mean of its pictures' unit embeddings.
     best_rejected, places_mixed, shared_with: as in `PictureBinding`.
     """
-    matches = seen.matches
+    matches = objects.matches
     return PictureBinding(
-        crops=seen.crops,
+        crops=objects.crops,
         boxes=tuple(each.box for each in matches.found),
         found_as=matches.found_as,
-        similarity=seen.embeddings @ means.T,
-        look=looks(seen.embeddings, means, matches.found_as),
+        similarity=objects.embeddings @ means.T,
+        look=looks(objects.embeddings, means, matches.found_as),
         crop_of=matches.detection_of,
         shared_with=tuple(shared_with),
         best_rejected=tuple(best_rejected),

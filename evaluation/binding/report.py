@@ -46,9 +46,9 @@ def measure_binding(
     texts = tuple(reference.text for reference in references)
     pictures = [pictures_of(reference) for reference in references]
     means = torch.stack([embed(encoder, each, tick).mean(0) for each in pictures])  # [M, E]
-    seen = objects_in(images, references, detections, encoder, means, tick)
+    objects = objects_in(images, references, detections, encoder, means, tick)
     mixed_each = _by_picture(places_mixed, len(images))
-    shared_with = may_hold([each.matches for each in seen], references, (detections.height, detections.width))
+    shared_with = may_hold([each.matches for each in objects], references, (detections.height, detections.width))
     return Binding(
         names=texts,
         weights=tuple(reference.weight for reference in references),
@@ -58,7 +58,7 @@ def measure_binding(
         encoder=encoder.name,
         pictures=tuple(
             bind(each, means, best_rejected(detections, b, texts), mixed_each[b], shared_with[b])
-            for b, each in enumerate(seen)
+            for b, each in enumerate(objects)
         ),
         threshold=detections.threshold,
         colours=colours_of(references),

@@ -80,14 +80,14 @@ def measure_quality(
     if not crops:
         raise ValueError(left_out[0])
     many = len(detections.texts)
-    seen = embed(both, [each for row in crops.values() for each in row], tick).unflatten(0, (-1, many))
-    words = embed_words(both, detections.texts).expand_as(seen)
+    vectors = embed(both, [each for row in crops.values() for each in row], tick).unflatten(0, (-1, many))
+    words = embed_words(both, detections.texts).expand_as(vectors)
     return MeasuredQuality(
         texts=detections.texts,
         scored=tuple(crops),
-        quality=object_quality(words, seen),
-        to_text=(words * seen).sum(-1),
-        between=seen @ seen.mT,
+        quality=object_quality(words, vectors),
+        to_text=(words * vectors).sum(-1),
+        between=vectors @ vectors.mT,
         crops=tuple(crops.values()),
         left_out=left_out,
         colours=detections.colours or tuple(range(many)),
