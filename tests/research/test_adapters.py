@@ -144,8 +144,8 @@ def test_what_is_trained_is_what_the_nodes_sample(bundle, parts, tmp_path, monke
     model, encoder, _, vision = bundle
     adapter = build_adapter(seeded.base_adapter(), "seeded")
     trials = arms.make_trials(2, 2, arms.SEED_TEST)
-    frozen = comfy_frozen.Frozen(parts["unet"], parts["vision"], parts["condition"], paired(parts, tmp_path))
     monkeypatch.setattr(comfy_frozen, "activations", lambda _: torch.float32)  # float32, to compare closely
+    frozen = comfy_frozen.Frozen(parts["unet"], parts["vision"], parts["condition"], paired(parts, tmp_path))
     noisy, steps = torch.randn(2, 4, 16, 16), torch.tensor([300, 300])
     sigma = model.get_model_object("model_sampling").sigmas[300]
     ours, theirs = [], []
