@@ -137,7 +137,7 @@ def run_edit(
     def attend(_: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **more: Any) -> Tensor:
         if watch is not None:
             watch(q, k)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return _attended(q, k, v)
 
     context, pooled = texts
     options = {"optimized_attention_override": attend}
@@ -161,11 +161,15 @@ def _training(on: bool) -> Iterator[None]:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *_: Any) -> Tensor:
-    """Attention of [B, N, h·d] to [B, L, h·d].
+    """Attention of [B, N, h·d] to [B, L, h·d]."""
+    return _attended(*(t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v)))
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of [B, h, N, d] to [B, h, L, d], as [B, N, h·d].
 
     On a CPU it is computed as plain products, which train faster there than the fused kernel.
     """
-    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     if q.is_cuda:
         out = F.scaled_dot_product_attention(q, k, v)
     else:

@@ -27,6 +27,7 @@ from ....miniature import world, world_words
 from ....miniature.world_shapes import KINDS
 from .. import clip
 from .base import DROPPED, Conditioner
+from .precision import autocast
 
 SIDE, REFERENCE_SIDE = 32, 20  # pixels; an object has about the same size in both
 OBJECTS = 2
@@ -41,7 +42,7 @@ NOISIEST = 0.9  # σ above which objects are hidden, so that words cannot know t
 
 
 class Edit:
-    name, rate, total, stop, ema_decay = "edit", 1.5e-3, 12_000, 12_000, 0.998
+    name, rate, total, stop, ema_decay = "edit", 1.5e-3, 9_000, 9_000, 0.998
     matrix_rate: float | None = 1e-2
     batch_size = 32
 
@@ -83,7 +84,9 @@ class Edit:
             seen.append(joint_relevance(q[:, :, picture], k[:, :, :LENGTH], spots, average))
 
         noisy = torch.lerp(pictures, noise, sigmas[:, None, None, None])
-        answer = self.call(self.model, noisy, sigmas, self.encode(rows_l, rows_g), references.unbind(1), watch)
+        with autocast(self.device):
+            answer = self.call(self.model, noisy, sigmas, self.encode(rows_l, rows_g), references.unbind(1), watch)
+        answer = answer.float()
         weight = BACKGROUND + (1 - BACKGROUND) * masks.sum(1, keepdim=True)
         error = ((answer - (noise - pictures)).square() * weight).mean() / weight.mean()
         cover = F.adaptive_avg_pool2d(masks, self.side).flatten(2)
