@@ -12,18 +12,16 @@ import httpx
 
 from ..support import frontend
 from ..support.open_workflow import (
-    APPLIES,
     COUNT,
     OPEN,
     PACK,
-    PRESS,
     QUEUED,
     RUN,
-    SHOWN,
     TEMPLATE,
     TOAST,
     TYPES,
     WORKFLOW,
+    overlap,
     queued_objects,
     shown_objects,
 )
@@ -66,7 +64,11 @@ DONE = """() => {
     const nodes = app.graph._nodes.filter(node => ["SaveImage", "MIPMiniatureObject"].includes(node.type))
     return nodes.length === 4 && nodes.every(node => app.nodeOutputs[node.id]?.images?.length)
 }"""
+
+
 ARRIVED = "() => Object.values(app.nodeOutputs).flatMap(output => output.images ?? [])"
+
+
 DROP = """async picture => {
     const file = await (await fetch("/api/view?" + new URLSearchParams(picture))).blob()
     const dataTransfer = new DataTransfer()
@@ -123,94 +125,12 @@ def test_pictures_are_made_by_a_command(stocked, browser, tmp_path) -> None:
 # ---- add another object ----
 
 
-def test_add_another_object_by_mouse_and_undo(page) -> None:
-    before = page.evaluate(COUNT, "MIPReference")
-    page.evaluate(frontend.FIT)
-    x, y = page.evaluate("""() => {
-        app.canvas.draw(true, true)  // which is when it learns what lies where
-        const node = app.graph._nodes.find(node => node.type === "MIPReference")
-        const button = node.widgets.find(widget => widget.type === "button")
-        const [left, top] = node.pos
-        const [x, y] = app.canvas.convertOffsetToCanvas([left + node.size[0] / 2, top + button.last_y + 10])
-        const frame = app.canvas.canvas.getBoundingClientRect()
-        return [frame.left + x, frame.top + y]
-    }""")
-    assert page.evaluate("at => document.elementFromPoint(...at).tagName", [x, y]) == "CANVAS"
-    page.mouse.click(x, y)
-    page.wait_for_function(f"() => ({COUNT})('MIPReference') === {before + 1}")
-    prompt = page.evaluate(QUEUED)
-    for objects in queued_objects(prompt):  # every MIP Apply takes the chain from the new last node
-        assert [text for text, _ in objects] == ["cat", "cup", ""]
-    boxes = page.evaluate("() => app.graph._nodes.map(node => [...node.getBounding()])")
-    assert not [1 for i, a in enumerate(boxes) for b in boxes[i + 1 :] if overlap(a, b)]
-    frontend.screenshot(page, "one more object")
-
-    # When a prompt is queued the host looks for changes to undo: there must be none beside ours.
-    page.evaluate("() => app.api.dispatchCustomEvent('promptQueued')")
-    page.keyboard.press("Control+z")
-    page.wait_for_function(f"() => ({COUNT})('MIPReference') === {before}")
-    assert [len(objects) for objects in queued_objects(page.evaluate(QUEUED))] == [before] * APPLIES
-
-
-def overlap(a: list[float], b: list[float]) -> bool:
-    return a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]
-
-
-def test_add_another_object_inside_a_subgraph_and_through_a_reroute(page) -> None:
-    page.evaluate("""() => {
-        const references = app.graph._nodes.filter(node => node.type === "MIPReference")
-        const {node} = app.graph.convertToSubgraph(new Set(references))
-        const link = app.graph.getLink(node.outputs[0].links[0])
-        app.graph.createReroute([1150, 300], link)
-        app.canvas.openSubgraph(node.subgraph, node)
-    }""")
-    page.evaluate(PRESS, "MIPReference")
-    inside = page.evaluate("() => app.canvas.graph._nodes.map(node => node.type)")
-    assert inside.count("MIPReference") == 3
-    page.evaluate("() => app.canvas.setGraph(app.graph)")
-    reference = next(node for node in page.evaluate(QUEUED).values() if node["class_type"] == "MIPReference")
-    assert reference["inputs"]["text"] == "cat"
-    applied = [node for node in page.evaluate(QUEUED).values() if node["class_type"] == "MIPApply"]
-    assert len({node["inputs"]["references"][0] for node in applied}) == 1
-    assert [[each["text"] for each in objects] for objects in page.evaluate(SHOWN)] == [["cat", "cup", ""]] * APPLIES
-
-
-def test_add_another_object_draws_its_picture_where_the_others_do(page) -> None:
-    """With pictures that no file holds, and nothing where the picture's node hangs on others."""
-    page.evaluate(OPEN, json.loads((ROOT / "workflows" / f"{TEMPLATE}.json").read_text("utf-8")))
-    page.evaluate(PRESS, "MIPReference")
-    assert page.evaluate(COUNT, "MIPMiniatureObject") == 3
-    prompt = page.evaluate(QUEUED)
-    (apply,) = {each["inputs"]["references"][0] for each in prompt.values() if each["class_type"] == "MIPApply"}
-    picture = prompt[prompt[apply]["inputs"]["image"][0]]
-    assert picture["class_type"] == "MIPMiniatureObject" and picture["_meta"]["title"] == "Draw Miniature Object (MIP)"
-    assert prompt[apply]["inputs"]["text"] == ""
-    boxes = page.evaluate("() => app.graph._nodes.map(node => [...node.getBounding()])")
-    assert not [1 for i, a in enumerate(boxes) for b in boxes[i + 1 :] if overlap(a, b)]
-    _, y, _, height = page.evaluate("() => [...app.graph._groups.find(g => g.title.includes('References'))._bounding]")
-    below = page.evaluate(
-        "() => app.graph._nodes.filter(n => n.type === 'MIPReference').map(n => n.pos[1] + n.size[1])"
-    )
-    assert len(below) == 3 and all(y < each <= y + height for each in below)
-
-    page.evaluate(OPEN, WORKFLOW)
-    page.evaluate(SCALED_LAST)
-    page.evaluate(PRESS, "MIPReference")
-    assert page.evaluate(COUNT, "LoadImage") == 2 and page.evaluate(COUNT, "MIPReference") == 3
-
-
-SCALED_LAST = """() => {
-    const reference = app.graph._nodes.filter(node => node.type === "MIPReference").at(-1)
-    const smaller = LiteGraph.createNode("ImageScaleBy")
-    app.graph.add(smaller)
-    app.graph._nodes.filter(node => node.type === "LoadImage").at(-1).connect(0, smaller, "image")
-    smaller.connect(0, reference, "image")
-}"""
-
-
 # ---- errors ----
 
+
 TOASTS = "() => [...document.querySelectorAll('.p-toast-message')].map(toast => toast.innerText)"
+
+
 # [x, y, w, h] of the newer frontend's own box about errors, or null, and of the toasts.
 BOXES = """() => {
     const boxOf = element => {
@@ -220,20 +140,30 @@ BOXES = """() => {
     const own = document.querySelector('[data-testid="error-overlay"]')
     return [boxOf(own), ...[...document.querySelectorAll(".p-toast-message")].map(boxOf)]
 }"""
+
+
 MARKED = """type => app.graph._nodes.filter(node => node.type === type && app.lastNodeErrors?.[node.id])
     .map(node => app.lastNodeErrors[node.id].errors.map(error => error.extra_info?.input_name))"""
+
+
 EMPTY_TEXT = """() => {
     const [first] = app.graph._nodes.filter(node => node.type === "MIPReference")
     first.widgets.find(widget => widget.name === "text").value = " "
 }"""
+
+
 UNPLUGGED = """() => {
     const apply = app.graph._nodes.find(node => node.type === "MIPApply")
     apply.disconnectInput(apply.inputs.findIndex(input => input.name === "references"))
 }"""
+
+
 MUTED = """() => {
     const apply = app.graph._nodes.find(node => node.type === "MIPApply")
     apply.getInputNode(apply.inputs.findIndex(input => input.name === "references")).mode = 2
 }"""
+
+
 GONE = "() => { app.graph._nodes.find(node => node.type === 'MIPAdapterLoader').widgets[0].value = 'gone.safetensors' }"
 
 
@@ -378,9 +308,12 @@ def test_a_blueprint_is_found_by_search_and_queues(page, stocked) -> None:
 # Whether the title bars of our nodes have a colour.
 TITLE_BAR = """colour => [...document.querySelectorAll('.lg-node > [data-testid="node-inner-wrapper"]')]
     .some(bar => getComputedStyle(bar).backgroundColor === colour)"""
+
+
 # Our style sheet, with all of the words.
 STYLED = """words => [...document.querySelectorAll("style")]
     .some(sheet => words.every(each => sheet.textContent.includes(each)))"""
+
 
 # ---- other renderer, other language: they load the page anew ----
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..relevance.test_record import freeze, maps
 from ..support.graphs import SIZE, prompt, references, sample
-from .test_other_packs import LEFT, regional
+from .test_evaluated_crops import LEFT, regional
 from .test_steering import applied
 
 pytestmark = pytest.mark.usefixtures("host")

@@ -340,15 +340,13 @@ def test_a_quantised_model_that_another_pack_wraps(kontext):
 
 def test_an_adapter_beside_it(kontext):
     """MIP Apply before and after: both act, in either order alike."""
-    from .test_joint_patch import applied, references
-
     flux = SimpleNamespace(**vars(kontext), source=None)
-    two, chain = latents(*SIZES[2]), references("cat", "red jacket")
-    before = bound(kontext, model=applied(flux, tiny_flux.instantx(), chain))
-    after = applied(flux, tiny_flux.instantx(), chain, model=bound(kontext))
+    two, chain = latents(*SIZES[2]), tiny_flux.references("cat", "red jacket")
+    before = bound(kontext, model=tiny_flux.applied(flux, tiny_flux.instantx(), chain))
+    after = tiny_flux.applied(flux, tiny_flux.instantx(), chain, model=bound(kontext))
     (_, both), *_ = calls(kontext, before, two, steps=1)
     assert relative_error(calls(kontext, after, two, steps=1)[0][1], both) < 1e-6
-    for alone in (bound(kontext), applied(flux, tiny_flux.instantx(), chain)):
+    for alone in (bound(kontext), tiny_flux.applied(flux, tiny_flux.instantx(), chain)):
         assert relative_error(calls(kontext, alone, two, steps=1)[0][1], both) > 1e-3
 
 

@@ -3,62 +3,21 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from mip_adapter.attention.joint import NAMED, named_positions
 from mip_adapter.attention.options import Merge
-from mip_adapter.attention.reference import make_reference, make_style
+from mip_adapter.attention.reference import make_style
 from mip_adapter.relevance.record import RelevanceRecord
-from mip_adapter.weights.adapter import build_adapter
 from mip_adapter.weights.layout import flat_keys
 
 from ..support import graphs, tiny_flux
 from ..support.direct_flux import DirectFlux
 from ..support.golden import relative_error
 from ..support.sentences import told
+from ..support.tiny_flux import PROMPT, Vision, applied, references
 
 SIZE = (8, 12)  # of the latent: 4 × 6 positions
-PROMPT = "a photo of a cat and a red jacket"
-
-
-class Vision:
-    """An image encoder: an embedding that follows from the picture's mean colour."""
-
-    def encode_image(self, images, crop="center"):
-        generator = torch.Generator().manual_seed(3)
-        mix = torch.randn(3, tiny_flux.IMAGE, generator=generator)
-        embeds = images.mean((1, 2)) @ mix
-        return {"image_embeds": embeds, "pooled": embeds}
-
-
-def adapter(tensors):
-    return build_adapter(flat_keys(tensors, "a"), "a")
-
-
-def references(*texts: str, **changes):
-    colours = torch.eye(3)
-    return tuple(make_reference(colours[i].expand(1, 8, 8, 3).clone(), text, **changes) for i, text in enumerate(texts))
-
-
-@pytest.fixture(scope="module")
-def flux(host):
-    source = tiny_flux.transformer()
-    clip = tiny_flux.clip()
-    positive = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
-    negative = clip.encode_from_tokens_scheduled(clip.tokenize("blurry"))
-    return SimpleNamespace(
-        source=source, model=tiny_flux.model(source), clip=clip, positive=positive, negative=negative
-    )
-
-
-def applied(flux, tensors, chain, model=None, **options):
-    from mip_adapter.patching.apply import apply_references
-
-    return apply_references(
-        model or flux.model, flux.clip, Vision(), adapter(tensors), chain, **{"scale": 0.8, **options}
-    )
 
 
 def predictions(flux, model, cfg: float = 1.0, steps: int = 2, batch: int = 1, positive=None, size=SIZE):
@@ -277,13 +236,6 @@ def test_a_quantised_model_that_another_pack_wraps(flux):
     )  # fmt: skip
 
 
-def test_a_clip_without_t5(flux):
-    from ..support import small
-
-    without = SimpleNamespace(**{**vars(flux), "clip": small.clip()})
-    told(lambda: applied(without, tiny_flux.xlabs(), references("cat")), "this CLIP has no T5", "DualCLIPLoader")
-
-
 def test_the_pool_is_one_relevance_for_all_blocks(flux):
     """After the first turn all blocks read the same shares. The order of the references makes no difference."""
     by_turn: list[list[torch.Tensor]] = []
@@ -304,49 +256,6 @@ def test_the_pool_is_one_relevance_for_all_blocks(flux):
     for one, other in zip(got, predictions(flux, turned, steps=3), strict=True):
         # Weights magnify the rounding of the agreement, at most 1/√LEAST ≈ 300 times where it is about √LEAST.
         assert relative_error(other[2], one[2]) < 1e-4
-
-
-def t5(flux):
-    from mip_adapter.patching.object_text import t5_tokens
-
-    def prompt(text):
-        return flux.clip.encode_from_tokens(flux.clip.tokenize(text))
-
-    return prompt, lambda text: t5_tokens(flux.clip, text)
-
-
-def language_model(flux):
-    from mip_adapter.patching.object_text import edit_words
-
-    from ..support import tiny_edit
-
-    clip = tiny_edit.clip()
-    return lambda text: clip.encode_from_tokens(clip.tokenize(text)), lambda text: edit_words(clip, [text])[0]
-
-
-def trained(flux):
-    """The miniature's CLIP, the only trained text encoder here."""
-    from mip_adapter.miniature.comfy_bundle import load
-    from mip_adapter.patching.object_text import content_tokens
-
-    _, clip, _, _ = load()
-    return lambda text: clip.encode_from_tokens(clip.tokenize(text)), lambda text: content_tokens(clip, text)
-
-
-@pytest.mark.parametrize("encoder", [t5, language_model, trained])
-def test_likeness_tells_named_words_from_others(flux, encoder):
-    """`NAMED` lies below all words that a prompt holds, in every encoder that can be had here."""
-    prompt, alone = encoder(flux)
-    kinds = ("star", "ring", "heart", "cross", "moon", "square", "fish", "leaf")
-    named, others = [], []
-    for first, second in ((0, 1), (3, 6), (4, 2), (7, 5)):
-        cond = prompt(f"a {kinds[first]} beside a {kinds[second]}")
-        for i, kind in enumerate(kinds):
-            (named if i in (first, second) else others).append(float(named_positions(cond, alone(kind))[1]))
-    print(
-        f"{encoder.__name__}: named {min(named):.2f} to {max(named):.2f}, others {min(others):.2f} to {max(others):.2f}"
-    )
-    assert min(named) > NAMED and min(named) > max(others)
 
 
 def only_at(direct: DirectFlux, number: int) -> DirectFlux:
@@ -394,31 +303,3 @@ def test_a_style_beside_an_object(flux):
         assert relative_error(velocity, expected) < 1e-4
     role = (*references("cat"), make_style(picture, "ink"))
     told(lambda: applied(flux, tensors, role), "The preset “style” is known for the blocks of SDXL and SD1.5", "“all”")
-
-
-def test_siglip_pools_as_transformers(host):
-    from mip_adapter.patching.siglip import HEAD, siglip
-    from transformers import SiglipVisionConfig, SiglipVisionModel
-
-    torch.manual_seed(0)
-    config = SiglipVisionConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=14
-    )
-    theirs = SiglipVisionModel(config).eval()
-    inner: Any = getattr(theirs, "vision_model", theirs)  # transformers 4 has one more level than 5
-    torch.nn.init.normal_(inner.head.attention.in_proj_bias)
-    seen = theirs(torch.randn(3, 3, 28, 28))
-    vision = SimpleNamespace(encode_image=lambda image: {"last_hidden_state": seen.last_hidden_state})
-    tensors = {f"vision_model.{key}": tensor for key, tensor in inner.state_dict().items()}
-    made = siglip(vision, tensors, 4, "siglip").encode_image(None)
-    assert relative_error(made["pooled"], seen.pooler_output) < 1e-5
-    told(lambda: siglip(vision, {}, 4, "other"), "“other” is no SigLIP", HEAD)
-
-
-def test_an_encoder_without_the_pooled_embedding(flux):
-    from mip_adapter.patching.encode import encode_pictures
-
-    from ..support import small
-
-    picture = torch.rand(1, 28, 28, 3)
-    told(lambda: encode_pictures(small.vision(), picture, adapter(tiny_flux.instantx())), "Load SigLIP (MIP)")

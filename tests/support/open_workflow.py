@@ -27,6 +27,14 @@ SHOWN = """async () => {
     const all = graph => graph.nodes.flatMap(node => node.subgraph ? all(node.subgraph) : [node])
     return all(app.graph).filter(node => node.comfyClass === "MIPApply").map(node => objectsOf(node))
 }""".replace("PACK", PACK)
+# A reroute between the first reference and the second.
+REROUTED = """() => {
+    const [first, second] = app.graph._nodes.filter(node => node.type === "MIPReference")
+    const reroute = LiteGraph.createNode("Reroute")
+    app.graph.add(reroute)
+    first.connect(0, reroute, 0)
+    reroute.connect(0, second, "references")
+}"""
 QUEUED = "async () => (await app.graphToPrompt()).output"
 PRESS = """type => {
     const node = app.canvas.graph._nodes.filter(node => node.type === type).at(-1)
@@ -56,3 +64,8 @@ def shown_objects(page) -> list[list[tuple[str, str]]]:
         [(each["text"], httpx.QueryParams(each["picture"])["filename"]) for each in objects]
         for objects in page.evaluate(SHOWN)
     ]
+
+
+def overlap(a: list[float], b: list[float]) -> bool:
+    """Of two boxes (x, y, width, height)."""
+    return a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]

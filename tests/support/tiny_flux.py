@@ -8,6 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from mip_adapter.attention.reference import make_reference
+from mip_adapter.weights.adapter import build_adapter
+from mip_adapter.weights.layout import flat_keys
 from torch import Tensor
 
 from . import small
@@ -22,6 +25,8 @@ T5 = {
     "layer_norm_epsilon": 1e-6, "model_type": "t5", "num_heads": 2, "num_layers": 2, "vocab_size": 32128,
     "relative_attention_num_buckets": 32, "pad_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
+
+PROMPT = "a photo of a cat and a red jacket"
 
 
 def transformer() -> Any:
@@ -134,3 +139,37 @@ class _Normal:
 
     def __call__(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator) * (0.5 if len(shape) == 1 else shape[-1] ** -0.5)
+
+
+class Vision:
+    """An image encoder: an embedding that follows from the picture's mean colour."""
+
+    def encode_image(self, images, crop="center"):
+        generator = torch.Generator().manual_seed(3)
+        mix = torch.randn(3, IMAGE, generator=generator)
+        embeds = images.mean((1, 2)) @ mix
+        return {"image_embeds": embeds, "pooled": embeds}
+
+
+def adapter(tensors):
+    """An adapter of `xlabs` or `instantx`."""
+    return build_adapter(flat_keys(tensors, "a"), "a")
+
+
+def references(*texts: str, **changes):
+    """At most three, each a picture of one colour. changes: of `make_reference`."""
+    colours = torch.eye(3)
+    return tuple(make_reference(colours[i].expand(1, 8, 8, 3).clone(), text, **changes) for i, text in enumerate(texts))
+
+
+def applied(flux, tensors, chain, model=None, **options):
+    """What MIP Apply gives.
+
+    flux: `model` and `clip`.
+    tensors: of an adapter.
+    """
+    from mip_adapter.patching.apply import apply_references
+
+    return apply_references(
+        model or flux.model, flux.clip, Vision(), adapter(tensors), chain, **{"scale": 0.8, **options}
+    )

@@ -1,0 +1,93 @@
+"""What encodes for FLUX.1's adapters: texts whose words the prompt holds, SigLIP, encoders that lack something."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from mip_adapter.attention.joint import NAMED, named_positions
+
+from ..support import tiny_flux
+from ..support.golden import relative_error
+from ..support.sentences import told
+from ..support.tiny_flux import adapter, applied, references
+
+
+def t5(flux):
+    from mip_adapter.patching.object_text import t5_tokens
+
+    def prompt(text):
+        return flux.clip.encode_from_tokens(flux.clip.tokenize(text))
+
+    return prompt, lambda text: t5_tokens(flux.clip, text)
+
+
+def language_model(flux):
+    from mip_adapter.patching.object_text import edit_words
+
+    from ..support import tiny_edit
+
+    clip = tiny_edit.clip()
+    return lambda text: clip.encode_from_tokens(clip.tokenize(text)), lambda text: edit_words(clip, [text])[0]
+
+
+def trained(flux):
+    """The miniature's CLIP, the only trained text encoder here."""
+    from mip_adapter.miniature.comfy_bundle import load
+    from mip_adapter.patching.object_text import content_tokens
+
+    _, clip, _, _ = load()
+    return lambda text: clip.encode_from_tokens(clip.tokenize(text)), lambda text: content_tokens(clip, text)
+
+
+@pytest.mark.parametrize("encoder", [t5, language_model, trained])
+def test_likeness_tells_named_words_from_others(flux, encoder):
+    """`NAMED` lies below all words that a prompt holds, in every encoder that can be had here."""
+    prompt, alone = encoder(flux)
+    kinds = ("star", "ring", "heart", "cross", "moon", "square", "fish", "leaf")
+    named, others = [], []
+    for first, second in ((0, 1), (3, 6), (4, 2), (7, 5)):
+        cond = prompt(f"a {kinds[first]} beside a {kinds[second]}")
+        for i, kind in enumerate(kinds):
+            (named if i in (first, second) else others).append(float(named_positions(cond, alone(kind))[1]))
+    print(
+        f"{encoder.__name__}: named {min(named):.2f} to {max(named):.2f}, others {min(others):.2f} to {max(others):.2f}"
+    )
+    assert min(named) > NAMED and min(named) > max(others)
+
+
+def test_a_clip_without_t5(flux):
+    from ..support import small
+
+    without = SimpleNamespace(**{**vars(flux), "clip": small.clip()})
+    told(lambda: applied(without, tiny_flux.xlabs(), references("cat")), "this CLIP has no T5", "DualCLIPLoader")
+
+
+def test_siglip_pools_as_transformers(host):
+    from mip_adapter.patching.siglip import HEAD, siglip
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    torch.manual_seed(0)
+    config = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=14
+    )
+    theirs = SiglipVisionModel(config).eval()
+    inner: Any = getattr(theirs, "vision_model", theirs)  # transformers 4 has one more level than 5
+    torch.nn.init.normal_(inner.head.attention.in_proj_bias)
+    seen = theirs(torch.randn(3, 3, 28, 28))
+    vision = SimpleNamespace(encode_image=lambda image: {"last_hidden_state": seen.last_hidden_state})
+    tensors = {f"vision_model.{key}": tensor for key, tensor in inner.state_dict().items()}
+    made = siglip(vision, tensors, 4, "siglip").encode_image(None)
+    assert relative_error(made["pooled"], seen.pooler_output) < 1e-5
+    told(lambda: siglip(vision, {}, 4, "other"), "“other” is no SigLIP", HEAD)
+
+
+def test_an_encoder_without_the_pooled_embedding(flux):
+    from mip_adapter.patching.encode import encode_pictures
+
+    from ..support import small
+
+    picture = torch.rand(1, 28, 28, 3)
+    told(lambda: encode_pictures(small.vision(), picture, adapter(tiny_flux.instantx())), "Load SigLIP (MIP)")
