@@ -110,14 +110,19 @@ def _grown(node: Any) -> list[Any]:
     return [each for each in node.define_schema().inputs if each.get_io_type() == GROWN]
 
 
+def _is_written(value: Any, kind: str) -> bool:
+    """Whether a workflow holds the value itself where it should hold a link: the host lets that pass."""
+    if isinstance(value, list | dict) and not set(kind.split(",")) & set(WRITTEN):
+        # A list of pictures was made by a node; `check_inputs` tells of it.
+        pictures = kind in ("IMAGE", "MASK") and isinstance(value, list) and any(isinstance(e, Tensor) for e in value)
+        return not pictures
+    return isinstance(value, str | int | float)
+
+
 def _checked(name: str, value: Any, kind: str) -> Any:
     if kind.startswith(GROWN) and isinstance(value, dict):
         return {socket: _checked(socket, each, kind.split()[1]) for socket, each in value.items()}
-    pictures = kind in ("IMAGE", "MASK") and isinstance(value, list) and any(isinstance(e, Tensor) for e in value)
-    plain = isinstance(value, str | int | float) or (
-        isinstance(value, list | dict) and not pictures and not set(kind.split(",")) & set(WRITTEN)
-    )  # a list of pictures was made by a node: check_inputs tells of it
-    if plain and kind not in TYPED:  # the host lets it pass when a workflow holds a value in place of a link
+    if kind not in TYPED and _is_written(value, kind):
         raise ValueError(
             f"The input {name} is {brief(repr(value), 60)}, expected {kind} of another node: connect one there."
         )

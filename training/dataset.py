@@ -101,9 +101,8 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         with ThreadPoolExecutor(8) as pool:
             reads = deque((each, pool.submit(self._read, each)) for each in ids)
             while reads:
-                picture_id, read = (
-                    reads.popleft()
-                )  # dropping the future also frees its error and all that it references
+                # Dropping the future also frees its error and all that it references.
+                picture_id, read = reads.popleft()
                 try:
                     self.entries.append(read.result())
                 except _Unusable as error:

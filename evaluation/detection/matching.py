@@ -73,7 +73,8 @@ def rematch_by_appearance(matches: ObjectMatches, texts: Sequence[str], similari
 
     similarity [C, M]: of the detections' crops to the references.
     """
-    found_as, detection_of, also_seen_as = map(list, matches[1:])
+    found_as, detection_of = list(matches.found_as), list(matches.detection_of)
+    also_seen_as = list(matches.also_seen_as)
     names = [plain(text) for text in texts]
     for name in {each for each in names if names.count(each) > 1}:
         alike = [m for m, each in enumerate(names) if each == name]
