@@ -355,11 +355,11 @@ def _cut_out(images: Tensor, masks: Tensor, text: str) -> Tensor:
                 f"The image_mask of “{text}” is empty: it must be white on the object (invert it if it came from a "
                 "picture's transparency)."
             )
-        rows, columns = inside.any(1).nonzero().flatten(), inside.any(0).nonzero().flatten()
-        if max(len(rows), len(columns)) < LEAST_SIDE:
+        rows, columns = (int(inside.any(axis).sum()) for axis in (1, 0))  # not of the box: dots far apart are dots
+        if max(rows, columns) < LEAST_SIDE:
             raise ValueError(
-                f"The image_mask of “{text}” leaves {len(columns)}×{len(rows)} pixels of its picture: paint the whole "
-                "object white, not a dot on it."
+                f"The image_mask of “{text}” leaves {columns}×{rows} pixels of its picture: paint the whole object "
+                "white, not a dot on it."
             )
         box = window(bounds(inside))
         alpha = mask[box].unsqueeze(-1)

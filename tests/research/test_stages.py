@@ -156,3 +156,18 @@ def test_pieces_for_the_autoencoder_have_the_sizes_of_the_recipe():
         pieces = vae.crops(step, 2)
         assert pieces.isfinite().all() and pieces.shape[-1] == pieces.shape[-2]
         assert torch.equal(pieces, vae.crops(step, 2))
+
+
+def test_the_unaided_base_of_the_repository_is_taken_by_its_own_stage_alone(host, tmp_path):
+    from mip_adapter.research.miniature.stages import comfy_recipe
+
+    device = torch.device("cpu")
+    assert comfy_recipe.last_of("base", tmp_path) == "base"
+    taught = comfy_recipe.finished("base", tmp_path, device).state_dict()
+    progress = comfy_recipe.open_stage("unaided", tmp_path, device)
+    assert progress.step == progress.stage.stop
+    stage_trainer.save(progress.state(), tmp_path / "unaided.pt")  # as a stretch of no minutes does
+    assert comfy_recipe.last_of("base", tmp_path) == "unaided"
+    unaided = comfy_recipe.finished(comfy_recipe.last_of("base", tmp_path), tmp_path, device).state_dict()
+    other = {key for key in taught if not torch.equal(taught[key], unaided[key])}
+    assert other and all(".attn2." in key for key in other)

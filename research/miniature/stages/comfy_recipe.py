@@ -96,8 +96,11 @@ def last_of(name: str, folder: Path) -> str:
 
 
 def started(name: str, folder: Path) -> bool:
-    """Whether a stage has a checkpoint, in the folder or (not for quick runs) in the repository."""
-    return (folder / f"{name}.pt").exists() or (folder.name != "quick" and packing.unpack(name) is not None)
+    """Whether a stage has a checkpoint, in the folder or (not for quick runs, nor for stages aside) in the
+    repository.
+    """
+    packed = folder.name != "quick" and name not in ASIDE
+    return (folder / f"{name}.pt").exists() or (packed and packing.unpack(name) is not None)
 
 
 def open_stage(name: str, folder: Path, device: torch.device, packed: bool = True) -> stage_trainer.Progress:
@@ -208,6 +211,8 @@ SHIPPED: dict[str, tuple[Callable[[], nn.Module], Mapping[str, str]]] = {
     "vae": (comfy_networks.vae, {"vae": ""}),
     **dict.fromkeys(("encoders", "vision"), (Encoders, {"clip": "clip.", "clip_vision": "vision."})),
 }
+# Its checkpoint in the repository counts only where it was taken into the folder, by `train.py --stage unaided`.
+ASIDE = ("unaided",)
 AFTER = {"base": ("unaided", "places"), "encoders": ("vision",)}  # the latest first
 
 
