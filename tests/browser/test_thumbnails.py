@@ -291,3 +291,41 @@ def test_an_id_or_a_text_becomes_no_rule_of_the_style_sheet(page) -> None:
     rules = page.evaluate(STRANGE_ID)
     assert len(rules) > 4 and all(each.startswith(".lg-node[") and len(each) < 1000 for each in rules)
     assert any("nowhere.invalid" in each for each in rules) and any("color: red" in each for each in rules)
+
+
+# The thumbnails of the first MIP Apply, as Vue drew them: without the canvas below, whose height the host sets.
+DRAWN_BY_VUE = """() => {
+    const {id} = app.graph._nodes.find(node => node.type === "MIPApply")
+    const canvas = document.querySelector(`.lg-node[data-node-id="${id}"] canvas`)
+    return canvas?.getContext("2d").getImageData(0, 0, canvas.width, 160).data.join()
+}"""
+# The cat in the left half and the cup in the right one: photographs, which arrive after the first drawing.
+BOTH_DRAWN = """() => {
+    const {id} = app.graph._nodes.find(node => node.type === "MIPApply")
+    const canvas = document.querySelector(`.lg-node[data-node-id="${id}"] canvas`)
+    const half = canvas?.width / 2
+    const values = x => new Set(canvas.getContext("2d").getImageData(x, 0, half, 160).data).size
+    return canvas && values(0) > 200 && values(half) > 200
+}"""
+REMOVE_CUP = """() => {
+    app.canvas.emitBeforeChange()
+    app.graph.remove(app.graph._nodes.filter(node => node.type === "MIPReference")[1])
+    app.canvas.emitAfterChange()
+}"""
+
+
+def test_nodes_2_0_draw_what_undo_brings_back(page) -> None:
+    if frontend.version(page) < (1, 40):
+        pytest.skip("this frontend's Nodes 2.0 are a first version")
+    frontend.configure(page, **{"Comfy.VueNodes.Enabled": True})
+    try:
+        page.evaluate(OPEN, WORKFLOW)
+        page.evaluate(frontend.FIT)
+        page.wait_for_function(BOTH_DRAWN)
+        both = page.evaluate(DRAWN_BY_VUE)
+        page.evaluate(REMOVE_CUP)
+        page.wait_for_function(f"both => ({DRAWN_BY_VUE})() !== both", arg=both)
+        page.keyboard.press("Control+z")
+        page.wait_for_function(f"both => ({DRAWN_BY_VUE})() === both", arg=both)
+    finally:
+        page.evaluate(frontend.SET, {"Comfy.VueNodes.Enabled": False})

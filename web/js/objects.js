@@ -188,6 +188,8 @@ function draw(ctx, node, width, top, _height, lowQuality) {
   ctx.restore()
 }
 
+let made = 0 // widgets
+
 app.registerExtension({
   name: "MIP-Adapter.Objects",
   init: learn,
@@ -196,7 +198,8 @@ app.registerExtension({
     node.addCustomWidget({
       name: WIDGET,
       label: say("objects"), // in the parameters panel
-      type: "custom",
+      // Undo makes a node anew. Vue would go on drawing the old node's widget, were the new one's name and type the same.
+      type: `mip_objects ${++made}`,
       value: null,
       serialize: false, // nothing of it is saved: it shows what the links say
       options: { serialize: false },
