@@ -68,7 +68,10 @@ ARMS = (
     Arm("mip + relevance, sharpness 3", "mip", Merge("relevance", sharpness=3.0), "image"),  # not the paper's
     Arm("stock + pool", "stock", Merge("relevance", measure="pool")),
     Arm("mip + pool", "mip", Merge("relevance", measure="pool"), "image"),
-    Arm("mip + pool, sharpness 2", "mip", Merge("relevance", sharpness=2.0, measure="pool"), "image"),
+    Arm("stock + relevance, sharpness 6", "stock", Merge("relevance", sharpness=6.0)),
+    Arm("mip + relevance, sharpness 6", "mip", Merge("relevance", sharpness=6.0), "image"),
+    Arm("stock + pool, sharpness 6", "stock", Merge("relevance", sharpness=6.0, measure="pool")),
+    Arm("mip + pool, sharpness 6", "mip", Merge("relevance", sharpness=6.0, measure="pool"), "image"),
     Arm("stock-plus + uniform", "stock-plus", UNIFORM),
     Arm("stock-plus + relevance", "stock-plus", RELEVANCE),
     Arm("mip-plus + relevance", "mip-plus", RELEVANCE, "image"),
@@ -119,6 +122,26 @@ EFFECTS = (
     Effect("the pool instead of each site, on weights trained with relevance", ("mip + pool",), ("mip + relevance",)),
     Effect("the pool instead of uniform, on stock weights", ("stock + pool",), ("stock + uniform",)),
     Effect("the pool instead of uniform, on weights trained with relevance", ("mip + pool",), ("mip + uniform",)),
+    Effect("sharpness 6, each site, on stock weights", ("stock + relevance, sharpness 6",), ("stock + relevance",)),
+    Effect("sharpness 6, each site, on weights trained with relevance", ("mip + relevance, sharpness 6",), (METHOD,)),
+    Effect("sharpness 6, the pool, on stock weights", ("stock + pool, sharpness 6",), ("stock + pool",)),
+    Effect("sharpness 6, the pool, on weights trained with relevance", ("mip + pool, sharpness 6",), ("mip + pool",)),
+    Effect(
+        "the pool instead of each site, both at sharpness 6, on stock weights",
+        ("stock + pool, sharpness 6",), ("stock + relevance, sharpness 6",),
+    ),
+    Effect(
+        "the pool instead of each site, both at sharpness 6, on weights trained with relevance",
+        ("mip + pool, sharpness 6",), ("mip + relevance, sharpness 6",),
+    ),
+    Effect(
+        "the pool at sharpness 6 instead of uniform, on stock weights",
+        ("stock + pool, sharpness 6",), ("stock + uniform",),
+    ),
+    Effect(
+        "the pool at sharpness 6 instead of uniform, on weights trained with relevance",
+        ("mip + pool, sharpness 6",), ("mip + uniform",),
+    ),
     Effect("Resampler family: merging alone", ("stock-plus + relevance",), ("stock-plus + uniform",)),
     Effect("Resampler family: further training", ("mip-plus + relevance",), ("stock-plus + relevance",)),
 )
