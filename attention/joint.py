@@ -1,7 +1,7 @@
 """The method where text and picture attend together, as in FLUX.1: relevance from the prompt's own tokens.
 
 Such a model has one attention over text and picture. An object's words stand in the prompt, and at every site their
-keys are among the text's. So no text is encoded anew at the sites: the words' positions in the prompt are enough.
+keys are among the text's. So no text is encoded anew at the sites: the words' indices in the prompt are enough.
 
 Shapes: B rows, h heads of width d, S = text + picture positions, N latent positions, M objects, L words of all objects.
 """
@@ -25,14 +25,14 @@ from .site import RowGroup, add_images
 NAMED = 0.3
 
 
-def named_positions(prompt: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+def naming_tokens(prompt: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     """Where a prompt names an object: the run of tokens that is most like the object text.
 
     prompt: [B, P, X], the prompts' embeddings.
     text: [L, X], the object text's content tokens, encoded alone; L at most P.
-    Returns the positions [B, L] and the run's mean cosine [B]. What the directions of a prompt's tokens have in common
-    is taken off before; rows of zeros, with which some hosts fill up, do not count. An encoder gives a word other
-    numbers in another context, so the cosine stays below 1.
+    Returns the tokens' indices [B, L] and the run's mean cosine [B]. What the directions of a prompt's tokens have in
+    common is taken off before; rows of zeros, with which some hosts fill up, do not count. An encoder gives a word
+    other numbers in another context, so the cosine stays below 1.
     """
     given = normalize(prompt.float(), dim=-1)
     filled = given.any(-1, keepdim=True).sum(1, keepdim=True).clamp_min(1)
@@ -46,16 +46,16 @@ def named_positions(prompt: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     return start.unsqueeze(-1) + torch.arange(len(text), device=prompt.device), best
 
 
-def joint_relevance(queries: Tensor, keys: Tensor, positions: Tensor, average: Tensor) -> Tensor:
+def joint_relevance(queries: Tensor, keys: Tensor, tokens: Tensor, average: Tensor) -> Tensor:
     """A_i[n] = mean over heads and the object's tokens of softmax_n(k_token · q_n/√d).
 
     queries: [B, h, N, d], the picture's, as the model's attention uses them.
     keys: [B, h, P, d], the text's, likewise.
-    positions: [B, L], where in the text the objects' words stand.
+    tokens: [B, L], the indices of the objects' words among the text's tokens.
     average: [M, h·L], see `raw_relevance`.
     Returns [M, B, N] float32; it sums to 1 over N.
     """
-    index = positions[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[-1])
+    index = tokens[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[-1])
     named = keys.gather(2, index) * keys.shape[-1] ** -0.5  # [B, h, L, d]
     attention = (named @ queries.transpose(-1, -2)).softmax(-1, dtype=torch.float32)  # [B, h, L, N]
     return (average @ attention.flatten(1, 2)).transpose(0, 1) + FLOOR
@@ -77,7 +77,7 @@ def image_features(
     site: SitePlan,
     groups: Sequence[RowGroup],
     relevance: Callable[[RowGroup], Tensor],
-    text_positions: int = 0,
+    text_length: int = 0,
     observe: Callable[[RowGroup, Tensor | None, Tensor | None], None] | None = None,
 ) -> Tensor:
     """Σ_i s w_i Ã_i Z_i, what the references add at one site: [B, P + N, C].
@@ -85,12 +85,12 @@ def image_features(
     queries: [B, h, P + N, d], without rotary embedding.
     groups: the rows of the batch by treatment.
     relevance: returns A_i [M, b, N] of the rows; called only for conditional rows that need it.
-    text_positions: P, in front of the picture's; see `add_images`.
+    text_length: P, in front of the picture's; see `add_images`.
     observe: as in `fuse`.
     """
     batch, heads, positions, width = queries.shape
     out = queries.new_zeros(batch, positions, heads * width)
     for rows in groups:
-        q = queries[rows.at].permute(1, 3, 0, 2).flatten(2)  # [h, d, b·(P + N)]
-        add_images(out[rows.at], q, plan, site, rows, partial(relevance, rows), observe, text_positions=text_positions)
+        q = queries[rows.slice].permute(1, 3, 0, 2).flatten(2)  # [h, d, b·(P + N)]
+        add_images(out[rows.slice], q, plan, site, rows, partial(relevance, rows), observe, text_length=text_length)
     return out

@@ -48,7 +48,7 @@ class NoiseSite:
     content_tokens: Tensor | None = None
     average: Tensor | None = None
 
-    def like(self, q: Tensor) -> NoiseSite:
+    def cast_like(self, q: Tensor) -> NoiseSite:
         """This site on q's device and in its dtype."""
         if self.content_tokens is None or self.average is None:
             return self
@@ -120,14 +120,14 @@ def add_noise(
     if groups and site.content_tokens is not None:
         keys = object_keys().unflatten(-1, (site.heads, -1)).transpose(0, 1)  # [h, L, d], a view
     for rows in groups:
-        clean = text[rows.at].float()
+        clean = text[rows.slice].float()
         amount = plan.strength * clean.std((1, 2), correction=0, keepdim=True)  # [b, 1, 1]
         if keys is not None and site.average is not None:
-            relevance = raw_relevance(split_queries(q[rows.at], site.heads), keys, site.average, rows.length)
+            relevance = raw_relevance(split_queries(q[rows.slice], site.heads), keys, site.average, rows.length)
             amount = amount * relevance_weights(relevance, plan.target).unsqueeze(-1)  # [b, N, 1]
         numbers = pictures[torch.arange(rows.start, rows.stop, device=q.device) % len(pictures)]
         noise = normal(random_bits(random_bits(site.key, step), numbers), clean[0].numel())
-        out[rows.at] += (amount * noise.view_as(clean)).to(out.dtype)
+        out[rows.slice] += (amount * noise.view_as(clean)).to(out.dtype)
     return out
 
 

@@ -127,7 +127,7 @@ class SitePlan:
         values, null_values = self.values * per_token.to(self.values), self.null_values * per_null.to(self.values)
         return replace(self, values=values, null_values=null_values)
 
-    def like(self, q: Tensor) -> SitePlan:
+    def cast_like(self, q: Tensor) -> SitePlan:
         """This site on q's device and in its dtype; itself when it was compiled for them."""
         if self.keys.dtype == q.dtype and self.keys.device == q.device:
             return self
@@ -318,19 +318,26 @@ def _constant_factors(
 
     weights, strengths: [M, 1, 1], the objects' own, the latter at the site.
 
-    A share that does not vary over positions is a constant factor. The objects' shares are constant with "uniform",
-    "sum", and "relevance" with a lone object and no background; not where they are measured or frozen. "concat" has
-    them in its softmax. The unconditional branch's are always constant, since the empty text prefers no position. With
-    regions all shares vary, and only weight, strength and scale are folded. Null values that all objects share then
-    leave the weights to `SiteConstants.null_share`.
+    Weight, strength and scale are always folded. So is a share that does not vary over positions; one that does
+    multiplies the probabilities, from `SiteConstants` or measured:
 
-    Null values are shared only where the objects have the same strength at every site (`needs_own_nulls`), which is why
-    the first object's stands for all with regions.
+                                            without regions             with regions
+        "uniform", "sum", a lone object¹    folded                      SiteConstants.share
+        "relevance"                         measured                    measured
+        "concat"                            in its softmax              in its softmax, and SiteConstants.share
+        frozen maps                         SiteConstants.share         SiteConstants.share
+        null values                         folded²                     SiteConstants.null_share
+
+    ¹ of "relevance" without a background
+    ² The empty text prefers no position, so these shares are constant. One set for all objects has their sum.
+
+    One set of null values serves all objects only where they have the same strength at every site (`needs_own_nulls`).
+    With regions the first object's strength then stands for all, and the weights are in `SiteConstants.null_share`.
     """
     objects = weights.shape[0]
     if references.regions is not None:
         values = weights * strengths * scale
-        return values, values if references.needs_own_nulls else strengths[:1] * scale
+        return values, (values if references.needs_own_nulls else strengths[:1] * scale)
     weights = weights * strengths
     share = flat_shares(objects, merge).to(weights)
     own_nulls = weights * share * scale

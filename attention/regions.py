@@ -43,7 +43,7 @@ def same_shape(one: Size, other: Size) -> bool:
     return (h - 1) * width <= (w + 1) * height and (w - 1) * height <= (h + 1) * width
 
 
-def placed(area: Area, canvas: Size, site: Size) -> tuple[Size, Size]:
+def place_on_canvas(area: Area, canvas: Size, site: Size) -> tuple[Size, Size]:
     """Where a site lies on the canvas, at the site's resolution.
 
     area, canvas: in latent pixels.

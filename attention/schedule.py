@@ -28,7 +28,7 @@ class PercentRange(NamedTuple):
         return None if start_percent <= 0 and end_percent >= 1 else cls(start_percent, end_percent)
 
 
-IsOpen = Callable[[PercentRange], bool]  # whether the sampling is inside the range now
+Within = Callable[[PercentRange], bool]  # whether the sampling is inside the range now
 
 
 class ObjectTiming(NamedTuple):
@@ -45,10 +45,10 @@ class ActiveSet(NamedTuple):
     confined: tuple[int, ...]
 
 
-def active_set(times: Sequence[ObjectTiming], is_open: IsOpen) -> ActiveSet:
+def active_set(times: Sequence[ObjectTiming], within: Within) -> ActiveSet:
     """What acts now. times: one per object."""
-    objects = tuple(i for i, each in enumerate(times) if each.acts is None or is_open(each.acts))
-    confined = tuple(i for i in objects if (period := times[i].region_holds) is None or is_open(period))
+    objects = tuple(i for i, each in enumerate(times) if each.acts is None or within(each.acts))
+    confined = tuple(i for i in objects if (period := times[i].region_holds) is None or within(period))
     return ActiveSet(objects, confined)
 
 
@@ -87,15 +87,15 @@ class Schedule:
         everyone = tuple(range(plan.count))
         return cls((ObjectTiming(),) * plan.count, {ActiveSet(everyone, everyone): plan})
 
-    def at(self, is_open: IsOpen) -> Acting | None:
+    def at(self, within: Within) -> Acting | None:
         """What acts now; None where no object does.
 
-        `is_open` may cost a device sync. It is called only if the answer depends on it.
+        `within` may cost a device sync. It is called only if the answer depends on it.
         """
         if all(period is None for each in self.times for period in each):
             now, plan = next(iter(self.plans.items()))
             return Acting(now.objects, plan)
-        now = active_set(self.times, is_open)
+        now = active_set(self.times, within)
         if now not in self.plans:
             if not now.objects:
                 return None

@@ -67,7 +67,7 @@ class RowGroup(NamedTuple):
     pool: PooledSite | None = None
 
     @property
-    def at(self) -> slice:
+    def slice(self) -> slice:
         return slice(self.start, self.stop)
 
     @property
@@ -103,10 +103,10 @@ def fuse(
         if plan.gate == "text":
             out = out + (gate - 1).unsqueeze(-1).to(out.dtype) * text
     for group in groups:
-        queries = split_queries(q[group.at], site.heads)
+        queries = split_queries(q[group.slice], site.heads)
         measure = partial(_measured, queries, site, object_keys, group.length)
-        its_gate = None if gate is None else gate[group.at]
-        add_images(out[group.at], queries, plan, site, group, measure, observe, its_gate)
+        its_gate = None if gate is None else gate[group.slice]
+        add_images(out[group.slice], queries, plan, site, group, measure, observe, its_gate)
     return out
 
 
@@ -119,7 +119,7 @@ def add_images(
     measure: Callable[[], Tensor],
     observe: Callable[[RowGroup, Tensor | None, Tensor | None], None] | None = None,
     gate: Tensor | None = None,
-    text_positions: int = 0,
+    text_length: int = 0,
 ) -> None:
     """Add Σ_i s w_i Ã_i Z_i, or with a gate on the images Σ_i s w_i Ã_i g̃ Z_i, to some rows `out` [b, P + N, C].
 
@@ -127,11 +127,11 @@ def add_images(
     measure: returns the site's relevance A [M, b, N]; called only for conditional rows that need it.
     observe: as in `fuse`.
     gate: g̃ [b, N].
-    text_positions: P, in front of the picture's, where text and picture attend together. A text position hears each
+    text_length: P, in front of the picture's, where text and picture attend together. A text position hears each
         object as much as the picture does on average.
     """
     share, null_share, region = group.constants
-    columns = partial(_columns, rows=group.length, text_positions=text_positions)
+    columns = partial(_columns, rows=group.length, text_length=text_length)
     if group.conditional:
         if plan.needs_relevance:
             share = relevance_share(group, plan, measure)
@@ -167,9 +167,9 @@ def _measured(queries: Tensor, site: SitePlan, object_keys: Callable[[], Tensor]
     return raw_relevance(queries, keys, site.average, rows)
 
 
-def _columns(maps: Tensor, rows: int, text_positions: int) -> Tensor:
+def _columns(maps: Tensor, rows: int, text_length: int) -> Tensor:
     """[M or 1, b or 1, N] -> [M or 1, 1, b·(P + N)], the layout of the attention."""
     maps = maps.expand(-1, rows, -1)
-    if text_positions:
-        maps = torch.cat([maps.mean(-1, keepdim=True).expand(-1, -1, text_positions), maps], -1)
+    if text_length:
+        maps = torch.cat([maps.mean(-1, keepdim=True).expand(-1, -1, text_length), maps], -1)
     return maps.flatten(1).unsqueeze(1)

@@ -110,17 +110,19 @@ class BatchLayout:
     def _read(self, rows: int, options: Mapping[str, Any]) -> tuple[int, list[CondTreatment]]:
         indices = options.get("cond_or_uncond") or [0]
         uuids = options.get("uuids") or [None] * len(indices)
-        known, conds = self._evaluation, []
+        evaluation, conds = self._evaluation, []
         for index, uuid in zip(indices, uuids, strict=False):
-            conditional = known.conditional[index] if known and index < len(known.conditional) else index == 0
-            area = known.areas.get(uuid, known.crop) if known else None
-            its_list = known.lists[index] if known and index < len(known.lists) else index
-            context = known.contexts.get((index, uuid)) if known else None
+            conditional = index == 0
+            if evaluation and index < len(evaluation.conditional):
+                conditional = evaluation.conditional[index]
+            area = evaluation.areas.get(uuid, evaluation.crop) if evaluation else None
+            its_list = evaluation.lists[index] if evaluation and index < len(evaluation.lists) else index
+            context = evaluation.contexts.get((index, uuid)) if evaluation else None
             conds.append(CondTreatment(conditional, area, index, (its_list, uuid), context))
         pictures = max(1, rows // len(indices))
-        if known is not None and pictures > known.rows and pictures % known.rows == 0:
+        if evaluation is not None and pictures > evaluation.rows and pictures % evaluation.rows == 0:
             # Tiled Diffusion stacks complete batches: all conds of one tile, then all conds of the next.
-            return known.rows, conds * (pictures // known.rows)
+            return evaluation.rows, conds * (pictures // evaluation.rows)
         return pictures, conds
 
     def _shows_tiles(self, shape: Sequence[int], window: Any) -> bool:

@@ -257,9 +257,9 @@ class _EditAttention:
         text, picture = slice(layout.text), slice(layout.text, layout.text + layout.picture)
 
         def relevance(rows: RowGroup) -> Tensor:
-            positions = torch.cat(self.joint.positions(patch.texts, call, self.options), 1)[rows.at]
+            indices = torch.cat(self.joint.token_indices(patch.texts, call, self.options), 1)[rows.slice]
             average = patch.average(q.shape[1], q.device)
-            return joint_relevance(q[rows.at, :, picture], k[rows.at, :, text], positions, average)
+            return joint_relevance(q[rows.slice, :, picture], k[rows.slice, :, text], indices, average)
 
         found, all_rows = [], SiteRows(len(q))
         pooled = PooledAt(patch.schedule, site, objects) if plan.is_pooled else None
@@ -272,7 +272,7 @@ class _EditAttention:
             if patch.record is not None:
                 call.observe(all_rows, site, patch.record, plan, objects, size, rows, share, None)
             if share is not None:
-                found.append((rows.at, bias_of(share, patch.strength, plan.share_sum)))
+                found.append((rows.slice, bias_of(share, patch.strength, plan.share_sum)))
         return found
 
 

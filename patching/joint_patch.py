@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..attention.joint import NAMED, image_features, joint_relevance, named_positions, unrotate
+from ..attention.joint import NAMED, image_features, joint_relevance, naming_tokens, unrotate
 from ..attention.plan import SitePlan
 from ..attention.regions import Size
 from ..attention.schedule import Acting, PercentRange, Schedule
@@ -25,7 +25,7 @@ from ..attention.site import RowGroup
 from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey
 from .sampling_state import CALL, SAMPLING, SamplingState
-from .sampling_wrappers import install_wrappers, noted
+from .sampling_wrappers import install_wrappers, temporarily
 from .site_patch import note_record
 from .site_pools import PooledAt
 from .unet_call import SiteRows, UNetCall
@@ -53,37 +53,38 @@ class ObjectTexts:
             self._moved[device] = tuple(text.to(device) for text in self.embeddings)
         return self._moved[device]
 
-    def positions(
+    def token_indices(
         self, prompts: Tensor, conditional: list[int], run: SamplingState | None, conds: Hashable
     ) -> list[Tensor]:
-        """M × [B, L_i], where the prompts [B, P, X] name the objects.
+        """M × [B, L_i], which tokens of the prompts [B, P, X] name the objects.
 
         conditional: the rows that are to name them.
         run, conds: the same conds are looked up once in a run, since reading the likeness waits for the device. conds
-            is None where nobody says which they are.
+            is None where nobody says which they are: then they are looked up every time.
         Raises ValueError if a prompt does not name an object.
         """
-        known = self._found.setdefault(run, {}) if run is not None else {}
-        if conds is not None and conds in known:
-            return known[conds]
-        longest = max(map(len, self.embeddings))
-        if longest > prompts.shape[1]:
-            raise ValueError(
-                f"The prompt has {prompts.shape[1]} tokens and an object text {longest}: write the object texts into "
-                "the prompt as they are."
-            )
-        found = [named_positions(prompts, text) for text in self._on(prompts.device)]
-        if conds not in known:
-            likeness = torch.stack([best for _, best in found])[:, conditional].amin(1).tolist()
-            for name, best in zip(self.names, likeness, strict=True):
-                if best < NAMED:
-                    raise ValueError(
-                        f"The prompt does not name “{name}” (likeness {best:.2f}, at least {NAMED} is needed): "
-                        "this model finds an object by the prompt's own words. Write the object text into the prompt "
-                        f"as it is{self.remedy}."
-                    )
-            known[conds] = [positions for positions, _ in found]
-        return [positions for positions, _ in found]
+        cached = self._found.setdefault(run, {}) if run is not None and conds is not None else {}
+        if conds not in cached:
+            longest = max(map(len, self.embeddings))
+            if longest > prompts.shape[1]:
+                raise ValueError(
+                    f"The prompt has {prompts.shape[1]} tokens and an object text {longest}: write the object texts "
+                    "into the prompt as they are."
+                )
+            found = [naming_tokens(prompts, text) for text in self._on(prompts.device)]
+            self._check_named(torch.stack([best for _, best in found])[:, conditional].amin(1).tolist())
+            cached[conds] = [indices for indices, _ in found]
+        return cached[conds]
+
+    def _check_named(self, likeness: list[float]) -> None:
+        """likeness: of each object's text to the tokens that are most like it, in the prompt where they are least."""
+        for name, best in zip(self.names, likeness, strict=True):
+            if best < NAMED:
+                raise ValueError(
+                    f"The prompt does not name “{name}” (likeness {best:.2f}, at least {NAMED} is needed): this model "
+                    "finds an object by the prompt's own words. Write the object text into the prompt as it is"
+                    f"{self.remedy}."
+                )
 
 
 class JointCall:
@@ -93,27 +94,27 @@ class JointCall:
     size: (h, w), the picture's positions.
     references: number of tokens of each reference latent, which stand behind the picture's.
 
-    text_positions: how many the text has; the first block says it.
+    text_length: how many the text has; the first block says it.
     """
 
     def __init__(self, prompts: Tensor, size: Size, references: tuple[int, ...] = ()) -> None:
         self.prompts, self.size, self.references = prompts, size, references
-        self.text_positions = prompts.shape[1]
-        self._positions: dict[ObjectTexts, list[Tensor]] = {}
+        self.text_length = prompts.shape[1]
+        self._indices: dict[ObjectTexts, list[Tensor]] = {}
 
     def __deepcopy__(self, memo: dict) -> JointCall:
         return self  # see CondEvaluation
 
-    def positions(self, texts: ObjectTexts, call: UNetCall, options: Mapping[str, Any]) -> list[Tensor]:
-        """See `ObjectTexts.positions`; asked for once per call."""
-        if texts not in self._positions:
+    def token_indices(self, texts: ObjectTexts, call: UNetCall, options: Mapping[str, Any]) -> list[Tensor]:
+        """See `ObjectTexts.token_indices`; asked for once per call."""
+        if texts not in self._indices:
             groups = call.groups(SiteRows(len(self.prompts)))
             conditional = [row for rows in groups if rows.conditional for row in range(rows.start, rows.stop)]
             uuids, shown = options.get("uuids"), call.shown
             pictures = tuple(shown) if isinstance(shown, list) else shown is None
             conds = (tuple(uuids), tuple(self.prompts.shape), pictures) if uuids else None
-            self._positions[texts] = texts.positions(self.prompts, conditional, options.get(SAMPLING), conds)
-        return self._positions[texts]
+            self._indices[texts] = texts.token_indices(self.prompts, conditional, options.get(SAMPLING), conds)
+        return self._indices[texts]
 
 
 def describe_joint_call(executor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -122,22 +123,22 @@ def describe_joint_call(executor: Any, *args: Any, **kwargs: Any) -> Any:
     given = bound.arguments
     x, options, model = given["x"], given["transformer_options"], executor.class_obj
     call = UNetCall(model, x.shape, options)
-    references = tuple(math.prod(_positions(each, model)) for each in given.get("ref_latents") or ())
-    height, width = _positions(x, model)[-2:]
+    references = tuple(math.prod(_grid(each, model)) for each in given.get("ref_latents") or ())
+    height, width = _grid(x, model)[-2:]
     joint = JointCall(given["context"], (height, width), references)
     patch = options.get(CALL_PATCH)
     attention = patch.attention(call, joint, options) if patch is not None else None
     with ExitStack() as notes:
-        notes.enter_context(noted(options, CALL, call))
-        notes.enter_context(noted(options, JOINT, joint))
+        notes.enter_context(temporarily(options, CALL, call))
+        notes.enter_context(temporarily(options, JOINT, joint))
         if attention is not None:
-            notes.enter_context(noted(options, OVERRIDE, attention))
+            notes.enter_context(temporarily(options, OVERRIDE, attention))
         out = executor(*bound.args, **bound.kwargs)
     call.close()
     return out
 
 
-def _positions(latent: Tensor, model: Any) -> tuple[int, ...]:
+def _grid(latent: Tensor, model: Any) -> tuple[int, ...]:
     """How many positions a latent [B, C, …, h, w] becomes along each side."""
     *frames, height, width = latent.shape[2:]
     return *frames, -(-height // model.patch_size), -(-width // model.patch_size)
@@ -179,12 +180,12 @@ class JointPatch:
         if call is None or joint is None or not (self.period is None or call.clock.within(self.period)):
             return run(args)
         if "txt" in args:
-            joint.text_positions = args["txt"].shape[1]
+            joint.text_length = args["txt"].shape[1]
         acting = self.schedule.at(call.clock.within)
         if acting is None or self.key not in acting.plan.sites:
             return run(args)
         attention = _Attention(self, acting, call, joint, args.get("pe"), options)
-        with noted(options, OVERRIDE, attention):
+        with temporarily(options, OVERRIDE, attention):
             out = run(args)
         if self.after_block and attention.features is not None:
             count = attention.features.shape[1]  # without the reference latents behind the picture
@@ -219,7 +220,7 @@ class _Attention:
         if self._met:
             return out
         self._met = True
-        text, picture = self.joint.text_positions, self.joint.size[0] * self.joint.size[1]
+        text, picture = self.joint.text_length, self.joint.size[0] * self.joint.size[1]
         # XLabs' features are the picture's. InstantX's are the text's, too, where both are one sequence.
         where = slice(0 if self.patch.key[0] == "single_block" else text, text + picture)
         features = self._features(q, k, where)
@@ -234,17 +235,17 @@ class _Attention:
 
         q, k: [B, h, S, d], of text and picture.
         """
-        text = self.joint.text_positions
-        site: SitePlan = self.plan.sites[self.patch.key].like(q)
+        text = self.joint.text_length
+        site: SitePlan = self.plan.sites[self.patch.key].cast_like(q)
         if self.plan.eases and (factors := self.call.clock.ease_factors(self.plan, q.device)) is not None:
             site = site.eased(*factors)
         pure = q[:, :, where] if self.rotations is None else unrotate(q[:, :, where], self.rotations[:, :, where])
         picture, rows = slice(text, where.stop), SiteRows(len(q))
 
         def relevance(rows: RowGroup) -> Tensor:
-            found = self.joint.positions(self.patch.texts, self.call, self.options)
-            positions = torch.cat([found[i] for i in self.objects], 1)[rows.at]
-            return joint_relevance(q[rows.at, :, picture], k[rows.at, :, :text], positions, site.average)
+            found = self.joint.token_indices(self.patch.texts, self.call, self.options)
+            indices = torch.cat([found[i] for i in self.objects], 1)[rows.slice]
+            return joint_relevance(q[rows.slice, :, picture], k[rows.slice, :, :text], indices, site.average)
 
         def observe(group: RowGroup, shares: Tensor | None, gate: Tensor | None) -> None:
             record = self.patch.record

@@ -43,7 +43,7 @@ class NoisePatch(SitePatch):
             return call.object_keys(self.key, site.content_tokens, q)
 
         groups, numbers = call.groups(rows), call.numbers(rows, q.device)
-        return add_noise(out, text, q, self.plan, site.like(q), groups, numbers, step, keys)
+        return add_noise(out, text, q, self.plan, site.cast_like(q), groups, numbers, step, keys)
 
 
 def apply_text_noise(

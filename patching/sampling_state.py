@@ -35,10 +35,12 @@ Pools = dict[tuple[Schedule, Hashable, torch.device | None], PoolHistory]
 
 
 class Applied(NamedTuple):
-    """What was applied to a model with a record: at how many sites, and whether regions or frozen maps are placed."""
+    """What was applied to a model with a record: at how many sites, and whether regions or frozen maps fix the objects'
+    places.
+    """
 
     sites: int
-    placed: bool
+    fixed_places: bool
 
 
 class Turn(NamedTuple):

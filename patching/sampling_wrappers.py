@@ -71,8 +71,8 @@ def _sample(
     cropped = latent_image is not None and bool(latent_image.any()) and _results.cropped(prompt, latent_image)
     for record, applied in records.items():
         # Also where no reference acts: the last run's maps must not remain.
-        record.begin(sampling.run, cropped, applied.placed)
-        if cropped and applied.placed:
+        record.begin(sampling.run, cropped, applied.fixed_places)
+        if cropped and applied.fixed_places:
             log.warning("%s: %s %s", ", ".join(record.names), CROPPED, SQUEEZED)
     if callback is not None and preview.wanted():
         latent_format = guider.model_patcher.model.latent_format
@@ -108,7 +108,7 @@ def _name_conds(executor: Any, x: Tensor, timestep: Tensor, model_options: dict,
     sampling: SamplingState | None = model_options["transformer_options"].get(SAMPLING)
     if sampling is not None:
         sampling.turn += 1
-    with noted(model_options["transformer_options"], TURN, Turn(conditional, size, set())):
+    with temporarily(model_options["transformer_options"], TURN, Turn(conditional, size, set())):
         return executor(x, timestep, model_options, seed)
 
 
@@ -139,7 +139,7 @@ def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timest
     )
     if sampling is not None:
         sampling.evaluated = True
-    with noted(options, EVALUATION, evaluation):
+    with temporarily(options, EVALUATION, evaluation):
         return executor(model, conds, x_in, timestep, model_options)
 
 
@@ -213,7 +213,7 @@ def _keep_last_pass(executor: Any, x: Tensor, t: Tensor, *rest: Any, **more: Any
     as reference-only control does."""
     options = more["transformer_options"] if "transformer_options" in more else rest[3] if len(rest) > 3 else {}
     passes: list[UNetCall] = []
-    with noted(options, PASSES, passes):
+    with temporarily(options, PASSES, passes):
         out = executor(x, t, *rest, **more)
     if passes:
         passes[-1].close()
@@ -232,7 +232,7 @@ def _describe_call(
 ):
     """DIFFUSION_MODEL: make one UNetCall, shared by all sites of this call."""
     call = UNetCall(executor.class_obj, x.shape, transformer_options)
-    with noted(transformer_options, CALL, call):
+    with temporarily(transformer_options, CALL, call):
         out = executor(x, timesteps, context, y, control, transformer_options, **more)
     passes: list[UNetCall] | None = transformer_options.get(PASSES)
     if passes is None:
@@ -248,7 +248,7 @@ def _with_transformer_options(model_options: dict) -> dict:
 
 
 @contextmanager
-def noted(options: dict[str, Any], key: str, value: Any) -> Iterator[None]:
+def temporarily(options: dict[str, Any], key: str, value: Any) -> Iterator[None]:
     """Put a value into the options for as long as a call lasts, then what was there before.
 
     The dictionary is the host's own and never a copy: other packs keep their state in it from turn to turn.

@@ -171,7 +171,7 @@ class MergePatch(SitePatch):
         rows: SiteRows,
     ) -> Tensor:
         objects, plan = acting
-        site = plan.sites[self.key].like(q)
+        site = plan.sites[self.key].cast_like(q)
         if plan.eases and (factors := call.clock.ease_factors(plan, q.device)) is not None:
             site = site.eased(*factors)
         size = tuple(options["activations_shape"][-2:])
@@ -201,8 +201,8 @@ def install(
 def note_record(clone: Any, schedule: Schedule, sites: int, record: RelevanceRecord) -> None:
     """Let the sampling of a clone know the record that its patches fill at so many sites."""
     options = clone.model_options["transformer_options"]
-    placed = any(plan.regions is not None or plan.frozen is not None for plan in schedule.plans.values())
-    options[RECORDS] = {**options.get(RECORDS, {}), record: Applied(sites, placed)}
+    fixed_places = any(plan.regions is not None or plan.frozen is not None for plan in schedule.plans.values())
+    options[RECORDS] = {**options.get(RECORDS, {}), record: Applied(sites, fixed_places)}
 
 
 def patched(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..attention.plan import Plan
-from ..attention.regions import Size, placed
+from ..attention.regions import Size, place_on_canvas
 from ..attention.site import RowGroup, SiteConstants
 from ..relevance.observation import Observation, RunId
 from ..relevance.record import RelevanceRecord
@@ -58,8 +58,8 @@ class UNetCall:
         self._sampling: SamplingState | None = options.get(SAMPLING)
         self._caches = Caches() if self._sampling is None else self._sampling.caches
         self._keys = {} if self._sampling is None or self._sampling.hooked else self._caches.keys
-        known = self._evaluation or self._sampling
-        self.clock = Clock(options, known.model_sampling if known else None, self._caches)
+        source = self._evaluation or self._sampling
+        self.clock = Clock(options, source.model_sampling if source else None, self._caches)
         self._window = window_of_another_pack(options) or (self._evaluation.window if self._evaluation else None)
         self._batch = BatchLayout(shape, options, self._evaluation, self._window)
         canvas = self._evaluation.canvas if self._evaluation else None
@@ -87,11 +87,11 @@ class UNetCall:
     def object_keys(self, key: SiteKey, text: Tensor, q: Tensor) -> Tensor:
         """Keys [L, C] of object texts [L, X] by the running UNet's to_k at a site, with q's device and dtype."""
         to_k = self.attentions[key].to_k
-        known = text, to_k, q.dtype
-        if known not in self._keys:
+        cache_key = text, to_k, q.dtype
+        if cache_key not in self._keys:
             # The module's forward, not its weight: LoRA, low-VRAM casting and fp8 are applied there.
-            self._keys[known] = to_k(text.to(q))
-        return self._keys[known]
+            self._keys[cache_key] = to_k(text.to(q))
+        return self._keys[cache_key]
 
     @cached_property
     def sampling_run(self) -> RunId:
@@ -180,8 +180,8 @@ class UNetCall:
                 if rows.by_keys is not None:
                     pool = self._pools.alone(pooled, size, count, device)
                 else:
-                    place = start if self._batch.in_tiles else 0
-                    pool = self._pools.shared(pooled, (cond, place), size, self.numbers(rows, device), pass_number)
+                    tile = start if self._batch.in_tiles else 0
+                    pool = self._pools.shared(pooled, (cond, tile), size, self.numbers(rows, device), pass_number)
             groups.append(RowGroup(start, stop, conditional, constants, area, pool))
         return groups
 
@@ -221,7 +221,7 @@ class UNetCall:
             shares = _for_all(shares, plan, objects, record).unflatten(-1, size)
         if gate is not None:
             gate = gate.unflatten(-1, size)
-        canvas, corner = placed(group.area, self._evaluation.canvas if self._evaluation else size, size)
+        canvas, corner = place_on_canvas(group.area, self._evaluation.canvas if self._evaluation else size, size)
         observation = Observation(shares, gate, canvas, corner, len(objects), shown)
         self._observed.setdefault(record, {})[key, group.start] = observation
 

@@ -35,7 +35,7 @@ class RecordedMaps:
     runs: which run of its model and prompt this was, from 1.
     replaced: that another pack replaced patches, in a sentence; empty if none did.
     cropped: whether the run started from a crop of what an earlier run of its prompt made, with whatever model.
-    placed: whether regions or frozen maps say where the objects are.
+    fixed_places: whether regions or frozen maps say where the objects are.
 
     Shares add up to 1 where the objects claim all of a position, whatever the merge's normalisation.
     """
@@ -52,7 +52,7 @@ class RecordedMaps:
         self.colours = tuple(range(len(names)) if colours is None else colours)
         self.off, self.strategy = False, "relevance"
         self.runs = 0
-        self.replaced, self.cropped, self.placed = "", False, False
+        self.replaced, self.cropped, self.fixed_places = "", False, False
         self._shares: dict[tuple[int, int], Sums] = {}
         self._gates: dict[tuple[int, int], Sums] = {}
         self._confusion = torch.zeros(2, 0, 0)  # [sum or count, steps, pictures]
@@ -189,9 +189,9 @@ class RelevanceRecord(RecordedMaps):
             if gates:
                 self._add(self._gates, phase, self._stacked(gates, group[0]), group[0])
 
-    def begin(self, run: RunId, cropped: bool = False, placed: bool = False) -> None:
+    def begin(self, run: RunId, cropped: bool = False, fixed_places: bool = False) -> None:
         """Start a run: the maps of the run before are dropped. The first `add` of an unknown run calls this."""
-        self.cropped, self.placed = cropped, placed
+        self.cropped, self.fixed_places = cropped, fixed_places
         self.runs = self.runs + 1 if run.prompt == self._run.prompt else 1
         self._run, self._shares, self._gates = run, {}, {}
         self._confusion, self._calls, self.replaced = torch.zeros(2, 0, 0), torch.zeros(0), ""
@@ -233,7 +233,7 @@ class RelevanceRecord(RecordedMaps):
     def _copy(self) -> RecordedMaps:
         taken = RecordedMaps(self.names, self.frozen, self.colours, self.prompt, self.styles)
         taken.off, taken.strategy, taken.runs = self.off, self.strategy, self.runs
-        taken.replaced, taken.cropped, taken.placed = self.replaced, self.cropped, self.placed
+        taken.replaced, taken.cropped, taken.fixed_places = self.replaced, self.cropped, self.fixed_places
         taken._confusion, taken._calls = (each.to("cpu", copy=True) for each in (self._confusion, self._calls))
         taken._shares = {size: sums.copy() for size, sums in self._shares.items()}
         taken._gates = {size: sums.copy() for size, sums in self._gates.items()}

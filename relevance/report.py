@@ -88,7 +88,7 @@ def _cropped(maps: RecordedMaps) -> list[str]:
     """Of a sampling that started from a crop: whether the model fits it."""
     if not maps.cropped:
         return []
-    if maps.placed:
+    if maps.fixed_places:
         return [f"{CROPPED} {SQUEEZED} These maps lie on the crop."]
     if len(maps.names) == 1:
         return [f"{CROPPED} The reference of “{maps.names[0]}” alone acted in it: the right way to detail that object."]

@@ -128,19 +128,23 @@ EFFECTS = (
     Effect("sharpness 6, the pool, on weights trained with relevance", ("mip + pool, sharpness 6",), ("mip + pool",)),
     Effect(
         "the pool instead of each site, both at sharpness 6, on stock weights",
-        ("stock + pool, sharpness 6",), ("stock + relevance, sharpness 6",),
+        ("stock + pool, sharpness 6",),
+        ("stock + relevance, sharpness 6",),
     ),
     Effect(
         "the pool instead of each site, both at sharpness 6, on weights trained with relevance",
-        ("mip + pool, sharpness 6",), ("mip + relevance, sharpness 6",),
+        ("mip + pool, sharpness 6",),
+        ("mip + relevance, sharpness 6",),
     ),
     Effect(
         "the pool at sharpness 6 instead of uniform, on stock weights",
-        ("stock + pool, sharpness 6",), ("stock + uniform",),
+        ("stock + pool, sharpness 6",),
+        ("stock + uniform",),
     ),
     Effect(
         "the pool at sharpness 6 instead of uniform, on weights trained with relevance",
-        ("mip + pool, sharpness 6",), ("mip + uniform",),
+        ("mip + pool, sharpness 6",),
+        ("mip + uniform",),
     ),
     Effect("Resampler family: merging alone", ("stock-plus + relevance",), ("stock-plus + uniform",)),
     Effect("Resampler family: further training", ("mip-plus + relevance",), ("stock-plus + relevance",)),

@@ -257,8 +257,8 @@ def test_words_are_looked_up_once_in_a_run(kontext, monkeypatch):
     from mip_adapter.patching import joint_patch
 
     looked = []
-    own = joint_patch.named_positions
-    monkeypatch.setattr(joint_patch, "named_positions", lambda *given: looked.append(1) or own(*given))
+    own = joint_patch.naming_tokens
+    monkeypatch.setattr(joint_patch, "naming_tokens", lambda *given: looked.append(1) or own(*given))
     calls(kontext, bound(kontext), latents(*SIZES[2]), cfg=3.0, steps=4)
     assert len(looked) == 2  # for each object
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from mip_adapter.attention.joint import NAMED, named_positions
+from mip_adapter.attention.joint import NAMED, naming_tokens
 
 from ..support import tiny_flux
 from ..support.golden import relative_error
@@ -51,7 +51,7 @@ def test_likeness_tells_named_words_from_others(flux, encoder):
     for first, second in ((0, 1), (3, 6), (4, 2), (7, 5)):
         cond = prompt(f"a {kinds[first]} beside a {kinds[second]}")
         for i, kind in enumerate(kinds):
-            (named if i in (first, second) else others).append(float(named_positions(cond, alone(kind))[1]))
+            (named if i in (first, second) else others).append(float(naming_tokens(cond, alone(kind))[1]))
     print(
         f"{encoder.__name__}: named {min(named):.2f} to {max(named):.2f}, others {min(others):.2f} to {max(others):.2f}"
     )
@@ -91,3 +91,21 @@ def test_an_encoder_without_the_pooled_embedding(flux):
 
     picture = torch.rand(1, 28, 28, 3)
     told(lambda: encode_pictures(small.vision(), picture, adapter(tiny_flux.instantx())), "Load SigLIP (MIP)")
+
+
+def test_every_prompt_is_looked_up_where_nobody_says_which_it_is(host):
+    """A run whose calls carry no uuids: the second prompt is not taken for the first."""
+
+    from mip_adapter.patching.joint_patch import ObjectTexts
+
+    class Run: ...
+
+    words = torch.eye(8)
+    texts, run = ObjectTexts(("cat",), [words[2:3]]), Run()
+    named, other = words[None, [0, 1, 2, 3]], words[None, [4, 5, 6, 7]]
+    for prompt in (named, named):
+        assert texts.token_indices(prompt, [0], run, None)[0].tolist() == [[2]]
+    with pytest.raises(ValueError, match="does not name “cat”"):
+        texts.token_indices(other, [0], run, None)
+    moved = named.roll(1, 1)
+    assert texts.token_indices(moved, [0], run, None)[0].tolist() == [[3]]

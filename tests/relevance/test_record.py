@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mip_adapter.attention.regions import placed
+from mip_adapter.attention.regions import place_on_canvas
 
 from ..patching.test_regions import LEFT, RIGHT, area, masked
 from ..patching.test_steering import applied
@@ -201,11 +201,11 @@ def test_where_a_site_lies() -> None:
             for _ in range(level):
                 halved = (halved + 1) // 2  # a convolution of stride 2
             for start in range(0, 70 - side, 7):
-                canvas, corner = placed((side, 64, start, 0), (70, 64), (halved, 64 >> level))
+                canvas, corner = place_on_canvas((side, 64, start, 0), (70, 64), (halved, 64 >> level))
                 assert canvas == (-(-70 // 2**level), 64 >> level) and corner[1] == 0
                 assert 0 <= corner[0] <= canvas[0] - halved and abs(corner[0] - start / 2**level) < 1
-    assert placed(None, (70, 64), (35, 32)) == ((35, 32), (0, 0))
-    assert placed((8, 8, 1, 1), (9, 9), (7, 7)) == ((7, 7), (0, 0))  # resized by another pack
+    assert place_on_canvas(None, (70, 64), (35, 32)) == ((35, 32), (0, 0))
+    assert place_on_canvas((8, 8, 1, 1), (9, 9), (7, 7)) == ((7, 7), (0, 0))  # resized by another pack
 
 
 SPLITS = {
