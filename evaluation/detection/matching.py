@@ -108,9 +108,17 @@ def may_hold(
     """
     names = [plain(each.text) for each in references]
 
-    def holds(matches: ObjectMatches, m: int, j: int, row: int) -> bool:
+    def region(m: int, b: int) -> Tensor | None:
+        """The region [H, W] of object m in picture b. Of as many masks as there are pictures, each has its own."""
+        masks = references[m].region
+        if masks is None or len(masks) not in (1, len(every)):  # of some pictures of a batch: unknown which
+            return None
+        return masks[b % len(masks)]
+
+    def holds(b: int, m: int, j: int, row: int) -> bool:
         if names[m] == names[j]:
             return False
+        matches = every[b]
         box = matches.found[row].box
         alone = [
             box_area(each.found[i].box)
@@ -119,26 +127,27 @@ def may_hold(
         ]
         return (
             matches.also_seen_as[m] == row
-            or all(_covered(references[k].region, box, size) > COVERED for k in (m, j))
+            or all(_covered(region(k, b), box, size) > COVERED for k in (m, j))
             or (bool(alone) and box_area(box) >= MUCH_LARGER * median(alone))
         )
 
-    def holder(matches: ObjectMatches, m: int) -> int | None:
+    def holder(b: int, m: int) -> int | None:
+        matches = every[b]
         if matches.detection_of[m] is not None:
             return None
-        rows = [row for j, row in enumerate(matches.detection_of) if row is not None and holds(matches, m, j, row)]
+        rows = [row for j, row in enumerate(matches.detection_of) if row is not None and holds(b, m, j, row)]
         # A detection that was found for both is better evidence than sizes are.
         return matches.also_seen_as[m] if matches.also_seen_as[m] in rows else next(iter(rows), None)
 
-    return [tuple(holder(matches, m) for m in range(len(names))) for matches in every]
+    return [tuple(holder(b, m) for m in range(len(names))) for b in range(len(every))]
 
 
 def _covered(region: Tensor | None, box: Box, size: tuple[int, int]) -> float:
-    """The share of a region [1, H, W] that lies in a box; 0 without a region. size: height and width of the picture."""
+    """The share of a region [H, W] that lies in a box; 0 without a region. size: height and width of the picture."""
     if region is None or not region.any():
         return 0.0
     inside = Detection(box).region(*size)
-    placed = resize(region.float(), size)[0]
+    placed = resize(region.float(), size)
     return float((placed * inside).sum() / placed.sum())
 
 

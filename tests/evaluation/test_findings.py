@@ -302,3 +302,13 @@ def test_a_box_over_two_regions_may_hold_both():
         ((None, None), over, None),
     ):
         assert may_hold([things(box, None)], chain(regions), (100, 100)) == [(None, holds)]
+
+
+def test_of_regions_for_each_picture_the_pictures_own_counts():
+    halves, edges = ([box_region([(low, 0.0, high, 1.0)]) for low, high in pair]
+                     for pair in (((0.0, 0.5), (0.5, 1.0)), ((0.0, 0.1), (0.9, 1.0))))  # fmt: skip
+    over = [things((20, 0, 80, 100), None)] * 2
+    for pictures, holds in (((halves, edges), (0, None)), ((edges, halves), (None, 0))):
+        cat, dog = (torch.cat(masks) for masks in zip(*pictures, strict=True))
+        assert may_hold(over, chain((cat, dog)), (100, 100)) == [(None, each) for each in holds]
+        assert may_hold(over[:1], chain((cat, dog)), (100, 100)) == [(None, None)]  # which of both is unknown
