@@ -71,7 +71,8 @@ def train_session(
     check_encoders(clip, clip_vision, adapter)
     vae.throw_exception_if_invalid()
     base = Path(folder_paths.get_output_directory()) / "mip_adapter_training"
-    frozen = [model_parts(patcher) for patcher in (model, clip.patcher, vae.patcher, clip_vision.patcher)]
+    encoders = (each for each in (clip, vae, clip_vision) if each is not None)  # adapters of faces read no pictures
+    frozen = [model_parts(patcher) for patcher in (model, *(each.patcher for each in encoders))]
     folder = run_folder(base, recipe, adapter.name, flat_tensors(adapter), str(dataset.resolve()), frozen)
     if before := reached(folder):
         log.info("Training goes on from step %d of an earlier run, kept in %s.", before, folder)

@@ -88,6 +88,16 @@ def test_a_lora_inside_the_file_acts_and_stays(miniature, tmp_path: Path) -> Non
     assert made[0].losses != made[1].losses
 
 
+def test_training_in_the_graph_needs_no_image_encoder(miniature, tmp_path: Path) -> None:
+    from mip_adapter.training.comfy_session import train_session
+    from mip_adapter.weights.sites import unet_sites
+
+    adapter = start(unet_sites(miniature[0].model.diffusion_model))
+    folder = with_faces(write_folder(tmp_path, 3))
+    trained, _ = train_session(*miniature[:3], None, adapter, folder, one_object(steps=1))
+    assert trained.spec == adapter.spec and len(json.loads(trained.about["losses"])) == 1
+
+
 def test_what_the_model_reads_of_faces(miniature, tmp_path: Path) -> None:
     """Unit vectors, as of MIP Face Reference; zero where the references are dropped, as in the unconditional branch."""
     from mip_adapter.training.comfy_model import HostModel
