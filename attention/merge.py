@@ -46,7 +46,10 @@ def concat_attention(queries: Tensor, keys: Tensor, log_regions: Tensor) -> Tens
 
 
 def log_region(region: Tensor) -> Tensor:
-    """log r_i in float32; −10⁴ where r_i is 0. Logits do not lie so far apart, and fp16 holds the number."""
+    """log r_i in float32, of a region of any shape; −10⁴ where r_i is 0.
+
+    Logits do not lie so far apart, and fp16 holds the number.
+    """
     return region.float().log().clamp_min(-1e4)
 
 

@@ -36,8 +36,8 @@ class EncodedReferences:
         are measured.
     blocks: the M objects' strength by block, None where it is 1; () where it is 1 for all.
     eases: the M objects' strength over time; () where it is steady for all.
-    adapter_numbers: the M objects' adapters, by their place among those that the plan is compiled with; () where all
-        have one.
+    adapters: those that project the tokens, each once; that of the objects without one of their own is the first.
+    adapter_numbers: the M objects' adapters as indices into these; () where there is only one.
     """
 
     names: tuple[str, ...]
@@ -49,6 +49,7 @@ class EncodedReferences:
     frozen: Tensor | None = None
     blocks: tuple[BlockStrength | None, ...] = ()
     eases: tuple[Ease, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
     adapter_numbers: tuple[int, ...] = ()
 
     @property
@@ -214,7 +215,7 @@ def compile_plans(
 ) -> list[Plan]:
     """Project references through every site's to_k_ip and to_v_ip: a plan for each of several sets of them.
 
-    adapters: those that `EncodedReferences.adapter_numbers` counts.
+    adapters: `EncodedReferences.adapters`, the same for all sets.
 
     The projection runs in float32 on `device`; the result is stored as `dtype`. Each site's weights are moved there
     once, and only one site's weights are there at a time.

@@ -1,4 +1,4 @@
-"""The nodes that artists use. Each validates its inputs, makes one call into the core, and returns.
+"""The nodes that artists use. Each validates its inputs, calls into the core, and returns.
 
 The nodes of a file are in its `define_schema`; NODES lists them all. Every `execute` is wrapped by
 `validation.py`: `check_whenever_it_runs`, so an error may come from there.
@@ -21,7 +21,7 @@ encoders.py         Load MIP Encoder, MIP Encoder from CLIP Vision
 quality.py          MIP Object Quality Score
 noise.py            MIP Text Noise
 relevance_score.py  MIP Object Relevance Score
-personalization.py  MIP Personalization Score
+personalization.py  MIP Personalisation Score
 binding.py          MIP Binding Report, MIP Seed Picker
 train.py            Train MIP Adapter, Save MIP Adapter
 miniature.py        Load Miniature (MIP), Draw Miniature Object (MIP)

@@ -147,7 +147,7 @@ def _compiled(
     )
     segments = active_segments(times)
     plans = compile_plans(
-        adapters_of(references, settings.adapter),
+        encoded.adapters,
         settings.sites,
         [encoded.only(*each) for each in segments],
         scale=settings.scale,

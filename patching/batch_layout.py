@@ -142,7 +142,8 @@ class BatchLayout:
     def groups(self, count: int, each_cond: bool = False) -> list[CondRows]:
         """The `count` rows of a site. Equal neighbours are merged, with each_cond only those of one cond."""
         if (count, each_cond) not in self._groups:
-            # Attention couple repeats rows at every site, once per region: all conds but the one at position 1.
+            # Attention couple repeats rows at every site, once per region: all conds but the one at position 1, the
+            # negative prompt.
             repeated = sum(cond.position != 1 for cond in self._conds)
             left = count // self.rows_per_cond - (len(self._conds) - repeated)
             times = max(1, left // repeated) if repeated else 1

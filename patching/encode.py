@@ -90,6 +90,7 @@ def _encoded(
         regions=_regions(references),
         blocks=tuple(each.blocks for each in references) if any(each.blocks for each in references) else (),
         eases=tuple(eases) if any(each.kind != STEADY for each in eases) else (),
+        adapters=tuple(adapters),
         adapter_numbers=tuple(adapters.index(its_adapter) for its_adapter, _ in models) if len(adapters) > 1 else (),
     )
 

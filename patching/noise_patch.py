@@ -15,7 +15,7 @@ from ..attention.reference import MAX_OBJECTS
 from ..common.text import object_number
 from ..weights.sites import unet_sites
 from .object_text import check_clip, content_tokens
-from .site_patch import Place, SitePatch, Term, check_percents, compute_dtype, patched
+from .site_patch import SitePatch, Slot, Term, check_percents, compute_dtype, patched
 from .unet_call import SiteRows, UNetCall
 
 
@@ -24,8 +24,8 @@ class NoisePatch(SitePatch):
 
     needs_text = True
 
-    def __init__(self, place: Place, plan: NoisePlan) -> None:
-        super().__init__(place)
+    def __init__(self, slot: Slot, plan: NoisePlan) -> None:
+        super().__init__(slot)
         self.plan = plan
 
     def term(self, call: UNetCall) -> Term:
@@ -97,7 +97,7 @@ def apply_text_noise(
         device=model.load_device,
         dtype=compute_dtype(model),
     )
-    return patched(model, plan.sites, start_percent, end_percent, lambda place: NoisePatch(place, plan))
+    return patched(model, plan.sites, start_percent, end_percent, lambda slot: NoisePatch(slot, plan))
 
 
 def _checked_target(target: str, texts: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Patches: thin shells around a schedule of plans, one at every cross-attention site of a cloned ModelPatcher."""
+"""Patches: thin shells around a schedule of plans, at the cross-attention sites of a cloned ModelPatcher."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHELLS = "mip_adapter"  # our callback's name in a ModelPatcher
 Term = Callable[[Tensor, Tensor | None, Tensor, dict, SiteRows], Tensor]
 
 
-class Place(NamedTuple):
+class Slot(NamedTuple):
     """Where a patch stands and when it acts.
 
     key: the site's.
@@ -58,8 +58,8 @@ class SitePatch(ABC):
     needs_text: bool  # whether the term reads Z_text
     record: RelevanceRecord | None = None
 
-    def __init__(self, place: Place) -> None:
-        self.key, self.unet, self.period, self.occupant = place
+    def __init__(self, slot: Slot) -> None:
+        self.key, self.unet, self.period, self.occupant = slot
         self.guests: tuple[tuple[Callable, dict], ...] = ()
 
     @abstractmethod
@@ -148,8 +148,8 @@ def text_attention(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
 class MergePatch(SitePatch):
     """Adds the image features of the objects that act now: the method."""
 
-    def __init__(self, place: Place, schedule: Schedule, record: RelevanceRecord | None) -> None:
-        super().__init__(place)
+    def __init__(self, slot: Slot, schedule: Schedule, record: RelevanceRecord | None) -> None:
+        super().__init__(slot)
         self.schedule, self.record = schedule, record
         sites = [plan.sites.get(self.key) for plan in schedule.plans.values()]
         self.needs_text = any(site is not None and site.head is not None for site in sites)
@@ -192,7 +192,7 @@ def install(
     Sites at which no plan has any strength get no patch.
     """
     keys = dict.fromkeys(key for plan in schedule.plans.values() for key in plan.sites)
-    clone = patched(model, keys, start_percent, end_percent, lambda place: MergePatch(place, schedule, record))
+    clone = patched(model, keys, start_percent, end_percent, lambda slot: MergePatch(slot, schedule, record))
     if record is not None:
         note_record(clone, schedule, len(keys), record)
     return clone
@@ -210,7 +210,7 @@ def patched(
     keys: Iterable[SiteKey],
     start_percent: float,
     end_percent: float,
-    make: Callable[[Place], SitePatch],
+    make: Callable[[Slot], SitePatch],
 ) -> Any:
     """A clone of `model` (ModelPatcher) with a patch in the slot of each site in `keys`. `model` is not changed."""
     clone = model.clone()
@@ -218,7 +218,7 @@ def patched(
     unet, keys = model.model.diffusion_model, tuple(keys)
     occupied = _slots(clone)
     for key in keys:
-        patch = make(Place(key, unet, period, occupied.get(key, occupied.get(key[:2]))))
+        patch = make(Slot(key, unet, period, occupied.get(key, occupied.get(key[:2]))))
         clone.set_model_attn2_replace(patch, *key)
         if (*key[:2], 1) not in keys:
             # A block with one transformer, as in SD1.5: IPAdapter_plus looks for patches under the block's own key.

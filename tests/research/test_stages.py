@@ -113,10 +113,10 @@ def test_shards_show_every_scene_once_a_pass(tmp_path):
     tiny, convolution = nn.Module(), nn.Conv2d(3, 4, 8, stride=8)
     tiny.taesd_encoder = nn.Sequential(convolution)
     shards = latents.Shards(tiny, tmp_path, torch.device("cpu"), size=16)
-    seen = torch.cat([shards.batch(shards.place(start, 4))[0] for start in range(0, 16, 4)]).flatten(1)
+    seen = torch.cat([shards.batch(shards.rows_at(start, 4))[0] for start in range(0, 16, 4)]).flatten(1)
     assert len(seen.unique(dim=0)) == 16
     again = latents.Shards(tiny, tmp_path, torch.device("cpu"), size=16)
-    first, masks = again.batch(place := again.place(0, 4))
+    first, masks = again.batch(place := again.rows_at(0, 4))
     assert torch.equal(first.flatten(1), seen[:4])
     scenes = again.scenes(place.shard).rows(place.rows)
     assert scenes.counts.ge(1).all() and torch.equal(masks.flatten(2).amax(2) > 0, scenes.kinds >= 0)

@@ -18,7 +18,7 @@ from .. import clip
 from . import noise_schedule
 from .captions import Words
 from .encoders import Encoders
-from .latents import Place, Shards
+from .latents import ShardRows, Shards
 from .precision import autocast
 from .prefetch import Prefetcher
 
@@ -61,7 +61,7 @@ def size_vector(size: int) -> Tensor:
 class Lesson(NamedTuple):
     """What a step trains on. It follows from the step's number alone."""
 
-    place: Place
+    which: ShardRows
     steps: Tensor  # [B] noise levels
     rows_l: Tensor  # [B, 77] token ids of the captions, for each of the two text encoders
     rows_g: Tensor
@@ -81,8 +81,8 @@ class Base:
         self.kinds = torch.tensor([condition.words.numbers[world_words.object_text(i)] for i in range(len(KINDS))])
 
     def lesson(self, step: int) -> Lesson:
-        place = self.shards.place(step * self.batch_size, self.batch_size)
-        scenes = self.shards.scenes(place.shard).rows(place.rows)
+        which = self.shards.rows_at(step * self.batch_size, self.batch_size)
+        scenes = self.shards.scenes(which.shard).rows(which.rows)
         rng, g = random.Random(step), torch.Generator().manual_seed(step)
         captions = [
             "" if rng.random() < DROPPED else world_words.caption(scenes.present(i), rng) for i in range(len(scenes))
@@ -90,11 +90,11 @@ class Base:
         rows_l, rows_g = self.condition.rows(captions)
         named = rows_l[:, None] == self.kinds[scenes.kinds.clamp(min=0)][..., None]  # [B, M, 77]
         spots = named.int().argmax(-1) * (scenes.kinds >= 0)
-        return Lesson(place, torch.randint(noise_schedule.STEPS, (len(scenes),), generator=g), rows_l, rows_g, spots)
+        return Lesson(which, torch.randint(noise_schedule.STEPS, (len(scenes),), generator=g), rows_l, rows_g, spots)
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         lesson = self.lessons(step)
-        latents, masks = self.shards.batch(lesson.place)
+        latents, masks = self.shards.batch(lesson.which)
         g = torch.Generator(self.device).manual_seed(step)
         eps = torch.randn(latents.shape, generator=g, device=self.device)
         given = (lesson.steps, lesson.rows_l, lesson.rows_g, lesson.spots)

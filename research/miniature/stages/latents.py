@@ -21,7 +21,7 @@ WINDOW, PASSES = 64, 48  # shards of a window, passes through it
 OBJECTS = (1, 2, 2, 2, 2, 3, 3, 3, 4, 4)  # mostly several, so that words must learn places
 
 
-class Place(NamedTuple):
+class ShardRows(NamedTuple):
     """The scenes of a batch: a shard and rows of it."""
 
     shard: int
@@ -37,22 +37,22 @@ class Shards:
         self.scenes = lru_cache(window)(self._scenes)
         self.pictures = lru_cache(window)(self._pictures)
 
-    def place(self, start: int, count: int) -> Place:
-        """The place of `count` scenes from number `start` of the endless sequence of passes. `count` divides a shard.
+    def rows_at(self, start: int, count: int) -> ShardRows:
+        """`count` scenes from number `start` of the endless sequence of passes. `count` divides a shard.
 
         Each pass through a shard shows each of its scenes once, in a new order.
         """
         visit, first = divmod(start, self.size)
         window, number = visit // (self.window * PASSES), visit % self.window
         order = torch.randperm(self.size, generator=torch.Generator().manual_seed(visit))
-        return Place(window * self.window + number, order[first : first + count])
+        return ShardRows(window * self.window + number, order[first : first + count])
 
-    def batch(self, place: Place) -> tuple[Tensor, Tensor]:
+    def batch(self, which: ShardRows) -> tuple[Tensor, Tensor]:
         """Latents [B, 4, 16, 16] with a deviation of about 1, and masks [B, M, 16, 16]: the share that each object
         covers.
         """
-        rows = place.rows.to(self.device)
-        latents, masks = (each[rows].float() for each in self.pictures(place.shard))
+        rows = which.rows.to(self.device)
+        latents, masks = (each[rows].float() for each in self.pictures(which.shard))
         return latents, masks
 
     def _scenes(self, shard: int) -> world.Scenes:
