@@ -59,7 +59,7 @@ def objects_in(
     ]
 
 
-def check_parts(images: Tensor, references: Sequence[Reference], detections: Detections | None) -> None:
+def check_inputs(images: Tensor, references: Sequence[Reference], detections: Detections | None) -> None:
     """Raises ValueError without pictures or references, and where detections are not of these pictures."""
     check_images(images)
     if not references:

@@ -29,7 +29,7 @@ from .detection.detections import Detections
 from .detection.matching import missing
 from .encoders.embeddings import embed, embed_words
 from .encoders.encoder import ImageEncoder, need_words
-from .object_embeddings import ObjectEmbeddings, check_parts, crops_at_most, objects_in
+from .object_embeddings import ObjectEmbeddings, check_inputs, crops_at_most, objects_in
 
 TEXT_WEIGHT = 2.5  # the factor of CLIPScore
 MOST = 6  # a report explains at most this many missing objects
@@ -124,7 +124,7 @@ def personalization(
 
     Raises ValueError with a sentence for the artist.
     """
-    check_parts(images, references, detections)
+    check_inputs(images, references, detections)
     words = need_words(encoder, "CLIP-T")
     if not prompt.strip():
         raise ValueError("The prompt is empty: give the words that the pictures were made from; CLIP-T scores them.")
@@ -183,8 +183,8 @@ def _crops(
     words [M, E]: unit embeddings of the object texts.
     clip, dino: M tensors [R_m, E] of the references' unit embeddings, by the encoder and by the image_encoder.
     """
-    measured = torch.tensor([[row is not None for row in each.matches.detection_of] for each in objects])  # [B, M]
-    found = [(each, row) for each in objects for row in each.matches.detection_of if row is not None]
+    measured = torch.tensor([[crop is not None for crop in each.matches.crop_of] for each in objects])  # [B, M]
+    found = [(each, crop) for each in objects for crop in each.matches.crop_of if crop is not None]
     whose = measured.nonzero()[:, 1]  # [C], in the order of `found`
 
     def placed(values: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from ..evaluation.comfy_models import managed
 from ..evaluation.detection.annotate import annotated
 from ..evaluation.detection.box_formats import FORMATS, SIDES
 from ..evaluation.detection.boxes import read_boxes, to_bounding_boxes, to_masks
-from ..evaluation.detection.detect import THRESHOLD, detect, detection_report, object_texts, once
+from ..evaluation.detection.detect import THRESHOLD, detect, detection_report, distinct, object_texts
 from ..evaluation.detection.folder_detector import load_detector
 from ..miniature.pixel_detector import NAME, PixelDetector
 from ..relevance.maps import objects_named
@@ -201,4 +201,4 @@ class MIPBoxes(io.ComfyNode):
 
 def _wanted(texts, references) -> tuple[str, ...]:
     """The written texts, else the references' texts; each once."""
-    return object_texts(texts) or once(each.text for each in objects_of(references))
+    return object_texts(texts) or distinct(each.text for each in objects_of(references))

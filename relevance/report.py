@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..common.text import MOST_WORDS, holds, plain
-from .maps import cores, mixing, owners
+from .maps import MIXED, cores, mixing, owners
 from .record import RecordedMaps
 
 CROPPED = (
@@ -19,10 +19,9 @@ SQUEEZED = (
     "Regions and frozen maps are stretched over all of it. Give a detailer the model from another MIP Apply with that "
     "object's reference alone and without a region, and an upscaler the model from before MIP Apply."
 )
-LEAK = 0.35  # another object's mean share of an object's core; above it looks mix visibly
+LEAK = MIXED / 2  # another object's mean share of an object's core; MIXED if two leak so into each other
 SMALL = 0.02  # part of the picture; an object that owns less has no place of its own
 CLAIMED = 0.8  # mixing; above it the texts find no places
-MIXED = 2 * LEAK  # mixing; of two objects each claims LEAK of the other's core
 
 
 def places(shares: Tensor) -> tuple[Tensor, Tensor]:

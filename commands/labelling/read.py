@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from ...common.pictures import open_picture
 from ...common.text_files import parse_json, read_text
-from ...evaluation.detection.detect import object_texts, once
+from ...evaluation.detection.detect import distinct, object_texts
 from ...training.data_folder import PICTURES
 from ...weights.pickles import read_pickle
 from .words import named_objects
@@ -92,7 +92,7 @@ def _given(objects: Any) -> tuple[str, ...]:
     """Objects as a table gives them: a list, or words separated by commas."""
     if objects is None:
         return ()
-    return object_texts(objects) if isinstance(objects, str) else once(str(each).strip() for each in objects)
+    return object_texts(objects) if isinstance(objects, str) else distinct(str(each).strip() for each in objects)
 
 
 def _rows(table: Path) -> list[dict[str, Any]]:

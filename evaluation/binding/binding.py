@@ -39,12 +39,12 @@ class PictureBinding:
 
     crops: the C detections, cut out (PIL). The objects' own come first, in the references' order, then surplus ones.
     boxes [C]: where each crop was in the picture.
-    found_as [C]: the object that each crop counts for.
+    found_as [C]: the number of the object that each crop counts for.
     similarity [C, M]: S.
     look [C, M]: rows add up to 1, or are 0 for a crop that takes after no reference.
-    crop_of [M]: for each object the number of its crop, None if it was not found.
-    shared_with [M]: for an object that was not found, the number of another object's crop that may hold it too
-        (`matching.may_hold`); else None.
+    crop_of [M]: the number of each object's crop, None if it was not found.
+    held_by [M]: for an object that was not found, the number of another object whose crop may hold it too
+        (`matching.held_by`); else None.
     best_rejected [M]: for an object that was not found, the threshold below which the detector would have found it.
     places_mixed: how much the objects claimed each other's places while the picture was sampled, in 0..1
         (`relevance/maps.py`: `mixing`); None if it is unknown.
@@ -56,7 +56,7 @@ class PictureBinding:
     similarity: Tensor
     look: Tensor
     crop_of: tuple[int | None, ...]
-    shared_with: tuple[int | None, ...] = ()
+    held_by: tuple[int | None, ...] = ()
     best_rejected: tuple[float, ...] = ()
     places_mixed: float | None = None
 
@@ -68,7 +68,7 @@ class PictureBinding:
     @property
     def present(self) -> tuple[int, ...]:
         """The objects that were found."""
-        return tuple(m for m, row in enumerate(self.crop_of) if row is not None)
+        return tuple(m for m, crop in enumerate(self.crop_of) if crop is not None)
 
     @property
     def surplus(self) -> int:
@@ -80,9 +80,9 @@ class PictureBinding:
         if self.similarity.shape[1] < 2:
             return {}
         margins = {}
-        for m, row in enumerate(self.crop_of):
-            if row is not None:
-                others = self.similarity[row].tolist()
+        for m, crop in enumerate(self.crop_of):
+            if crop is not None:
+                others = self.similarity[crop].tolist()
                 own = others.pop(m)
                 margins[m] = own - max(others)
         return margins
@@ -105,13 +105,13 @@ class PictureBinding:
         """
         margins = self.margin_by_object()
         nearest: list[int | None] = []
-        for m, row in enumerate(self.crop_of):
-            if row is None:
+        for m, crop in enumerate(self.crop_of):
+            if crop is None:
                 nearest.append(None)
             elif margins.get(m, 0.0) >= 0:
                 nearest.append(m)
             else:
-                nearest.append(int(self.similarity[row].argmax()))
+                nearest.append(int(self.similarity[crop].argmax()))
         return tuple(nearest)
 
 
@@ -208,13 +208,13 @@ def bind(
     means: Tensor,
     best_rejected: Sequence[float] = (),
     places_mixed: float | None = None,
-    shared_with: Sequence[int | None] = (),
+    held_by: Sequence[int | None] = (),
 ) -> PictureBinding:
     """Compares one picture's objects with every reference.
 
     objects: the picture's C crops, matched and embedded.
     means [M, E]: for each reference the mean of its pictures' unit embeddings.
-    best_rejected, places_mixed, shared_with: as in `PictureBinding`.
+    best_rejected, places_mixed, held_by: as in `PictureBinding`.
     """
     matches = objects.matches
     return PictureBinding(
@@ -223,8 +223,8 @@ def bind(
         found_as=matches.found_as,
         similarity=objects.embeddings @ means.T,
         look=looks(objects.embeddings, means, matches.found_as),
-        crop_of=matches.detection_of,
-        shared_with=tuple(shared_with),
+        crop_of=matches.crop_of,
+        held_by=tuple(held_by),
         best_rejected=tuple(best_rejected),
         places_mixed=places_mixed,
     )

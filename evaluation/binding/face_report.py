@@ -69,8 +69,8 @@ def face_likenesses(
     found = []
     for b, picture in enumerate(binding.pictures):
         faces = seen_faces(analyser, images[b], f"picture {b + 1}")
-        rows = [picture.crop_of[m] for m in persons]
-        boxes = [None if row is None else picture.boxes[row] for row in rows]
+        crops = [picture.crop_of[m] for m in persons]
+        boxes = [None if crop is None else picture.boxes[crop] for crop in crops]
         for person, face in enumerate(faces_in(boxes, faces)):
             text = references[persons[person]].text
             alike = None if face is None else _alike(face.embedding(f"picture {b + 1}"), known, text)

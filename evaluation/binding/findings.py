@@ -9,12 +9,12 @@ An object that was found *wears* the look of the reference that its crop is most
 
 | name           | condition                                                                                      |
 | -------------- | ---------------------------------------------------------------------------------------------- |
+| missing        | no crop is the object's own                                                                    |
 | exchanged      | two objects or more form a circle: each wears the look of the next, the last that of the first |
 | one takes both | two objects or more wear the look of one reference, and one of them belongs to no circle       |
 | taken over     | an object of no circle wears another's look, which no other object wears                       |
 | blended        | an object wears its own look or none, and 25 % of its look or more is another reference's      |
-| unclear        | the same object has a margin below 0, and less than 25 % of its look is any other reference's  |
-| missing        | no detection is the object's own                                                               |
+| unclear        | an object wears no look, has a margin below 0, and under 25 % of its look is any other's       |
 
 So a margin below 0 always has a name. In an exchange, every object of the circle has a negative margin. Where one
 reference takes both objects, the reference's own object has a positive margin.
@@ -29,7 +29,7 @@ from typing import NamedTuple
 from .binding import PictureBinding
 
 AHEAD = 1.5  # another reference's look is worn if its share is this many times any other's
-LEAK = 0.25  # an object is blended if another reference has this share of its look, or more
+BLENDED = 0.25  # an object is blended if another reference has this share of its look, or more
 
 
 class FindingKind(Enum):
@@ -54,7 +54,7 @@ class Finding(NamedTuple):
     objects: their numbers, those of a circle in its order, others ascending.
     source: the reference whose look the objects wear (one takes both, taken over) or have in theirs (blended); else
         None.
-    held_by: of a missing object, another one whose detection may hold it too; else None.
+    held_by: of a missing object, another one whose crop may hold it too; else None.
     """
 
     kind: FindingKind
@@ -84,10 +84,10 @@ def worn(picture: PictureBinding) -> tuple[int | None, ...]:
     """For each object the reference whose look it wears, [M]; None if it wears no single one or was not found."""
 
     def of(m: int, nearest: int | None) -> int | None:
-        row = picture.crop_of[m]
-        if row is None or nearest is None or nearest == m:
+        crop = picture.crop_of[m]
+        if crop is None or nearest is None or nearest == m:
             return nearest
-        look = picture.look[row].tolist()
+        look = picture.look[crop].tolist()
         share = look.pop(nearest)
         return nearest if share > 0 and share >= AHEAD * max(look) else None
 
@@ -111,10 +111,9 @@ def circles(wearing: Sequence[int | None]) -> list[tuple[int, ...]]:
 
 
 def _missing(picture: PictureBinding) -> Iterator[Finding]:
-    for m, row in enumerate(picture.crop_of):
-        if row is None:
-            shared = picture.shared_with[m] if picture.shared_with else None
-            yield Finding(FindingKind.MISSING, (m,), held_by=None if shared is None else picture.found_as[shared])
+    for m, crop in enumerate(picture.crop_of):
+        if crop is None:
+            yield Finding(FindingKind.MISSING, (m,), held_by=picture.held_by[m] if picture.held_by else None)
 
 
 def _taken(wearing: Sequence[int | None], exchanged: set[int]) -> Iterator[Finding]:
@@ -133,11 +132,11 @@ def _blended(picture: PictureBinding, wearing: Sequence[int | None]) -> Iterator
     for m, margin in picture.margin_by_object().items():
         if wearing[m] not in (m, None):
             continue
-        row = picture.crop_of[m]
-        assert row is not None  # what has a margin was found
-        look = looks[row]
+        crop = picture.crop_of[m]
+        assert crop is not None  # what has a margin was found
+        look = looks[crop]
         source = max((j for j in range(len(look)) if j != m), key=look.__getitem__)
-        if look[source] >= LEAK:
+        if look[source] >= BLENDED:
             yield Finding(FindingKind.BLENDED, (m,), source)
         elif margin < 0:
             yield Finding(FindingKind.UNCLEAR, (m,))

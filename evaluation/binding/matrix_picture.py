@@ -57,8 +57,8 @@ def draw_matrix(binding: Binding, b: int, sentences: Sequence[str] = ()) -> Imag
         sheet.paste((x + 4, TOP - CELL - 4), thumbnail(binding.thumbnails[m], CELL - 8))
     span, of = _span(binding), len(binding.pictures)
     counts = [[f"{count} of {of}" if of > 1 else "" for count in row] for row in binding.most_like_counts().tolist()]
-    for line, (m, row) in enumerate(rows):
-        _draw_row(sheet, TOP + line * CELL, binding, each, m, row, span, counts[m])
+    for line, (m, crop) in enumerate(rows):
+        _draw_row(sheet, TOP + line * CELL, binding, each, m, crop, span, counts[m])
     for words in more:
         sheet.words((EDGE + 14, TOP + len(rows) * CELL), words, 14, SOFT)
     _draw_legend(sheet, EDGE, bottom + 16, span, of)
@@ -69,31 +69,31 @@ def draw_matrix(binding: Binding, b: int, sentences: Sequence[str] = ()) -> Imag
 
 def _rows(each: PictureBinding) -> list[tuple[int, int | None]]:
     """The matrix's rows as (object, number of its crop or None): every object, then the surplus crops."""
-    return [*enumerate(each.crop_of), *((m, row) for row, m in enumerate(each.found_as) if row not in each.crop_of)]
+    return [*enumerate(each.crop_of), *((m, crop) for crop, m in enumerate(each.found_as) if crop not in each.crop_of)]
 
 
 def _draw_row(
-    sheet: Canvas, y: int, binding: Binding, each: PictureBinding, m: int, row: int | None, span: tuple[float, float],
+    sheet: Canvas, y: int, binding: Binding, each: PictureBinding, m: int, crop: int | None, span: tuple[float, float],
     counts: Sequence[str],
 ) -> None:  # fmt: skip
-    extra = row is not None and row != each.crop_of[m]
+    extra = crop is not None and crop != each.crop_of[m]
     margin = number(each.margin_by_object().get(m), sign=True)
-    below = "one too many" if extra else "not found" if row is None else margin
+    below = "one too many" if extra else "not found" if crop is None else margin
     sheet.pen.rectangle((EDGE, y + 6, EDGE + 4, y + CELL - 8), fill=binding.colour(m))
     name = f"{binding.names[m]}, again" if extra else binding.names[m]
     sheet.words((EDGE + 14, y + CELL / 2 - 20), name, 18, width=NAMES - 20)
     sheet.words((EDGE + 14, y + CELL / 2 + 4), below, 14, SOFT)
-    if row is not None:
-        sheet.paste((LEFT - CELL - 2, y + 4), thumbnail(np.asarray(each.crops[row]), CELL - 8))
+    if crop is not None:
+        sheet.paste((LEFT - CELL - 2, y + 4), thumbnail(np.asarray(each.crops[crop]), CELL - 8))
     for j in range(len(binding.names)):
         x0, y0, x1, y1 = LEFT + j * CELL + 2, y + 2, LEFT + (j + 1) * CELL - 3, y + CELL - 3
         middle, bottom = (x0 + x1) / 2, y + CELL - 30
-        if row is None:
+        if crop is None:
             sheet.pen.rectangle((x0, y0, x1, y1), fill=PALE)
             sheet.words((middle, y + CELL / 2 - 13), NOTHING, 16, SOFT, centred=True)
             sheet.words((middle, bottom), counts[j], 13, SOFT, centred=True)
             continue
-        value = float(each.similarity[row, j])
+        value = float(each.similarity[crop, j])
         ground = cividis((value - span[0]) / (span[1] - span[0]))
         ink = ink_on(ground)
         sheet.pen.rectangle((x0, y0, x1, y1), fill=ground)

@@ -15,10 +15,10 @@ from ...common.drawing import written
 from ...common.tables import NOTHING, number, percent, table
 from ..detection.crops import pictures_of
 from ..detection.detections import Detections
-from ..detection.matching import best_rejected, may_hold
+from ..detection.matching import best_rejected, held_by
 from ..encoders.embeddings import embed
 from ..encoders.encoder import ImageEncoder
-from ..object_embeddings import check_parts, crops_at_most, objects_in
+from ..object_embeddings import check_inputs, crops_at_most, objects_in
 from .binding import WORST, Binding, bind
 from .matrix_picture import draw_matrices
 from .verdict import verdict
@@ -42,13 +42,13 @@ def measure_binding(
 
     Raises ValueError with a sentence for the artist.
     """
-    check_parts(images, references, detections)
+    check_inputs(images, references, detections)
     texts = tuple(reference.text for reference in references)
     pictures = [pictures_of(reference) for reference in references]
     means = torch.stack([embed(encoder, each, tick).mean(0) for each in pictures])  # [M, E]
     objects = objects_in(images, references, detections, encoder, means, tick)
     mixed_each = _by_picture(places_mixed, len(images))
-    shared_with = may_hold([each.matches for each in objects], references, (detections.height, detections.width))
+    holders = held_by([each.matches for each in objects], references, (detections.height, detections.width))
     return Binding(
         names=texts,
         weights=tuple(reference.weight for reference in references),
@@ -57,7 +57,7 @@ def measure_binding(
         images=as_bytes(images[..., :3]),
         encoder=encoder.name,
         pictures=tuple(
-            bind(each, means, best_rejected(detections, b, texts), mixed_each[b], shared_with[b])
+            bind(each, means, best_rejected(detections, b, texts), mixed_each[b], holders[b])
             for b, each in enumerate(objects)
         ),
         threshold=detections.threshold,
@@ -154,12 +154,12 @@ def lines(binding: Binding) -> str:
     for b, picture in enumerate(binding.pictures):
         margins = picture.margin_by_object()
         for m, name in enumerate(binding.names):
-            row, count, nearest = picture.crop_of[m], picture.counts[m], picture.nearest[m]
+            crop, count, nearest = picture.crop_of[m], picture.counts[m], picture.nearest[m]
             cells = [f"picture {b + 1}", name, f"{count}" if count == 1 else f"{count} (1 expected)"]
-            if row is None:
+            if crop is None:
                 rows.append([*cells, *[NOTHING] * 6])
                 continue
-            similar = picture.similarity[row]
+            similar = picture.similarity[crop]
             other = best_other(similar, m)
             rows.append(
                 [
@@ -169,7 +169,7 @@ def lines(binding: Binding) -> str:
                     NOTHING if other is None else binding.names[other],
                     number(margins.get(m), sign=True),
                     NOTHING if nearest is None else binding.names[nearest],
-                    look_words(picture.look[row], binding.names),
+                    look_words(picture.look[crop], binding.names),
                 ]
             )
     return table(header, rows, words=2)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from ...attention.reference import MAX_WEIGHT
 from ...common.tables import number, percent
-from ...relevance.report import MIXED
+from ...relevance.maps import MIXED
 from .binding import Binding
 from .findings import Finding, FindingKind, findings
 

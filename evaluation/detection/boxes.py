@@ -11,7 +11,7 @@ from torch import Tensor
 from ...common.crops import Box
 from ...common.text import plain
 from .box_formats import SIDES, Marked, Reader
-from .detect import once
+from .detect import distinct
 from .detections import Detection, Detections
 
 
@@ -42,7 +42,7 @@ def read_boxes(
             "There is no box at all, every list or mask is empty (masks count above 0.5): connect a node that marks "
             "the objects, or paint masks."
         )
-    different = once(texts)
+    different = distinct(texts)
     owners = [[i for i, name in enumerate(names) if name == plain(text)] for text in different]
     return Detections(
         different,

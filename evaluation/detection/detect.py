@@ -44,14 +44,14 @@ class Detector(Protocol):
         ...
 
 
-def object_texts(words: str) -> tuple[str, ...]:
+def object_texts(typed: str) -> tuple[str, ...]:
     """Object texts from one string, separated by line breaks, commas or semicolons, each once."""
-    texts = [" ".join(each.split()) for each in re.split(r"[\n,;]", words)]
+    texts = [" ".join(each.split()) for each in re.split(r"[\n,;]", typed)]
     check_texts([text for text in texts if text])
-    return once(texts)
+    return distinct(texts)
 
 
-def once(texts: Iterable[str]) -> tuple[str, ...]:
+def distinct(texts: Iterable[str]) -> tuple[str, ...]:
     """The different texts, each as it is first written, without empty ones. `plain` decides which are equal."""
     different: dict[str, str] = {}
     for text in texts:
@@ -85,11 +85,11 @@ def detect(
     between("threshold", threshold, 0, 1)
     between("text_threshold", text_threshold, 0, 1)
     height, width = images.shape[1:3]
-    words = [spoken(text) for text in texts]
+    queries = [spoken(text) for text in texts]
 
     def find(batch: Tensor) -> list[list[Seen]]:
         pixels = batch[..., :3].float().nan_to_num().clamp(0, 1)
-        return detector.find(pixels, words, threshold, min(text_threshold, threshold))
+        return detector.find(pixels, queries, threshold, min(text_threshold, threshold))
 
     seen = [picture for batch in in_batches(find, images, BATCH, tick) for picture in batch]
     found = tuple(tuple(_tidy(each.found, height, width, most) for each in picture) for picture in seen)
@@ -115,11 +115,13 @@ def detection_report(detections: Detections) -> str:
     """A line for each picture: what was found where, and what was not found."""
     lines = []
     for picture in range(len(detections)):
-        words = []
+        phrases = []
         for text, name in enumerate(detections.texts):
             found = detections.found[picture][text]
             places = ", ".join(f"{each.score:.2f} at {describe(each.box)}" for each in found)
             best = detections.best_rejected[picture][text] if detections.best_rejected else 0.0
-            words.append(f"{name} {places}" if found else f"{name} not found" + (f" (best {best:.2f})" if best else ""))
-        lines.append(f"picture {picture + 1}: {'; '.join(words)}")
+            phrases.append(
+                f"{name} {places}" if found else f"{name} not found" + (f" (best {best:.2f})" if best else "")
+            )
+        lines.append(f"picture {picture + 1}: {'; '.join(phrases)}")
     return "\n".join(lines)

@@ -34,8 +34,8 @@ class FolderDetector(FolderModel):
         with self.blamed():
             processor = copy(self.processor)
             processor.image_processor = _Prepared(self.processor.image_processor, pictures)
-        once = replace(self, processor=processor)
-        by_text = [once._find(pictures, text, threshold, text_threshold) for text in texts]
+        detector = replace(self, processor=processor)
+        by_text = [detector._find(pictures, text, threshold, text_threshold) for text in texts]
         return [list(each) for each in zip(*by_text, strict=True)]
 
     def _find(self, pictures: list[Image.Image], text: str, threshold: float, text_threshold: float) -> list[Seen]:
@@ -99,9 +99,11 @@ class FolderDetector(FolderModel):
             return scores  # such a model scores texts, not tokens
         ids, special = given["input_ids"][number].tolist(), set(self.processor.tokenizer.all_special_ids)
         tokens = self.processor.tokenizer.convert_ids_to_tokens(ids)
-        words = torch.tensor([i not in special and any(map(str.isalnum, t)) for i, t in zip(ids, tokens, strict=True)])
-        spoken = output.logits[number, :, : len(ids)].float().sigmoid().cpu()  # [Q, tokens]
-        best = torch.where(words, spoken, 0.0).amax(-1)
+        is_word = torch.tensor(
+            [i not in special and any(map(str.isalnum, t)) for i, t in zip(ids, tokens, strict=True)]
+        )
+        probability = output.logits[number, :, : len(ids)].float().sigmoid().cpu()  # [Q, tokens]
+        best = torch.where(is_word, probability, 0.0).amax(-1)
         return torch.where(best > text_threshold, scores, best)
 
 

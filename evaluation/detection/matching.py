@@ -25,17 +25,17 @@ ABSENT = -1.0  # in a matrix of scores, which lie in 0..1: not found
 class ObjectMatches(NamedTuple):
     """The detections of one picture, one for each place, and the M objects that they count for.
 
-    found: C detections, the objects' own first.
-    found_as [C]: the object that each detection counts for.
-    detection_of [M]: for each object the number of its detection, None if it was not found.
-    also_seen_as [M]: for an object without a detection of its own, the number of a detection that was found for it too
-        but belongs to an object of another text; else None.
+    found: C detections, the objects' own first. A detection's number is also its crop's.
+    found_as [C]: the number of the object that each crop counts for.
+    crop_of [M]: the number of each object's crop, None if it was not found.
+    shared_crop [M]: for an object without a crop, the number of a crop that was found for it too but counts for an
+        object of another text; else None.
     """
 
     found: tuple[Detection, ...]
     found_as: tuple[int, ...]
-    detection_of: tuple[int | None, ...]
-    also_seen_as: tuple[int | None, ...]
+    crop_of: tuple[int | None, ...]
+    shared_crop: tuple[int | None, ...]
 
 
 def match_objects(detections: Detections, picture: int, texts: Sequence[str]) -> ObjectMatches:
@@ -51,60 +51,68 @@ def match_objects(detections: Detections, picture: int, texts: Sequence[str]) ->
     """
     numbers = _text_numbers(detections, texts)
     places = _places(detections, picture, set(numbers))
-    scores = _scores(places, numbers)
-    whose = _assigned(scores)
-    order = [*sorted(whose, key=lambda p: whose[p]), *(p for p in range(len(places)) if p not in whose)]
-    found_as = [whose.get(p, int(scores[:, p].argmax())) for p in order]
-    rows = {p: row for row, p in enumerate(order)}
-    found = {m: rows[p] for p, m in whose.items()}
-    owners = np.array([numbers[whose[p]] if p in whose else -1 for p in range(len(places))])  # [P]
-    of_others = np.where(owners != np.array(numbers)[:, None], scores, ABSENT)
-    also = {m: rows[int(of.argmax())] for m, of in enumerate(of_others) if m not in found and (of > ABSENT).any()}
+    scores = _scores(places, numbers)  # [M, P], of object m at place p
+    object_at = _assigned(scores)
+    own = sorted(object_at, key=lambda p: object_at[p])
+    order = [*own, *(p for p in range(len(places)) if p not in object_at)]  # place p of crop c
+    found_as = [object_at.get(p, int(scores[:, p].argmax())) for p in order]
+    crop_of = {object_at[p]: c for c, p in enumerate(own)}
+    shared_crop = _shared_crops(scores[:, order], numbers, found_as)
     return ObjectMatches(
         tuple(_best(places[p], numbers[m]) for p, m in zip(order, found_as, strict=True)),
         tuple(found_as),
-        detection_of=tuple(found.get(m) for m in range(len(texts))),
-        also_seen_as=tuple(also.get(m) for m in range(len(texts))),
+        tuple(crop_of.get(m) for m in range(len(texts))),
+        tuple(None if m in crop_of else shared_crop[m] for m in range(len(texts))),
     )
+
+
+def _shared_crops(scores: np.ndarray, numbers: Sequence[int], found_as: Sequence[int]) -> list[int | None]:
+    """For each object, the number of its best crop among those of other texts; None if there is none.
+
+    scores [M, C]: of object m at crop c.
+    numbers [M]: of the objects' texts.
+    found_as [C]: as in `ObjectMatches`.
+    """
+    others = np.array(numbers)[:, None] != np.array([numbers[m] for m in found_as])  # [M, C]
+    scores = np.where(others, scores, ABSENT)
+    return [int(row.argmax()) if (row > ABSENT).any() else None for row in scores]
 
 
 def rematch_by_appearance(matches: ObjectMatches, texts: Sequence[str], similarity: Tensor) -> ObjectMatches:
-    """Gives objects of the same text, which no detector can tell apart, the detections that look most like them.
+    """Gives objects of the same text, which no detector can tell apart, the crops that look most like them.
 
-    similarity [C, M]: of the detections' crops to the references.
+    similarity [C, M]: of the crops to the references.
     """
-    found_as, detection_of = list(matches.found_as), list(matches.detection_of)
-    also_seen_as = list(matches.also_seen_as)
+    found_as, crop_of = list(matches.found_as), list(matches.crop_of)
+    shared_crop = list(matches.shared_crop)
     names = [plain(text) for text in texts]
     for name in {each for each in names if names.count(each) > 1}:
         alike = [m for m, each in enumerate(names) if each == name]
-        rows = [row for row in (detection_of[m] for m in alike) if row is not None]
-        # Of one text, so the same for all that have no detection.
-        also_seen = next((row for row in (also_seen_as[m] for m in alike) if row is not None), None)
+        crops = [crop for crop in (crop_of[m] for m in alike) if crop is not None]
+        # Of one text, so the same for all that have no crop.
+        shared = next((crop for crop in (shared_crop[m] for m in alike) if crop is not None), None)
         for m in alike:
-            detection_of[m] = None
-        for i, j in zip(*linear_sum_assignment(similarity[rows][:, alike].numpy(), maximize=True), strict=True):
-            detection_of[alike[j]], found_as[rows[i]] = rows[i], alike[j]
+            crop_of[m] = None
+        for i, j in zip(*linear_sum_assignment(similarity[crops][:, alike].numpy(), maximize=True), strict=True):
+            crop_of[alike[j]], found_as[crops[i]] = crops[i], alike[j]
         for m in alike:
-            also_seen_as[m] = also_seen if detection_of[m] is None else None
-    return matches._replace(
-        found_as=tuple(found_as), detection_of=tuple(detection_of), also_seen_as=tuple(also_seen_as)
-    )
+            shared_crop[m] = shared if crop_of[m] is None else None
+    return ObjectMatches(matches.found, tuple(found_as), tuple(crop_of), tuple(shared_crop))
 
 
-def may_hold(
+def held_by(
     every: Sequence[ObjectMatches], references: Sequence[Reference], size: tuple[int, int]
 ) -> list[tuple[int | None, ...]]:
-    """For each picture and object without a detection of its own: another object's detection that may hold it too.
+    """For each picture and object without a crop: the number of another object whose crop may hold it too.
 
     every: the matches of each picture.
     size: height and width of the pictures, in pixels.
 
-    Returns a tuple [M] for each picture: the number of that detection, or None.
+    Returns a tuple [M] for each picture: the number of that object, or None.
 
-    Two objects that touch are often found as one. A detection may hold both if the detector found it for both, if its
-    box covers more than half of both objects' regions, or if it is at least twice as large as its object's median box
-    in the pictures where both were found. Objects with the same text are never taken as one detection: one is missing.
+    Two objects that touch are often found as one. A crop may hold both if the detector found it for both, if its box
+    covers more than half of both objects' regions, or if it is at least twice as large as its object's median box in
+    the pictures where both were found. Objects with the same text are never taken as one crop: one is missing.
     """
     names = [plain(each.text) for each in references]
 
@@ -115,29 +123,31 @@ def may_hold(
             return None
         return masks[b % len(masks)]
 
-    def holds(b: int, m: int, j: int, row: int) -> bool:
-        if names[m] == names[j]:
-            return False
+    def may_hold(b: int, j: int, m: int) -> bool:
+        """Whether the crop of object j in picture b may hold object m too."""
         matches = every[b]
-        box = matches.found[row].box
+        if (crop := matches.crop_of[j]) is None or names[m] == names[j]:
+            return False
+        box = matches.found[crop].box
         alone = [
-            box_area(each.found[i].box)
+            box_area(each.found[c].box)
             for each in every
-            if (i := each.detection_of[j]) is not None and each.detection_of[m] is not None
+            if (c := each.crop_of[j]) is not None and each.crop_of[m] is not None
         ]
         return (
-            matches.also_seen_as[m] == row
+            matches.shared_crop[m] == crop
             or all(_covered(region(k, b), box, size) > COVERED for k in (m, j))
             or (bool(alone) and box_area(box) >= MUCH_LARGER * median(alone))
         )
 
     def holder(b: int, m: int) -> int | None:
         matches = every[b]
-        if matches.detection_of[m] is not None:
+        if matches.crop_of[m] is not None:
             return None
-        rows = [row for j, row in enumerate(matches.detection_of) if row is not None and holds(b, m, j, row)]
-        # A detection that was found for both is better evidence than sizes are.
-        return matches.also_seen_as[m] if matches.also_seen_as[m] in rows else next(iter(rows), None)
+        holders = [j for j in range(len(names)) if may_hold(b, j, m)]
+        # A crop that was found for both is better evidence than sizes are.
+        found_for_both = (j for j in holders if matches.crop_of[j] == matches.shared_crop[m])
+        return next(found_for_both, next(iter(holders), None))
 
     return [tuple(holder(b, m) for m in range(len(names))) for b in range(len(every))]
 
@@ -158,14 +168,14 @@ def best_rejected(detections: Detections, picture: int, texts: Sequence[str]) ->
 
 
 def missing(detections: Detections, picture: int, texts: Sequence[str], matches: ObjectMatches) -> dict[int, str]:
-    """For each object without a detection of its own in one picture: a sentence with the reason and a remedy."""
+    """For each object without a crop in one picture: a sentence with the reason and a remedy."""
     numbers = _text_numbers(detections, texts)
     return {
         m: detections.why_missing(picture, numbers[m])
         or f"In picture {picture + 1} “{texts[m]}” was found only where another object of the texts was found with "
         "more certainty: name the objects more distinctly, or correct the boxes."
-        for m, row in enumerate(matches.detection_of)
-        if row is None
+        for m, crop in enumerate(matches.crop_of)
+        if crop is None
     }
 
 

@@ -39,7 +39,7 @@ def detected(detections: Detections, wanted: str) -> Target:
     regions, why, masks = [], [], 0
     for picture in range(len(detections)):
         matches = match_objects(detections, picture, detections.texts)
-        found = None if (row := matches.detection_of[text]) is None else matches.found[row]
+        found = None if (crop := matches.crop_of[text]) is None else matches.found[crop]
         regions.append(found.region(*empty.shape) if found else empty)
         why.append(missing(detections, picture, detections.texts, matches).get(text, ""))
         masks += found is not None and found.mask is not None

@@ -13,7 +13,7 @@ from mip_adapter.attention.reference import make_reference
 from mip_adapter.common.bundled import MINIATURE
 from mip_adapter.common.drawing import Canvas
 from mip_adapter.evaluation.binding.binding import FAINT, Binding, looks
-from mip_adapter.evaluation.binding.findings import LEAK
+from mip_adapter.evaluation.binding.findings import BLENDED
 from mip_adapter.evaluation.binding.matrix_picture import MOST_ROWS, draw_matrices, draw_matrix
 from mip_adapter.evaluation.binding.report import binding_report, measure_binding, to_encode
 from mip_adapter.evaluation.binding.verdict import verdict
@@ -129,7 +129,7 @@ def test_what_all_references_have_in_common_is_nobodys_look():
         crop = np.array([common, detail * own, 0, 0])
         crop[3] = np.sqrt(1 - crop @ crop)  # and whatever else
         assert crop @ cat == pytest.approx(0.75)
-        assert look(crop, [dog, cat])[1] < 0.01 < LEAK
+        assert look(crop, [dog, cat])[1] < 0.01 < BLENDED
     crop = np.array([common, 0.3 * own, 0.3 * own, others])
     assert look(crop / np.linalg.norm(crop), [dog, cat]) in ([0.0, 0.0], pytest.approx([0.5, 0.5]))
 
@@ -145,7 +145,7 @@ def test_nothing_in_common_is_no_share_of_anything():
     assert look([-1.0, -0.2, 0.0], np.eye(3)[:2]) == [0.0, 0.0]
     assert look([1.0, 0.0], [[1.0, 0.0]]) == [1.0]
     same = look([1.0, 0.1, 0.0], [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    assert np.isfinite(same).all() and same[2] < LEAK
+    assert np.isfinite(same).all() and same[2] < BLENDED
 
 
 # ---- the drawn world's truth ----

@@ -208,12 +208,12 @@ def test_anything_is_boxes_or_a_sentence(boxes, texts, pictures, corners):
             x0, y0, x1, y1 = each.box
             assert 0 <= x0 < x1 <= WIDTH and 0 <= y0 < y1 <= HEIGHT and 0 <= each.score <= 1
         things = match_objects(found, picture, texts)
-        rows = [row for row in things.detection_of if row is not None]
-        assert sorted(rows) == [*range(len(rows))] and len(things.found) == len(things.found_as) >= len(rows)
-        for m, row in enumerate(things.detection_of):  # whoever was found has a thing, or shares one
-            got = row if row is not None else things.also_seen_as[m]
+        crops = [crop for crop in things.crop_of if crop is not None]
+        assert sorted(crops) == [*range(len(crops))] and len(things.found) == len(things.found_as) >= len(crops)
+        for m, crop in enumerate(things.crop_of):  # whoever was found has a thing, or shares one
+            got = crop if crop is not None else things.shared_crop[m]
             assert (got is not None) == bool(found.found[picture][m])
-            assert row is None or things.found_as[row] == m
+            assert crop is None or things.found_as[crop] == m
 
 
 spans = st.tuples(st.integers(0, 38), st.integers(0, 38), st.integers(1, 20), st.integers(1, 20))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from mip_adapter.attention.reference import make_reference
 from mip_adapter.attention.regions import box_region
 from mip_adapter.evaluation.binding.binding import PictureBinding, looks
-from mip_adapter.evaluation.binding.findings import AHEAD, LEAK, Finding, FindingKind, circles, findings, worn
-from mip_adapter.evaluation.detection.matching import MUCH_LARGER, ObjectMatches, may_hold
+from mip_adapter.evaluation.binding.findings import AHEAD, BLENDED, Finding, FindingKind, circles, findings, worn
+from mip_adapter.evaluation.detection.matching import MUCH_LARGER, ObjectMatches, held_by
 
 from ..support.drawn import thing
 
@@ -24,7 +24,7 @@ WORN = AHEAD / (1 + AHEAD)  # of two references, the share from which on a look 
 def pictured(similarity, look, crop_of: Sequence[int | None] | None = None, **more) -> PictureBinding:
     """A picture from its numbers, a row a crop."""
     crop_of = tuple(range(len(similarity))) if crop_of is None else tuple(crop_of)
-    found_as = tuple(m for m, row in enumerate(crop_of) if row is not None)
+    found_as = tuple(m for m, crop in enumerate(crop_of) if crop is not None)
     rows, boxes = len(similarity), tuple((10.0 * i, 0.0, 10.0 * i + 9, 9.0) for i in range(len(similarity)))
     numbers = (torch.tensor(np.array(each), dtype=torch.float32) for each in (similarity, look))
     return PictureBinding((None,) * rows, boxes, found_as, *numbers, crop_of=crop_of, **more)
@@ -69,8 +69,8 @@ def test_one_takes_both_needs_two():
 
 
 def test_blended_begins_at_a_quarter():
-    assert findings(two(LEAK + 0.01, 0.1)) == [Finding(FindingKind.BLENDED, (0,), 1)]
-    assert findings(two(LEAK - 0.01, 0.1)) == []
+    assert findings(two(BLENDED + 0.01, 0.1)) == [Finding(FindingKind.BLENDED, (0,), 1)]
+    assert findings(two(BLENDED - 0.01, 0.1)) == []
     assert names(two(WORN - 0.01, 0.1)) == [FindingKind.BLENDED] and FindingKind.BLENDED not in names(
         two(WORN + 0.01, 0.1)
     )
@@ -80,7 +80,7 @@ def test_a_margin_below_0_always_has_a_name():
     foreign = pictured([[0.8, 0.5], [0.31, 0.30]], [[1, 0], [0, 0]])
     assert findings(foreign) == [Finding(FindingKind.UNCLEAR, (1,))]
     assert findings(pictured([[0.8, 0.5], [0.31, 0.32]], [[1, 0], [0, 0]])) == []
-    narrow = pictured([[0.8, 0.5], [0.51, 0.50]], [[1, 0], [LEAK - 0.01, 1.01 - LEAK]])
+    narrow = pictured([[0.8, 0.5], [0.51, 0.50]], [[1, 0], [BLENDED - 0.01, 1.01 - BLENDED]])
     assert findings(narrow) == [Finding(FindingKind.UNCLEAR, (1,))]
 
 
@@ -98,7 +98,7 @@ def test_whoever_is_confused_is_in_a_finding(seed: int, objects: int):
 
 def test_missing_is_what_has_no_thing_of_its_own():
     assert findings(pictured([[0.8, 0.2]], [[1, 0]], crop_of=(0, None))) == [Finding(FindingKind.MISSING, (1,))]
-    touching = pictured([[0.8, 0.2]], [[1, 0]], crop_of=(0, None), shared_with=(None, 0))
+    touching = pictured([[0.8, 0.2]], [[1, 0]], crop_of=(0, None), held_by=(None, 0))
     assert findings(touching) == [Finding(FindingKind.MISSING, (1,), held_by=0)]
     assert findings(pictured(np.zeros((0, 2)), np.zeros((0, 2)), crop_of=(None, None))) == [
         Finding(FindingKind.MISSING, (0,)),
@@ -257,15 +257,15 @@ def returns(whose: Sequence[int], m: int) -> bool:
 # ---- two that touch ----
 
 
-def things(*boxes: tuple[float, ...] | None, also_seen_as: tuple[int | None, ...] = (None, None)) -> ObjectMatches:
+def things(*boxes: tuple[float, ...] | None, shared_crop: tuple[int | None, ...] = (None, None)) -> ObjectMatches:
     """Two objects with these boxes; None: not found."""
     found = [box for box in boxes if box is not None]
-    detection_of = tuple(None if box is None else found.index(box) for box in boxes)
+    crop_of = tuple(None if box is None else found.index(box) for box in boxes)
     return ObjectMatches(
         tuple(map(thing, found)),
-        tuple(m for m, row in enumerate(detection_of) if row is not None),
-        detection_of,
-        also_seen_as,
+        tuple(m for m, crop in enumerate(crop_of) if crop is not None),
+        crop_of,
+        shared_crop,
     )
 
 
@@ -277,19 +277,19 @@ CAT, DOG, BOTH = (0, 0, 40, 40), (60, 0, 100, 40), (0, 0, 100, 40)
 
 
 def test_one_box_for_two_texts_may_hold_both():
-    one = [things(CAT, None, also_seen_as=(None, 0))]
-    assert may_hold(one, chain(), (100, 100)) == [(None, 0)]
-    assert may_hold([things(CAT, None)], chain(), (100, 100)) == [(None, None)]
-    assert may_hold(one, chain(texts=("cat", "Cat")), (100, 100)) == [(None, None)]
+    one = [things(CAT, None, shared_crop=(None, 0))]
+    assert held_by(one, chain(), (100, 100)) == [(None, 0)]
+    assert held_by([things(CAT, None)], chain(), (100, 100)) == [(None, None)]
+    assert held_by(one, chain(texts=("cat", "Cat")), (100, 100)) == [(None, None)]
 
 
 def test_a_box_much_larger_than_elsewhere_may_hold_both():
     elsewhere = [things(CAT, DOG), things((5, 5, 45, 45), DOG)]
-    assert may_hold([things(BOTH, None), *elsewhere], chain(), (100, 100)) == [(None, 0), (None, None), (None, None)]
+    assert held_by([things(BOTH, None), *elsewhere], chain(), (100, 100)) == [(None, 0), (None, None), (None, None)]
     for larger, holds in ((MUCH_LARGER + 0.1, 0), (MUCH_LARGER - 0.1, None)):
         wide = (0, 0, 40 * larger, 40)
-        assert may_hold([things(wide, None), *elsewhere], chain(), (100, 100))[0] == (None, holds)
-    assert may_hold([things(BOTH, None), things(CAT, None)], chain(), (100, 100))[0] == (None, None)
+        assert held_by([things(wide, None), *elsewhere], chain(), (100, 100))[0] == (None, holds)
+    assert held_by([things(BOTH, None), things(CAT, None)], chain(), (100, 100))[0] == (None, None)
 
 
 def test_a_box_over_two_regions_may_hold_both():
@@ -301,7 +301,7 @@ def test_a_box_over_two_regions_may_hold_both():
         ((left, None), over, None),
         ((None, None), over, None),
     ):
-        assert may_hold([things(box, None)], chain(regions), (100, 100)) == [(None, holds)]
+        assert held_by([things(box, None)], chain(regions), (100, 100)) == [(None, holds)]
 
 
 def test_of_regions_for_each_picture_the_pictures_own_counts():
@@ -310,5 +310,5 @@ def test_of_regions_for_each_picture_the_pictures_own_counts():
     over = [things((20, 0, 80, 100), None)] * 2
     for pictures, holds in (((halves, edges), (0, None)), ((edges, halves), (None, 0))):
         cat, dog = (torch.cat(masks) for masks in zip(*pictures, strict=True))
-        assert may_hold(over, chain((cat, dog)), (100, 100)) == [(None, each) for each in holds]
-        assert may_hold(over[:1], chain((cat, dog)), (100, 100)) == [(None, None)]  # which of both is unknown
+        assert held_by(over, chain((cat, dog)), (100, 100)) == [(None, each) for each in holds]
+        assert held_by(over[:1], chain((cat, dog)), (100, 100)) == [(None, None)]  # which of both is unknown

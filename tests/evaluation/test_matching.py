@@ -27,34 +27,34 @@ A, B, C = (0, 0, 40, 40), (50, 0, 90, 40), (0, 50, 40, 90)
 
 def test_one_thing_found_by_two_texts_is_one_thing():
     things = match_objects(searched(["cat", "dog"], [(A, 0.4)], [((1, 0, 40, 41), 0.8)]), 0, ["cat", "dog"])
-    assert things.detection_of == (None, 0) and things.found_as == (1,) and things.found[0].score == 0.8
-    assert things.also_seen_as == (0, None)
+    assert things.crop_of == (None, 0) and things.found_as == (1,) and things.found[0].score == 0.8
+    assert things.shared_crop == (0, None)
 
 
 def test_objects_share_out_the_things_so_that_the_sum_of_scores_is_largest():
     found = searched(["black cat", "white cat"], [(A, 0.6), (B, 0.55)], [(A, 0.58), (B, 0.2)])
     things = match_objects(found, 0, ["black cat", "white cat"])
-    assert [things.found[row].box for row in things.detection_of if row is not None] == [B, A]
+    assert [things.found[crop].box for crop in things.crop_of if crop is not None] == [B, A]
 
 
 def test_what_is_left_over_counts_for_the_best_text():
     found = searched(["cat", "dog"], [(A, 0.9), (C, 0.5)], [(B, 0.9), (C, 0.3)])
     things = match_objects(found, 0, ["cat", "dog"])
-    assert things.detection_of == (0, 1) and things.found_as == (0, 1, 0) and things.found[2].box == C
+    assert things.crop_of == (0, 1) and things.found_as == (0, 1, 0) and things.found[2].box == C
 
 
 def test_nothing_found_and_texts_that_nobody_asked_for():
     things = match_objects(searched(["cat", "dog", "cup"], [], [], [(A, 0.9)]), 0, ["dog", "cat"])
-    assert things.detection_of == things.also_seen_as == (None, None) and not things.found
-    assert match_objects(searched(["Dog "], [(A, 0.9)]), 0, ["dog"]).detection_of == (0,)
+    assert things.crop_of == things.shared_crop == (None, None) and not things.found
+    assert match_objects(searched(["Dog "], [(A, 0.9)]), 0, ["dog"]).crop_of == (0,)
 
 
 def test_a_detection_without_any_certainty_is_one_all_the_same():
     things = match_objects(searched(["cat", "dog"], [(A, 0.0)], [(B, 0.4)]), 0, ["cat", "dog"])
-    assert things.detection_of == (0, 1) and [each.box for each in things.found] == [A, B]
-    assert match_objects(searched(["cat"], [(A, 0.0)]), 0, ["cat"]).detection_of == (0,)
+    assert things.crop_of == (0, 1) and [each.box for each in things.found] == [A, B]
+    assert match_objects(searched(["cat"], [(A, 0.0)]), 0, ["cat"]).crop_of == (0,)
     one = match_objects(searched(["cat", "dog"], [(A, 0.0)], [(A, 0.4)]), 0, ["cat", "dog"])
-    assert one.detection_of == (None, 0) and one.also_seen_as == (0, None)
+    assert one.crop_of == (None, 0) and one.shared_crop == (0, None)
 
 
 def test_objects_with_the_same_text_are_told_apart_by_their_look():
@@ -64,17 +64,17 @@ def test_objects_with_the_same_text_are_told_apart_by_their_look():
         similarity = [[0.9, 0.2] if each.box == like_first else [0.3, 0.8] for each in things.found]
         boxes = [A, B] if like_first == A else [B, A]
         told_apart = rematch_by_appearance(things, ["cat", "cat"], torch.tensor(similarity))
-        assert [told_apart.found[row].box for row in told_apart.detection_of if row is not None] == boxes
-        assert all(told_apart.found_as[row] == m for m, row in enumerate(told_apart.detection_of) if row is not None)
+        assert [told_apart.found[crop].box for crop in told_apart.crop_of if crop is not None] == boxes
+        assert all(told_apart.found_as[crop] == m for m, crop in enumerate(told_apart.crop_of) if crop is not None)
 
 
 def test_what_was_seen_as_a_missing_object_stays_known_whoever_of_its_text_is_missing():
     """Two dogs and a cat; one dog was found, and the cat's place was found as a dog, too."""
     texts = ["dog", "dog", "cat"]
     things = match_objects(searched(["dog", "cat"], [(A, 0.9), (B, 0.4)], [(B, 0.8)]), 0, texts)
-    cat = things.detection_of[2]
+    cat = things.crop_of[2]
     for like in ([0.9, 0.1], [0.1, 0.9]):
         told_apart = rematch_by_appearance(things, texts, torch.tensor([[*like, 0.0]] * 2))
-        dog = told_apart.detection_of.index(None)
-        assert dog == like.index(min(like)) and told_apart.also_seen_as[dog] == cat
-        assert [row for m, row in enumerate(told_apart.also_seen_as) if m != dog] == [None, None]
+        dog = told_apart.crop_of.index(None)
+        assert dog == like.index(min(like)) and told_apart.shared_crop[dog] == cat
+        assert [crop for m, crop in enumerate(told_apart.shared_crop) if m != dog] == [None, None]
