@@ -8,6 +8,7 @@ from ..relevance.record import RelevanceRecord
 from .types import (
     ADVANCED,
     CATEGORY,
+    SEARCH_WORDS,
     MIPAdapter,
     MIPFusionHeadOptions,
     MIPMergeOptions,
@@ -25,24 +26,7 @@ class MIPApply(io.ComfyNode):
             node_id="MIPApply",
             display_name="MIP Apply",
             category=CATEGORY,
-            **searched_as(
-                "multi",
-                "reference",
-                "subject",
-                "multi subject",
-                "character",
-                "face",
-                "style",
-                "image prompt",
-                "ip adapter",
-                "ipadapter",
-                "apply ip-adapter",
-                "personalize",
-                "personalise",
-                "应用参考",
-                "多主体",
-                "个性化",
-            ),
+            **searched_as(*SEARCH_WORDS, "apply ip-adapter", "personalize", "personalise", "应用参考", "个性化"),
             description="Gives the model its references: every object of the picture takes its looks from its own "
             "reference. Place it between the model (after LoRAs) and the sampler; the prompt must name the objects.",
             inputs=[

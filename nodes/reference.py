@@ -4,7 +4,16 @@ from comfy_api.latest import io
 
 from ..attention.reference import CENTRE, FITS, MAX_WEIGHT, check_chain, make_reference, object_text
 from ..common.drawing import AUTOMATIC, MAP_COLOURS, chosen_colour
-from .types import ADVANCED, CATEGORY, MIPBlockStrengths, MIPPictures, MIPReferences, percents, searched_as
+from .types import (
+    ADVANCED,
+    CATEGORY,
+    SEARCH_WORDS,
+    MIPBlockStrengths,
+    MIPPictures,
+    MIPReferences,
+    percents,
+    searched_as,
+)
 from .validation import valid_or_message
 
 
@@ -15,24 +24,7 @@ class MIPReference(io.ComfyNode):
             node_id="MIPReference",
             display_name="MIP Reference",
             category=CATEGORY,
-            **searched_as(
-                "multi",
-                "reference",
-                "reference image",
-                "subject",
-                "multiple subjects",
-                "character",
-                "face",
-                "style",
-                "image prompt",
-                "ip adapter",
-                "ipadapter",
-                "参考图",
-                "角色",
-                "人脸",
-                "风格",
-                "多主体",
-            ),
+            **searched_as(*SEARCH_WORDS),
             description="One object: its pictures and the words that name it in the prompt. Chain several, one node an "
             "object, through “references”.",
             inputs=[

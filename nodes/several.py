@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..attention.reference import MAX_OBJECTS, check_chain, make_references, paired
-from .types import CATEGORY, MIPReferences, searched_as
+from .types import CATEGORY, SEARCH_WORDS, MIPReferences, searched_as
 from .validation import valid_or_message
 
 SLOTS = tuple(f"picture {number}" for number in range(1, MAX_OBJECTS + 1))
@@ -19,23 +19,7 @@ class MIPSeveralReferences(io.ComfyNode):
             node_id="MIPSeveralReferences",
             display_name="MIP Several References",
             category=CATEGORY,
-            **searched_as(
-                "multi",
-                "reference",
-                "references",
-                "multiple references",
-                "subject",
-                "multiple subjects",
-                "character",
-                "face",
-                "image prompt",
-                "ip adapter",
-                "ipadapter",
-                "参考图",
-                "角色",
-                "人脸",
-                "多主体",
-            ),
+            **searched_as(*SEARCH_WORDS, "references", "multiple references"),
             description="Several objects in one node: connect a picture of each and write their names, one a line, in "
             "the same order. It is the same as a chain of MIP Reference with their defaults.",
             inputs=[

@@ -27,6 +27,14 @@ ANALYSERS = [MIPFaceAnalyser, io.Custom("INSIGHTFACE"), io.Custom("FACEANALYSIS"
 ADVANCED = {"advanced": True} if "advanced" in signature(io.Float.Input.__init__).parameters else {}
 
 
+# What people search for who want several objects, each after its own picture: it leads to every node that takes part.
+SEARCH_WORDS = (
+    *("multi", "multiple objects", "subject", "multi subject", "multiple subjects", "character", "face", "style"),
+    *("reference", "reference image", "image prompt", "ip adapter", "ipadapter"),
+    *("多对象", "多主体", "参考图", "角色", "人脸", "风格"),
+)
+
+
 def searched_as(*words: str) -> dict[str, list[str]]:
     """For a schema: what people search for who do not know the node's name. Older hosts have no place for it."""
     return {"search_aliases": list(words)} if "search_aliases" in signature(io.Schema).parameters else {}
