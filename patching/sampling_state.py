@@ -102,7 +102,7 @@ class SamplingState:
 
     run: identifies the run to the records.
     records: those that the run has filled so far.
-    evaluated: whether the model has been evaluated.
+    evaluated: whether the model has been evaluated, in this run or in one before it of the same sampling.
     visited: the sites at which a record's patches were run.
     caches: see `Caches`.
     pools: what the sites of the last turns measured together.
@@ -120,6 +120,12 @@ class SamplingState:
         self.caches = Caches()
         self.pools: Pools = {}
         self.turn = 0
+
+    def begin_again(self) -> None:
+        """A run of its own begins, from its first noise level: nothing measured before belongs to it."""
+        self.run = self.run._replace(key=object())
+        self.records.clear()
+        self.pools.clear()
 
     def __deepcopy__(self, memo: dict) -> SamplingState:
         return self  # see CondEvaluation

@@ -57,7 +57,7 @@ def _sample(
     *rest: Any,
     **more: Any,
 ):
-    """OUTER_SAMPLE: one sampling run. The guider's model_options belong to this run, so they can hold its state."""
+    """OUTER_SAMPLE: one sampling. The guider's model_options belong to this run, so they can hold its state."""
     executing = get_executing_context()
     guider = executor.class_obj
     hooked = any(cond.get("hooks") is not None for group in _conds(guider).values() for cond in group)
@@ -94,6 +94,19 @@ def _replaced(lost: int, sites: int) -> str:
         f"Another pack replaced MIP Apply's patches{where}, so the references did not act{' there' if where else ''}: "
         "put that pack's node before MIP Apply."
     )
+
+
+def _begin_again(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *rest: Any, **more: Any):
+    """SAMPLER_SAMPLE: from one noise level to another. Another pack may do so several times in one OUTER_SAMPLE, as
+    AnimateDiff-Evolved's FreeInit does. The latent is the last one's, and so are maps and pools."""
+    options = extra_args["model_options"].get("transformer_options", {})
+    sampling: SamplingState | None = options.get(SAMPLING)
+    if sampling is not None and sampling.evaluated:
+        records = dict.fromkeys((*options.get(RECORDS, ()), *sampling.records))
+        sampling.begin_again()
+        for record in records:
+            record.begin(sampling.run, record.cropped, record.placed)
+    return executor(guider, sigmas, extra_args, *rest, **more)
 
 
 def _name_conds(executor: Any, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None):
@@ -266,6 +279,7 @@ def temporarily(options: dict[str, Any], key: str, value: Any) -> Iterator[None]
 
 WRAPPERS = (
     (WrappersMP.OUTER_SAMPLE, _sample),
+    (WrappersMP.SAMPLER_SAMPLE, _begin_again),
     (WrappersMP.PREDICT_NOISE, _name_conds),
     (WrappersMP.CALC_COND_BATCH, _classify_conds),
     (WrappersMP.APPLY_MODEL, _keep_last_pass),

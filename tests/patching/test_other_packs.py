@@ -178,6 +178,36 @@ def test_another_pass_of_the_unet_inside_a_call(before: bool, measure: str, step
     torch.testing.assert_close(other.confusion(), record.confusion())
 
 
+# Several samplings in one
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "behind"])
+@pytest.mark.parametrize("measure, first_steps", [("each site", 4), ("pool", 4), ("each site", 2)])
+def test_another_sampling_before_the_last(before: bool, measure: str, first_steps: int) -> None:
+    """AnimateDiff's FreeInit samples with options of its own, and then again with new noise. Maps, and what sites pool,
+    are of the last sampling."""
+    from comfy.model_patcher import create_model_options_clone
+
+    steps, sampled = 4, []
+
+    def twice(executor, noise, latent, sampler, sigmas, *rest, **more):
+        guider = executor.class_obj
+        guider.model_options = create_model_options_clone(guider.model_options)
+        sampled.append(executor(torch.flip(noise, (-1,)), latent, sampler, sigmas[: first_steps + 1], *rest, **more))
+        return executor(noise, latent, sampler, sigmas, *rest, **more)
+
+    plain, record = applied(measure=measure)
+    expected, shares = sample(plain, steps), record.shares()
+    first = wrapped(bundle().model, "outer_sample", twice) if before else bundle().model
+    model, other = applied(model=first, measure=measure)
+    got = sample(model if before else wrapped(model, "outer_sample", twice), steps)
+    assert len(sampled) == 1 and torch.equal(got, expected)
+    torch.testing.assert_close(other.shares(), shares)
+    torch.testing.assert_close(other.confusion(), record.confusion())
+    torch.testing.assert_close(freeze(other, got).shares(), shares)
+    assert other.runs == 2
+
+
 # Context windows
 
 
