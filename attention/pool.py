@@ -83,6 +83,11 @@ class Pool:
         self._times: dict[Hashable, Tensor] = {}  # [B]
         self._pooled: Pooled | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no site has measured yet."""
+        return not self._logs
+
     def covers(self, objects: Sequence[int], pictures: Sequence[int]) -> bool:
         """Whether all these objects were measured in all these pictures."""
         return self._seen.issuperset(pictures) and set(objects) <= set(self.objects)
@@ -95,12 +100,12 @@ class Pool:
         pictures, numbers: which pictures; the same as an integer tensor [b].
         """
         logs = (relevance * math.prod(size)).log().unflatten(-1, size)
-        if pictures == range(self.pictures) and site not in self._times:
+        if pictures == range(self.pictures) and site not in self._logs:
             self._logs[site] = logs
-        else:  # some pictures, or all in another order: a context window, perhaps with a picture in front
+        else:  # again, or some pictures, or all in another order: a context window, perhaps with a picture in front
             if site not in self._times:
-                self._logs[site] = logs.new_zeros(len(self.objects), self.pictures, *size)
-                self._times[site] = logs.new_zeros(self.pictures)
+                self._times[site] = logs.new_full((self.pictures,), float(site in self._logs))
+                self._logs.setdefault(site, logs.new_zeros(len(self.objects), self.pictures, *size))
             self._logs[site].index_add_(1, numbers, logs)
             self._times[site].index_add_(0, numbers, torch.ones_like(logs[0, :, 0, 0]))
         self._seen.update(pictures)
@@ -192,7 +197,8 @@ class PooledSite(NamedTuple):
 class PoolHistory:
     """The pools of one cond in a sampling.
 
-    now: what the sites of this turn measure. last: what those of the turn before measured, which this turn reads.
+    now: what the sites of this turn measure. last: what those of the turn before measured, which this turn reads; of an
+        earlier one where that turn measured nothing.
     """
 
     def __init__(self) -> None:
@@ -208,24 +214,27 @@ class PoolHistory:
         objects, pictures: as in `Pool`.
         """
         if turn != self._turn:
-            self._turn, self.last = turn, self.now
+            self._turn = turn
+            if self.now is not None and not self.now.is_empty:
+                self.last = self.now
             self._measuring.begin_turn(self.last)
             self._passes.begin_turn()
         elif self.now is not None and objects == self.now.objects:
             return
         self.now = Pool(objects, pictures)
 
-    def enters_last_pass(self, number: int) -> bool:
-        """Whether this pass of the UNet is the last of an evaluation, whose result counts; of the turn that has begun.
+    def enter_pass(self, number: int) -> bool:
+        """Enter a pass of the UNet, of the turn that has begun. Returns whether it is the last of an evaluation, whose
+        result counts.
 
         Those before it show the UNet another picture, as reference-only control does. What they measure is kept out of
         the pool: by the number of passes in the turn before, and where there are more by a new pool.
 
         number: of the pass, from 0.
         """
-        if self._passes.enters_new_pass(number) and self.now is not None:
+        if self._passes.enter(number) and self.now is not None:
             self.now = Pool(self.now.objects, self.now.pictures)
-        return self._passes.enters_last_pass(number)
+        return self._passes.is_last(number)
 
     def finished(self, turn: object) -> Pool | None:
         """The newest pool that a turn before this one made."""
@@ -273,13 +282,13 @@ class _Passes:
     def begin_turn(self) -> None:
         self._before, self._begun = max(1, self._begun), 0
 
-    def enters_new_pass(self, number: int) -> bool:
-        """Whether a pass that begins is the first of its number, and the turn before had none of it."""
+    def enter(self, number: int) -> bool:
+        """Enter a pass. Returns whether it is the first of its number, and the turn before had none of it."""
         first = number >= self._begun
         self._begun = max(self._begun, number + 1)
         return first and number >= self._before
 
-    def enters_last_pass(self, number: int) -> bool:
+    def is_last(self, number: int) -> bool:
         """Whether no later pass is expected."""
         return number + 1 >= max(self._begun, self._before)
 

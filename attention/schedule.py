@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..weights.sites import SiteKey
 from .plan import Plan
 
 
@@ -87,11 +88,16 @@ class Schedule:
         everyone = tuple(range(plan.count))
         return cls((ObjectTiming(),) * plan.count, {ActiveSet(everyone, everyone): plan})
 
-    def at(self, within: Within) -> Acting | None:
-        """What acts now; None where no object does.
+    def at(self, within: Within, key: SiteKey) -> Acting | None:
+        """What acts at a site now; None where no object does.
 
         `within` may cost a device sync. It is called only if the answer depends on it.
         """
+        acting = self._now(within)
+        return acting if acting is not None and key in acting.plan.sites else None
+
+    def _now(self, within: Within) -> Acting | None:
+        """What acts now; None where no object does."""
         if all(period is None for each in self.times for period in each):
             now, plan = next(iter(self.plans.items()))
             return Acting(now.objects, plan)

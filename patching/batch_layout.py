@@ -69,7 +69,7 @@ class CondEvaluation(NamedTuple):
 class CondTreatment(NamedTuple):
     """How the rows of one cond are treated.
 
-    position: index of the cond in the evaluation.
+    number: of the cond in the evaluation.
     cond: what it is known by from step to step. Its uuid is not enough: the host copies it with a cond into another
         list.
     context: its embedding; None if unknown.
@@ -77,7 +77,7 @@ class CondTreatment(NamedTuple):
 
     conditional: bool
     area: Area
-    position: int
+    number: int
     cond: Hashable
     context: Tensor | None
 
@@ -142,15 +142,14 @@ class BatchLayout:
     def groups(self, count: int, each_cond: bool = False) -> list[CondRows]:
         """The `count` rows of a site. Equal neighbours are merged, with each_cond only those of one cond."""
         if (count, each_cond) not in self._groups:
-            # Attention couple repeats rows at every site, once per region: all conds but the one at position 1, the
-            # negative prompt.
-            repeated = sum(cond.position != 1 for cond in self._conds)
+            # Attention couple repeats rows at every site, once per region: all conds but number 1, the negative prompt.
+            repeated = sum(cond.number != 1 for cond in self._conds)
             left = count // self.rows_per_cond - (len(self._conds) - repeated)
             times = max(1, left // repeated) if repeated else 1
             groups: list[CondRows] = []
             stop = 0
-            for conditional, area, position, cond, _ in self._conds:
-                start, stop = stop, min(count, stop + self.rows_per_cond * (1 if position == 1 else times))
+            for conditional, area, number, cond, _ in self._conds:
+                start, stop = stop, min(count, stop + self.rows_per_cond * (1 if number == 1 else times))
                 if start == stop:
                     break
                 last = groups[-1] if groups and not each_cond else None

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ..attention.joint import NAMED, image_features, joint_relevance, naming_tokens, unrotate
-from ..attention.plan import SitePlan
 from ..attention.regions import Size
 from ..attention.schedule import Acting, PercentRange, Schedule
 from ..attention.site import RowGroup
@@ -26,8 +25,7 @@ from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey
 from .sampling_state import CALL, SAMPLING, SamplingState
 from .sampling_wrappers import install_wrappers, temporarily
-from .site_patch import note_record
-from .site_pools import PooledAt
+from .site_patch import acting_site, note_record
 from .unet_call import SiteRows, UNetCall
 
 JOINT = "mip_adapter_joint"
@@ -40,11 +38,11 @@ class ObjectTexts:
 
     names: the M object texts.
     embeddings: M × [L_i, X], content tokens, each text encoded alone or in its prompt.
-    remedy: what helps if a prompt does not name an object.
+    cure: what helps if a prompt does not name an object.
     """
 
-    def __init__(self, names: tuple[str, ...], embeddings: Sequence[Tensor], remedy: str = "") -> None:
-        self.names, self.embeddings, self.remedy = names, tuple(embeddings), remedy
+    def __init__(self, names: tuple[str, ...], embeddings: Sequence[Tensor], cure: str = "") -> None:
+        self.names, self.embeddings, self.cure = names, tuple(embeddings), cure
         self._found: WeakKeyDictionary[SamplingState, dict[Hashable, list[Tensor]]] = WeakKeyDictionary()
         self._moved: dict[torch.device, tuple[Tensor, ...]] = {}  # so that no call waits for a copy
 
@@ -83,7 +81,7 @@ class ObjectTexts:
                 raise ValueError(
                     f"The prompt does not name “{name}” (likeness {best:.2f}, at least {NAMED} is needed): this model "
                     "finds an object by the prompt's own words. Write the object text into the prompt as it is"
-                    f"{self.remedy}."
+                    f"{self.cure}."
                 )
 
 
@@ -181,8 +179,8 @@ class JointPatch:
             return run(args)
         if "txt" in args:
             joint.text_length = args["txt"].shape[1]
-        acting = self.schedule.at(call.clock.within)
-        if acting is None or self.key not in acting.plan.sites:
+        acting = self.schedule.at(call.clock.within, self.key)
+        if acting is None:
             return run(args)
         attention = _Attention(self, acting, call, joint, args.get("pe"), options)
         with temporarily(options, OVERRIDE, attention):
@@ -208,8 +206,7 @@ class _Attention:
         rotations: Tensor | None,
         options: Mapping[str, Any],
     ) -> None:
-        self.patch, self.call, self.joint = patch, call, joint
-        self.objects, self.plan = acting
+        self.patch, self.acting, self.call, self.joint = patch, acting, call, joint
         self.rotations, self.options, self.before = rotations, options, options.get(OVERRIDE)
         self.features: Tensor | None = None
         self._met = False
@@ -235,28 +232,20 @@ class _Attention:
 
         q, k: [B, h, S, d], of text and picture.
         """
-        text = self.joint.text_length
-        site: SitePlan = self.plan.sites[self.patch.key].cast_like(q)
-        if self.plan.eases and (factors := self.call.clock.ease_factors(self.plan, q.device)) is not None:
-            site = site.eased(*factors)
+        patch, text = self.patch, self.joint.text_length
+        rows = SiteRows(len(q))
+        site, groups, observe = acting_site(
+            self.call, patch.key, patch.schedule, self.acting, q, rows, self.joint.size, patch.record
+        )
         pure = q[:, :, where] if self.rotations is None else unrotate(q[:, :, where], self.rotations[:, :, where])
-        picture, rows = slice(text, where.stop), SiteRows(len(q))
+        picture = slice(text, where.stop)
 
         def relevance(rows: RowGroup) -> Tensor:
-            found = self.joint.token_indices(self.patch.texts, self.call, self.options)
-            indices = torch.cat([found[i] for i in self.objects], 1)[rows.slice]
+            found = self.joint.token_indices(patch.texts, self.call, self.options)
+            indices = torch.cat([found[i] for i in self.acting.objects], 1)[rows.slice]
             return joint_relevance(q[rows.slice, :, picture], k[rows.slice, :, :text], indices, site.average)
 
-        def observe(group: RowGroup, shares: Tensor | None, gate: Tensor | None) -> None:
-            record = self.patch.record
-            if record is not None:
-                self.call.observe(
-                    rows, self.patch.key, record, self.plan, self.objects, self.joint.size, group, shares, gate
-                )
-
-        pooled = PooledAt(self.patch.schedule, self.patch.key, self.objects) if self.plan.is_pooled else None
-        groups = self.call.groups(rows, self.plan, self.joint.size, q.device, pooled)
-        return image_features(pure, self.plan, site, groups, relevance, text - where.start, observe)
+        return image_features(pure, self.acting.plan, site, groups, relevance, text - where.start, observe)
 
 
 def install_joint(

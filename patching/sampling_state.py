@@ -43,7 +43,8 @@ class Applied(NamedTuple):
     fixed_places: bool
 
 
-class Turn(NamedTuple):
+@dataclass
+class Turn:
     """One noise prediction of a guider.
 
     conditional: whether a list of conds is conditional, by the uuid of its first cond.
@@ -53,7 +54,7 @@ class Turn(NamedTuple):
 
     conditional: Mapping[Any, bool]
     size: Size | None
-    evaluated: set[tuple[Any, tuple[int, ...], Area]]
+    evaluated: set[tuple[Any, tuple[int, ...], Area]] = field(default_factory=set)
 
     def claim_evaluation(self, firsts: Sequence[Any], window: Sequence[int] | None, crop: Area) -> bool:
         """Mark these lists of conds as evaluated; whether it is the guider itself that evaluates them now.

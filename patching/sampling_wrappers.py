@@ -121,7 +121,7 @@ def _name_conds(executor: Any, x: Tensor, timestep: Tensor, model_options: dict,
     sampling: SamplingState | None = model_options["transformer_options"].get(SAMPLING)
     if sampling is not None:
         sampling.turn += 1
-    with temporarily(model_options["transformer_options"], TURN, Turn(conditional, size, set())):
+    with temporarily(model_options["transformer_options"], TURN, Turn(conditional, size)):
         return executor(x, timestep, model_options, seed)
 
 
@@ -129,7 +129,7 @@ def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timest
     """CALC_COND_BATCH: record which indices of this evaluation are conditional, and what of the canvas they show."""
     model_options = _with_transformer_options(model_options)
     options = model_options["transformer_options"]
-    turn: Turn = options.get(TURN) or Turn({}, None, set())
+    turn: Turn = options.get(TURN) or Turn({}, None)
     sampling: SamplingState | None = options.get(SAMPLING)
     canvas, crop, in_parts = _seen_by(x_in, turn, sampling)
     firsts = tuple(group[0].get("uuid") if group else None for group in conds)
@@ -143,12 +143,22 @@ def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timest
     each = [(i, cond) for i, group in enumerate(conds) if group for cond in group]
     size = x_in.shape[-2], x_in.shape[-1]
     areas = {cond.get("uuid"): _within(clipped(_area(cond.get("area")), size), crop) for _, cond in each}
-    named = [first for first, is_cond in zip(firsts, conditional, strict=True) if first and is_cond]
+    its_prompts = [first for first, is_cond in zip(firsts, conditional, strict=True) if first and is_cond]
     window = _window(options, model_options.get("context_handler"))
-    main = not in_parts and turn.claim_evaluation(named, window, crop)
+    main = not in_parts and turn.claim_evaluation(its_prompts, window, crop)
     contexts = {(i, cond.get("uuid")): context for i, cond in each if (context := _context(cond)) is not None}
     evaluation = CondEvaluation(
-        conditional, areas, len(x_in), canvas, crop, in_parts, main, model.model_sampling, window, contexts, firsts
+        conditional=conditional,
+        areas=areas,
+        rows=len(x_in),
+        canvas=canvas,
+        crop=crop,
+        in_parts=in_parts,
+        main=main,
+        model_sampling=model.model_sampling,
+        window=window,
+        contexts=contexts,
+        lists=firsts,
     )
     if sampling is not None:
         sampling.evaluated = True

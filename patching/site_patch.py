@@ -13,8 +13,10 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
+from ..attention.plan import SitePlan
+from ..attention.regions import Size
 from ..attention.schedule import Acting, PercentRange, Schedule
-from ..attention.site import fuse
+from ..attention.site import RowGroup, fuse
 from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey
 from .sampling_state import RECORDS, Applied
@@ -145,6 +147,39 @@ def text_attention(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
     return optimized_attention(q, k, v, options["n_heads"], attn_precision=precision, transformer_options=options)
 
 
+class ActingSite(NamedTuple):
+    """One site in one call, with the objects that act now.
+
+    site: its plan, as strong as it is now, on the queries' device.
+    groups: its rows by treatment.
+    observe: see `fuse`; None without a record.
+    """
+
+    site: SitePlan
+    groups: list[RowGroup]
+    observe: Callable[[RowGroup, Tensor | None, Tensor | None], None] | None
+
+
+def acting_site(
+    call: UNetCall,
+    key: SiteKey,
+    schedule: Schedule,
+    acting: Acting,
+    q: Tensor,
+    rows: SiteRows,
+    size: Size,
+    record: RelevanceRecord | None,
+) -> ActingSite:
+    """size: (h, w) of the site. q: for their device and dtype."""
+    objects, plan = acting
+    site = plan.sites[key].cast_like(q)
+    if plan.eases and (factors := call.clock.ease_factors(plan, q.device)) is not None:
+        site = site.eased(*factors)
+    pooled = PooledAt(schedule, key, objects) if plan.is_pooled else None
+    observe = None if record is None else partial(call.observe, rows, key, record, plan, objects, size)
+    return ActingSite(site, call.groups(rows, plan, size, q.device, pooled), observe)
+
+
 class MergePatch(SitePatch):
     """Adds the image features of the objects that act now: the method."""
 
@@ -155,10 +190,8 @@ class MergePatch(SitePatch):
         self.needs_text = any(site is not None and site.head is not None for site in sites)
 
     def term(self, call: UNetCall) -> Term | None:
-        acting = self.schedule.at(call.clock.within)
-        if acting is None or self.key not in acting.plan.sites:
-            return None
-        return partial(self._add, call, acting)
+        acting = self.schedule.at(call.clock.within, self.key)
+        return None if acting is None else partial(self._add, call, acting)
 
     def _add(
         self,
@@ -170,18 +203,10 @@ class MergePatch(SitePatch):
         options: dict,
         rows: SiteRows,
     ) -> Tensor:
-        objects, plan = acting
-        site = plan.sites[self.key].cast_like(q)
-        if plan.eases and (factors := call.clock.ease_factors(plan, q.device)) is not None:
-            site = site.eased(*factors)
         size = tuple(options["activations_shape"][-2:])
-        pooled = PooledAt(self.schedule, self.key, objects) if plan.is_pooled else None
-        observe = None
-        if self.record is not None:
-            observe = partial(call.observe, rows, self.key, self.record, plan, objects, size)
-        groups = call.groups(rows, plan, size, q.device, pooled)
+        site, groups, observe = acting_site(call, self.key, self.schedule, acting, q, rows, size, self.record)
         keys = partial(call.object_keys, self.key, site.content_tokens, q)
-        return fuse(out, text, q, plan, site, groups, keys, observe)
+        return fuse(out, text, q, acting.plan, site, groups, keys, observe)
 
 
 def install(

@@ -71,7 +71,7 @@ class SitePools:
             history = sampling.pools.setdefault((at.schedule, (cond, crop), numbers.device), PoolHistory())
             if evaluation.main:
                 history.begin(sampling.turn, at.objects, sampling.run.pictures)
-                pools = _of_main_evaluation(history, at, pictures) if history.enters_last_pass(pass_number) else None
+                pools = _of_main_evaluation(history, at, pictures) if history.enter_pass(pass_number) else None
             else:
                 pools = _of_extra_evaluation(history, sampling.turn, at, pictures)
             if pools is not None:

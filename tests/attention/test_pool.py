@@ -153,3 +153,37 @@ def test_the_surest_sites_go_on_and_are_chosen_again() -> None:
     everyone = list(sites)
     assert measuring == [everyone, everyone, *[everyone[4:]] * 6, everyone, everyone[4:], measuring[-1]]
     assert set(measuring[-1]) > {0, 1, 2, 3} and len(measuring[-1]) == 8
+
+
+@pytest.mark.parametrize("passes", [(2, 1, 1, 1), (2, 2, 1, 1, 1)])
+def test_a_turn_that_measured_nothing_leaves_the_one_before(passes: tuple[int, ...]) -> None:
+    """Reference-only control that ends: two passes a turn, then one, taken for the first of two."""
+    history, site = PoolHistory(), relevances(2)[0]
+
+    def turn(number: int, count: int) -> None:
+        history.begin(number, (0, 1), 2)
+        for each in range(count):
+            if history.enter_pass(each) and history.now is not None:
+                history.now.add("site", site, SIZES[0], range(2), NUMBERS)
+
+    for number, count in enumerate(passes):
+        turn(number, count)
+        measured = history.now
+        assert measured is not None
+        assert measured.is_empty == (number == passes.index(1))
+        if number:
+            assert history.last is not None and not history.last.is_empty
+
+
+def test_all_pictures_seen_again_count_with_their_mean() -> None:
+    first, again = relevances(2), relevances(2, seed=1)
+    pool = filled(first, (0, 1))
+    for number, each in enumerate(again):
+        pool.add(number, each, SIZES[number], range(2), NUMBERS)
+        pool.add(number, each[:, :1], SIZES[number], [0], NUMBERS[:1])
+    mean = [(one.log() + two.log()) / 2 for one, two in zip(first, again, strict=True)]
+    for each, one, two in zip(mean, first, again, strict=True):
+        each[:, 0] = (one[:, 0].log() + 2 * two[:, 0].log()) / 3
+    expected = filled([each.exp() for each in mean], (0, 1))
+    for size in SIZES:
+        close(pool.relevance(size, (0, 1), range(2), NUMBERS), expected.relevance(size, (0, 1), range(2), NUMBERS))

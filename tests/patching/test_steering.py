@@ -129,16 +129,17 @@ def test_plans_of_stretches_share_no_work_at_the_sites() -> None:
     def never(_: PercentRange) -> bool:
         raise AssertionError
 
-    plan = Plan(("a", "b"), None, "image", 1.0, torch.ones(2, 1, 1), None, {})  # pyright: ignore[reportArgumentType]
-    assert Schedule.always(plan).at(never) == ((0, 1), plan)
+    here, silent = ("output", 1, 0), ("output", 2, 0)
+    plan = Plan(("a", "b"), None, "image", 1.0, torch.ones(2, 1, 1), None, {here: None})  # pyright: ignore[reportArgumentType]
+    assert Schedule.always(plan).at(never, here) == ((0, 1), plan) and Schedule.always(plan).at(never, silent) is None
     timed = Schedule((ObjectTiming(PercentRange(0.2, 0.5)),) * 2, {ActiveSet((0, 1), (0, 1)): plan})
-    assert timed.at(lambda _: True) == ((0, 1), plan) and timed.at(lambda _: False) is None
+    assert timed.at(lambda _: True, here) == ((0, 1), plan) and timed.at(lambda _: False, here) is None
     # At one noise level of several moments both may act, though there is no moment at which they do.
     apart = Schedule(
         (ObjectTiming(PercentRange(0.0, 0.4)), ObjectTiming(PercentRange(0.6, 1.0))),
         {ActiveSet((i,), (i,)): plan for i in (0, 1)},
     )
-    assert apart.at(lambda _: True) == ((0,), plan)
+    assert apart.at(lambda _: True, here) == ((0,), plan)
 
 
 def test_the_record_covers_all_objects() -> None:
