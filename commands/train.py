@@ -15,16 +15,15 @@ import torch
 from ..common.comfy_path import prepare_host
 from ..common.console import exit_status, log_to_console, say
 from ..common.hashing import file_sha256
-from ..training.checkpoints import as_begun
-from ..training.dataset import SubjectFolder
+from ..training.checkpoints import recipe_to_resume
 from ..training.processes import Accelerated, Alone
 from ..training.run_config import BaseModels, RunConfig, read_run_config
 from ..training.save import save_adapter, save_head
-from ..training.trainable import check_family, init_adapter
+from ..training.trainable import init_adapter
 from ..training.trainer import Progress, train
 from ..weights.adapter import Adapter, load_adapter
 from ..weights.families import FACE_WIDTH
-from ..weights.sites import check_sites, cross_attentions, unet_sites
+from ..weights.sites import cross_attentions, unet_sites
 from .comfy_base import load_base
 
 
@@ -50,20 +49,16 @@ def run(config: RunConfig, cpu: bool = False) -> int:
     """Trains, saves and reports; returns the exit status of `main`. ComfyUI must be importable."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     processes = Accelerated(cpu or not torch.cuda.is_available()) if several else Alone()
-    folder, first = Path(config.output.folder), processes.rank == 0
+    folder, is_main = Path(config.output.folder), processes.rank == 0
     folder.mkdir(parents=True, exist_ok=True)
-    config = replace(config, recipe=as_begun(folder, config.recipe))
+    config = replace(config, recipe=recipe_to_resume(folder, config.recipe))
     base = load_base(config.base)
     adapter = start_adapter(config, base)
-    check_family(adapter)
-    samples = SubjectFolder(config.data, config.recipe, adapter.spec.face)
-    if first:
+    from ..training.comfy_model import prepared
+
+    model, samples, about = prepared(base, adapter, config.data, config.recipe)
+    if is_main:
         say(f"{config.data}: {samples}")
-
-    from ..patching.inner_lora import with_inner_lora
-    from ..training.comfy_model import HostModel
-
-    model = HostModel(with_inner_lora(base.model, adapter, 1.0), *base[1:], config.recipe)
     file = Path(config.base.checkpoint)
     named = (
         {"base_sha256": file_sha256(file), "base": file.name} if file.is_file() else {"base": config.base.checkpoint}
@@ -78,13 +73,13 @@ def run(config: RunConfig, cpu: bool = False) -> int:
         on_step=show,
         validate=_validator(config, base, folder, adapter),
         asked_to_stop=stop_signal(),
-        about={"start": adapter.name, "base_weights_sha256": model.base_sha256(), **named},
+        about=about | named,
     )
     if outcome.stopped is not None:
-        if first:
+        if is_main:
             say(f"Training {outcome.stopped}; the same command goes on from there.")
         return 143
-    if first:
+    if is_main:
         write = save_head if config.recipe.train == "head" else save_adapter
         say(f"Saved {write(outcome.adapter, folder, config.output.name)}")
     processes.wait()
@@ -97,9 +92,7 @@ def start_adapter(config: RunConfig, base: BaseModels) -> Adapter:
     """
     unet = base.model.model.diffusion_model
     if config.start.file:
-        adapter = load_adapter(config.start.file)
-        check_sites(adapter.spec, adapter.name, unet_sites(unet))
-        return adapter
+        return load_adapter(config.start.file)
     start, width = config.start, FACE_WIDTH
     if start.family == "base":
         with torch.inference_mode():

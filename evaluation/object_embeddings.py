@@ -51,11 +51,11 @@ def objects_in(
     texts = [reference.text for reference in references]
     matched = [match_objects(detections, b, texts) for b in range(len(images))]
     crops = [tuple(crop(image, each) for each in matches.found) for image, matches in zip(images, matched, strict=True)]
-    flat = [each for row in crops for each in row]
+    flat = [each for picture in crops for each in picture]
     vectors = embed(encoder, flat, tick) if flat else means[:0]
     return [
-        ObjectEmbeddings(rematch_by_appearance(matches, texts, each @ means.T), row, each)
-        for matches, row, each in zip(matched, crops, vectors.split([len(row) for row in crops]), strict=True)
+        ObjectEmbeddings(rematch_by_appearance(matches, texts, each @ means.T), picture, each)
+        for matches, picture, each in zip(matched, crops, vectors.split(list(map(len, crops))), strict=True)
     ]
 
 

@@ -25,7 +25,7 @@ from ..common.text import brief, some
 from ..weights.pickles import View
 from ..weights.torch_files import read_torch
 from .config import RESUMABLE, TrainConfig
-from .earlier_rules import as_saved, completed, shaping
+from .earlier_rules import run_identity, with_every_setting, with_old_defaults
 
 log = logging.getLogger(__name__)
 MOST_STEPS = 10**8
@@ -54,12 +54,12 @@ def write_state(folder: Path, state: dict[str, Any], keep: int) -> Path:
     return target
 
 
-def as_begun(folder: Path, recipe: TrainConfig) -> TrainConfig:
+def recipe_to_resume(folder: Path, recipe: TrainConfig) -> TrainConfig:
     """The recipe to go on with in a folder: a run that began before a setting existed goes on without it, as long as
     the recipe leaves the setting at its default."""
-    if not (path := _newest(folder)):
+    if not (path := newest_checkpoint(folder)):
         return recipe
-    begun = as_saved(recipe, _read(path, tensors=False)["recipe"])
+    begun = with_old_defaults(recipe, _read(path, tensors=False)["recipe"])
     if begun != recipe:
         log.info("The run in %s began by earlier rules and goes on by them, see docs/training-recipe.md.", folder)
     return begun
@@ -74,10 +74,10 @@ def load_latest(folder: Path, recipe: TrainConfig, processes: int, origin: Mappi
     Raises ValueError if the run in the folder differs: in settings that shape the result, in the global batch size, in
     its origin, or if it has already made more steps than the recipe asks for.
     """
-    if not (path := _newest(folder)):
+    if not (path := newest_checkpoint(folder)):
         return None
     state = _read(path)
-    own, saved = recipe.as_dict(), completed(state["recipe"])
+    own, saved = recipe.as_dict(), with_every_setting(state["recipe"])
     share = {"batch_size": own["batch_size"] * processes}, {"batch_size": saved["batch_size"] * state["processes"]}
     own, saved = own | share[0], saved | share[1]
     if changed := [name for name in own if name not in RESUMABLE and own[name] != saved.get(name)]:
@@ -105,7 +105,8 @@ def _numbered(folder: Path) -> list[Path]:
     return [path for _, path in sorted((int(name[1]), path) for name, path in found if name and path.is_file())]
 
 
-def _newest(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in a folder; None if there is none."""
     return next(reversed(_numbered(folder)), None)
 
 
@@ -175,14 +176,14 @@ def run_folder(base: Path, recipe: TrainConfig, *parts: Any) -> Path:
     The number of steps is not part of the digest, so that a finished training can be continued with more steps. If the
     run there is already past `recipe.steps`, the number of steps is appended and the run gets a folder of its own.
     """
-    folder = base / f"{recipe.train}-{digest(json.dumps(shaping(recipe), sort_keys=True), parts)[:12]}"
-    return folder if reached(folder) <= recipe.steps else base / f"{folder.name}-{recipe.steps}"
+    folder = base / f"{recipe.train}-{digest(json.dumps(run_identity(recipe), sort_keys=True), parts)[:12]}"
+    return folder if last_step(folder) <= recipe.steps else base / f"{folder.name}-{recipe.steps}"
 
 
-def reached(folder: Path) -> int:
+def last_step(folder: Path) -> int:
     """The step of the newest checkpoint; 0 if there is none."""
-    newest = _newest(folder)
-    name = _STEP.fullmatch(newest.name) if newest else None
+    path = newest_checkpoint(folder)
+    name = _STEP.fullmatch(path.name) if path else None
     return int(name[1]) if name else 0
 
 

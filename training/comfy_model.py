@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, Literal
 
 import comfy.model_management as management
@@ -16,14 +17,17 @@ from torch.utils.checkpoint import checkpoint
 
 from ..common.hashing import weights_sha256
 from ..patching.encode import encode_pictures, face_features, null_features
+from ..patching.inner_lora import with_inner_lora
 from ..patching.object_text import encode_object_text
 from ..weights.adapter import Adapter
-from ..weights.sites import Site, SiteKey, cross_attentions, unet_sites
+from ..weights.sites import Site, SiteKey, check_sites, cross_attentions, unet_sites
 from .comfy_latents import sampled_latents
 from .config import TrainConfig
-from .dataset import Sample
+from .dataset import Sample, SubjectFolder
 from .objective import Batch
+from .run_config import BaseModels
 from .site import Merging
+from .trainable import check_family
 
 CONTEXT = 77  # tokens: captions are cut to one CLIP context, as in the paper
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -157,6 +161,21 @@ class HostModel:
             left_out = torch.tensor([sample.drop_image for sample in samples for _ in sample.names])
             features[left_out] = self._empty.to(features)
         return features
+
+
+def prepared(
+    base: BaseModels, adapter: Adapter, dataset_folder: str | Path, recipe: TrainConfig
+) -> tuple[HostModel, SubjectFolder, dict[str, str]]:
+    """What `train` needs: the base as the frozen model, the samples, and metadata on what training began with.
+
+    Raises ValueError with a sentence for the user.
+    """
+    # `train` checks both for any model. Here they come before the folder is read, which may take minutes.
+    check_sites(adapter.spec, adapter.name, unet_sites(base.model.model.diffusion_model))
+    check_family(adapter)
+    samples = SubjectFolder(dataset_folder, recipe, adapter.spec.face)
+    host_model = HostModel(with_inner_lora(base.model, adapter, 1.0), *base[1:], recipe)
+    return host_model, samples, {"start": adapter.name, "base_weights_sha256": host_model.base_sha256()}
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -21,18 +21,16 @@ from torch import Tensor
 
 from ..common.text import brief, printable
 from ..patching.encode import check_encoders
-from ..patching.inner_lora import with_inner_lora
 from ..weights.adapter import Adapter
 from ..weights.comfy_files import adapter_names, output_folder
-from ..weights.sites import check_sites, unet_sites
-from .checkpoints import as_begun, earlier_losses, reached, run_folder
-from .comfy_model import HostModel, model_parts
+from .checkpoints import earlier_losses, last_step, recipe_to_resume, run_folder
+from .comfy_model import model_parts, prepared
 from .config import TrainConfig
 from .data_folder import expanded, refuse_other_machine
-from .dataset import SubjectFolder
 from .loss_curve import SIZE, loss_picture
-from .save import free_path, save_adapter, save_head
-from .trainable import TrainedAdapter, check_family, flat_tensors
+from .run_config import BaseModels
+from .save import path_in, save_adapter, save_head
+from .trainable import TrainedAdapter, flat_tensors
 from .trainer import Outcome, Progress, train
 
 log = logging.getLogger(__name__)
@@ -72,9 +70,9 @@ def train_session(
     vae.throw_exception_if_invalid()
     base = Path(folder_paths.get_output_directory()) / "mip_adapter_training"
     encoders = (each for each in (clip, vae, clip_vision) if each is not None)  # adapters of faces read no pictures
-    frozen = [model_parts(patcher) for patcher in (model, *(each.patcher for each in encoders))]
-    folder = run_folder(base, recipe, adapter.name, flat_tensors(adapter), str(dataset.resolve()), frozen)
-    if before := reached(folder):
+    parts = [model_parts(patcher) for patcher in (model, *(each.patcher for each in encoders))]
+    folder = run_folder(base, recipe, adapter.name, flat_tensors(adapter), str(dataset.resolve()), parts)
+    if before := last_step(folder):
         log.info("Training goes on from step %d of an earlier run, kept in %s.", before, folder)
     watch = _Watch(recipe.steps, earlier_losses(folder, before))
     outcome = train_in_graph(model, clip, vae, clip_vision, adapter, dataset, recipe, watch, folder=folder)
@@ -151,14 +149,11 @@ def train_in_graph(
     Raises ValueError with a sentence for the user.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        check_sites(adapter.spec, adapter.name, unet_sites(model.model.diffusion_model))
-        recipe = recipe if folder is None else as_begun(folder, recipe)
-        check_family(adapter)
-        samples = SubjectFolder(dataset_folder, recipe, adapter.spec.face)
-        frozen = HostModel(with_inner_lora(model, adapter, 1.0), clip, vae, clip_vision, recipe)
-        about = {"start": adapter.name, "base_weights_sha256": frozen.base_sha256()}
+        recipe = recipe if folder is None else recipe_to_resume(folder, recipe)
+        base = BaseModels(model, clip, vae, clip_vision)
+        host_model, samples, about = prepared(base, adapter, dataset_folder, recipe)
         return train(
-            frozen,
+            host_model,
             samples,
             adapter,
             recipe,
@@ -181,7 +176,7 @@ def save_in_host(adapter: Adapter, prefix: str, head_only: bool = False) -> Path
     """
     folder = output_folder()
     name = wanted = prefix.strip().replace("\\", "/").removeprefix(HERE).removesuffix(".safetensors")
-    free_path(folder, wanted)
+    path_in(folder, wanted)  # raises for such a name
     taken, number = {known.replace("\\", "/") for known in adapter_names()}, 2
     while f"{name}.safetensors" in taken or (folder / f"{name}.safetensors").exists():
         name, number = f"{wanted}_{number}", number + 1

@@ -63,18 +63,22 @@ class Sample:
     faces: Tensor | None = None
 
 
-class _Entry(NamedTuple):
-    """boxes: of all objects of the picture, also of those that the filters leave out, in whole pixels.
-    faces: the face embeddings by the boxes in `found`.
+class _Picture(NamedTuple):
+    """What the json of one usable picture says.
+
+    file: with its pixels.
+    candidates: the objects that count unless their masks are bad, most confident first.
+    boxes: of all objects of the picture, also of those that the filters leave out, in whole pixels.
+    original: height and width, as the json has them, else the file.
+    faces: the face embeddings by the boxes in `candidates`.
     """
 
     id: str
-    picture: Path
+    file: Path
     caption: str
-    found: tuple[LabelledBox, ...]
+    candidates: tuple[LabelledBox, ...]
     boxes: tuple[Box, ...]
-    size: tuple[int, int]
-    original: tuple[int, int]  # height, width
+    original: tuple[int, int]
     faces: Mapping[Box, Tensor]
 
 
@@ -96,7 +100,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
     def __init__(self, folder: str | Path, recipe: TrainConfig, face: int | None = None) -> None:
         self.recipe, self.face = recipe, face
         self.folder, ids = picture_ids(Path(folder))
-        self.total, self.entries = len(ids), list[_Entry]()
+        self.total, self.pictures = len(ids), list[_Picture]()
         self.broken, self.left_out = dict[str, str](), Counter[str]()
         with ThreadPoolExecutor(8) as pool:
             reads = deque((each, pool.submit(self._read, each)) for each in ids)
@@ -104,7 +108,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
                 # Dropping the future also frees its error and all that it references.
                 picture_id, read = reads.popleft()
                 try:
-                    self.entries.append(read.result())
+                    self.pictures.append(read.result())
                 except _Unusable as error:
                     self.left_out[str(error)] += 1
                 except Exception as error:  # whatever a damaged file makes its decoder raise
@@ -112,43 +116,43 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         check_broken(self.broken, self.total)
         for picture_id, why in self.broken.items():
             log.warning("Training sample %s is broken and left out: %s", picture_id, why)
-        if not self.entries:
+        if not self.pictures:
             raise ValueError(self._nothing())
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.pictures)
 
     @property
     def ids(self) -> list[str]:
         """The ids of the usable pictures, which identify this dataset."""
-        return [entry.id for entry in self.entries]
+        return [each.id for each in self.pictures]
 
     def __str__(self) -> str:
         why = "".join(f"; {count} left out: {reason}" for reason, count in self.left_out.most_common())
-        return f"{len(self.entries)} of {self.total} pictures are usable{why}; {len(self.broken)} broken"
+        return f"{len(self.pictures)} of {self.total} pictures are usable{why}; {len(self.broken)} broken"
 
     def __getitem__(self, position: int) -> Sample:
-        epoch, slot = divmod(position, len(self.entries))
-        order = _permutation(self.recipe.seed, epoch, len(self.entries))
+        epoch, slot = divmod(position, len(self.pictures))
+        order = _permutation(self.recipe.seed, epoch, len(self.pictures))
         broken: list[tuple[str, str]] = []
         last = ""
-        for step in range(len(self.entries)):
-            entry = self.entries[order[(slot + step) % len(order)]]
+        for step in range(len(self.pictures)):
+            picture = self.pictures[order[(slot + step) % len(order)]]
             try:
-                return replace(self._load(entry, position), broken=tuple(broken))
+                return replace(self._load(picture, position), broken=tuple(broken))
             except _Unusable as error:
                 last = str(error)
             except Exception as error:  # whatever a damaged file makes its decoder raise
-                broken.append((entry.id, f"{type(error).__name__}: {error}"))
+                broken.append((picture.id, f"{type(error).__name__}: {error}"))
                 check_broken({**self.broken, **dict(broken)}, self.total)
         raise ValueError(f"No picture of {self.folder} is usable once its pixels are read: {last or 'all broken'}.")
 
-    def _read(self, picture_id: str) -> _Entry:
+    def _read(self, picture_id: str) -> _Picture:
         """Json and picture header of one id. Raises _Unusable if the filters leave it out, anything else if it is
         broken.
         """
-        data, picture = read_json(self.folder, picture_id), picture_path(self.folder, picture_id)
-        with open_picture(picture) as image:
+        data, file = read_json(self.folder, picture_id), picture_path(self.folder, picture_id)
+        with open_picture(file) as image:
             size = image.size
         if not mask_path(self.folder, picture_id).is_file():
             raise FileNotFoundError(f"masks/{picture_id}.png is missing")
@@ -163,49 +167,50 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
             raise _Unusable(why)
         width, height = data.get("original_size", size)
         boxes = tuple(whole_box(entry["box"]) for entry in data["final_masks"] if "box" in entry)
-        return _Entry(picture_id, picture, caption, tuple(found), boxes, size, (int(height), int(width)), faces)
+        return _Picture(picture_id, file, caption, tuple(found), boxes, (int(height), int(width)), faces)
 
-    def _load(self, entry: _Entry, position: int) -> Sample:
+    def _load(self, picture: _Picture, position: int) -> Sample:
         recipe, rng = self.recipe, random.Random(seed_of(self.recipe.seed, "sample", position))
-        with open_picture(entry.picture) as image:
-            picture = image.convert("RGB")
-        values, pixels = read_mask(self.folder, entry.id, picture.size), np.array(picture)
-        found, why = with_masks(entry.found, values, recipe.filters, recipe.min_objects)
+        with open_picture(picture.file) as opened:
+            image = opened.convert("RGB")
+        values, pixels = read_mask(self.folder, picture.id, image.size), np.array(image)
+        usable, why = with_masks(picture.candidates, values, recipe.filters, recipe.min_objects)
         if why:
             raise _Unusable(why)
-        used = [each.box for each in found[: recipe.max_objects]]
-        crop = choose_crop(picture.size, entry.boxes if recipe.crop_holds == "all" else used, rng)
+        # The crop holds the first of them. One of these may still be too small in it, and a later one takes its place.
+        first = [each.box for each in usable[: recipe.max_objects]]
+        crop = choose_crop(image.size, picture.boxes if recipe.crop_holds == "all" else first, rng)
         window = (slice(crop.top, crop.top + crop.side), slice(crop.left, crop.left + crop.side))
-        chosen, references, boxes = [], [], []
-        for each in found:
+        objects, references, boxes = [], [], []
+        for each in usable:
             box = cropped(each.box, crop)
             if not usable_after_crop(box, crop.side, recipe.filters):
                 continue
             cut = cut_reference(pixels[window], values[window], box, rng.random() < recipe.flip)
             if cut is not None:
-                chosen.append(each)
+                objects.append(each)
                 references.append(cut)
                 boxes.append(box)
-            if len(chosen) == recipe.max_objects:
+            if len(objects) == recipe.max_objects:
                 break
-        if len(chosen) < recipe.min_objects:
+        if len(objects) < recipe.min_objects:
             raise _Unusable("too few objects are left in the crop")
-        if why := refuse_names(chosen, recipe.filters):
+        if why := refuse_names(objects, recipe.filters):
             raise _Unusable(why)
         drop_text, drop_image = _drops(rng, recipe)
         return Sample(
-            id=entry.id,
+            id=picture.id,
             position=position,
-            image=training_picture(picture, crop, recipe.resolution),
-            caption=entry.caption,
-            names=tuple(each.label for each in chosen),
+            image=training_picture(image, crop, recipe.resolution),
+            caption=picture.caption,
+            names=tuple(each.label for each in objects),
             references=torch.stack(references),
             mask=latent_mask(values[window], boxes, recipe.resolution),
-            original_size=entry.original,
+            original_size=picture.original,
             corner=(crop.top, crop.left),
             drop_text=drop_text,
             drop_image=drop_image,
-            faces=None if self.face is None else torch.stack([entry.faces[each.box] for each in chosen]),
+            faces=None if self.face is None else torch.stack([picture.faces[each.box] for each in objects]),
         )
 
     def _nothing(self) -> str:

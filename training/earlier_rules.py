@@ -1,14 +1,15 @@
 """Runs that began before a setting existed go on by the rules of then.
 
 An example. `head_start` came later; before, a new head began with zeros. A checkpoint of then names no head_start, so
-`completed` reads it as "zeros". Today's default is "random":
+`with_every_setting` reads it as "zeros". Today's default is "random":
 
-- the recipe leaves head_start at its default: `as_saved` sets it to "zeros", and the run goes on as it began;
+- the recipe leaves head_start at its default: `with_old_defaults` sets it to "zeros", and the run goes on as it began;
 - the recipe says "zeros": the same run;
 - the recipe says anything else than the default and than "zeros": the run was trained otherwise and is refused
   (`checkpoints.load_latest`).
 
-`shaping` names such a setting only if it is not at its default, so that the folder of a run from then is found again.
+`run_identity` names such a setting only if it is not at its default, so that the folder of a run from then is found
+again.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ EARLIER: dict[str, Any] = {
 EARLIER_FILTERS: dict[str, Any] = {"cropped_aspect": "w/h"}
 
 
-def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+def with_every_setting(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A saved recipe, as `TrainConfig.as_dict` gives it, with the settings that it was saved too early to name."""
     return {**EARLIER, **saved, "filters": {**EARLIER_FILTERS, **saved["filters"]}}
 
 
-def as_saved(recipe: TrainConfig, saved: Mapping[str, Any]) -> TrainConfig:
+def with_old_defaults(recipe: TrainConfig, saved: Mapping[str, Any]) -> TrainConfig:
     """The recipe for going on with a saved one: later settings that stand at their defaults give way where the saved
     one does as training did before it had them."""
-    saved = completed(saved)
+    saved = with_every_setting(saved)
     filters = replace(recipe.filters, **_as_before(recipe.filters, saved["filters"], EARLIER_FILTERS))
     return replace(recipe, filters=filters, **_as_before(recipe, saved, EARLIER))
 
 
-def shaping(recipe: TrainConfig) -> dict[str, Any]:
+def run_identity(recipe: TrainConfig) -> dict[str, Any]:
     """What tells a run from others: `TrainConfig.as_dict` without what may change on the way, and without later
     settings at their defaults."""
     filters = _without_defaults(recipe.filters, EARLIER_FILTERS)

@@ -80,10 +80,10 @@ NO_OBJECTS, TOO_FEW, NOT_IN_CAPTION, SAME_NAMES, BAD_MASKS, NO_FACES = (
 def candidates(
     entries: Sequence[dict], caption: str, size: tuple[int, int], filters: Filters, least: int
 ) -> tuple[list[LabelledBox], str | None]:
-    """The usable objects, most confident first, and None; or an empty list and the reason to leave the picture out.
+    """The candidates, most confident first, and None; or an empty list and the reason to leave the picture out.
 
-    The masks are not read yet. A picture stays if it could be used with some of its masks being sound; `with_masks`
-    then decides which boxes lie inside others.
+    They are usable unless their masks are bad, which are not read yet. A picture stays if it could be used with some
+    of its masks being sound; `with_masks` then decides which boxes lie inside others.
 
     entries: the json's `final_masks`. An entry without a box is the background.
     size: (width, height).
@@ -93,11 +93,13 @@ def candidates(
     """
     if len(entries) > MOST_BOXES:
         raise ValueError(f"it has {len(entries):,} boxes; at most {MOST_BOXES:,} are read")
-    usable = [_found(entry) for entry in sorted(entries, key=_logit, reverse=True) if _usable(entry, size, filters)]
-    if not usable:
+    boxes = [
+        _labelled_box(entry) for entry in sorted(entries, key=_logit, reverse=True) if _usable(entry, size, filters)
+    ]
+    if not boxes:
         return [], NO_OBJECTS
-    named = [found for found in usable if not filters.in_caption or found.label in caption]
-    if len(named) < min(least, len(usable)):  # with fewer usable boxes than that, too few remain, whatever their labels
+    named = [each for each in boxes if not filters.in_caption or each.label in caption]
+    if len(named) < min(least, len(boxes)):  # with fewer usable boxes than that, too few remain, whatever their labels
         return [], NOT_IN_CAPTION
     if not _together(named, least, lambda a, b: _apart(a, b, filters)):
         return [], TOO_FEW
@@ -124,28 +126,27 @@ def faces_of(entries: Sequence[dict], width: int) -> tuple[list[dict], dict[Box,
                 f"the face embedding of “{brief(entry.get('label'))}” has the shape {list(face.shape)}, expected "
                 f"{width} finite numbers"
             )
-        faces[_found(entry).box] = face
+        faces[_labelled_box(entry).box] = face
     return having, faces
 
 
 def with_masks(
     found: Sequence[LabelledBox], values: np.ndarray, filters: Filters, least: int
 ) -> tuple[list[LabelledBox], str | None]:
-    """Those of the found objects that have a sound mask and do not lie inside another such object; or the reason for
-    none.
+    """Those of the candidates that have a sound mask and do not lie inside another such object; or the reason for none.
 
-    found: most confident first.
+    found: the candidates, most confident first.
     values: the picture's mask [H, W].
     """
-    chosen: list[LabelledBox] = []
+    usable: list[LabelledBox] = []
     mixed = False
     for each in found:
-        if all(_apart(each, other, filters) for other in chosen):
+        if all(_apart(each, other, filters) for other in usable):
             if mask_is_sound(values, each.box, filters):
-                chosen.append(each)
+                usable.append(each)
             else:
                 mixed = True
-    return (chosen, None) if len(chosen) >= least else ([], BAD_MASKS if mixed else TOO_FEW)
+    return (usable, None) if len(usable) >= least else ([], BAD_MASKS if mixed else TOO_FEW)
 
 
 def refuse_names(chosen: Sequence[LabelledBox], filters: Filters) -> str | None:
@@ -208,7 +209,7 @@ def usable_after_crop(box: Box, side: int, filters: Filters) -> bool:
 def _usable(entry: dict, size: tuple[int, int], filters: Filters) -> bool:
     if "box" not in entry:
         return False
-    found = _found(entry)
+    found = _labelled_box(entry)
     return (
         filters.area_min < box_area(found.box) / (size[0] * size[1]) < filters.area_max
         and shape_is_usable(found.box, filters)
@@ -217,7 +218,7 @@ def _usable(entry: dict, size: tuple[int, int], filters: Filters) -> bool:
     )
 
 
-def _found(entry: dict) -> LabelledBox:
+def _labelled_box(entry: dict) -> LabelledBox:
     try:
         x0, y0, x1, y1 = (float(edge) for edge in entry["box"])
         label = entry["label"]

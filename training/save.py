@@ -65,8 +65,8 @@ def save_head(adapter: Adapter, folder: str | os.PathLike[str], name: str, dtype
     return _write(rows, {"format": "pt", "head": "text_to_weight"} | _about(adapter), Path(folder), name, dtype)
 
 
-def free_path(folder: Path, name: str) -> Path:
-    """The file for a name, numbered if it exists. Raises ValueError for a name that leaves the folder."""
+def path_in(folder: Path, name: str) -> Path:
+    """The file for a name. Raises ValueError for a name that leaves the folder."""
     name = printable(name).strip().removesuffix(".safetensors")
     target = Path(os.path.abspath(folder / f"{name}.safetensors"))
     inside = target.is_relative_to(os.path.abspath(folder)) and not {"..", ""} & set(name.replace("\\", "/").split("/"))
@@ -74,10 +74,16 @@ def free_path(folder: Path, name: str) -> Path:
         raise ValueError(f"“{brief(name)}” is no name for a file inside {folder}: use letters, digits, “-” and “_”.")
     if max(len(part.encode()) for part in name.split("/")) > LONGEST:
         raise ValueError(f"“{brief(name, 40)}” is too long for a file's name: use at most {LONGEST} letters.")
-    number = 2
-    while target.exists():
-        target, number = target.with_name(f"{Path(name).name}_{number}.safetensors"), number + 1
     return target
+
+
+def free_path(folder: Path, name: str) -> Path:
+    """The file for a name, numbered if it exists. Raises ValueError for a name that leaves the folder."""
+    target = path = path_in(folder, name)
+    number = 2
+    while path.exists():
+        path, number = target.with_name(f"{target.stem}_{number}.safetensors"), number + 1
+    return path
 
 
 def _about(adapter: Adapter) -> dict[str, str]:

@@ -18,7 +18,7 @@ from ..common.hashing import digest
 from ..weights.adapter import Adapter
 from ..weights.sites import check_sites
 from .adapter_optimizer import AdapterOptimizer
-from .checkpoints import DATASET, load_latest, write_state
+from .checkpoints import DATASET, load_latest, newest_checkpoint, write_state
 from .config import TrainConfig
 from .dataset import Sample, check_broken
 from .loader import Samples, batches
@@ -123,7 +123,7 @@ class Trainer:
         about: Mapping[str, str],
     ) -> None:
         self.model, self.samples, self.recipe, self.processes = model, samples, recipe, processes
-        self.folder, self.about, self.first = folder, about, processes.rank == 0
+        self.folder, self.about, self.is_main = folder, about, processes.rank == 0
         self.origin = _origin(adapter, samples, about)
         self.optimizer = AdapterOptimizer(adapter, recipe, model.device, model.dtype)
         self.objective = processes.wrap(Objective(self.optimizer.trainable, model, recipe))
@@ -140,7 +140,11 @@ class Trainer:
         asked_to_stop: Callable[[], bool],
         interrupts: tuple[type[BaseException], ...] = (),
     ) -> BaseException | None:
-        """Train to the end. Returns what stopped it early, else None."""
+        """Train to the end. Returns what stopped it early, else None.
+
+        An interrupt within a step takes this step back and stops this process at once. What on_step raises, and a
+        request to stop, let the step be and stop all processes after it.
+        """
         recipe, started, first_step = self.recipe, time.monotonic(), self.step
         stream = batches(self.samples, recipe, self.processes, self.step)
         stopped: BaseException | None = None
@@ -150,11 +154,11 @@ class Trainer:
             except interrupts as error:
                 self.optimizer.zero_grad()
                 if self.step > first_step:
-                    self._save(must=True)
+                    self._save(raise_on_failure=True)
                 return error
             pace = (time.monotonic() - started) / (self.step - first_step)
             failure: BaseException | None = None
-            if on_step is not None and self.first:
+            if on_step is not None and self.is_main:
                 try:
                     left = pace * (recipe.steps - self.step)
                     recent = self.losses[-WINDOW:]
@@ -166,9 +170,9 @@ class Trainer:
                 stopped = failure or Stopped(f"stopped at step {self.step}, as asked")
             last = stopped is not None or self.step == recipe.steps
             if last or (recipe.save_every and self.step % recipe.save_every == 0):
-                self._save(must=stopped is not None)
+                self._save(raise_on_failure=stopped is not None)
             if validate is not None and recipe.validate_every and self.step % recipe.validate_every == 0:
-                if self.first:
+                if self.is_main:
                     self._validate(validate)
                 self.processes.wait()
         return stopped
@@ -190,16 +194,17 @@ class Trainer:
 
     def _one_step(self, stream: Iterator[list[Sample]]) -> tuple[float, tuple[str, ...]]:
         """One optimizer step. Returns its loss over all processes, and the ids of the samples that this process saw."""
-        parts, total = self.recipe.accumulate, torch.zeros((), device=self.model.device)
+        count, total = self.recipe.accumulate, torch.zeros((), device=self.model.device)
         ids: list[str] = []
-        for part in range(parts):
+        for number in range(count):  # of the batch in this step
             samples = next(stream)
             self._note_broken(samples)
             ids += [sample.id for sample in samples]
+            # Which encoder output the adapter reads is in its spec, and training does not change that.
             batch = self.model.encode(samples, self.optimizer.trainable.start)
-            more = self.processes.no_sync(self.objective) if part + 1 < parts else nullcontext()
+            more = self.processes.no_sync(self.objective) if number + 1 < count else nullcontext()
             with torch.enable_grad(), more:
-                loss = self.objective(batch) / parts
+                loss = self.objective(batch) / count
                 self.optimizer.backward(loss)
             total += loss.detach()
         loss = float(self.processes.mean(total))
@@ -216,8 +221,8 @@ class Trainer:
         if math.isfinite(number):
             return
         kept = "no checkpoint was written yet"
-        if self.folder is not None and (paths := sorted((self.folder / "checkpoints").glob("step-*.pt"))):
-            kept = f"the last good checkpoint is {paths[-1]}"
+        if self.folder is not None and (path := newest_checkpoint(self.folder)):
+            kept = f"the last good checkpoint is {path}"
         raise ValueError(
             f"The {what} is {number} at step {self.step + 1} (samples {', '.join(ids)}); training stopped, {kept}. "
             "Lower learning_rate, or use precision bf16 or fp32."
@@ -231,18 +236,18 @@ class Trainer:
                 self.broken[picture_id] = why
         check_broken({**self.samples.broken, **self.broken}, self.samples.total)
 
-    def _save(self, must: bool) -> None:
+    def _save(self, raise_on_failure: bool) -> None:
         """Write a checkpoint and the loss curve.
 
-        A failed write is logged, and the next checkpoint is tried again. must: raise ValueError instead, because
-        nothing else would keep what was trained.
+        A failed write is logged, and the next checkpoint is tried again.
+        raise_on_failure: raise ValueError instead, because nothing else would keep what was trained.
         """
-        if self.folder is not None and self.first:
+        if self.folder is not None and self.is_main:
             try:
                 write_state(self.folder, self._state(), self.recipe.keep)
                 write_curve(self.folder, self.losses, self.recipe)
             except OSError as error:
-                if must:
+                if raise_on_failure:
                     raise ValueError(f"The last checkpoint cannot be written into {self.folder}: {error}.") from error
                 log.warning("The checkpoint of step %d cannot be written: %s", self.step, error)
         self.processes.wait()

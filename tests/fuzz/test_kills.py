@@ -19,7 +19,7 @@ import pytest
 import torch
 from mip_adapter.commands import convert, curate, dataset
 from mip_adapter.common.atomic_io import atomic_write
-from mip_adapter.training.checkpoints import reached
+from mip_adapter.training.checkpoints import last_step
 from mip_adapter.training.save import save_adapter
 from mip_adapter.weights.files import read_tensors
 from PIL import Image
@@ -235,8 +235,8 @@ def test_training_that_is_killed(training: Callable[[Path, int], int], tmp_path:
             assert torch.load(file, weights_only=True)["step"] == int(file.stem.split("-")[1])
 
     assert training(tmp_path / "alone", 1) == 0  # imports everything
-    killed(lambda: training(tmp_path / "killed", 10**6), lambda: reached(out), whole)
-    steps = reached(out) + 1
+    killed(lambda: training(tmp_path / "killed", 10**6), lambda: last_step(out), whole)
+    steps = last_step(out) + 1
     assert steps > KILLS // 2
     for folder in ("killed", "alone"):
         assert training(tmp_path / folder, steps) == 0
@@ -251,7 +251,7 @@ def test_four_train_at_once(training: Callable[[Path, int], int], tmp_path: Path
     told = [(tmp_path / f"{number}").read_text() for number in range(4)]
     for code, said in zip(status, told, strict=True):
         assert code == 0 and "Saved" in said or code == 1 and "two trainings cannot share a folder" in said, said
-    assert 0 in status and reached(tmp_path / "run" / "out") == 3
+    assert 0 in status and last_step(tmp_path / "run" / "out") == 3
     saved = [*(tmp_path / "run" / "out").glob("result*.safetensors")]
     assert len(saved) == status.count(0)
     first, *others = (read_tensors(file)[0] for file in saved)

@@ -231,7 +231,7 @@ def test_pictures_may_be_added_and_removed(host: SimpleNamespace, caplog: pytest
 
 
 def test_fewer_steps_than_are_kept_are_a_training_of_their_own(tmp_path: Path):
-    from mip_adapter.training.checkpoints import earlier_losses, reached, run_folder
+    from mip_adapter.training.checkpoints import earlier_losses, last_step, run_folder
     from mip_adapter.training.config import TrainConfig
 
     folder = run_folder(tmp_path, TrainConfig(steps=10), "adapter")
@@ -239,7 +239,7 @@ def test_fewer_steps_than_are_kept_are_a_training_of_their_own(tmp_path: Path):
     for name in ("step-00000004.pt", "step-00000012.pt", ".step-00000099.pt.77.tmp"):
         (folder / "checkpoints" / name).touch()
     (folder / "loss.csv").write_text("step,loss\n1,0.5\n2,0.25\n3,0.125\n")
-    assert reached(folder) == 12 and earlier_losses(folder, 2) == [0.5, 0.25] and earlier_losses(tmp_path, 2) == []
+    assert last_step(folder) == 12 and earlier_losses(folder, 2) == [0.5, 0.25] and earlier_losses(tmp_path, 2) == []
     assert run_folder(tmp_path, TrainConfig(steps=12), "adapter") == folder
     assert run_folder(tmp_path, TrainConfig(steps=11), "adapter") == tmp_path / f"{folder.name}-11"
 

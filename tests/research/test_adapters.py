@@ -17,7 +17,7 @@ from mip_adapter.miniature import config, world
 from mip_adapter.research.ablation import arms
 from mip_adapter.research.miniature import clip, seeded, trained
 from mip_adapter.training.config import TrainConfig
-from mip_adapter.training.earlier_rules import completed
+from mip_adapter.training.earlier_rules import with_every_setting
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -295,7 +295,7 @@ def test_a_training_of_today_would_use_the_recipes_of_the_files():
         for seed in trained.seeds(kind):
             with safe_open(trained.file(kind, seed), "pt") as file:
                 saved = json.loads((file.metadata() or {})["recipe"])
-            assert completed(saved) == replace(about.recipe, seed=seed).as_dict(), (kind, seed)
+            assert with_every_setting(saved) == replace(about.recipe, seed=seed).as_dict(), (kind, seed)
 
 
 def test_listed_adapters_lie_where_the_host_looks():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from mip_adapter.common.folder_lock import only_here
-from mip_adapter.training.checkpoints import reached, write_state
+from mip_adapter.training.checkpoints import last_step, write_state
 from mip_adapter.training.data_folder import picture_ids, refuse_other_machine
 from mip_adapter.training.save import save_adapter
 from mip_adapter.training.trainer import train
@@ -164,9 +164,9 @@ def test_what_is_no_checkpoint_by_its_name_or_kind_is_passed_over(data: Path, tm
     os.mkfifo(tmp_path / "checkpoints" / "step-00000009.pt")
     (tmp_path / "checkpoints" / "step-zzz.pt").write_bytes(b"")
     (tmp_path / "checkpoints" / "step--0000001.pt").write_bytes(b"")
-    assert reached(tmp_path) == 2
+    assert last_step(tmp_path) == 2
     assert len(run(data, tmp_path, steps=3, ema=0.5).losses) == 3
-    assert reached(tmp_path) == 3
+    assert last_step(tmp_path) == 3
 
 
 def save(folder: Path, gate: Any, value: int) -> None:

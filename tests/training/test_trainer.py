@@ -168,7 +168,7 @@ def test_another_recipe_does_not_resume(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_from_before_the_official_rules_goes_on_by_its_own(data: Path, tmp_path: Path) -> None:
-    from mip_adapter.training.checkpoints import as_begun
+    from mip_adapter.training.checkpoints import recipe_to_resume
     from mip_adapter.training.filters import Filters
 
     before = BEFORE | {"filters": Filters(cropped_aspect="w/h")}
@@ -176,19 +176,19 @@ def test_a_run_from_before_the_official_rules_goes_on_by_its_own(data: Path, tmp
     run(data, tmp_path, steps=2, **before)
     make_early(tmp_path)
     for steps in (3, 4):  # the checkpoint of step 3 names the settings
-        recipe = as_begun(tmp_path, small_recipe())
+        recipe = recipe_to_resume(tmp_path, small_recipe())
         assert recipe == small_recipe(**before)
         going_on = {name: getattr(recipe, name) for name in (*LATER, "filters")}
         rest = run(data, tmp_path, steps=steps, **going_on)
     assert rest.losses == whole.losses and equal(rest.adapter, whole.adapter)
     assert run(data).losses != whole.losses  # the rules of today
-    asked = as_begun(tmp_path, small_recipe(noise_offset=0.5))
+    asked = recipe_to_resume(tmp_path, small_recipe(noise_offset=0.5))
     with pytest.raises(ValueError, match="another recipe .noise_offset 0.0 -> 0.5"):
         run(data, tmp_path, **(going_on | {"noise_offset": asked.noise_offset}))
     fresh = tmp_path / "fresh"
-    assert as_begun(fresh, small_recipe()) == small_recipe()
+    assert recipe_to_resume(fresh, small_recipe()) == small_recipe()
     run(data, fresh)
-    assert as_begun(fresh, small_recipe()) == small_recipe()
+    assert recipe_to_resume(fresh, small_recipe()) == small_recipe()
 
 
 def test_fewer_steps_than_are_trained_are_refused(data: Path, tmp_path: Path) -> None:
