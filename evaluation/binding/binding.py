@@ -37,7 +37,7 @@ FAINT = 0.1  # a crop with a smaller sum of nearness takes after no reference
 class PictureBinding:
     """One picture with C detections and M references.
 
-    crops: the C detections, cut out (PIL). The objects' own come first, in the references' order, then surplus ones.
+    crops: the C detections, cut out (PIL). The objects' own come first, then surplus ones.
     boxes [C]: where each crop was in the picture.
     found_as [C]: the number of the object that each crop counts for.
     similarity [C, M]: S.

@@ -88,7 +88,7 @@ def face_report(images: Tensor, references: Sequence[Reference], binding: Bindin
     seen = sum(each.similarity is not None for each in found)
     said = [f"faces: {seen} of {len(found)} found"]
     if margins:
-        right = sum(margin > 0 for margin in margins)
+        right = sum(margin >= 0 for margin in margins)
         said += [
             f"margin {number(sum(margins) / len(margins), sign=True)}",
             f"{right} of {len(margins)} most like their own",

@@ -17,7 +17,7 @@ An object that was found *wears* the look of the reference that its crop is most
 | unclear        | an object wears no look, has a margin below 0, and under 25 % of its look is any other's       |
 
 So a margin below 0 always has a name. In an exchange, every object of the circle has a negative margin. Where one
-reference takes both objects, the reference's own object has a positive margin.
+reference takes both objects, the reference's own object wears it, or is in a circle itself.
 """
 
 from __future__ import annotations

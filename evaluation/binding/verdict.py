@@ -120,7 +120,8 @@ def _exchanged(binding: Binding, finding: Finding, pictures: Pictures) -> tuple[
 def _takes_both(binding: Binding, finding: Finding, pictures: Pictures) -> tuple[str, str]:
     taken = [m for m in finding.objects if m != finding.source]
     what = f"{_quoted(binding, finding.objects)} wear the look of {_source(binding, finding)}"
-    return what, _against_leak(binding, taken, pictures, _balance(binding, taken[0], finding.source, lower=True))
+    lightest = min(taken, key=binding.weights.__getitem__)
+    return what, _against_leak(binding, taken, pictures, _balance(binding, lightest, finding.source, lower=True))
 
 
 def _taken_over(binding: Binding, finding: Finding, pictures: Pictures) -> tuple[str, str]:

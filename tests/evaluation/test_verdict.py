@@ -144,6 +144,9 @@ def test_one_reference_that_takes_both_is_to_be_lowered():
         "One takes several: “cat”, “dog” and “bird” wear the look of “bird”. Lower the bird's weight"
     )
     assert said.endswith("or give each of them a region.")
+    for silent, weights in (("cat", (0.0, 1.0, 1.0)), ("dog", (1.0, 0.0, 1.0))):
+        said = verdict(batch(several, names=("cat", "dog", "bird"), weights=weights))[1]
+        assert said.endswith(f"Raise the {silent}'s weight from 0 to 1.")
 
 
 def test_who_is_taken_over_is_told_apart_from_who_is_exchanged():
