@@ -144,7 +144,7 @@ def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timest
     size = x_in.shape[-2], x_in.shape[-1]
     areas = {cond.get("uuid"): _within(clipped(_area(cond.get("area")), size), crop) for _, cond in each}
     its_prompts = [first for first, is_cond in zip(firsts, conditional, strict=True) if first and is_cond]
-    window = _window(options, model_options.get("context_handler"))
+    window = _window(options, model_options.get("context_handler"), len(x_in))
     main = not in_parts and turn.claim_evaluation(its_prompts, window, crop)
     contexts = {(i, cond.get("uuid")): context for i, cond in each if (context := _context(cond)) is not None}
     evaluation = CondEvaluation(
@@ -210,13 +210,18 @@ def _context(cond: Mapping[str, Any]) -> Tensor | None:
     return context if isinstance(context, Tensor) and context.ndim == 3 else None
 
 
-def _window(options: Mapping[str, Any], handler: Any) -> list[int] | None:
+def _window(options: Mapping[str, Any], handler: Any, pictures: int) -> list[int] | None:
     """The numbers of the pictures in a context window, None without one. The host's window gives them itself: newer
-    hosts put the picture before it in front, and can keep some pictures in every window."""
+    hosts put the picture before it in front, and can keep some pictures in every window.
+
+    pictures: in the evaluation. Where it has all, another pack cuts them into windows further down, and what that pack
+        says here is still of the last window before.
+    """
     window: Any = options.get("context_window")
     sampling: SamplingState | None = options.get(SAMPLING)
     if sampling is None or getattr(window, "dim", None) != 0:
-        return window_of_another_pack(options)
+        every = sampling is not None and pictures == sampling.run.pictures
+        return None if every else window_of_another_pack(options)
     kept = getattr(handler, "latent_retain_index_list", None)
     more = {"retain_index_list": kept} if kept else {}  # older hosts know no such argument
     return window.get_tensor(torch.arange(sampling.run.pictures), **more).tolist()

@@ -222,8 +222,7 @@ def in_windows_of_another_pack(model: Any, length: int = 4, said: bool = True) -
                 options["transformer_options"]["ad_params"] = {"full_length": len(x), "sub_idxs": numbers}
             for out, part in zip(outs, executor(model, conds, x[numbers], timestep[numbers], options), strict=True):
                 out[numbers] = part
-        options["transformer_options"].pop("ad_params", None)
-        return outs
+        return outs  # what was said of the last window stays
 
     return wrapped(model, "calc_cond_batch", windows)
 
@@ -245,6 +244,25 @@ def test_context_windows_that_say_which_pictures_they_show(before: bool) -> None
     second = second if before else in_windows_of_another_pack(second)
     results = [sample(each, **sampling) for each in (second, third, bundle().model)]
     assert deviation(*results) < TOLERANCE
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "behind"])
+@pytest.mark.parametrize("length", [4, 6])
+def test_another_evaluation_in_context_windows(length: int, before: bool) -> None:
+    """PAG evaluates the guider's conds once more, while the options still name the last window. Maps do not hear it."""
+    from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+
+    def perturbed(model: Any) -> Any:
+        return graphs.output(PerturbedAttentionGuidance.execute(model, 3.0))
+
+    sampling: dict[str, Any] = {"batch": 6, "size": (8, 8), "steps": 3}
+    plain, record = applied()
+    expected, shares = sample(perturbed(plain), **sampling), record.shares()
+    model, other = applied(model=in_windows_of_another_pack(bundle().model, length) if before else bundle().model)
+    got = sample(perturbed(model if before else in_windows_of_another_pack(model, length)), **sampling)
+    assert deviation(got, expected, sample(perturbed(bundle().model), **sampling)) < TOLERANCE
+    torch.testing.assert_close(other.shares(), shares, atol=1e-4, rtol=0)
+    assert other.steps_seen().all() and (other._calls == -(-6 // length)).all()
 
 
 # Conds in parts
