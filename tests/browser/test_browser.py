@@ -373,6 +373,10 @@ def test_everything_is_chinese_in_chinese(page, stocked) -> None:
             for name, told in chinese[kind]["inputs"].items():
                 assert inputs[name] == told["name"], (kind, name)
             assert buttons == (["再添加一个对象"] if kind == "MIPReference" else [])
+        page.evaluate(UNPLUGGED)
+        page.evaluate(RUN)
+        page.wait_for_function(TOAST, arg="“参考”没有连接任何节点。一个或多个")
+        page.keyboard.press("Escape")  # the older frontend's dialog
         page.wait_for_timeout(500)
         first = (ROOT / "web" / "docs" / "MIPApply" / "zh.md").read_text("utf-8").splitlines()[0].removeprefix("# ")
         open_help(page, "MIPApply").get_by_role("heading", name=first).wait_for()

@@ -42,7 +42,8 @@ function sentenceOf(id, type, { type: kind, message, details, extra_info: extra 
   if (kind === "required_input_missing") {
     const muted = feedOf(id, name)?.mode === MUTED
     const sentence = muted ? say("What is connected to “%s” is muted.") : say("Nothing is connected to “%s”.")
-    return `${sentence.replace("%s", socket ?? words?.name ?? name)} ${tooltip}`.trim()
+    const gap = sentence.endsWith("。") ? "" : " " // Chinese puts none between sentences
+    return `${sentence.replace("%s", socket ?? words?.name ?? name)}${gap}${tooltip}`.trim()
   }
   if (kind === "custom_validation_failed") return details.replace(`${name} - `, "")
   return `${message}: ${details}`
