@@ -105,7 +105,7 @@ def _begin_again(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *
         records = dict.fromkeys((*options.get(RECORDS, ()), *sampling.records))
         sampling.begin_again()
         for record in records:
-            record.begin(sampling.run, record.cropped, record.placed)
+            record.begin(sampling.run, record.cropped, record.fixed_places)
     return executor(guider, sigmas, extra_args, *rest, **more)
 
 
