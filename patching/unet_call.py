@@ -24,7 +24,7 @@ from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey, cross_attentions
 from .batch_layout import BatchLayout, CondEvaluation, CondRows, Pictures, window_of_another_pack
 from .clock import Clock
-from .sampling_state import CALL, EVALUATION, PASSES, SAMPLING, Caches, SamplingState
+from .sampling_state import CALL, EVALUATION, PASSES, SAMPLING, TURN, Caches, SamplingState
 from .site_maps import SiteMaps, by_row
 from .site_pools import PooledAt, SitePools
 
@@ -229,8 +229,10 @@ class UNetCall:
         """End the call: pass what was measured to the records."""
         if not self._observed or self.clock.step is None:
             return
+        # A guider that bypasses the host's noise prediction has no turns: each call counts as one.
+        turn = self._sampling.turn if self._sampling is not None and TURN in self._options else self
         for record, observations in self._observed.items():
-            record.add(self.sampling_run, *self.clock.step, [*observations.values()])
+            record.add(self.sampling_run, turn, *self.clock.step, [*observations.values()])
             if self._sampling is not None and record not in self._sampling.records:
                 self._sampling.records.append(record)
 

@@ -153,18 +153,21 @@ class RelevanceRecord(RecordedMaps):
     def __deepcopy__(self, memo: dict) -> RelevanceRecord:
         return self  # all clones of a model share its record, and the host copies their options
 
-    def add(self, run: RunId, step: Tensor, steps: int, observations: Sequence[Observation]) -> None:
+    def add(self, run: RunId, turn: object, step: Tensor, steps: int, observations: Sequence[Observation]) -> None:
         """Add what all sites measured in one UNet call of a run.
 
+        turn: see `Sums.add`.
         step: index of the step, an integer tensor [1].
         steps: number of steps.
 
         Several threads may call it, each with its own device. The maps stay on the device of the first call.
         """
         with self._lock:
-            self._add_call(run, step, steps, observations)
+            self._add_call(run, turn, step, steps, observations)
 
-    def _add_call(self, run: RunId, step: Tensor, steps: int, observations: Sequence[Observation]) -> None:
+    def _add_call(
+        self, run: RunId, turn: object, step: Tensor, steps: int, observations: Sequence[Observation]
+    ) -> None:
         if run.key is not self._run.key or run.pictures != self._run.pictures or len(self._calls) not in (0, steps):
             self.begin(run)
         if len(self._calls) == 0:
@@ -183,11 +186,11 @@ class RelevanceRecord(RecordedMaps):
             gates = [each.gate for each in group if each.gate is not None]
             if shares:
                 stacked = self._stacked(shares, group[0])  # [S, M, C, P, h, w]
-                self._add(self._shares, phase, stacked, group[0])
+                self._add(self._shares, turn, phase, stacked, group[0])
                 if group[0].acting > 1:
                     self._add_confusion(now, stacked, group[0])
             if gates:
-                self._add(self._gates, phase, self._stacked(gates, group[0]), group[0])
+                self._add(self._gates, turn, phase, self._stacked(gates, group[0]), group[0])
 
     def begin(self, run: RunId, cropped: bool = False, fixed_places: bool = False) -> None:
         """Start a run: the maps of the run before are dropped. The first `add` of an unknown run calls this."""
@@ -244,11 +247,13 @@ class RelevanceRecord(RecordedMaps):
         count = len(where.pictures) if isinstance(where.pictures, list) else self._run.pictures
         return torch.stack(values).to(self._calls).unflatten(-3, (-1, count))
 
-    def _add(self, to: dict[tuple[int, int], Sums], phase: Tensor, values: Tensor, where: Observation) -> None:
+    def _add(
+        self, to: dict[tuple[int, int], Sums], turn: object, phase: Tensor, values: Tensor, where: Observation
+    ) -> None:
         """Add values [S, *, C, P, h, w] of S sites to the sums of their canvas."""
         if where.canvas not in to:
             to[where.canvas] = Sums((*values.shape[1:-4], self._run.pictures, *where.canvas), values.device)
-        to[where.canvas].add(phase, values, where)
+        to[where.canvas].add(turn, phase, values, where)
 
     def _add_confusion(self, now: Tensor, shares: Tensor, where: Observation) -> None:
         """Add the confusion of one step.

@@ -234,7 +234,7 @@ def test_resolutions_are_averaged_where_they_saw_something() -> None:
     coarse = torch.tensor([0.8, 0.2]).view(2, 1, 1, 1)
     fine = torch.tensor([0.4, 0.6]).view(2, 1, 1, 1).expand(2, 1, 2, 1)
     seen = [Observation(coarse, None, (1, 1), (0, 0), 2), Observation(fine, None, (2, 2), (0, 0), 2)]
-    record.add(RunId(record, 1), first, 1, seen)
+    record.add(RunId(record, 1), 1, first, 1, seen)
     left, right = [0.6, 0.6], [0.8, 0.8]
     torch.testing.assert_close(record.shares()[0, 0].T, torch.tensor([left, right]))
     whole(record.shares())
@@ -284,11 +284,8 @@ def test_context_windows(schedule: str, length: int) -> None:
     (latent, record), (other, sliced) = sampled(False), sampled(True)
     assert apart(other, latent) < 1e-5
     whole(sliced.shares())
-    if schedule == "standard_static":
-        torch.testing.assert_close(sliced.shares(), record.shares(), rtol=1e-3, atol=1e-4)
-    # Windows that move show a picture twice in some steps, which then count for more of its maps: they stay its own.
-    each, known = (maps.shares().transpose(0, 1).flatten(1) for maps in (sliced, record))
-    assert torch.cdist(each, known).argmin(1).tolist() == [0, 1, 2, 3, 4, 5]
+    # Windows that move show a picture twice in some steps, which then count for no more of its maps.
+    torch.testing.assert_close(sliced.shares(), record.shares(), rtol=1e-3, atol=1e-4)
 
     frozen = freeze(record, latent)
     (latent, _), (other, _) = (sampled(sliced, frozen=frozen) for sliced in (False, True))
