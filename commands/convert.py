@@ -20,7 +20,7 @@ from ..common.atomic_io import atomic_file
 from ..common.console import complain, say
 from ..weights.adapter import check_finite
 from ..weights.files import read_tensors
-from ..weights.spec import AdapterSpec, detect
+from ..weights.spec import AdapterSpec, read_spec
 
 
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str] | None = None, force: bool = False) -> Path:
@@ -47,7 +47,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
         raise ValueError(f"“{source.name}” cannot be converted onto itself: choose another --output.")
     if target.exists() and not force:
         raise _taken(target)
-    spec = detect(tensors, source.name)
+    spec = read_spec(tensors, source.name)
     check_finite(tensors, source.name)
     _write(source, target, tensors, metadata(spec, source), force)
     return target
@@ -117,7 +117,7 @@ def main(argv: list[str]) -> int:
     for file in options.files:
         try:
             target = convert(file, options.output, options.force)
-            say(f"{file} -> {target} ({detect(read_tensors(target)[0], target.name)})")
+            say(f"{file} -> {target} ({read_spec(read_tensors(target)[0], target.name)})")
         except ValueError as error:
             complain(f"{file}: {error}")
             failed = 1

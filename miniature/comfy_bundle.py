@@ -19,7 +19,7 @@ from comfy.model_patcher import ModelPatcher
 from ..common.bundled import MINIATURE, cure
 from . import config
 
-PARTS = ("unet", "clip", "vae", "clip_vision")  # a .safetensors file each
+MODELS = ("unet", "clip", "vae", "clip_vision")  # a .safetensors file each
 
 Bundle = tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE, ClipVisionModel]
 
@@ -33,7 +33,7 @@ def load(folder: Path = MINIATURE) -> Bundle:
 
 
 def _weights(folder: Path, part: str, module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of one file, with the keys and shapes of the module. part: one of PARTS."""
+    """The tensors of one file, with the keys and shapes of the module. part: one of MODELS."""
     file = folder / f"{part}.safetensors"
     try:
         tensors = comfy.utils.load_torch_file(str(file), safe_load=True)

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..patching.siglip import siglip
 from ..weights.adapter import load_adapter
-from ..weights.comfy_files import adapter_names, adapter_path, cure, fingerprint
+from ..weights.comfy_files import adapter_names, adapter_path, cure, file_version
 from ..weights.families import BY_NAME, FACE_PLUS, FacePlus
 from ..weights.files import read_tensors
 from .types import CATEGORY, MIPAdapter, searched_as
@@ -53,7 +53,7 @@ class MIPAdapterLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, adapter_name: str | None, face_plus: FacePlus = BY_NAME):
-        return fingerprint_of(lambda name: fingerprint(adapter_path(name)), adapter_name)
+        return fingerprint_of(lambda name: file_version(adapter_path(name)), adapter_name)
 
     @classmethod
     def validate_inputs(cls, adapter_name: str | None = None) -> bool | str:
@@ -94,7 +94,7 @@ class MIPSigLIPLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, clip_name: str | None):
-        return fingerprint_of(lambda name: fingerprint(_encoder_path(name)), clip_name)
+        return fingerprint_of(lambda name: file_version(_encoder_path(name)), clip_name)
 
     @classmethod
     def validate_inputs(cls, clip_name: str | None = None) -> bool | str:

@@ -11,7 +11,7 @@ from ..evaluation.detection.detect import THRESHOLD, detect, detection_report, d
 from ..evaluation.detection.folder_detector import load_detector
 from ..miniature.pixel_detector import NAME, PixelDetector
 from ..relevance.maps import objects_named
-from ..weights.comfy_files import DETECTORS, folder_fingerprint, model_folder, model_folders
+from ..weights.comfy_files import DETECTORS_FOLDER, folder_version, model_folder, model_folders
 from .progress import ticking
 from .types import SCORES, MIPDetections, MIPDetector, MIPReferences, searched_as
 from .validation import fingerprint_of, valid_or_message
@@ -35,7 +35,7 @@ class MIPDetectorLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "detector_name",
-                    options=[NAME, *model_folders(DETECTORS)],
+                    options=[NAME, *model_folders(DETECTORS_FOLDER)],
                     default=NAME,
                     tooltip="A folder in models/grounding-dino with config.json, the processor's files and "
                     ".safetensors weights; or the miniature world's detector, for pictures of the miniature only.",
@@ -48,17 +48,17 @@ class MIPDetectorLoader(io.ComfyNode):
     def fingerprint_inputs(cls, detector_name: str | None):
         if detector_name in (None, NAME):
             return detector_name
-        return fingerprint_of(lambda name: folder_fingerprint(model_folder(DETECTORS, name)), detector_name)
+        return fingerprint_of(lambda name: folder_version(model_folder(DETECTORS_FOLDER, name)), detector_name)
 
     @classmethod
     def validate_inputs(cls, detector_name: str | None = None) -> bool | str:
-        return detector_name == NAME or valid_or_message(model_folder, DETECTORS, detector_name)
+        return detector_name == NAME or valid_or_message(model_folder, DETECTORS_FOLDER, detector_name)
 
     @classmethod
     def execute(cls, detector_name: str) -> io.NodeOutput:
         if detector_name == NAME:
             return io.NodeOutput(PixelDetector())
-        return io.NodeOutput(load_detector(model_folder(DETECTORS, detector_name), managed))
+        return io.NodeOutput(load_detector(model_folder(DETECTORS_FOLDER, detector_name), managed))
 
 
 class MIPDetectObjects(io.ComfyNode):

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..evaluation.comfy_models import managed
 from ..evaluation.encoders.comfy_encoder import host_encoder
 from ..evaluation.encoders.encoder import load_encoder
-from ..weights.comfy_files import ENCODERS, folder_fingerprint, model_folder, model_folders
+from ..weights.comfy_files import ENCODERS_FOLDER, folder_version, model_folder, model_folders
 from .types import SCORES, MIPEncoder, searched_as
 from .validation import fingerprint_of, valid_or_message
 
@@ -23,7 +23,7 @@ class MIPEncoderLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "encoder_name",
-                    options=model_folders(ENCODERS),
+                    options=model_folders(ENCODERS_FOLDER),
                     tooltip="A folder in models/mip_encoders with config.json, preprocessor_config.json and "
                     ".safetensors weights. The papers' CLIP-T and CLIP-I use CLIP ViT-B/32, their DINO is ViT-S/16.",
                 )
@@ -33,15 +33,15 @@ class MIPEncoderLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, encoder_name: str | None):
-        return fingerprint_of(lambda name: folder_fingerprint(model_folder(ENCODERS, name)), encoder_name)
+        return fingerprint_of(lambda name: folder_version(model_folder(ENCODERS_FOLDER, name)), encoder_name)
 
     @classmethod
     def validate_inputs(cls, encoder_name: str | None = None) -> bool | str:
-        return valid_or_message(model_folder, ENCODERS, encoder_name)
+        return valid_or_message(model_folder, ENCODERS_FOLDER, encoder_name)
 
     @classmethod
     def execute(cls, encoder_name: str) -> io.NodeOutput:
-        return io.NodeOutput(load_encoder(model_folder(ENCODERS, encoder_name), managed))
+        return io.NodeOutput(load_encoder(model_folder(ENCODERS_FOLDER, encoder_name), managed))
 
 
 class MIPEncoderFromModels(io.ComfyNode):

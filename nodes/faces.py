@@ -6,7 +6,7 @@ from ..attention.face import MAX_STRUCTURE
 from ..attention.reference import MAX_WEIGHT, check_chain, make_reference, of_a_face
 from ..evaluation.faces.analyser import load_analyser
 from ..evaluation.faces.find import LARGEST, find_faces
-from ..weights.comfy_files import analyser_folder, analyser_folders, folder_fingerprint
+from ..weights.comfy_files import analyser_folder, analyser_folders, folder_version
 from .types import ADVANCED, ANALYSERS, CATEGORY, MIPAdapter, MIPFaceAnalyser, MIPReferences, percents, searched_as
 from .validation import fingerprint_of, valid_or_message
 
@@ -41,7 +41,7 @@ class MIPFaceAnalyserLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, analyser_name: str | None):
-        return fingerprint_of(lambda name: folder_fingerprint(analyser_folder(name)), analyser_name)
+        return fingerprint_of(lambda name: folder_version(analyser_folder(name)), analyser_name)
 
     @classmethod
     def validate_inputs(cls, analyser_name: str | None = None) -> bool | str:

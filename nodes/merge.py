@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..attention.options import GATES, MEASURES, NORMALIZATIONS, STRATEGIES, FusionHead, Measure, Merge
 from ..weights.adapter import load_head
-from ..weights.comfy_files import adapter_names, adapter_path, fingerprint
+from ..weights.comfy_files import adapter_names, adapter_path, file_version
 from .types import ADVANCED, CATEGORY, MIPAdapter, MIPFusionHeadOptions, MIPMergeOptions, searched_as
 from .validation import fingerprint_of, valid_or_message
 
@@ -118,7 +118,7 @@ class MIPFusionHead(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, gate, strength, head_name=FROM_ADAPTER, adapter=None):
         own = head_name in (None, FROM_ADAPTER)  # None: linked
-        return gate, strength, None if own else fingerprint_of(lambda name: fingerprint(adapter_path(name)), head_name)
+        return gate, strength, None if own else fingerprint_of(lambda name: file_version(adapter_path(name)), head_name)
 
     @classmethod
     def validate_inputs(cls, head_name=FROM_ADAPTER) -> bool | str:

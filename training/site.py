@@ -1,7 +1,9 @@
 """One cross-attention site in training: the equations of `attention/` where every row has objects of its own.
 
 The functions of `attention/` take objects that all rows share, and a dimension of heads. Here the rows are folded into
-that dimension as B·h "heads", so that the maths exists only once. Relevance is detached, as in the paper.
+that dimension as B·h "heads", so that projection, attention, shares and gate exist only once. Where the gate acts is
+written here again: sampling adds in place to what other packs may have changed, and training needs gradients. Relevance
+is detached, as in the paper.
 """
 
 from __future__ import annotations
@@ -99,8 +101,7 @@ def merge_site(
     root = (q.shape[-1] // heads) ** -0.5
     queries = _fold(q, heads).transpose(1, 2)  # [B·h, d, N]
     tokens = objects.tokens.flatten(1, 2).to(q.dtype)  # [B, M·T, X]
-    keys = _fold(F.linear(tokens, weights.to_k.to(q.dtype)), heads) * root
-    values = _fold(F.linear(tokens, weights.to_v.to(q.dtype)), heads)
+    keys, values = (_fold(each, heads) for each in weights.on(q.device, q.dtype).keys_values(tokens, heads))
     share = scale * _shares(queries.detach(), objects, heads, root, to_k, merge)  # [M, B, N or 1]
     if gate != "off" and weights.head is not None:
         gates = fusion_gate(text, weights.head.to(text.dtype))  # [B, N]
@@ -108,7 +109,7 @@ def merge_site(
             share = share * gates
         else:
             text = text * gates.unsqueeze(-1).to(text.dtype)
-    attention = object_attention(queries, keys, count).unflatten(0, (-1, heads))  # [B, h, M, T, N]
+    attention = object_attention(queries, keys * root, count).unflatten(0, (-1, heads))  # [B, h, M, T, N]
     attention = attention * share.transpose(0, 1)[:, None, :, None].to(attention.dtype)
     merged = attention.flatten(0, 1).flatten(1, 2).transpose(1, 2) @ values  # [B·h, N, d]
     return text + merged.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)

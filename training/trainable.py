@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..common.rng import generator
-from ..weights.adapter import Adapter, SiteWeights, build_adapter
+from ..weights.adapter import Adapter, build_adapter, site_weights
 from ..weights.sites import Site, SiteKey
-from ..weights.spec import BIASES, HEAD_KEY, PARTS
+from ..weights.spec import BIAS_KEYS, HEAD_KEY, WEIGHT_KEYS
 from .config import TrainConfig
 
 Fresh = Literal["base", "faceid"]  # families of new adapters
@@ -31,23 +31,19 @@ def flat_tensors(adapter: Adapter) -> dict[str, Tensor]:
     flat = {f"image_proj.{key}": tensor for key, tensor in adapter.image_proj.items()}
     for number, site in adapter.sites.items():
         head = None if site.head is None else site.head.unsqueeze(0)
-        tensors = zip((*PARTS, *BIASES), (site.to_k, site.to_v, head, site.k_bias, site.v_bias), strict=True)
+        tensors = zip((*WEIGHT_KEYS, *BIAS_KEYS), (site.to_k, site.to_v, head, site.k_bias, site.v_bias), strict=True)
         flat |= {f"ip_adapter.{number}.{part}": tensor for part, tensor in tensors if tensor is not None}
     return flat | {f"ip_adapter.{key}": tensor for key, tensor in adapter.lora.items()}
 
 
 def with_tensors(adapter: Adapter, flat: Mapping[str, Tensor]) -> Adapter:
     """The adapter with other tensors. Their gradients stay connected."""
-    sites = {}
-    for number, site in adapter.sites.items():
-        to_k, to_v, head, k_bias, v_bias = (flat.get(f"ip_adapter.{number}.{part}") for part in (*PARTS, *BIASES))
-        assert to_k is not None and to_v is not None
-        sites[number] = SiteWeights(to_k, to_v, None if head is None else head[0], k_bias, v_bias, site.norm)
+    sites = site_weights(flat, adapter.sites, adapter.spec)
     projection = {key: flat[f"image_proj.{key}"] for key in adapter.image_proj}
     lora = {key: flat[f"ip_adapter.{key}"] for key in adapter.lora}
     has_head = any(site.head is not None for site in sites.values())
     spec = adapter.spec if adapter.spec.has_head == has_head else replace(adapter.spec, has_head=has_head)
-    tables = MappingProxyType(projection), MappingProxyType(sites), MappingProxyType(lora)
+    tables = MappingProxyType(projection), sites, MappingProxyType(lora)
     return Adapter(adapter.name, spec, *tables)
 
 
@@ -153,6 +149,6 @@ def init_adapter(
     flat |= {"image_proj.norm.weight": torch.ones(context), "image_proj.norm.bias": torch.zeros(context)}
     for site in sites:
         attention = attentions[site.key]
-        for part, module in zip(PARTS, (attention.to_k, attention.to_v), strict=False):
+        for part, module in zip(WEIGHT_KEYS, (attention.to_k, attention.to_v), strict=False):
             flat[f"ip_adapter.{site.number}.{part}"] = module.weight.detach().to("cpu", torch.float32, copy=True)
     return build_adapter(flat, "a fresh adapter")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.text import some
-from .families import BY_NAME, NORMS, FacePlus
+from .families import BY_NAME, NORM_EPS, FacePlus
 from .files import read_tensors
 from .foreign import reject_foreign
-from .spec import BIASES, HEAD_KEY, PARTS, AdapterSpec, detect, site_numbers
+from .spec import BIAS_KEYS, HEAD_KEY, WEIGHT_KEYS, AdapterSpec, read_spec, site_numbers
 
 
 class SiteWeights(NamedTuple):
@@ -26,7 +26,7 @@ class SiteWeights(NamedTuple):
     to_k, to_v: [C, X].
     head: [C], the fusion head's row w, or None.
     k_bias, v_bias: [C], or None.
-    norm: the epsilon of a root-mean-square norm of each head's keys and values; None without one.
+    norm_eps: the epsilon of a root-mean-square norm of each head's keys and values; None without one.
     """
 
     to_k: Tensor
@@ -34,26 +34,26 @@ class SiteWeights(NamedTuple):
     head: Tensor | None
     k_bias: Tensor | None = None
     v_bias: Tensor | None = None
-    norm: float | None = None
+    norm_eps: float | None = None
 
-    def on(self, device: torch.device) -> SiteWeights:
-        """The weights on a device, in float32. The head is left out."""
+    def on(self, device: torch.device, dtype: torch.dtype = torch.float32) -> SiteWeights:
+        """What `keys_values` needs, on a device. The head is left out: a plan or a training may have another one."""
         weights = {"to_k": self.to_k, "to_v": self.to_v, "k_bias": self.k_bias, "v_bias": self.v_bias}
-        moved = {name: each.to(device, torch.float32) for name, each in weights.items() if each is not None}
+        moved = {name: each.to(device, dtype) for name, each in weights.items() if each is not None}
         return self._replace(head=None, **moved)
 
     def keys_values(self, tokens: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [L, C] of image tokens [L, X]."""
+        """Keys and values [..., L, C] of image tokens [..., L, X]."""
         return (
             self._normed(F.linear(tokens, self.to_k, self.k_bias), heads),
             self._normed(F.linear(tokens, self.to_v, self.v_bias), heads),
         )
 
     def _normed(self, flat: Tensor, heads: int) -> Tensor:
-        if self.norm is None:
+        if self.norm_eps is None:
             return flat
         per_head = flat.unflatten(-1, (heads, -1))
-        return F.rms_norm(per_head, per_head.shape[-1:], eps=self.norm).flatten(-2)
+        return F.rms_norm(per_head, per_head.shape[-1:], eps=self.norm_eps).flatten(-2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,18 +97,24 @@ def build_adapter(tensors: Mapping[str, Tensor], name: str, face_plus: FacePlus 
 
     Raises ValueError if they are not a valid adapter.
     """
-    spec = detect(tensors, name, face_plus)
+    spec = read_spec(tensors, name, face_plus)
     check_finite(tensors, name)
-    sites = {}
-    for number, _ in spec.sites:
-        to_k, to_v, head = (tensors.get(f"ip_adapter.{number}.{part}") for part in PARTS)
-        assert to_k is not None and to_v is not None  # detect checks this
-        k_bias, v_bias = (tensors.get(f"ip_adapter.{number}.{part}") for part in BIASES)
-        row = None if head is None else head[0]
-        sites[number] = SiteWeights(to_k, to_v, row, k_bias, v_bias, NORMS.get(spec.family))
+    sites = site_weights(tensors, (number for number, _ in spec.sites), spec)
     projection = {k.removeprefix("image_proj."): t for k, t in tensors.items() if k.startswith("image_proj.")}
     lora = {k.removeprefix("ip_adapter."): t for k, t in tensors.items() if "_lora." in k}
-    return Adapter(name, spec, MappingProxyType(projection), MappingProxyType(sites), MappingProxyType(lora))
+    return Adapter(name, spec, MappingProxyType(projection), sites, MappingProxyType(lora))
+
+
+def site_weights(tensors: Mapping[str, Tensor], numbers: Iterable[int], spec: AdapterSpec) -> Mapping[int, SiteWeights]:
+    """The weights at the sites with these numbers, from tensors by flat key. to_k_ip and to_v_ip must be there."""
+    sites = {}
+    for number in numbers:
+        keys = (f"ip_adapter.{number}.{key}" for key in (*WEIGHT_KEYS, *BIAS_KEYS))
+        to_k, to_v, head, k_bias, v_bias = map(tensors.get, keys)
+        assert to_k is not None and to_v is not None
+        row = None if head is None else head[0]
+        sites[number] = SiteWeights(to_k, to_v, row, k_bias, v_bias, NORM_EPS.get(spec.family))
+    return MappingProxyType(sites)
 
 
 def load_head(path: str | os.PathLike[str], name: str | None = None) -> Mapping[int, Tensor]:
@@ -120,7 +126,7 @@ def load_head(path: str | os.PathLike[str], name: str | None = None) -> Mapping[
     tensors, _ = read_tensors(path)
     rows = {k.removeprefix("ip_adapter."): t for k, t in tensors.items() if k.endswith(HEAD_KEY)}
     if len(rows) < len(tensors):  # more than a head: it must be a valid adapter
-        spec = detect(tensors, name)
+        spec = read_spec(tensors, name)
         if not spec.has_head:
             raise ValueError(
                 f"“{name}” has no fusion head (no text_to_weight keys): it is an {spec}. Choose a "

@@ -23,13 +23,13 @@ FORMER = {
     "miniature_plus.safetensors": "miniature_mip_plus.safetensors",
 }
 EXTENSIONS = {".safetensors", ".bin", ".pt", ".pth"}
-ENCODERS, DETECTORS = "mip_encoders", "grounding-dino"
-ANALYSERS = Path("insightface", "models")  # where InsightFace itself and other packs keep its model packs
+ENCODERS_FOLDER, DETECTORS_FOLDER = "mip_encoders", "grounding-dino"
+ANALYSERS_FOLDER = Path("insightface", "models")  # where InsightFace itself and other packs keep its model packs
 
 
 def register_folders() -> None:
     """Register our folders with the host. What other packs or the user's config registered stays."""
-    for key in (*FOLDERS, ENCODERS, DETECTORS):
+    for key in (*FOLDERS, ENCODERS_FOLDER, DETECTORS_FOLDER):
         paths, extensions = folder_paths.folder_names_and_paths.get(key, ([], set()))
         default = os.path.join(folder_paths.models_dir, key)
         ours = [default, str(output_folder()), MINIATURE] if key == "mip_adapter" else [default]
@@ -112,13 +112,13 @@ def model_folder(key: str, name: str) -> Path:
 
 def analyser_folders() -> list[str]:
     """Folders to choose from in models/insightface/models: those with .onnx files."""
-    base = Path(folder_paths.models_dir, ANALYSERS)
+    base = Path(folder_paths.models_dir, ANALYSERS_FOLDER)
     return sorted(file.name for file in base.glob("*") if any(file.glob("*.onnx")))
 
 
 def analyser_folder(name: str) -> Path:
     """The folder of a name in `analyser_folders`. Raises ValueError if there is none."""
-    base = Path(folder_paths.models_dir, ANALYSERS)
+    base = Path(folder_paths.models_dir, ANALYSERS_FOLDER)
     if not name:
         raise ValueError(
             f"No face analyser is chosen. Unpack a model pack of InsightFace, such as buffalo_l, into a folder of its "
@@ -141,12 +141,12 @@ def _inside(folder: str | Path, name: str) -> Path:
     return path
 
 
-def folder_fingerprint(path: Path) -> tuple[tuple[str, int, int], ...]:
+def folder_version(path: Path) -> tuple[tuple[str, int, int], ...]:
     """A value that changes whenever a file of the folder does."""
-    return tuple(fingerprint(file) for file in sorted(path.iterdir()) if file.is_file())
+    return tuple(file_version(file) for file in sorted(path.iterdir()) if file.is_file())
 
 
-def fingerprint(path: Path) -> tuple[str, int, int]:
+def file_version(path: Path) -> tuple[str, int, int]:
     """A value that changes whenever the file does."""
     stat = path.stat()
     return str(path), stat.st_mtime_ns, stat.st_size

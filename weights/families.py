@@ -36,7 +36,7 @@ FacePlus = Literal["by the file's name", "plus", "plus v2"]
 BY_NAME, *_ = FACE_PLUS = get_args(FacePlus)
 
 JOINT = ("xlabs", "instantx")  # families for models in which text and picture attend together
-NORMS = {"instantx": 1e-5}  # epsilon of the norm of keys and values
+NORM_EPS = {"instantx": 1e-5}  # epsilon of the norm of keys and values
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -46,7 +46,7 @@ class Dims(NamedTuple):
 
     context: int  # X
     tokens: int | None  # T; None: one per token of the encoder
-    encoder: int  # E; of the face embedding where the projection reads nothing else
+    features: int  # E, of the encoder's output; of the face embedding where the projection reads nothing else
     face: int | None = None  # F, of the face embedding; None: the projection reads none
 
 
@@ -140,7 +140,7 @@ def _plus(projection: Mapping[str, Tensor]) -> tuple[Dims, Shapes]:
 
 def _unnorm(projection: Mapping[str, Tensor]) -> tuple[Dims, Shapes]:
     dims, shapes = _plus(projection)
-    return dims._replace(face=dims.encoder), shapes
+    return dims._replace(face=dims.features), shapes
 
 
 def _mlp(projection: Mapping[str, Tensor]) -> tuple[Dims, Shapes]:
@@ -162,7 +162,7 @@ def _face_plus(projection: Mapping[str, Tensor]) -> tuple[Dims, Shapes]:
     perceiver = below(projection, PERCEIVER)
     embed = _size(perceiver, "proj_in.weight", 1, 2)
     resampler = _resampler(perceiver, dims.context, embed, dims.context)
-    return dims._replace(encoder=embed), shapes | {f"{PERCEIVER}{key}": shape for key, shape in resampler.items()}
+    return dims._replace(features=embed), shapes | {f"{PERCEIVER}{key}": shape for key, shape in resampler.items()}
 
 
 def _resampler(projection: Mapping[str, Tensor], dim: int, embed: int, context: int) -> Shapes:

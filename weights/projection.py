@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .adapter import Adapter
 from .families import DIM_HEAD, PERCEIVER, below, depth
-from .spec import ENCODERS
+from .spec import ENCODER_NAMES
 
 
 class _Weights:
@@ -104,7 +104,7 @@ def _check_encoder(adapter: Adapter, embeds: Tensor) -> None:
             "Connect the encoder's output of that name."
         )
     if embeds.shape[-1] != need.width:
-        got = ENCODERS.get((need.output, embeds.shape[-1]))
+        got = ENCODER_NAMES.get((need.output, embeds.shape[-1]))
         raise ValueError(
             f"“{adapter.name}” needs {need.name} ({need.output} {need.width} wide), got an image encoder "
             f"with {embeds.shape[-1]}{f' ({got})' if got else ''}. Load the encoder that it was trained with."

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from torch import Tensor
@@ -108,16 +109,11 @@ def unet_sites(unet: Any) -> tuple[Site, ...]:
     """
     if not hasattr(unet, "input_blocks") or not hasattr(unet, "output_blocks"):
         raise ValueError(_no_cross_attention(unet))
-    sites = []
-    number = 0
-    for key, block in _transformer_blocks(unet):
-        for attention in ("attn1", "attn2"):
-            module = getattr(block, attention, None)
-            if module is None:
-                continue
-            if attention == "attn2":
-                sites.append(_site(key, number, module))
-            number += 1
+    sites = [
+        Site(key, number, _rows(module.to_q), module.heads, _columns(module.to_k))
+        for number, key, name, module in _attentions(unet)
+        if name == "attn2"
+    ]
     if not sites:
         raise ValueError(_no_cross_attention(unet))
     return tuple(sites)
@@ -125,7 +121,7 @@ def unet_sites(unet: Any) -> tuple[Site, ...]:
 
 def cross_attentions(unet: Any) -> dict[SiteKey, Any]:
     """The attn2 module of every site, with to_q, to_k, to_v and to_out."""
-    return {key: block.attn2 for key, block in _transformer_blocks(unet) if getattr(block, "attn2", None) is not None}
+    return {key: module for _, key, name, module in _attentions(unet) if name == "attn2"}
 
 
 def attention_weights(unet: Any) -> dict[str, str]:
@@ -134,17 +130,21 @@ def attention_weights(unet: Any) -> dict[str, str]:
     See `unet_sites` for the numbers; self-attentions have the even ones.
     """
     names = {module: name for name, module in unet.named_modules()}
-    found: dict[str, str] = {}
-    number = 0
-    for _, block in _transformer_blocks(unet):
-        for attention in ("attn1", "attn2"):
-            module = getattr(block, attention, None)
-            if module is None:
-                continue
-            parts = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
-            found |= {f"{number}.{part}": f"{names[module]}.{below}.weight" for part, below in parts.items()}
-            number += 1
-    return found
+    parts = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
+    return {
+        f"{number}.{part}": f"{names[module]}.{below}.weight"
+        for number, _, _, module in _attentions(unet)
+        for part, below in parts.items()
+    }
+
+
+def _attentions(unet: Any) -> Iterator[tuple[int, SiteKey, str, Any]]:
+    """All attentions as (number, key of the block, “attn1” or “attn2”, module), in the order of their numbers."""
+    number = count()
+    for key, block in _transformer_blocks(unet):
+        for name in ("attn1", "attn2"):
+            if (module := getattr(block, name, None)) is not None:
+                yield next(number), key, name, module
 
 
 def _transformer_blocks(unet: Any) -> Iterator[tuple[SiteKey, Any]]:
@@ -159,10 +159,6 @@ def _transformer_blocks(unet: Any) -> Iterator[tuple[SiteKey, Any]]:
             inside = (block for layer in layers for block in getattr(layer, "transformer_blocks", ()))
             for index, block in enumerate(inside):
                 yield (place, position, index), block
-
-
-def _site(key: SiteKey, number: int, attn2: Any) -> Site:
-    return Site(key, number, _rows(attn2.to_q), attn2.heads, _columns(attn2.to_k))
 
 
 def _rows(linear: Any) -> int:

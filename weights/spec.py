@@ -30,7 +30,7 @@ SAID: Mapping[Output, str] = {
     "penultimate_hidden_states": "hidden states",
     "pooled": "pooled embeddings",
 }
-ENCODERS = {
+ENCODER_NAMES = {
     ("image_embeds", 1280): "CLIP ViT-bigG/14",
     ("image_embeds", 1024): "CLIP ViT-H/14",
     ("image_embeds", 768): "CLIP ViT-L/14",
@@ -48,8 +48,8 @@ ARCHITECTURES = {
 }
 # What a site's keys end with.
 HEAD_KEY = "text_to_weight.weight"
-PARTS = ("to_k_ip.weight", "to_v_ip.weight", HEAD_KEY)
-BIASES = ("to_k_ip.bias", "to_v_ip.bias")
+WEIGHT_KEYS = ("to_k_ip.weight", "to_v_ip.weight", HEAD_KEY)
+BIAS_KEYS = ("to_k_ip.bias", "to_v_ip.bias")
 LORA_PARTS = ("to_q", "to_k", "to_v", "to_out")
 _KEY = re.compile(r"(0|[1-9]\d{0,4})\.(to_k_ip|to_v_ip|text_to_weight)\.weight")
 
@@ -77,7 +77,7 @@ def encoder_need(output: Output, width: int) -> EncoderNeed:
     """The encoder need, with the encoder's name derived from the output and its width."""
     if output == "face_embeds":
         return EncoderNeed(FACE_ANALYSER, output, width)
-    name = ENCODERS.get((output, width), f"an image encoder with {width}-wide {SAID[output]}")
+    name = ENCODER_NAMES.get((output, width), f"an image encoder with {width}-wide {SAID[output]}")
     return EncoderNeed(name, output, width)
 
 
@@ -140,7 +140,7 @@ def architecture(context_dim: int, sites: Iterable[tuple[int, int]]) -> str:
     return "custom"
 
 
-def detect(tensors: Mapping[str, Tensor], name: str = "this file", face_plus: FacePlus = BY_NAME) -> AdapterSpec:
+def read_spec(tensors: Mapping[str, Tensor], name: str = "this file", face_plus: FacePlus = BY_NAME) -> AdapterSpec:
     """The spec of an adapter.
 
     tensors: by flat key, from `read_tensors`.
@@ -152,7 +152,7 @@ def detect(tensors: Mapping[str, Tensor], name: str = "this file", face_plus: Fa
     reject_foreign(tensors, name)
     projection = {k.removeprefix("image_proj."): t for k, t in tensors.items() if k.startswith("image_proj.")}
     at_sites = {k.removeprefix("ip_adapter."): t for k, t in tensors.items() if k.startswith("ip_adapter.")}
-    _check_layout(tensors, projection, at_sites, name)
+    _check_key_groups(tensors, projection, at_sites, name)
     family = family_of(projection, at_sites)
     if family is None:
         raise ValueError(
@@ -174,17 +174,18 @@ def detect(tensors: Mapping[str, Tensor], name: str = "this file", face_plus: Fa
         family=family,
         context_dim=dims.context,
         tokens=dims.tokens,
-        encoder=encoder_need(output, dims.encoder),
+        encoder=encoder_need(output, dims.features),
         has_head=any(key.endswith(HEAD_KEY) for key in at_sites),
-        sites=tuple((number, at_sites[f"{number}.{PARTS[0]}"].shape[0]) for number in numbers),
+        sites=tuple((number, at_sites[f"{number}.{WEIGHT_KEYS[0]}"].shape[0]) for number in numbers),
         face=dims.face,
         lora_rank=rank,
     )
 
 
-def _check_layout(
+def _check_key_groups(
     tensors: Mapping[str, Tensor], projection: Mapping[str, Tensor], at_sites: Mapping[str, Tensor], name: str
 ) -> None:
+    """Raises ValueError unless there are tensors of a projection and of sites, and no others."""
     choose = "Choose a MIP-Adapter or IP-Adapter file."
     if at_sites and all(key.endswith(HEAD_KEY) for key in at_sites) and not projection:
         raise ValueError(
@@ -239,14 +240,14 @@ def site_shapes(
     with_head = any(key.endswith(HEAD_KEY) for key in at_sites)
     shapes: dict[str, tuple[int, ...]] = {}
     for number in numbers:
-        keys, values, head = (f"{number}.{part}" for part in PARTS)
+        keys, values, head = (f"{number}.{part}" for part in WEIGHT_KEYS)
         leading = at_sites.get(keys, at_sites.get(values))
         width = leading.shape[0] if leading is not None and leading.ndim == 2 else 0
         shapes |= {keys: (width, context_dim), values: (width, context_dim)}
         if with_head:
             shapes[head] = (1, width)
         if family == "xlabs":
-            shapes |= {f"{number}.{part}": (width,) for part in BIASES}
+            shapes |= {f"{number}.{part}": (width,) for part in BIAS_KEYS}
     return shapes
 
 
@@ -279,7 +280,7 @@ def lora_shapes(
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for site in numbers:
-        leading = at_sites.get(f"{site}.{PARTS[0]}")
+        leading = at_sites.get(f"{site}.{WEIGHT_KEYS[0]}")
         width = leading.shape[0] if leading is not None and leading.ndim == 2 else 0
         for number, source in ((site - 1, width), (site, context_dim)):
             for part in LORA_PARTS:

@@ -33,7 +33,7 @@ from ...evaluation.encoders.encoder import load_encoder, need_words
 from ...evaluation.model_folder import identity, on
 from ...training.run_config import MINIATURE
 from ...weights.files import read_tensors
-from ...weights.spec import AdapterSpec, detect
+from ...weights.spec import AdapterSpec, read_spec
 from .options import parse, settings_of
 from .remarks import of_settings, of_texts
 from .settings import Settings, guard
@@ -154,7 +154,7 @@ def _remove_changed(parts: Parts, pairs: Sequence[Pair], output: Path, rank: int
 def _spec(adapter: str) -> AdapterSpec | None:
     """None for the miniature's, and for any file where the pictures are another method's."""
     try:
-        return None if adapter == MINIATURE else detect(read_tensors(adapter)[0])
+        return None if adapter == MINIATURE else read_spec(read_tensors(adapter)[0])
     except ValueError:
         return None
 

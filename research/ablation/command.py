@@ -160,10 +160,10 @@ class Run:
 
     def _check_plan(self) -> None:
         """Write plan.json. Raises ValueError if the folder's lines were made with other weights or settings."""
-        from ...miniature.comfy_bundle import PARTS
+        from ...miniature.comfy_bundle import MODELS
 
         now: dict[str, Any] = {name: getattr(self.given, name) for name in SETTINGS}
-        now |= {name: _sha256(self.given.miniature / f"{name}.safetensors") for name in PARTS}
+        now |= {name: _sha256(self.given.miniature / f"{name}.safetensors") for name in MODELS}
         for arm in self.arms:
             for seed in self._seeds(arm) if arm.adapter else ():
                 now[f"{arm.adapter}-{seed}"] = _sha256(trained.file(arm.adapter, seed, self.given.adapters))

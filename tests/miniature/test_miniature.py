@@ -103,7 +103,7 @@ def files(host, tmp_path):
     """A copy of the four files."""
     from mip_adapter.miniature import comfy_bundle
 
-    for part in comfy_bundle.PARTS:
+    for part in comfy_bundle.MODELS:
         shutil.copy(MINIATURE / f"{part}.safetensors", tmp_path)
     return tmp_path
 
@@ -124,7 +124,7 @@ def test_its_files_are_those_of_the_log(host):
     from mip_adapter.miniature import comfy_bundle
 
     log = json.loads((MINIATURE / "weights.json").read_text())
-    assert set(log) == {f"{part}.safetensors" for part in comfy_bundle.PARTS}
+    assert set(log) == {f"{part}.safetensors" for part in comfy_bundle.MODELS}
     for name, about in log.items():
         assert hashlib.sha256((MINIATURE / name).read_bytes()).hexdigest() == about["sha256"]
         assert about["step"] > 500 and about["seconds"] > 0

@@ -133,14 +133,14 @@ def test_folders_of_extra_model_paths_are_named(monkeypatch, tmp_path) -> None:
     from mip_adapter.weights import comfy_files
 
     comfy_files.register_folders()
-    for key in ("ipadapter", comfy_files.ENCODERS):
+    for key in ("ipadapter", comfy_files.ENCODERS_FOLDER):
         paths, extensions = folder_paths.folder_names_and_paths[key]
         elsewhere = str(tmp_path / key)
         monkeypatch.setitem(folder_paths.folder_names_and_paths, key, ([elsewhere, *paths], extensions))
     with pytest.raises(ValueError, match=f"not found in .*{tmp_path}/ipadapter"):
         comfy_files.adapter_path("missing.safetensors")
-    with pytest.raises(ValueError, match=f"not found in {tmp_path}/{comfy_files.ENCODERS} or "):
-        comfy_files.model_folder(comfy_files.ENCODERS, "missing")
+    with pytest.raises(ValueError, match=f"not found in {tmp_path}/{comfy_files.ENCODERS_FOLDER} or "):
+        comfy_files.model_folder(comfy_files.ENCODERS_FOLDER, "missing")
 
 
 def test_a_file_of_the_same_name_with_the_other_ending_is_found(monkeypatch, tmp_path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from mip_adapter.weights.adapter import load_adapter
-from mip_adapter.weights.spec import detect
+from mip_adapter.weights.spec import read_spec
 from safetensors.torch import save_file
 
 from ..support import weights_samples as samples
@@ -66,7 +66,7 @@ FOREIGN = {
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_it_is_named(kind):
     with pytest.raises(ValueError) as error:
-        detect(FOREIGN[kind], "chosen.safetensors")
+        read_spec(FOREIGN[kind], "chosen.safetensors")
     sentence = str(error.value)
     assert sentence.startswith("“chosen.safetensors” is ")
     assert kind.strip(" ") in sentence or kind.strip(" .") + "," in sentence
@@ -76,12 +76,12 @@ def test_it_is_named(kind):
 
 @pytest.mark.parametrize("name", [*FAMILIES, *SMALL])
 def test_no_adapter_is_taken_for_something_else(name):
-    detect(samples.flat({**FAMILIES, **SMALL}[name], meta))
+    read_spec(samples.flat({**FAMILIES, **SMALL}[name], meta))
 
 
 def test_an_unknown_file_shows_its_keys():
     with pytest.raises(ValueError, match=r"not an adapter: it holds some\.thing, other, expected image_proj"):
-        detect(keys("some.thing", "other"))
+        read_spec(keys("some.thing", "other"))
 
 
 def test_an_old_pickled_embedding_is_named(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mip_adapter.weights.adapter import build_adapter
 from mip_adapter.weights.sites import Site, check_head, check_sites, cross_attentions, model_sites, unet_sites
-from mip_adapter.weights.spec import architecture, detect
+from mip_adapter.weights.spec import architecture, read_spec
 
 from ..support import weights_samples as samples
 from ..support.weights_samples import FAMILIES, SD15_WIDTHS, SDXL_WIDTHS, SSD_1B_WIDTHS
@@ -125,7 +125,7 @@ def test_adapters_of_every_family_fill_every_site_once(kind, family, head):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_published_shapes_fit_their_unet_and_no_other(host, name):
-    spec = detect(samples.flat(FAMILIES[name], samples.meta))
+    spec = read_spec(samples.flat(FAMILIES[name], samples.meta))
     fits = {"SDXL": "SDXL", "SD1.5": "SD15"}[spec.architecture]
     for kind in CONFIGS:
         sites = unet_sites(build(kind)[1])
@@ -163,7 +163,7 @@ SDXL, SD15 = "MIP-Adapter model_sdxl", "ip-adapter_sd15"
 )  # fmt: skip
 def test_refusals_name_both(adapter, sites, expected):
     with pytest.raises(ValueError) as error:
-        check_sites(detect(samples.flat(FAMILIES[adapter], samples.meta)), adapter, sites)
+        check_sites(read_spec(samples.flat(FAMILIES[adapter], samples.meta)), adapter, sites)
     assert f"“{adapter}”" in str(error.value) and expected in str(error.value)
 
 

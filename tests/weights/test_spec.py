@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mip_adapter.weights.adapter import build_adapter, load_adapter
-from mip_adapter.weights.spec import detect
+from mip_adapter.weights.spec import read_spec
 
 from ..support import weights_samples as samples
 from ..support.weights_samples import FAMILIES, SMALL
@@ -39,7 +39,7 @@ EXPECTED = {  # family, architecture, tokens, encoder, its output, head
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_by_its_real_shapes(name):
-    spec = detect(samples.flat(FAMILIES[name], samples.meta), f"{name}.bin")
+    spec = read_spec(samples.flat(FAMILIES[name], samples.meta), f"{name}.bin")
     got = (spec.family, spec.architecture, spec.tokens, spec.encoder.name, spec.encoder.output, spec.has_head)
     assert got == EXPECTED[name]
     assert spec.context_dim == FAMILIES[name].context
@@ -63,11 +63,11 @@ FACE_FILES = {  # name: the version that it is taken for
 def test_the_two_versions_of_faceid_plus(name):
     """SD1.5's have the same tensors: the choice decides, and without one the name. SDXL has version 2 only."""
     tensors = samples.flat(FAMILIES["ip-adapter-faceid-plus_sd15"], samples.meta)
-    assert detect(tensors, name).family == FACE_FILES[name]
-    assert detect(tensors, name, "plus").family == "faceid-plus"
-    assert detect(tensors, name, "plus v2").family == "faceid-plusv2"
+    assert read_spec(tensors, name).family == FACE_FILES[name]
+    assert read_spec(tensors, name, "plus").family == "faceid-plus"
+    assert read_spec(tensors, name, "plus v2").family == "faceid-plusv2"
     sdxl = samples.flat(FAMILIES["ip-adapter-faceid-plusv2_sdxl"], samples.meta)
-    assert detect(sdxl, name).family == "faceid-plusv2"
+    assert read_spec(sdxl, name).family == "faceid-plusv2"
 
 
 def test_the_lora_covers_every_attention():
@@ -102,7 +102,7 @@ def test_a_file_of_real_shapes_loads(tmp_path, name):
 
 @pytest.mark.parametrize(("family", "width"), [("base", 768), ("base", 640), ("plus", 1664), ("plus", 1024)])
 def test_other_encoders_are_named_by_their_width(family, width):
-    need = detect(samples.flat(replace(SMALL[family], encoder=width), samples.meta)).encoder
+    need = read_spec(samples.flat(replace(SMALL[family], encoder=width), samples.meta)).encoder
     known = {("base", 768): "CLIP ViT-L/14", ("plus", 1664): "CLIP ViT-bigG/14", ("plus", 1024): "CLIP ViT-L/14"}
     assert need.name == known.get((family, width), "an image encoder with 640-wide image embeddings")
 
@@ -113,7 +113,7 @@ def test_a_missing_key_is_named(family, data):
     key = data.draw(st.sampled_from(sorted(tensors)))
     del tensors[key]
     with pytest.raises(ValueError) as error:
-        detect(tensors, "mine.bin")
+        read_spec(tensors, "mine.bin")
     assert "mine.bin" in str(error.value)
     leading = [f"image_proj.{key}.weight" for key in ("proj", "proj.2", "proj.3")] + ["image_proj.latents"]  # say it
     assert key in str(error.value) or key in leading
@@ -125,7 +125,7 @@ def test_an_unexpected_key_is_named(family, data):
     key = data.draw(st.sampled_from(["image_proj.extra.weight", "ip_adapter.1.to_q.weight", "ip_adapter.0.bias", "x"]))
     tensors[key] = samples.meta(2)
     with pytest.raises(ValueError, match=key.replace(".", r"\.")):
-        detect(tensors)
+        read_spec(tensors)
 
 
 @given(family=st.sampled_from(sorted(SMALL)), data=st.data())
@@ -134,9 +134,9 @@ def test_a_wrong_shape_is_named_or_changes_the_spec(family, data):
     key = data.draw(st.sampled_from(sorted(tensors)))
     shape = data.draw(st.lists(st.sampled_from([0, 1, 3, 7, 64]), min_size=0, max_size=4))
     tensors[key] = samples.meta(*shape)
-    before = detect(samples.flat(SMALL[family], samples.meta))
+    before = read_spec(samples.flat(SMALL[family], samples.meta))
     try:
-        assert detect(tensors) != before  # e.g. another number of queries
+        assert read_spec(tensors) != before  # e.g. another number of queries
     except ValueError as error:
         assert "expected" in str(error)
 
@@ -146,44 +146,44 @@ def test_a_site_lacks_a_part(lost):
     tensors = samples.flat(SMALL["base"], samples.meta)
     del tensors[f"ip_adapter.{lost}.weight"]
     with pytest.raises(ValueError, match=rf"missing ip_adapter\.{lost}\.weight"):
-        detect(tensors)
+        read_spec(tensors)
 
 
 def test_a_whole_site_is_missing():
     tensors = {k: t for k, t in samples.flat(SMALL["base"], samples.meta).items() if not k.startswith("ip_adapter.3.")}
     with pytest.raises(ValueError, match=r"missing ip_adapter\.3\.to_k_ip\.weight"):
-        detect(tensors)
+        read_spec(tensors)
 
 
 def test_keys_and_values_disagree():
     tensors = samples.flat(SMALL["base"], samples.meta)
     tensors["ip_adapter.1.to_v_ip.weight"] = samples.meta(8, 11)
     with pytest.raises(ValueError, match=r"ip_adapter\.1\.to_v_ip\.weight is \[8, 11\], expected \[8, 12\]"):
-        detect(tensors)
+        read_spec(tensors)
 
 
 def test_projection_and_sites_disagree():
     tensors = samples.flat(SMALL["plus"], samples.meta)
     tensors |= {k: samples.meta(t.shape[0], 20) for k, t in tensors.items() if "_ip.weight" in k}
     with pytest.raises(ValueError, match=r"is \[8, 20\], expected \[8, 12\]"):
-        detect(tensors)
+        read_spec(tensors)
 
 
 def test_whole_numbers_are_no_weights():
     tensors = samples.flat(SMALL["base"])
     tensors["ip_adapter.1.to_k_ip.weight"] = tensors["ip_adapter.1.to_k_ip.weight"].to(torch.int32)
     with pytest.raises(ValueError, match="int32"):
-        detect(tensors)
+        read_spec(tensors)
 
 
 def test_half_an_adapter():
     tensors = samples.flat(SMALL["base"], samples.meta)
     for part in ("image_proj", "ip_adapter"):
         with pytest.raises(ValueError, match="half an adapter"):
-            detect({k: t for k, t in tensors.items() if k.startswith(part)})
+            read_spec({k: t for k, t in tensors.items() if k.startswith(part)})
 
 
 def test_a_head_alone_is_no_adapter():
     tensors = {k: t for k, t in samples.flat(SMALL["base"], samples.meta).items() if "text_to_weight" in k}
     with pytest.raises(ValueError, match="only a fusion head.*head_name"):
-        detect(tensors)
+        read_spec(tensors)

@@ -33,7 +33,7 @@ class Shards:
 
     def __init__(self, vae: Any, folder: Path, device: torch.device, size: int = SHARD, window: int = WINDOW):
         self.vae, self.device, self.size, self.window = vae, device, size, window
-        self.folder = folder / f"{fingerprint(vae.taesd_encoder):016x}"
+        self.folder = folder / f"{weights_checksum(vae.taesd_encoder):016x}"
         self.scenes = lru_cache(window)(self._scenes)
         self.pictures = lru_cache(window)(self._pictures)
 
@@ -91,7 +91,7 @@ class Shards:
         return 32 if self.device.type == "cpu" else 256
 
 
-def fingerprint(model: nn.Module) -> int:
+def weights_checksum(model: nn.Module) -> int:
     """A number that depends on all weights, so that latents of another encoder are never reused."""
     total = 0
     for value in model.state_dict().values():

@@ -25,7 +25,7 @@ from ....miniature import config, world, world_words
 from ....training.config import TrainConfig
 from ....training.trainer import Stopped
 from .. import clip
-from .latents import Shards, fingerprint
+from .latents import Shards, weights_checksum
 
 SHARD, SHARDS = 2048, 8
 SEED, SEED_HELD_OUT = 2_000_000, 3_000_000_000
@@ -116,11 +116,11 @@ class Paired:
 
     @cached_property
     def embeds(self) -> Tensor:
-        return self._all("embeds", f"{fingerprint(self.vision):016x}", lambda scenes: self._see(scenes, 1))
+        return self._all("embeds", f"{weights_checksum(self.vision):016x}", lambda scenes: self._see(scenes, 1))
 
     @cached_property
     def hidden(self) -> Tensor:
-        return self._all("hidden", f"{fingerprint(self.vision):016x}", lambda scenes: self._see(scenes, 0))
+        return self._all("hidden", f"{weights_checksum(self.vision):016x}", lambda scenes: self._see(scenes, 0))
 
     def features(self, rows: list[int], output: str) -> Tensor:
         """The image encoder's output for the references of these scenes, one after another. output: its name."""
