@@ -23,12 +23,17 @@ class Clock:
     options: the host's transformer_options.
     model_sampling: the sampled model's; None if it is unknown.
     caches: the sampling's.
+    steps_done: those before the schedule in the options, where another pack cuts a sampling in pieces.
+    steps: of the whole sampling; 0 if unknown.
     """
 
-    def __init__(self, options: Mapping[str, Any], model_sampling: Any, caches: Caches) -> None:
+    def __init__(
+        self, options: Mapping[str, Any], model_sampling: Any, caches: Caches, steps_done: int = 0, steps: int = 0
+    ) -> None:
         self._sigmas: Tensor | None = options.get("sigmas")
         self._schedule: Tensor | None = options.get("sample_sigmas")
         self._model_sampling, self._caches = model_sampling, caches
+        self._steps_done, self._steps = steps_done, steps
         self._ease_factors: dict[Plan, tuple[Tensor, Tensor]] = {}
 
     @cached_property
@@ -44,7 +49,8 @@ class Clock:
         steps = max(1, len(self._schedule) - 1)
         # The index is the number of noise levels in the schedule that lie above this call's.
         above = self._schedule[:steps] > self._sigmas.flatten()[:1] * 1.0001
-        return above.sum().clamp_max(steps - 1).reshape(1), steps
+        index = self._steps_done + above.sum().clamp_max(steps - 1).reshape(1)
+        return index, max(self._steps, self._steps_done + steps)
 
     def within(self, period: PercentRange) -> bool:
         """Whether the sampling is inside a range now. True where the sampled model is unknown."""

@@ -100,6 +100,7 @@ class SamplingState:
     hooked: whether hooks exchange weights during the run. Object keys are then not kept.
     model_sampling: the sampled model's.
     canvas: size (h, w) of the latents; None if they are no pictures.
+    steps: of the whole sampling; 0 if unknown.
 
     run: identifies the run to the records.
     records: those that the run has filled so far.
@@ -108,19 +109,34 @@ class SamplingState:
     caches: see `Caches`.
     pools: what the sites of the last turns measured together.
     turn: number of the guider's noise prediction.
+    steps_done: those before this run of the sampler, where it goes on from another.
     """
 
     def __init__(
-        self, pictures: int, prompt: str | None, hooked: bool, model_sampling: Any, canvas: Size | None = None
+        self,
+        pictures: int,
+        prompt: str | None,
+        hooked: bool,
+        model_sampling: Any,
+        canvas: Size | None = None,
+        steps: int = 0,
     ) -> None:
         self.run, self.hooked = RunId(object(), pictures, prompt), hooked
-        self.model_sampling, self.canvas = model_sampling, canvas
+        self.model_sampling, self.canvas, self.steps = model_sampling, canvas, steps
         self.evaluated = False
         self.visited: dict[RelevanceRecord, set[SiteKey]] = {}
         self.records: list[RelevanceRecord] = []
         self.caches = Caches()
         self.pools: Pools = {}
-        self.turn = 0
+        self.turn = self.steps_done = 0
+        self._last_run: Tensor | None = None  # its noise levels
+
+    def goes_on(self, sigmas: Tensor) -> bool:
+        """Whether a run of the sampler over these noise levels goes on where the one before ended; the run is noted."""
+        before, self._last_run = self._last_run, sigmas
+        going_on = before is not None and float(sigmas[0]) <= float(before[-1])
+        self.steps_done = self.steps_done + len(before) - 1 if before is not None and going_on else 0
+        return going_on
 
     def begin_again(self) -> None:
         """A run of its own begins, from its first noise level: nothing measured before belongs to it."""

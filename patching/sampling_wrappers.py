@@ -63,11 +63,11 @@ def _sample(
     hooked = any(cond.get("hooks") is not None for group in _conds(guider).values() for cond in group)
     model_sampling = guider.model_patcher.get_model_object("model_sampling")
     canvas = (noise.shape[-2], noise.shape[-1]) if noise.ndim == 4 else None
-    sampling = SamplingState(len(noise), executing.prompt_id if executing else None, hooked, model_sampling, canvas)
+    prompt, steps = executing.prompt_id if executing else None, len(sigmas) - 1
+    sampling = SamplingState(len(noise), prompt, hooked, model_sampling, canvas, steps)
     options = guider.model_options.setdefault("transformer_options", {})
     options[SAMPLING] = sampling
     records: Mapping[RelevanceRecord, Applied] = options.get(RECORDS, {})
-    prompt = sampling.run.prompt
     cropped = latent_image is not None and bool(latent_image.any()) and _results.cropped(prompt, latent_image)
     for record, applied in records.items():
         # Also where no reference acts: the last run's maps must not remain.
@@ -98,10 +98,11 @@ def _replaced(lost: int, sites: int) -> str:
 
 def _begin_again(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *rest: Any, **more: Any):
     """SAMPLER_SAMPLE: from one noise level to another. Another pack may do so several times in one OUTER_SAMPLE, as
-    AnimateDiff-Evolved's FreeInit does. The latent is the last one's, and so are maps and pools."""
+    AnimateDiff-Evolved's FreeInit does. The latent is the last one's, and so are maps and pools. A run that goes on
+    where the one before ended, as with that pack's image injection, is part of the same."""
     options = extra_args["model_options"].get("transformer_options", {})
     sampling: SamplingState | None = options.get(SAMPLING)
-    if sampling is not None and sampling.evaluated:
+    if sampling is not None and not sampling.goes_on(sigmas) and sampling.evaluated:
         records = dict.fromkeys((*options.get(RECORDS, ()), *sampling.records))
         sampling.begin_again()
         for record in records:

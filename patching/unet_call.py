@@ -59,7 +59,8 @@ class UNetCall:
         self._caches = Caches() if self._sampling is None else self._sampling.caches
         self._keys = {} if self._sampling is None or self._sampling.hooked else self._caches.keys
         source = self._evaluation or self._sampling
-        self.clock = Clock(options, source.model_sampling if source else None, self._caches)
+        steps = (self._sampling.steps_done, self._sampling.steps) if self._sampling else ()
+        self.clock = Clock(options, source.model_sampling if source else None, self._caches, *steps)
         self._window = window_of_another_pack(options) or (self._evaluation.window if self._evaluation else None)
         self._batch = BatchLayout(shape, options, self._evaluation, self._window)
         canvas = self._evaluation.canvas if self._evaluation else None

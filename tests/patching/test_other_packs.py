@@ -208,6 +208,25 @@ def test_another_sampling_before_the_last(before: bool, measure: str, first_step
     assert other.runs == 2
 
 
+@pytest.mark.parametrize("measure, cut", [("each site", 2), ("pool", 2), ("each site", 1)])
+def test_a_sampling_in_two_pieces(measure: str, cut: int) -> None:
+    """AnimateDiff's image injection runs the sampler up to a noise level, and from there on. It is one sampling."""
+
+    def pieces(executor, noise, latent, sampler, sigmas, *rest, **more):
+        latent = executor(noise, latent, sampler, sigmas[: cut + 1], *rest, **more)
+        return executor(torch.zeros_like(noise), latent, sampler, sigmas[cut:], *rest, **more)
+
+    plain, record = applied(measure=measure)
+    expected, shares = sample(plain, 4), record.shares()
+    model, other = applied(measure=measure)
+    got = sample(wrapped(model, "outer_sample", pieces), 4)
+    assert deviation(got, expected, sample(bundle().model, 4)) < TOLERANCE
+    torch.testing.assert_close(other.shares(), shares, atol=1e-4, rtol=0)
+    torch.testing.assert_close(other.confusion(), record.confusion(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(freeze(other, got).shares(), shares, atol=1e-4, rtol=0)
+    assert other.steps_seen().all() and other.runs == 1
+
+
 # Context windows
 
 
