@@ -9,23 +9,24 @@ others are never mixed in.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ...common.atomic_io import atomic_write
 from ...common.bundled import MINIATURE
 from ...common.comfy_path import prepare_host
 from ...common.console import complain, say
+from ...common.hashing import weights_sha256
 from ..miniature import trained
 from ..miniature.stages.precision import activations
 from . import arms, page, picture_grid, table
@@ -258,7 +259,9 @@ class Run:
     def report(self) -> None:
         rows = self.rows()
         settings = {name: getattr(self.given, name) for name in SETTINGS} | table.prompts_of(rows)
-        settings |= {name: value for name, value in self._plan().items() if name in SETTINGS}
+        plan = self._plan()
+        settings |= {name: value for name, value in plan.items() if name in SETTINGS}
+        settings["base"] = base_of(plan)
         results = table.summarise(rows, self.given.scale)
         atomic_write(self.folder / "arms.json", json.dumps({"settings": settings, **results}, indent=1))
         atomic_write(self.folder / "arms.md", page.markdown(results, settings))
@@ -282,6 +285,15 @@ def _batches(
             yield TrialBatch(measure, arm, seed, objects, scale, tuple(some.tolist()))
 
 
+def base_of(plan: Mapping[str, Any]) -> str:
+    """Which of `page.PAGES` the lines of a plan.json are of, by the UNet that drew them; "taught" for any other."""
+    root = trained.RESEARCH.parent
+    for base, its in page.PAGES.items():
+        if plan.get("unet") == json.loads((root / its.folder / "plan.json").read_text())["unet"]:
+            return base
+    return "taught"
+
+
 def _share(text: str) -> tuple[int, int]:
     shard, _, shards = text.partition("/")
     if not (shard.isdigit() and shards.isdigit() and int(shard) < int(shards)):
@@ -290,4 +302,5 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    """Of its weights alone: what else a file says, as the machine that exported it, makes no other pictures."""
+    return weights_sha256(load_file(file))

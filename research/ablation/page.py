@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...miniature.judgement import CLEAR
 from ...miniature.world_shapes import KINDS
@@ -17,41 +17,66 @@ RECIPE = (
     f"{ALL.timesteps} noise levels, an average over the steps, {ALL.steps} steps, references in another pose and never "
     "mirrored"
 )
-LIMITS = (
+_TAUGHT = (
     "What the miniature cannot tell about SDXL: its objects are flat shapes whose looks are one or two colours and "
     "a pattern, its words are twelve, its references are clean, its UNet is 350 times smaller and was trained by us "
     "on the same world that it is measured in. The last stage of that training told the base where its captions' "
     "words belong (`places` of miniature-training.md), by the relevance that the method merges with, read from other "
-    "vectors. SDXL was told nothing of the kind. **And it matters**: on the base before that stage 150 prompts showed "
-    "no effect of the merge (miniature-training.md, *Unaided*; its weights and lines are not in the repository, so "
-    "this page cannot give the numbers). There the words know their places at one resolution only, and the shares are "
-    "nearly even. So the numbers say what merge and training do where the words know their places. Whether SDXL's "
+    "vectors. SDXL was told nothing of the kind. **And it matters**: on bases that were not told, the paper's merge "
+    "adds little or nothing ([the pool](pool.md#pictures-of-the-unaided-base); [their arms](ablation-unaided.md)). "
+    "There the words know their places at one resolution only, and the shares are nearly even. So the numbers say what "
+    "merge and training do where the words know their places. Whether SDXL's "
     "words know theirs, *MIP Relevance Maps* and the object relevance score show on SDXL itself, and how far all this "
     "carries to photographs, only the same arms on photographs."
 )
+_UNAIDED = (
+    "The unaided base is the shipped one whose cross-attentions were drawn anew and learnt again from the base's loss "
+    "alone ([the pool](pool.md#which-sites-see)): nobody taught its words their places, as nobody taught SDXL's. It "
+    "draws fewer objects than the shipped one. What the miniature cannot tell about SDXL besides: "
+    "[the same page of the shipped base](ablation.md)."
+)
+
+
+class BasePage(NamedTuple):
+    """What the pages of the two bases say otherwise.
+
+    folder: where the lines and their plan.json lie in the repository.
+    limits: what the base's numbers cannot tell.
+    """
+
+    title: str
+    folder: str
+    limits: str
+
+
+PAGES = {
+    "taught": BasePage("Arms: merging or training?", "research/ablation", _TAUGHT),
+    "unaided": BasePage("Arms on a base that nobody taught", "research/ablation/unaided", _UNAIDED),
+}
 
 
 def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """The page.
 
     results: by number of objects, from `table.summarise`.
-    settings: of the lines: prompts, every_seed, steps, sampler, guidance, precision.
+    settings: of the lines: prompts, every_seed, steps, sampler, guidance, precision, and base, one of `PAGES`.
     """
     lines = _introduction(results, settings)
     for objects, tables in results.items():
         lines += _section(objects, tables)
-    return "\n".join([*lines, "", LIMITS, ""])
+    return "\n".join([*lines, "", PAGES[settings["base"]].limits, ""])
 
 
 def _introduction(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     """How the numbers were made, and what each of them is."""
     share = "all of them on every training seed" if settings["every_seed"] else "a third of them on each training seed"
     pairs = len(all_pairs(len(KINDS), reserved=True))
+    its = PAGES[settings["base"]]
     return [
-        "# Arms: merging or training?",
+        f"# {its.title}",
         "",
-        "Made by `python mip.py arms`. Every measured picture is a line of `research/ablation/lines.jsonl.xz`; "
-        "unpacked as `output/arms/rows-0.jsonl`, with `research/ablation/plan.json` beside as `plan.json`, they give "
+        f"Made by `python mip.py arms`. Every measured picture is a line of `{its.folder}/lines.jsonl.xz`; "
+        f"unpacked as `output/arms/rows-0.jsonl`, with `{its.folder}/plan.json` beside as `plan.json`, they give "
         "this page by `python mip.py arms --report`, and the command goes on "
         f"from them. {settings['prompts']} prompts for each number of objects, {share}; {settings['steps']} steps of "
         f"{settings['sampler']}, guidance {settings['guidance']:g}, {settings['precision']}. Every arm has the same "

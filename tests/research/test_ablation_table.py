@@ -206,7 +206,8 @@ def test_the_page_says_what_the_numbers_say():
     ]  # fmt: skip
     results = table.summarise(rows, 0.75)
     settings = {
-        "prompts": 40, "steps": 8, "guidance": 2.0, "sampler": "euler", "precision": "fp32", "every_seed": True
+        "prompts": 40, "steps": 8, "guidance": 2.0, "sampler": "euler", "precision": "fp32", "every_seed": True,
+        "base": "taught",
     }  # fmt: skip
     made = page.markdown(results, settings)
     assert json.loads(json.dumps(results))
@@ -225,15 +226,18 @@ def test_the_page_says_how_many_prompts_the_lines_are_of():
     assert table.prompts_of([*shared, line("stock + uniform", 4, [True], seed=2)])["every_seed"]
 
 
-def test_the_shipped_page_is_made_of_the_shipped_lines(host):
+@pytest.mark.parametrize(("base", "name"), [("taught", "ablation.md"), ("unaided", "ablation-unaided.md")])
+def test_the_shipped_page_is_made_of_the_shipped_lines(host, base, name):
     """But for the intervals, whose draws another NumPy may make otherwise."""
     from mip_adapter.research.ablation import command
 
-    with lzma.open(trained.RESEARCH / "ablation" / "lines.jsonl.xz", "rt") as lines:
+    folder = trained.RESEARCH.parent / page.PAGES[base].folder
+    with lzma.open(folder / "lines.jsonl.xz", "rt") as lines:
         rows = [json.loads(text) for text in lines]
     given = command._parser().parse_args([])
-    plan = json.loads((trained.RESEARCH / "ablation" / "plan.json").read_text())
-    settings = table.prompts_of(rows) | {name: plan[name] for name in command.SETTINGS}
-    made = page.markdown(table.summarise(rows, given.scale), settings)
-    shipped = (trained.RESEARCH.parent / "docs" / "ablation.md").read_text("utf-8")
+    plan = json.loads((folder / "plan.json").read_text())
+    settings = table.prompts_of(rows) | {each: plan[each] for each in command.SETTINGS}
+    assert command.base_of(plan) == base
+    made = page.markdown(table.summarise(rows, given.scale), settings | {"base": base})
+    shipped = (trained.RESEARCH.parent / "docs" / name).read_text("utf-8")
     assert re.sub(r" \[[^]]*\]", "", made) == re.sub(r" \[[^]]*\]", "", shipped)
