@@ -31,6 +31,9 @@ CHANGES = {  # rows of docs/results.md -> how ablation.md calls the change, at e
     "a second object in those steps": "a second object in that training",
     "the fusion head, trained alone": "the fusion head, trained alone",
     "sharpness 3": "sharper shares: sharpness 3",
+    "sharpness 6": "sharpness 6, each site, on weights trained with relevance",
+    "the pool in place of each site": "the pool instead of each site, on weights trained with relevance",
+    "the pool with sharpness 6": "sharpness 6, the pool, on weights trained with relevance",
     "background 1": "a background competitor, on stock weights",
     "the same, both at their own best scale": "a background competitor, on stock weights",
 }
@@ -163,7 +166,7 @@ def test_numbers_in_sentences(measured) -> None:
     text = " ".join(RESULTS.read_text("utf-8").replace("−", "-").split())
     listed = {
         "with 2, 3 and 4 objects (gain of": [gains(measured[count])["stock + concat"] for count in OBJECTS],
-        "with 2, 3 and 4 objects. - **background**": [
+        "with 2, 3 and 4 objects. - **the pool**": [
             effects(measured[count])["sharper shares: sharpness 3"]["by kind pair"] for count in OBJECTS
         ],
     }
