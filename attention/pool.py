@@ -7,7 +7,7 @@ even or wrong, and looks mix there. The pool lets the sites that see tell those 
     L_s = log a_s
     D_s = L_s − mean over objects of L_s, less its own mean over positions      what tells the objects' places apart
     r_s = ⟨D_s, Σ_{t≠s} D_t⟩ / Σ_t ⟨D_t, D_t⟩                                   how far the other sites agree
-    w_s = max(r_s, 0)² + LEAST
+    w_s = max(r_s, 0)² + MIN_WEIGHT
     P   = Σ_s w_s L_s / Σ_s w_s                           the pool; exp P stands for N·A at every site
 
 ⟨·,·⟩ sums over objects and positions, at the finest site's resolution. Sites look at one picture: what they see in it
@@ -34,10 +34,10 @@ from .plan import Plan
 from .regions import Size, resize
 from .relevance import shares
 
-LEAST = 1e-5  # of a site's weight; that of S sites which see the same is (1 − 1/S)²
-SUREST = 8  # sites that go on measuring
-AT_FIRST = 2  # turns in which all sites measure
-AGAIN = 8  # turns until all sites measure again
+MIN_WEIGHT = 1e-5  # of a site's weight; that of S sites which see the same is (1 − 1/S)²
+MEASURING_SITES = 8  # sites that go on measuring
+FIRST_TURNS = 2  # turns in which all sites measure
+TURNS_BETWEEN = 8  # turns until all sites measure again
 
 
 def agreement(logs: Tensor) -> Tensor:
@@ -126,11 +126,11 @@ class Pool:
         stacks = [torch.stack([self._mean(site) for site in group]) for group in by_size.values()]
         finest = max(by_size, key=math.prod)
         agreed = agreement(torch.cat([resize(stack, finest) for stack in stacks]))
-        weight = agreed.clamp_min(0).square() + LEAST
+        weight = agreed.clamp_min(0).square() + MIN_WEIGHT
         if self._times:
             everywhere = weight.new_ones(self.pictures)
             weight = weight * torch.stack([self._times.get(site, everywhere) for site in sites]).sign()
-        part = weight / weight.sum(0).clamp_min(LEAST)  # nobody may have measured a picture yet
+        part = weight / weight.sum(0).clamp_min(MIN_WEIGHT)  # nobody may have measured a picture yet
         groups = part.split([len(group) for group in by_size.values()])
         sums = [(stack * each[:, None, :, None, None]).sum(0) for stack, each in zip(stacks, groups, strict=True)]
         return Pooled(
@@ -270,7 +270,7 @@ class _MeasuringSites:
 
     @property
     def _all(self) -> bool:
-        return self._turn < AT_FIRST or self._turn % AGAIN == 0
+        return self._turn < FIRST_TURNS or self._turn % TURNS_BETWEEN == 0
 
 
 class _Passes:
@@ -307,6 +307,6 @@ def surest(agreement: dict[Hashable, Tensor]) -> Callable[[], frozenset[Hashable
         if copied is not None:
             copied.synchronize()  # it was queued a whole turn ago
         order = sorted(range(len(sites)), key=on_host.tolist().__getitem__, reverse=True)
-        return frozenset(sites[i] for i in order[:SUREST])
+        return frozenset(sites[i] for i in order[:MEASURING_SITES])
 
     return chosen

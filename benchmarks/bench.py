@@ -191,7 +191,7 @@ def _line(row: dict) -> str:
 
 def call_line(rows: list[dict], objects: int, tokens: int) -> str:
     """What all of SDXL's cross-attentions together add to one UNet call, in text attentions of that call."""
-    from ..attention.pool import SUREST
+    from ..attention.pool import MEASURING_SITES
 
     sites = [row for row in rows if (row["objects"], row["tokens"]) == (objects, tokens)]
 
@@ -200,7 +200,7 @@ def call_line(rows: list[dict], objects: int, tokens: int) -> str:
 
     # The sites that measure are taken to be of the coarser resolution.
     coarse = min(sites, key=lambda row: row["positions"])["milliseconds"]
-    pool = call("reads") + SUREST * (coarse["measures"] - coarse["reads"])
+    pool = call("reads") + MEASURING_SITES * (coarse["measures"] - coarse["reads"])
     of_text = {name: call(name) / call("text") - 1 for name in ("official", "ip_adapter", "ours")}
     added = pool / call("text") - 1
     said = "  ".join(f"{name} {value:.2f}" for name, value in of_text.items())

@@ -103,7 +103,7 @@ class MIPSigLIPLoader(io.ComfyNode):
     @classmethod
     def execute(cls, clip_name: str) -> io.NodeOutput:
         path = _encoder_path(clip_name)
-        tensors, _ = read_tensors(path)  # before the host reads it: says in a sentence what is wrong with a file
+        tensors = read_tensors(path)  # before the host reads it: says in a sentence what is wrong with a file
         vision = comfy.clip_vision.load(str(path))
         if vision is None:
             raise ValueError(

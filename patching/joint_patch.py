@@ -209,14 +209,14 @@ class _Attention:
         self.patch, self.acting, self.call, self.joint = patch, acting, call, joint
         self.rotations, self.options, self.before = rotations, options, options.get(OVERRIDE)
         self.features: Tensor | None = None
-        self._met = False
+        self._attended = False
 
     def __call__(self, function: Callable, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **more: Any) -> Tensor:
         attend = function if self.before is None else partial(self.before, function)
         out = attend(q, k, v, *rest, **more)
-        if self._met:
+        if self._attended:
             return out
-        self._met = True
+        self._attended = True
         text, picture = self.joint.text_length, self.joint.size[0] * self.joint.size[1]
         # XLabs' features are the picture's. InstantX's are the text's, too, where both are one sequence.
         where = slice(0 if self.patch.key[0] == "single_block" else text, text + picture)
@@ -237,7 +237,7 @@ class _Attention:
         site, groups, observe = acting_site(
             self.call, patch.key, patch.schedule, self.acting, q, rows, self.joint.size, patch.record
         )
-        pure = q[:, :, where] if self.rotations is None else unrotate(q[:, :, where], self.rotations[:, :, where])
+        unrotated = q[:, :, where] if self.rotations is None else unrotate(q[:, :, where], self.rotations[:, :, where])
         picture = slice(text, where.stop)
 
         def relevance(rows: RowGroup) -> Tensor:
@@ -245,7 +245,7 @@ class _Attention:
             indices = torch.cat([found[i] for i in self.acting.objects], 1)[rows.slice]
             return joint_relevance(q[rows.slice, :, picture], k[rows.slice, :, :text], indices, site.average)
 
-        return image_features(pure, self.acting.plan, site, groups, relevance, text - where.start, observe)
+        return image_features(unrotated, self.acting.plan, site, groups, relevance, text - where.start, observe)
 
 
 def install_joint(

@@ -24,7 +24,7 @@ from .sampling_wrappers import install_wrappers
 from .site_pools import PooledAt
 from .unet_call import SiteRows, UNetCall
 
-SHELLS = "mip_adapter"  # our callback's name in a ModelPatcher
+CALLBACK_KEY = "mip_adapter"  # our callback's name in a ModelPatcher
 
 # Of (out [B, N, C], Z_text, q, options, rows): `out` with a patch's term, perhaps in the memory of `out`. Z_text may be
 # `out` itself.
@@ -249,8 +249,8 @@ def patched(
             # A block with one transformer, as in SD1.5: IPAdapter_plus looks for patches under the block's own key.
             clone.set_model_attn2_replace(patch, *key[:2])
     install_wrappers(clone.model_options)
-    clone.remove_callbacks_with_key(CallbacksMP.ON_CLONE, SHELLS)  # however often applied, one callback
-    clone.add_callback_with_key(CallbacksMP.ON_CLONE, SHELLS, renew_shells)
+    clone.remove_callbacks_with_key(CallbacksMP.ON_CLONE, CALLBACK_KEY)  # however often applied, one callback
+    clone.add_callback_with_key(CallbacksMP.ON_CLONE, CALLBACK_KEY, renew_shells)
     return clone
 
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..attention.options import between, one_of
+from ..attention.regions import same_shape
 from ..common.drawing import colour, letters, written
 from ..common.text import object_number
 from .means import nobody
@@ -107,8 +108,7 @@ def _check_belonging(maps: RecordedMaps, shares: Tensor, images: Tensor) -> None
     )
     if pictures != count:
         raise ValueError(f"There are {count} images and maps of {pictures}: {mend}.")
-    # Every halving on the way to a site rounds up, so a side is exact to one position only.
-    if (h - 1) * width > (w + 1) * height or (w - 1) * height > (h + 1) * width:
+    if not same_shape((h, w), (height, width)):
         raise ValueError(
             f"The images are {width}×{height} pixels and the maps {w}×{h} positions, another shape: the last sampling "
             f"with this model made another picture (a tile, a detailer's?). So {mend}."

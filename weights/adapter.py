@@ -88,7 +88,7 @@ def load_adapter(path: str | os.PathLike[str], name: str | None = None, face_plu
     Raises ValueError with a sentence for the artist for every file that is not a valid adapter.
     """
     name = name or Path(path).name
-    tensors, _ = read_tensors(path)
+    tensors = read_tensors(path)
     return build_adapter(tensors, name, face_plus)
 
 
@@ -123,7 +123,7 @@ def load_head(path: str | os.PathLike[str], name: str | None = None) -> Mapping[
     Raises ValueError with a sentence for the artist if the file has no valid head.
     """
     name = name or Path(path).name
-    tensors, _ = read_tensors(path)
+    tensors = read_tensors(path)
     rows = {k.removeprefix("ip_adapter."): t for k, t in tensors.items() if k.endswith(HEAD_KEY)}
     if len(rows) < len(tensors):  # more than a head: it must be a valid adapter
         spec = read_spec(tensors, name)

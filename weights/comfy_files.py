@@ -18,7 +18,7 @@ from ..common.text import brief
 FOLDERS = ("mip_adapter", "ipadapter")
 MINIATURE = str(bundled.MINIATURE / "adapters")  # the adapters that come with the pack
 # Names of our adapters in the pack's first workflows.
-FORMER = {
+RENAMED = {
     "miniature_base.safetensors": "miniature_mip.safetensors",
     "miniature_plus.safetensors": "miniature_mip_plus.safetensors",
 }
@@ -69,8 +69,8 @@ def adapter_path(name: str) -> Path:
                 path = _inside(folder, candidate)
                 if path.is_file():
                     return path
-    if name in FORMER:
-        return adapter_path(FORMER[name])
+    if name in RENAMED:
+        return adapter_path(RENAMED[name])
     own = Path(MINIATURE, name)
     if name.startswith("miniature_"):
         raise ValueError(f"Adapter “{name}”, which comes with this pack, is missing: {own}.{cure(own)}")

@@ -45,8 +45,8 @@ class _WordedError(ValueError):
     """An error already worded for the user, unlike the ValueErrors of the libraries below."""
 
 
-def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by flat key (`image_proj.…`, `ip_adapter.…`), whatever the file's nesting, and metadata.
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Tensors by flat key (`image_proj.…`, `ip_adapter.…`), whatever the file's nesting.
 
     Keys of files that are no adapters are not changed, so that the kind of file can be recognised.
     Raises ValueError with a sentence for the user if the file is not a readable file of tensors.
@@ -55,16 +55,14 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     kind = _sniff(path)
     try:
         if kind == "safetensors":
-            tensors, metadata = _read_safetensors(path)
-            others: list[str] = []
+            tensors, others = _read_safetensors(path), list[str]()
         else:
             tensors, others = _flatten(*_read_torch_file(path, zipped=kind == "zip"), path.name)
-            metadata = {}
     except _WordedError:
         raise
     except (Exception, MemoryError) as error:  # safetensors, torch, zipfile and pickle raise different ones
         raise ValueError(_broken(path, error)) from error
-    return _checked(flat_keys(tensors, path.name), others, path.name), metadata
+    return _checked(flat_keys(tensors, path.name), others, path.name)
 
 
 def _sniff(path: Path) -> str:
@@ -118,11 +116,11 @@ def _unknown(name: str, head: bytes, length: int, size: int) -> str:
             f"{_AGAIN}")  # fmt: skip
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     with safe_open(str(path), framework="pt", device="cpu") as file:
         keys = list(file.keys())
         _check_keys(len(keys), max(map(len, keys), default=0), path.name)
-        return {key: file.get_tensor(key) for key in keys}, dict(file.metadata() or {})
+        return {key: file.get_tensor(key) for key in keys}
 
 
 def _read_torch_file(path: Path, zipped: bool) -> tuple[Any, Callable[[View], Tensor]]:

@@ -25,7 +25,7 @@ OUTPUTS: Mapping[str, Output] = {  # of the families that read no hidden states
 }  # fmt: skip
 FACE_ANALYSER = "a face analyser"
 
-SAID: Mapping[Output, str] = {
+OUTPUT_WORDS: Mapping[Output, str] = {
     "image_embeds": "image embeddings",
     "penultimate_hidden_states": "hidden states",
     "pooled": "pooled embeddings",
@@ -77,7 +77,7 @@ def encoder_need(output: Output, width: int) -> EncoderNeed:
     """The encoder need, with the encoder's name derived from the output and its width."""
     if output == "face_embeds":
         return EncoderNeed(FACE_ANALYSER, output, width)
-    name = ENCODER_NAMES.get((output, width), f"an image encoder with {width}-wide {SAID[output]}")
+    name = ENCODER_NAMES.get((output, width), f"an image encoder with {width}-wide {OUTPUT_WORDS[output]}")
     return EncoderNeed(name, output, width)
 
 

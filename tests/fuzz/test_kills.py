@@ -158,7 +158,7 @@ def test_four_convert_and_four_save_at_once(tmp_path: Path) -> None:
     source = save_adapter(small_adapter(), tmp_path, "source")
     target = tmp_path / "converted.safetensors"
     status = four(lambda: convert.main([str(source), "--output", str(target)]), tmp_path)
-    assert sorted(status) == [0, 1, 1, 1] and read_tensors(target)[0].keys() == read_tensors(source)[0].keys()
+    assert sorted(status) == [0, 1, 1, 1] and read_tensors(target).keys() == read_tensors(source).keys()
     said = [(tmp_path / f"{number}").read_text() for number in range(4)]
     assert sum("exists already: use --force" in each for each in said) == 3
     assert four(lambda: save_adapter(small_adapter(), tmp_path / "saved", "same") is None, tmp_path) == [0] * 4
@@ -184,7 +184,7 @@ def test_four_append_lines_at_once(tmp_path: Path) -> None:
 
 def test_saves_that_are_killed(tmp_path: Path) -> None:
     adapter = small_adapter()
-    alone = read_tensors(save_adapter(adapter, tmp_path / "alone", "same"))[0]
+    alone = read_tensors(save_adapter(adapter, tmp_path / "alone", "same"))
 
     def save() -> None:
         while True:

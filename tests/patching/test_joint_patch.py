@@ -254,7 +254,7 @@ def test_the_pool_is_one_relevance_for_all_blocks(flux):
     assert all(torch.equal(turn[0], each) for turn in later for each in turn)
     turned = applied(flux, tensors, chain[::-1], merge=merge)
     for one, other in zip(got, predictions(flux, turned, steps=3), strict=True):
-        # Weights magnify the rounding of the agreement, at most 1/√LEAST ≈ 300 times where it is about √LEAST.
+        # Weights magnify the rounding of the agreement, at most 1/√MIN_WEIGHT ≈ 300 times, where it is that root.
         assert relative_error(other[2], one[2]) < 1e-4
 
 

@@ -30,7 +30,7 @@ def _few_go_on_measuring(monkeypatch) -> None:
     """The small UNet has fewer sites than go on measuring in a real one: here too some must stop."""
     from mip_adapter.attention import pool
 
-    monkeypatch.setattr(pool, "SUREST", 3)
+    monkeypatch.setattr(pool, "MEASURING_SITES", 3)
     monkeypatch.setattr(DirectPool, "surest", 3)
 
 
@@ -190,8 +190,8 @@ def test_without_the_wrappers_every_site_measures_its_own() -> None:
 def test_the_surest_sites_go_on_measuring(monkeypatch) -> None:
     from mip_adapter.attention import pool
 
-    monkeypatch.setattr(pool, "SUREST", 2)
-    monkeypatch.setattr(pool, "AGAIN", 4)
+    monkeypatch.setattr(pool, "MEASURING_SITES", 2)
+    monkeypatch.setattr(pool, "TURNS_BETWEEN", 4)
     chosen = DirectPool(surest=2, again=4)
     expected = graphs.apply_directly(merge=POOL, pool=chosen)
     results = [graphs.sample(model, 8) for model in (graphs.apply(merge=POOL), expected, graphs.bundle().model)]

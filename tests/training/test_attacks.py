@@ -190,5 +190,5 @@ def test_four_saves_under_one_name_keep_every_file(tmp_path: Path) -> None:
     for process in four:
         process.join()
     assert [process.exitcode for process in four] == [0] * 4
-    values = [int(read_tensors(file)[0]["ip_adapter.1.to_k_ip.weight"][0, 0]) for file in tmp_path.iterdir()]
+    values = [int(read_tensors(file)["ip_adapter.1.to_k_ip.weight"][0, 0]) for file in tmp_path.iterdir()]
     assert sorted(values) == sorted([1, 2, 3, 4] * 5)
