@@ -42,7 +42,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
         target = target / source.with_suffix(".safetensors").name
     if target.suffix.lower() != ".safetensors":
         raise ValueError(f"The target “{target.name}” must end in .safetensors: give it that ending.")
-    tensors, _ = read_tensors(source)
+    tensors = read_tensors(source)
     if target.exists() and target.samefile(source):
         raise ValueError(f"“{source.name}” cannot be converted onto itself: choose another --output.")
     if target.exists() and not force:
@@ -117,7 +117,7 @@ def main(argv: list[str]) -> int:
     for file in options.files:
         try:
             target = convert(file, options.output, options.force)
-            say(f"{file} -> {target} ({read_spec(read_tensors(target)[0], target.name)})")
+            say(f"{file} -> {target} ({read_spec(read_tensors(target), target.name)})")
         except ValueError as error:
             complain(f"{file}: {error}")
             failed = 1

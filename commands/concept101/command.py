@@ -154,7 +154,7 @@ def _remove_changed(parts: Parts, pairs: Sequence[Pair], output: Path, rank: int
 def _spec(adapter: str) -> AdapterSpec | None:
     """None for the miniature's, and for any file where the pictures are another method's."""
     try:
-        return None if adapter == MINIATURE else read_spec(read_tensors(adapter)[0])
+        return None if adapter == MINIATURE else read_spec(read_tensors(adapter))
     except ValueError:
         return None
 

@@ -106,7 +106,7 @@ def _overlaps(
             look(patched, latent, noise, level, positive)
             with _text_attention(model, words) as seen:
                 look(model, latent, noise, level, positive)
-            attention.add(RunId(seen, 1), torch.zeros(1, dtype=torch.long, device=model.load_device), 1, seen)
+            attention.add(RunId(seen, 1), level, torch.zeros(1, dtype=torch.long, device=model.load_device), 1, seen)
             finest = relevance.resolutions[-1]
             maps = {
                 f"{name}, {_sides(size)}": record.shares(size)[:, 0]

@@ -195,7 +195,7 @@ def test_saves_that_are_killed(tmp_path: Path) -> None:
 
     def whole() -> None:
         for file in files():
-            tensors = read_tensors(file)[0]
+            tensors = read_tensors(file)
             assert tensors.keys() == alone.keys() and all(torch.equal(tensors[key], alone[key]) for key in alone)
         for file in files()[20:]:
             file.unlink()
@@ -240,7 +240,7 @@ def test_training_that_is_killed(training: Callable[[Path, int], int], tmp_path:
     assert steps > KILLS // 2
     for folder in ("killed", "alone"):
         assert training(tmp_path / folder, steps) == 0
-    one, two = (read_tensors(tmp_path / name / "out" / file)[0]
+    one, two = (read_tensors(tmp_path / name / "out" / file)
                 for name, file in (("killed", "result.safetensors"), ("alone", "result_2.safetensors")))  # fmt: skip
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
@@ -254,5 +254,5 @@ def test_four_train_at_once(training: Callable[[Path, int], int], tmp_path: Path
     assert 0 in status and last_step(tmp_path / "run" / "out") == 3
     saved = [*(tmp_path / "run" / "out").glob("result*.safetensors")]
     assert len(saved) == status.count(0)
-    first, *others = (read_tensors(file)[0] for file in saved)
+    first, *others = (read_tensors(file) for file in saved)
     assert all(torch.equal(each[key], first[key]) for each in others for key in first)

@@ -179,7 +179,7 @@ def test_parts_of_a_tensor_and_shared_numbers_load(tmp_path: Path) -> None:
     for legacy in (False, True):
         content = {"a": block[1:, ::2], "b": block.T, "c": block, "d": torch.tensor(7), "e": torch.ones(0, 3)}
         (tmp_path / "a.bin").write_bytes(saved(content, _use_new_zipfile_serialization=not legacy))
-        tensors, _ = read_tensors(tmp_path / "a.bin")
+        tensors = read_tensors(tmp_path / "a.bin")
         assert all(torch.equal(tensors[key], content[key]) for key in content)
         assert tensors["a"].untyped_storage().data_ptr() == tensors["c"].untyped_storage().data_ptr()
 
@@ -200,7 +200,7 @@ def test_the_same_as_torch_load(tmp_path: Path) -> None:
     content = {str(dtype): numbers.to(dtype) for dtype in dtypes} | torch.nn.Linear(3, 2).state_dict()
     for legacy in (False, True):
         (tmp_path / "a.bin").write_bytes(saved(content, _use_new_zipfile_serialization=not legacy))
-        tensors, _ = read_tensors(tmp_path / "a.bin")
+        tensors = read_tensors(tmp_path / "a.bin")
         wanted = torch.load(tmp_path / "a.bin", weights_only=True)
         assert tensors.keys() == wanted.keys()
         assert all(torch.equal(tensors[key], wanted[key]) and tensors[key].dtype == wanted[key].dtype for key in wanted)

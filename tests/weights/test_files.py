@@ -49,12 +49,11 @@ def test_every_layout_gives_the_same_adapter(tmp_path, family):
     )
     wanted = build_adapter(tensors, "wanted")
     for path in sorted(tmp_path.iterdir()):
-        got, _ = read_tensors(path)
+        got = read_tensors(path)
         assert got.keys() == tensors.keys(), path.name
         assert all(torch.equal(got[key], tensors[key]) for key in tensors), path.name
         assert not any(t.requires_grad for t in got.values())
         assert load_adapter(path).spec == wanted.spec
-    assert read_tensors(tmp_path / "flat.safetensors")[1] == {"made_by": "test"}
 
 
 def test_the_content_counts_not_the_ending(tmp_path):
@@ -73,7 +72,7 @@ def test_a_recompressed_archive_is_read_and_not_mapped(tmp_path):
         for record in stored.infolist():
             deflated.writestr(record.filename, stored.read(record))
     try:
-        got, _ = read_tensors(tmp_path / "deflated.bin")
+        got = read_tensors(tmp_path / "deflated.bin")
     except ValueError as error:
         assert "deflated.bin" in str(error)
     else:
