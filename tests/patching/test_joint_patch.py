@@ -241,7 +241,7 @@ def test_the_pool_is_one_relevance_for_all_blocks(flux):
     by_turn: list[list[torch.Tensor]] = []
 
     class Record(RelevanceRecord):
-        def add(self, run, step, steps, observations):
+        def add(self, run, turn, step, steps, observations):
             by_turn.append([each.shares for each in observations])
 
     merge = Merge(measure="pool", sharpness=2.0)

@@ -240,7 +240,7 @@ def test_maps_frozen_are_kept() -> None:
     model, second = applied(frozen=frozen)
     sample(model, seed=1)
     sample(applied()[0], seed=9)
-    record.add(RunId(object(), 1), torch.zeros(1, dtype=torch.long), 2, [])  # the first model samples again
+    record.add(RunId(object(), 1), 0, torch.zeros(1, dtype=torch.long), 2, [])  # the first model samples again
     assert torch.equal(frozen.shares(), before) and record.runs == 2
     one = second.shares((4, 4))
     sample(model, seed=2)
