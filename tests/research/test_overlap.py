@@ -38,7 +38,7 @@ def test_masks_are_those_of_the_node(host) -> None:
 
     record, shares = RelevanceRecord(("a", "b")), torch.rand(3, 5, 5).softmax(0)[:2]
     seen = Observation(shares.unsqueeze(1), None, (5, 5), (0, 0), 2)
-    record.add(RunId(record, 1), torch.zeros(1, dtype=torch.long), 1, [seen])
+    record.add(RunId(record, 1), 0, torch.zeros(1, dtype=torch.long), 1, [seen])
 
     def cut(kind: str, threshold: float = 0.5) -> torch.Tensor:
         return MIPRelevanceMaps.execute(record, torch.zeros(1, 64, 64, 3), 0.6, mask=kind, threshold=threshold).args[1]

@@ -148,7 +148,7 @@ def test_the_host_s_own_preview_is_what_is_drawn_over(host, monkeypatch, tmp_pat
         drawn(0, torch.zeros(1, 4, 1, 2), None, 2)
         shares = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 1.0]]]])  # the left half is the cat's
         seen = Observation(shares, None, (1, 2), (0, 0), 2)
-        record.add(RunId(record, 1), torch.zeros(1, dtype=torch.long), 2, [seen])
+        record.add(RunId(record, 1), 0, torch.zeros(1, dtype=torch.long), 2, [seen])
         records.append(record)
         drawn(1, torch.zeros(1, 4, 1, 2), None, 2)
     finally:
