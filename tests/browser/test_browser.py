@@ -9,6 +9,8 @@ import json
 from typing import Any
 
 import httpx
+from mip_adapter.research.miniature import seeded
+from safetensors.torch import save_file
 
 from ..support import frontend
 from ..support.open_workflow import (
@@ -184,6 +186,24 @@ def test_mistakes_speak_before_anything_runs(page) -> None:
         page.keyboard.press("Escape")  # the older frontend's dialog, if the host queued nothing
         page.wait_for_function(f"kind => ({MARKED})(kind).length", arg=kind)
         assert page.evaluate(MARKED, kind) == [[name]]
+
+
+NARROW = """() => {
+  const loader = app.graph._nodes.find(node => node.type === 'MIPAdapterLoader');
+  loader.widgets[0].value = 'for another encoder.safetensors';
+}"""
+
+
+def test_an_adapter_for_another_encoder_speaks_in_the_browser(page, stocked) -> None:
+    """And names the encoder that fits. The host offers no such pair to a check before the run."""
+    tensors = seeded.base_adapter()
+    tensors["image_proj.proj.weight"] = tensors["image_proj.proj.weight"][:, :-8].contiguous()
+    save_file(tensors, stocked.base / "models" / "ipadapter" / "for another encoder.safetensors")
+    page.evaluate(OPEN, json.loads((ROOT / "workflows" / f"{TEMPLATE}.json").read_text("utf-8")))
+    page.evaluate(NARROW)
+    page.evaluate(RUN)
+    page.wait_for_function(TOAST, arg="needs an image encoder with 72-wide embeddings")
+    page.keyboard.press("Escape")  # the dialog
 
 
 def test_errors_of_a_run_are_toasts(page) -> None:
