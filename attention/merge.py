@@ -21,14 +21,14 @@ def split_queries(q: Tensor, heads: int) -> Tensor:
     return q.reshape(-1, heads, q.shape[-1] // heads).permute(1, 2, 0)
 
 
-def object_attention(queries: Tensor, keys: Tensor, objects: int) -> Tensor:
-    """Attention probabilities with one softmax per object.
+def object_attention(queries: Tensor, keys: Tensor, sets: int) -> Tensor:
+    """Attention probabilities with one softmax for each set of tokens, as those of an object.
 
     queries: [h, d, BN], the N positions of all B rows.
-    keys: [h, objects·T, d], already divided by sqrt(d).
-    Returns [h, objects, T, BN].
+    keys: [h, sets·T, d], already divided by sqrt(d).
+    Returns [h, sets, T, BN].
     """
-    return torch.bmm(keys, queries).unflatten(1, (objects, -1)).softmax(2)
+    return torch.bmm(keys, queries).unflatten(1, (sets, -1)).softmax(2)
 
 
 def concat_attention(queries: Tensor, keys: Tensor, log_regions: Tensor) -> Tensor:

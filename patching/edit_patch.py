@@ -252,7 +252,7 @@ class _EditAttention:
     def _bias(self, q: Tensor, k: Tensor, layout: Layout, site: SiteKey) -> Sequence[tuple[slice, Tensor]]:
         """b_i[n], [M, b, N], of the rows that have one."""
         patch, plan, call, size = self.patch, self.patch.plan, self.call, self.joint.size
-        call.note_run(site, patch.record)
+        call.note_visit(site, patch.record)
         objects = tuple(range(plan.count))
         text, picture = slice(layout.text), slice(layout.text, layout.text + layout.picture)
 

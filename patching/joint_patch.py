@@ -57,8 +57,8 @@ class ObjectTexts:
         """M × [B, L_i], which tokens of the prompts [B, P, X] name the objects.
 
         conditional: the rows that are to name them.
-        run, conds: the same conds are looked up once in a run, since reading the likeness waits for the device. conds
-            is None where nobody says which they are: then they are looked up every time.
+        run, conds: the same conds are looked up once in a sampling, since reading the likeness waits for the device.
+            conds is None where nobody says which they are: then they are looked up every time.
         Raises ValueError if a prompt does not name an object.
         """
         cached = self._found.setdefault(run, {}) if run is not None and conds is not None else {}
@@ -174,7 +174,7 @@ class JointPatch:
         options = args["transformer_options"]
         call, joint = options.get(CALL), options.get(JOINT)
         if call is not None:
-            call.note_run(self.key, self.record)
+            call.note_visit(self.key, self.record)
         if call is None or joint is None or not (self.period is None or call.clock.within(self.period)):
             return run(args)
         if "txt" in args:

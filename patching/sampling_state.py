@@ -93,16 +93,16 @@ class Caches:
 
 
 class SamplingState:
-    """One sampling run, from the first noise level to the last.
+    """One sampling, as the host wraps it; perhaps of several runs of the sampler, of which the last counts.
 
     pictures: in the batch.
-    prompt: id of the queued graph; None where the host does not say.
+    prompt: id of the queued graph, not a text; None where the host does not say.
     hooked: whether hooks exchange weights during the run. Object keys are then not kept.
     model_sampling: the sampled model's.
     canvas: size (h, w) of the latents; None if they are no pictures.
     steps: of the whole sampling; 0 if unknown.
 
-    run: identifies the run to the records.
+    run: identifies the run that counts to the records.
     records: those that the run has filled so far.
     evaluated: whether the model has been evaluated, in this run or in one before it of the same sampling.
     visited: the sites at which a record's patches were run.
@@ -129,11 +129,11 @@ class SamplingState:
         self.caches = Caches()
         self.pools: Pools = {}
         self.turn = self.steps_done = 0
-        self._last_run: Tensor | None = None  # its noise levels
+        self._last_sigmas: Tensor | None = None  # its noise levels
 
     def goes_on(self, sigmas: Tensor) -> bool:
         """Whether a run of the sampler over these noise levels goes on where the one before ended; the run is noted."""
-        before, self._last_run = self._last_run, sigmas
+        before, self._last_sigmas = self._last_sigmas, sigmas
         going_on = before is not None and float(sigmas[0]) <= float(before[-1])
         self.steps_done = self.steps_done + len(before) - 1 if before is not None and going_on else 0
         return going_on

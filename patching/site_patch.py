@@ -80,7 +80,7 @@ class SitePatch(ABC):
         """
         call = UNetCall.from_options(options, q.shape[0], self.unet)
         term = self.term(call) if self.period is None or call.clock.within(self.period) else None
-        call.note_run(self.key, self.record)
+        call.note_visit(self.key, self.record)
         rows = call.find_rows(self.key, k) if term is not None else None
         out, text = self._before(q, k, v, options, keep_text or (term is not None and self.needs_text))
         if term is not None and rows is not None:

@@ -188,7 +188,7 @@ class UNetCall:
 
     # ---- what the sites measure, for the records ----
 
-    def note_run(self, key: SiteKey, record: RelevanceRecord | None) -> None:
+    def note_visit(self, key: SiteKey, record: RelevanceRecord | None) -> None:
         """Note that a record's patch is run at a site."""
         if self._sampling is not None and record is not None:
             self._sampling.visited.setdefault(record, set()).add(key)

@@ -37,7 +37,7 @@ BROKEN_SHARE = 0.05  # a larger share means that something is wrong with the fol
 class Sample:
     """One training picture with M objects.
 
-    position: its number in the endless sequence of samples.
+    position: its number in the endless sequence of samples, no place in a picture.
     image: [3, S, S] in 0..1.
     names: the object texts.
     references: [M, 3, 224, 224] in 0..1.
@@ -69,7 +69,7 @@ class _Picture(NamedTuple):
     file: with its pixels.
     candidates: the objects that count unless their masks are bad, most confident first.
     boxes: of all objects of the picture, also of those that the filters leave out, in whole pixels.
-    original: height and width, as the json has them, else the file.
+    original: (height, width) by the json, which has [w, h], else by the file.
     faces: the face embeddings by the boxes in `candidates`.
     """
 

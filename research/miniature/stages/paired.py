@@ -36,7 +36,7 @@ BATCH = 128  # pictures encoded at once
 class Scene:
     """One scene of a step.
 
-    position: in the endless sequence of samples.
+    position: its number in the endless sequence of samples, no place in a picture.
     row: among the scenes.
     names: the object texts.
     drop_text, drop_image: drop the caption, drop the references.
