@@ -23,7 +23,7 @@ _TAUGHT = (
     "on the same world that it is measured in. The last stage of that training told the base where its captions' "
     "words belong (`places` of miniature-training.md), by the relevance that the method merges with, read from other "
     "vectors. SDXL was told nothing of the kind. **And it matters**: on bases that were not told, the paper's merge "
-    "adds little or nothing ([the pool](pool.md#pictures-of-the-unaided-base); [their arms](ablation-unaided.md)). "
+    "adds less ([the pool](pool.md#pictures-of-the-unaided-base); [their arms](ablation-unaided.md)). "
     "There the words know their places at one resolution only, and the shares are nearly even. So the numbers say what "
     "merge and training do where the words know their places. Whether SDXL's "
     "words know theirs, *MIP Relevance Maps* and the object relevance score show on SDXL itself, and how far all this "
