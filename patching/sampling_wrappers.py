@@ -144,9 +144,9 @@ def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timest
     each = [(i, cond) for i, group in enumerate(conds) if group for cond in group]
     size = x_in.shape[-2], x_in.shape[-1]
     areas = {cond.get("uuid"): _within(clipped(_area(cond.get("area")), size), crop) for _, cond in each}
-    its_prompts = [first for first, is_cond in zip(firsts, conditional, strict=True) if first and is_cond]
+    conditional_firsts = [first for first, is_cond in zip(firsts, conditional, strict=True) if first and is_cond]
     window = _window(options, model_options.get("context_handler"), len(x_in))
-    main = not in_parts and turn.claim_evaluation(its_prompts, window, crop)
+    main = not in_parts and turn.claim_evaluation(conditional_firsts, window, crop)
     contexts = {(i, cond.get("uuid")): context for i, cond in each if (context := _context(cond)) is not None}
     evaluation = CondEvaluation(
         conditional=conditional,

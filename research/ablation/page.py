@@ -25,8 +25,8 @@ _TAUGHT = (
     "vectors. SDXL was told nothing of the kind. **And it matters**: on bases that were not told, the paper's merge "
     "adds less ([the pool](pool.md#pictures-of-the-unaided-base); [their arms](ablation-unaided.md)). "
     "There the words know their places at one resolution only, and the shares are nearly even. So the numbers say what "
-    "merge and training do where the words know their places. Whether SDXL's "
-    "words know theirs, *MIP Relevance Maps* and the object relevance score show on SDXL itself, and how far all this "
+    "merge and training do where the words know their places. Whether SDXL's words know theirs, *MIP Relevance "
+    "Maps* and the object relevance score show on SDXL itself, and how far all this "
     "carries to photographs, only the same arms on photographs."
 )
 _UNAIDED = (

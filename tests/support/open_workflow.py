@@ -42,6 +42,10 @@ PRESS = """type => {
 }"""
 RUN = "() => { app.queuePrompt(0, 1) }"
 TOAST = "words => [...document.querySelectorAll('.p-toast-message')].some(toast => toast.innerText.includes(words))"
+UNPLUGGED = """() => {
+    const apply = app.graph._nodes.find(node => node.type === "MIPApply")
+    apply.disconnectInput(apply.inputs.findIndex(input => input.name === "references"))
+}"""
 
 
 def queued_objects(prompt: dict[str, Any]) -> list[list[tuple[str, str]]]:

@@ -1,0 +1,97 @@
+"""Mistakes, as the browser says them: before anything runs, and of a run."""
+
+from __future__ import annotations
+
+import json
+
+from mip_adapter.research.miniature import seeded
+from safetensors.torch import save_file
+
+from ..support.open_workflow import OPEN, PACK, RUN, TEMPLATE, TOAST, UNPLUGGED, overlap
+from ..support.paths import ROOT
+
+TOASTS = "() => [...document.querySelectorAll('.p-toast-message')].map(toast => toast.innerText)"
+
+
+# [x, y, w, h] of the newer frontend's own box about errors, or null, and of the toasts.
+BOXES = """() => {
+    const boxOf = element => {
+        const box = element?.getBoundingClientRect()
+        return box ? [box.x, box.y, box.width, box.height] : null
+    }
+    const own = document.querySelector('[data-testid="error-overlay"]')
+    return [boxOf(own), ...[...document.querySelectorAll(".p-toast-message")].map(boxOf)]
+}"""
+
+
+MARKED = """type => app.graph._nodes.filter(node => node.type === type && app.lastNodeErrors?.[node.id])
+    .map(node => app.lastNodeErrors[node.id].errors.map(error => error.extra_info?.input_name))"""
+
+
+EMPTY_TEXT = """() => {
+    const [first] = app.graph._nodes.filter(node => node.type === "MIPReference")
+    first.widgets.find(widget => widget.name === "text").value = " "
+}"""
+
+
+MUTED = """() => {
+    const apply = app.graph._nodes.find(node => node.type === "MIPApply")
+    apply.getInputNode(apply.inputs.findIndex(input => input.name === "references")).mode = 2
+}"""
+
+
+GONE = "() => { app.graph._nodes.find(node => node.type === 'MIPAdapterLoader').widgets[0].value = 'gone.safetensors' }"
+
+
+def test_mistakes_speak_before_anything_runs(page) -> None:
+    """Also where the host queues another part of the graph and says nothing: nodes that draw a picture are outputs."""
+    page.evaluate(OPEN, json.loads((ROOT / "workflows" / f"{TEMPLATE}.json").read_text("utf-8")))
+    for mistake, kind, name, words in (
+        (EMPTY_TEXT, "MIPReference", "text", "The object text is empty"),
+        (MUTED, "MIPApply", "references", "What is connected to “references” is muted. One or more"),
+        (UNPLUGGED, "MIPApply", "references", "Nothing is connected to “references”. One or more MIP Reference nodes"),
+        (GONE, "MIPAdapterLoader", "adapter_name", "gone.safetensors"),
+    ):
+        page.evaluate(mistake)
+        page.evaluate(RUN)
+        page.wait_for_function(TOAST, arg=words)
+        box, *toasts = page.evaluate(BOXES)
+        assert not [each for each in toasts if box and overlap(box, each)]
+        page.keyboard.press("Escape")  # the older frontend's dialog, if the host queued nothing
+        page.wait_for_function(f"kind => ({MARKED})(kind).length", arg=kind)
+        assert page.evaluate(MARKED, kind) == [[name]]
+
+
+NARROW = """() => {
+  const loader = app.graph._nodes.find(node => node.type === 'MIPAdapterLoader');
+  loader.widgets[0].value = 'for another encoder.safetensors';
+}"""
+
+
+def test_an_adapter_for_another_encoder_speaks_in_the_browser(page, stocked) -> None:
+    """And names the encoder that fits. The host offers no such pair to a check before the run."""
+    tensors = seeded.base_adapter()
+    tensors["image_proj.proj.weight"] = tensors["image_proj.proj.weight"][:, :-8].contiguous()
+    save_file(tensors, stocked.base / "models" / "ipadapter" / "for another encoder.safetensors")
+    page.evaluate(OPEN, json.loads((ROOT / "workflows" / f"{TEMPLATE}.json").read_text("utf-8")))
+    page.evaluate(NARROW)
+    page.evaluate(RUN)
+    page.wait_for_function(TOAST, arg="got an image encoder")
+    page.keyboard.press("Escape")  # the dialog
+
+
+def test_errors_of_a_run_are_toasts(page) -> None:
+    """Of our nodes, and of the sampler where our code raised them; other nodes' are the host's affair."""
+    tell = """detail => app.api.dispatchCustomEvent("execution_error", {prompt_id: "p", executed: [], ...detail})"""
+    sampler = {"node_id": "1", "node_type": "KSampler", "exception_type": "ValueError"}
+    page.evaluate(
+        tell, sampler | {"exception_message": "Theirs.", "traceback": ['  File "/host/nodes.py", line 1, in x']}
+    )
+    ours = f'  File "/x/custom_nodes/{PACK}/patching/apply.py", line 1, in x'
+    page.evaluate(tell, sampler | {"exception_message": "Ours in the sampler.", "traceback": [ours]})
+    node = sampler | {"node_id": "2", "node_type": "MIPReference"}
+    page.evaluate(tell, node | {"exception_message": "Ours in the node.", "traceback": []})
+    for words in ("Ours in the sampler.", "Ours in the node."):
+        page.wait_for_function(TOAST, arg=words)
+    assert "Theirs." not in "\n".join(page.evaluate(TOASTS))
+    page.keyboard.press("Escape")  # the dialog
