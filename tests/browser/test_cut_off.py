@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ..support import frontend
 from ..support.open_workflow import (
     APPLIES,
     OPEN,
@@ -92,6 +93,25 @@ def test_a_run_says_what_a_muted_reference_cuts_off(page) -> None:
     page.wait_for_function(TOAST, arg="before it in the chain: “cat”. Bypass it instead (Ctrl+B).")
     assert page.locator(".p-toast-message", has_text="Bypass it instead").count() == 1  # four MIP Apply share the chain
     page.keyboard.press("Escape")  # the dialog about the empty model files
+
+
+LISTED = """async names => (await import("/extensions/PACK/js/words.js")).listed(names)""".replace("PACK", PACK)
+
+
+def test_names_are_joined_as_the_language_joins_them(page) -> None:
+    for language, two, three in (("en", "“cat” and “cup”", "a, b, and c"), ("zh", "“cat”和“cup”", "a、b和c")):
+        frontend.configure(page, **{"Comfy.Locale": language})
+        try:
+            page.evaluate(OPEN, WORKFLOW)
+            page.evaluate(THIRD, 0)
+            page.evaluate(LAST_GONE, 2)
+            page.evaluate(RUN)
+            page.wait_for_function(TOAST, arg=two)
+            assert page.evaluate(LISTED, ["a", "b", "c"]) == three
+            page.keyboard.press("Escape")  # the dialog about what is not connected
+        finally:
+            page.evaluate(frontend.SET, {"Comfy.Locale": "en"})
+    frontend.configure(page)
 
 
 # Three MIP Picture at the cat's more_pictures, the middle one with this mode.

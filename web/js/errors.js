@@ -3,7 +3,7 @@
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 import { lostOf, MUTED, objectsOf } from "./chain.js"
-import { learn, nodeWords, say } from "./words.js"
+import { learn, listed, nodeWords, running, say } from "./words.js"
 
 const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-3)) // of the pack in custom_nodes
 const LIFE = 15_000 // milliseconds
@@ -42,8 +42,7 @@ function sentenceOf(id, type, { type: kind, message, details, extra_info: extra 
   if (kind === "required_input_missing") {
     const muted = feedOf(id, name)?.mode === MUTED
     const sentence = muted ? say("What is connected to “%s” is muted.") : say("Nothing is connected to “%s”.")
-    const gap = sentence.endsWith("。") ? "" : " " // Chinese puts none between sentences
-    return `${sentence.replace("%s", socket ?? words?.name ?? name)}${gap}${tooltip}`.trim()
+    return running([filled(sentence, socket ?? words?.name ?? name), tooltip])
   }
   if (kind === "custom_validation_failed") return details.replace(`${name} - `, "")
   return `${message}: ${details}`
@@ -87,7 +86,7 @@ function lossesOf(node) {
     const ofPictures = say("“%s” is muted, and that cuts off the pictures of “%s” before it. Bypass it instead (Ctrl+B).")
     const pictures = objectsOf(node).filter((each) => each.lostPictures.cut)
     return [
-      ...(cut.length ? [filled(sentence, by.getTitle(), cut.join(", "))] : []),
+      ...(cut.length ? [filled(sentence, by.getTitle(), listed(cut))] : []),
       ...pictures.map((each) => filled(ofPictures, each.lostPictures.by.getTitle(), each.text)),
     ]
   } catch (error) {

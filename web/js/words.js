@@ -5,6 +5,7 @@ import { app } from "../../../scripts/app.js"
 
 /** @type {{ mipAdapter?: Record<string, string>, nodeDefs?: Record<string, object> }} */
 let known = {}
+let spoken = "en" // the language of what is known
 let fetched
 
 /** Fetch the translations; await it before the first use of the others here. Without them everything is English. */
@@ -14,6 +15,7 @@ export function learn() {
     if (language === "en") return
     try {
       known = (await (await api.fetchApi("/i18n")).json())[language] ?? {}
+      if (known.mipAdapter) spoken = language
     } catch (error) {
       console.warn("MIP-Adapter: no translations", error)
     }
@@ -23,6 +25,12 @@ export function learn() {
 
 /** @param {string} english @returns {string} the same in the user's language, where it is known */
 export const say = (english) => known.mipAdapter?.[english] ?? english
+
+/** @param {string[]} names @returns {string} “a, b, and c”, as the language of `say` joins them */
+export const listed = (names) => new Intl.ListFormat(spoken).format(names)
+
+/** @param {string[]} sentences of the language of `say` @returns {string} one behind the other; Chinese puts no space between */
+export const running = (sentences) => sentences.filter(Boolean).join(spoken.startsWith("zh") ? "" : " ")
 
 /** @param {string} type of a node @returns {object | undefined} its entry of nodeDefs.json */
 export const nodeWords = (type) => (type?.startsWith("MIP") ? known.nodeDefs?.[type] : undefined)
