@@ -69,13 +69,13 @@ class Pool:
     """What the sites of one turn measured.
 
     objects: the M that were measured, as indices of all references.
-    pictures: B, all that the sampling makes.
+    picture_count: B, all that the sampling makes.
 
     known_shares: what readers made of the pool, by whatever they choose. It holds once the turn is over.
     """
 
-    def __init__(self, objects: tuple[int, ...], pictures: int) -> None:
-        self.objects, self.pictures = objects, pictures
+    def __init__(self, objects: tuple[int, ...], picture_count: int) -> None:
+        self.objects, self.picture_count = objects, picture_count
         self.known_shares: dict[Hashable, Tensor] = {}
         self._seen: set[int] = set()
         # By site. Of sites that measure some pictures at a time: the sum of L over all times, and how many these were.
@@ -100,12 +100,12 @@ class Pool:
         pictures, numbers: which pictures; the same as an integer tensor [b].
         """
         logs = (relevance * math.prod(size)).log().unflatten(-1, size)
-        if pictures == range(self.pictures) and site not in self._logs:
+        if pictures == range(self.picture_count) and site not in self._logs:
             self._logs[site] = logs
         else:  # again, or some pictures, or all in another order: a context window, perhaps with a picture in front
             if site not in self._times:
-                self._times[site] = logs.new_full((self.pictures,), float(site in self._logs))
-                self._logs.setdefault(site, logs.new_zeros(len(self.objects), self.pictures, *size))
+                self._times[site] = logs.new_full((self.picture_count,), float(site in self._logs))
+                self._logs.setdefault(site, logs.new_zeros(len(self.objects), self.picture_count, *size))
             self._logs[site].index_add_(1, numbers, logs)
             self._times[site].index_add_(0, numbers, torch.ones_like(logs[0, :, 0, 0]))
         self._seen.update(pictures)
@@ -128,7 +128,7 @@ class Pool:
         agreed = agreement(torch.cat([resize(stack, finest) for stack in stacks]))
         weight = agreed.clamp_min(0).square() + MIN_WEIGHT
         if self._times:
-            everywhere = weight.new_ones(self.pictures)
+            everywhere = weight.new_ones(self.picture_count)
             weight = weight * torch.stack([self._times.get(site, everywhere) for site in sites]).sign()
         part = weight / weight.sum(0).clamp_min(MIN_WEIGHT)  # nobody may have measured a picture yet
         groups = part.split([len(group) for group in by_size.values()])
@@ -147,7 +147,7 @@ class Pool:
     def relevance(self, size: Size, objects: Sequence[int], pictures: Sequence[int], numbers: Tensor) -> Tensor:
         """exp P / N, [M, b, N], of some objects and pictures, at the resolution of a site."""
         pooled = torch.stack([resize(sums, size) for sums in self.pooled.sums.values()]).sum(0).flatten(-2)
-        if pictures != range(self.pictures):
+        if pictures != range(self.picture_count):
             pooled = pooled.index_select(1, numbers)
         if tuple(objects) != self.objects:
             pooled = torch.stack([pooled[self.objects.index(each)] for each in objects])
@@ -208,10 +208,10 @@ class PoolHistory:
         self._measuring = _MeasuringSites()
         self._passes = _Passes()
 
-    def begin(self, turn: object, objects: tuple[int, ...], pictures: int) -> None:
+    def begin(self, turn: object, objects: tuple[int, ...], picture_count: int) -> None:
         """Begin a turn, unless it has begun. Where other objects act than before, this turn's pool begins anew.
 
-        objects, pictures: as in `Pool`.
+        objects, picture_count: as in `Pool`.
         """
         if turn != self._turn:
             self._turn = turn
@@ -221,7 +221,7 @@ class PoolHistory:
             self._passes.begin_turn()
         elif self.now is not None and objects == self.now.objects:
             return
-        self.now = Pool(objects, pictures)
+        self.now = Pool(objects, picture_count)
 
     def enter_pass(self, number: int) -> bool:
         """Enter a pass of the UNet, of the turn that has begun. Returns whether it is the last of an evaluation, whose
@@ -233,7 +233,7 @@ class PoolHistory:
         number: of the pass, from 0.
         """
         if self._passes.enter(number) and self.now is not None:
-            self.now = Pool(self.now.objects, self.now.pictures)
+            self.now = Pool(self.now.objects, self.now.picture_count)
         return self._passes.is_last(number)
 
     def finished(self, turn: object) -> Pool | None:

@@ -69,10 +69,10 @@ def prompts(count: int, seed: int) -> list[Prompt]:
     return made
 
 
-def graph(workflow: dict[str, Any], prompt: Prompt, pictures: int, strength: float, steps: int) -> dict[str, Any]:
+def graph(workflow: dict[str, Any], prompt: Prompt, batch_size: int, strength: float, steps: int) -> dict[str, Any]:
     """The workflow in API format for one prompt. It outputs both scores in place of pictures and reports.
 
-    pictures: in the batch.
+    batch_size: pictures that are made.
     strength: of the noise.
     """
     made = {number: node for number, node in deepcopy(workflow).items() if not node["class_type"].startswith("Preview")}
@@ -80,7 +80,7 @@ def graph(workflow: dict[str, Any], prompt: Prompt, pictures: int, strength: flo
     titled["Prompt"]["text"] = prompt.words
     titled["Objects"]["value"], titled["Target"]["value"] = ", ".join(prompt.objects), prompt.objects[0]
     titled["Seed of all three"]["value"] = prompt.seed
-    titled["Picture size"]["batch_size"] = pictures
+    titled["Picture size"]["batch_size"] = batch_size
     for node in made.values():
         if node["class_type"] == "MIPTextNoise":
             node["inputs"] |= {"strength": strength, "seed": prompt.seed}

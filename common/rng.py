@@ -8,7 +8,7 @@ import torch
 
 
 def seed_of(*names: int | str) -> int:
-    """A seed of 63 bits from names such as (seed, purpose, position, …)."""
+    """A seed of 63 bits from names such as (seed, purpose, index, …)."""
     digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -39,7 +39,7 @@ class Applied(NamedTuple):
     places.
     """
 
-    sites: int
+    site_count: int
     fixed_places: bool
 
 
@@ -95,8 +95,8 @@ class Caches:
 class SamplingState:
     """One sampling, as the host wraps it; perhaps of several runs of the sampler, of which the last counts.
 
-    pictures: in the batch.
-    prompt: id of the queued graph, not a text; None where the host does not say.
+    picture_count: of the batch.
+    prompt_id: of the queued graph; None where the host does not say.
     hooked: whether hooks exchange weights during the run. Object keys are then not kept.
     model_sampling: the sampled model's.
     canvas: size (h, w) of the latents; None if they are no pictures.
@@ -114,14 +114,14 @@ class SamplingState:
 
     def __init__(
         self,
-        pictures: int,
-        prompt: str | None,
+        picture_count: int,
+        prompt_id: str | None,
         hooked: bool,
         model_sampling: Any,
         canvas: Size | None = None,
         steps: int = 0,
     ) -> None:
-        self.run, self.hooked = RunId(object(), pictures, prompt), hooked
+        self.run, self.hooked = RunId(object(), picture_count, prompt_id), hooked
         self.model_sampling, self.canvas, self.steps = model_sampling, canvas, steps
         self.evaluated = False
         self.visited: dict[RelevanceRecord, set[SiteKey]] = {}
@@ -131,12 +131,15 @@ class SamplingState:
         self.turn = self.steps_done = 0
         self._last_sigmas: Tensor | None = None  # its noise levels
 
-    def goes_on(self, sigmas: Tensor) -> bool:
-        """Whether a run of the sampler over these noise levels goes on where the one before ended; the run is noted."""
-        before, self._last_sigmas = self._last_sigmas, sigmas
-        going_on = before is not None and float(sigmas[0]) <= float(before[-1])
-        self.steps_done = self.steps_done + len(before) - 1 if before is not None and going_on else 0
-        return going_on
+    def continues(self, sigmas: Tensor) -> bool:
+        """Whether a run of the sampler over these noise levels goes on where the one before ended. It waits for the
+        device."""
+        return self._last_sigmas is not None and float(sigmas[0]) <= float(self._last_sigmas[-1])
+
+    def note_run(self, sigmas: Tensor, continues: bool) -> None:
+        """Note that a run of the sampler over these noise levels begins. continues: see the method."""
+        done = 0 if self._last_sigmas is None or not continues else self.steps_done + len(self._last_sigmas) - 1
+        self.steps_done, self._last_sigmas = done, sigmas
 
     def begin_again(self) -> None:
         """A run of its own begins, from its first noise level: nothing measured before belongs to it."""

@@ -25,7 +25,7 @@ from .unet_call import UNetCall
 
 log = logging.getLogger(__name__)
 _ABSENT = object()
-_results = Results()  # of the queue's current prompt: its models have nothing else in common
+_results = Results()  # of the graph that the queue runs now: its models have nothing else in common
 # In the names that guiders give to their lists of conds: of a prompt that names no object.
 UNCONDITIONAL = ("neg", "uncond", "null", "empty", "blank")
 POSITIVE = ("positive", "middle")  # whatever their mark: DualCFG marks its second prompt, “middle”, as negative
@@ -63,12 +63,12 @@ def _sample(
     hooked = any(cond.get("hooks") is not None for group in _conds(guider).values() for cond in group)
     model_sampling = guider.model_patcher.get_model_object("model_sampling")
     canvas = (noise.shape[-2], noise.shape[-1]) if noise.ndim == 4 else None
-    prompt, steps = executing.prompt_id if executing else None, len(sigmas) - 1
-    sampling = SamplingState(len(noise), prompt, hooked, model_sampling, canvas, steps)
+    prompt_id, steps = executing.prompt_id if executing else None, len(sigmas) - 1
+    sampling = SamplingState(len(noise), prompt_id, hooked, model_sampling, canvas, steps)
     options = guider.model_options.setdefault("transformer_options", {})
     options[SAMPLING] = sampling
     records: Mapping[RelevanceRecord, Applied] = options.get(RECORDS, {})
-    cropped = latent_image is not None and bool(latent_image.any()) and _results.cropped(prompt, latent_image)
+    cropped = latent_image is not None and bool(latent_image.any()) and _results.cropped(prompt_id, latent_image)
     for record, applied in records.items():
         # Also where no reference acts: the last run's maps must not remain.
         record.begin(sampling.run, cropped, applied.fixed_places)
@@ -79,17 +79,17 @@ def _sample(
         callback = preview.with_relevance(callback, sampling.records, latent_format)
     latent = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *rest, **more)
     for record, applied in records.items():
-        if sampling.evaluated and (lost := applied.sites - len(sampling.visited.get(record, ()))):
-            record.replaced = _replaced(lost, applied.sites)
+        if sampling.evaluated and (lost := applied.site_count - len(sampling.visited.get(record, ()))):
+            record.replaced = _replaced(lost, applied.site_count)
             log.warning("%s: %s", ", ".join(record.names), record.replaced)
     for record in dict.fromkeys((*records, *sampling.records)):
         record.finish(sampling.run, latent)
-    _results.add(prompt, latent)
+    _results.add(prompt_id, latent)
     return latent
 
 
-def _replaced(lost: int, sites: int) -> str:
-    where = "" if lost == sites else f" at {lost} of {sites} cross-attentions"
+def _replaced(lost: int, site_count: int) -> str:
+    where = "" if lost == site_count else f" at {lost} of {site_count} cross-attentions"
     return (
         f"Another pack replaced MIP Apply's patches{where}, so the references did not act{' there' if where else ''}: "
         "put that pack's node before MIP Apply."
@@ -102,11 +102,14 @@ def _begin_again(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *
     where the one before ended, as with that pack's image injection, is part of the same."""
     options = extra_args["model_options"].get("transformer_options", {})
     sampling: SamplingState | None = options.get(SAMPLING)
-    if sampling is not None and not sampling.goes_on(sigmas) and sampling.evaluated:
-        records = dict.fromkeys((*options.get(RECORDS, ()), *sampling.records))
-        sampling.begin_again()
-        for record in records:
-            record.begin(sampling.run, record.cropped, record.fixed_places)
+    if sampling is not None:
+        continues = sampling.continues(sigmas)
+        sampling.note_run(sigmas, continues)
+        if sampling.evaluated and not continues:
+            records = dict.fromkeys((*options.get(RECORDS, ()), *sampling.records))
+            sampling.begin_again()
+            for record in records:
+                record.begin(sampling.run, record.cropped, record.fixed_places)
     return executor(guider, sigmas, extra_args, *rest, **more)
 
 
@@ -211,21 +214,21 @@ def _context(cond: Mapping[str, Any]) -> Tensor | None:
     return context if isinstance(context, Tensor) and context.ndim == 3 else None
 
 
-def _window(options: Mapping[str, Any], handler: Any, pictures: int) -> list[int] | None:
+def _window(options: Mapping[str, Any], handler: Any, picture_count: int) -> list[int] | None:
     """The numbers of the pictures in a context window, None without one. The host's window gives them itself: newer
     hosts put the picture before it in front, and can keep some pictures in every window.
 
-    pictures: in the evaluation. Where it has all, another pack cuts them into windows further down, and what that pack
-        says here is still of the last window before.
+    picture_count: of the evaluation. Where it has all, another pack cuts them into windows further down, and what that
+        pack says here is still of the last window before.
     """
     window: Any = options.get("context_window")
     sampling: SamplingState | None = options.get(SAMPLING)
     if sampling is None or getattr(window, "dim", None) != 0:
-        every = sampling is not None and pictures == sampling.run.pictures
+        every = sampling is not None and picture_count == sampling.run.picture_count
         return None if every else window_of_another_pack(options)
     kept = getattr(handler, "latent_retain_index_list", None)
     more = {"retain_index_list": kept} if kept else {}  # older hosts know no such argument
-    return window.get_tensor(torch.arange(sampling.run.pictures), **more).tolist()
+    return window.get_tensor(torch.arange(sampling.run.picture_count), **more).tolist()
 
 
 def _conds(guider: Any) -> Mapping[str, list]:

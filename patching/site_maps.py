@@ -15,12 +15,12 @@ from .sampling_state import Caches
 class SiteMaps:
     """The plans' maps at the sites of one call.
 
-    pictures: in the run.
+    picture_count: of the run.
     canvas: size (h, w) of the whole picture; None if it is unknown.
     """
 
-    def __init__(self, batch: BatchLayout, pictures: int, canvas: Size | None, caches: Caches) -> None:
-        self._batch, self._pictures, self._canvas = batch, pictures, canvas
+    def __init__(self, batch: BatchLayout, picture_count: int, canvas: Size | None, caches: Caches) -> None:
+        self._batch, self._picture_count, self._canvas = batch, picture_count, canvas
         self._known = caches.constants
 
     def constants(self, plan: Plan, area: Area, size: Size, device: torch.device | None) -> SiteConstants:
@@ -49,7 +49,7 @@ class SiteMaps:
 
     def _check_pictures(self, plan: Plan) -> None:
         """Raises ValueError if the plan's maps are of another number of pictures than the run."""
-        pictures = self._pictures
+        pictures = self._picture_count
         if plan.frozen is not None and plan.frozen.shape[1] not in (1, pictures):
             raise ValueError(
                 f"The frozen maps are of {plan.frozen.shape[1]} pictures and this sampling makes {pictures}: use the "

@@ -223,11 +223,11 @@ def install(
     return clone
 
 
-def note_record(clone: Any, schedule: Schedule, sites: int, record: RelevanceRecord) -> None:
+def note_record(clone: Any, schedule: Schedule, site_count: int, record: RelevanceRecord) -> None:
     """Let the sampling of a clone know the record that its patches fill at so many sites."""
     options = clone.model_options["transformer_options"]
     fixed_places = any(plan.regions is not None or plan.frozen is not None for plan in schedule.plans.values())
-    options[RECORDS] = {**options.get(RECORDS, {}), record: Applied(sites, fixed_places)}
+    options[RECORDS] = {**options.get(RECORDS, {}), record: Applied(site_count, fixed_places)}
 
 
 def patched(

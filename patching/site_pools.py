@@ -27,7 +27,7 @@ class PooledAt(NamedTuple):
 class SitePools:
     """The pools of one call.
 
-    pictures: rows of one cond.
+    picture_count: how many pictures this call draws, as rows of one cond.
     shown: the pictures of the run that they show.
     passes: of the UNet in this evaluation, before this call.
     """
@@ -36,12 +36,12 @@ class SitePools:
         self,
         sampling: SamplingState | None,
         evaluation: CondEvaluation | None,
-        pictures: int,
+        picture_count: int,
         shown: Pictures,
         passes: int,
     ) -> None:
         self._sampling, self._evaluation = sampling, evaluation
-        self._pictures, self._shown, self._passes = pictures, shown, passes
+        self._picture_count, self._shown, self._passes = picture_count, shown, passes
         self._visits: dict[tuple[Schedule, SiteKey], int] = {}
         self._of_call: Pools = {}
 
@@ -66,11 +66,11 @@ class SitePools:
         evaluation, sampling = self._evaluation, self._sampling
         crop = None if evaluation is None else evaluation.crop
         if self._shown is not None and sampling is not None and evaluation is not None:
-            every = range(sampling.run.pictures)
+            every = range(sampling.run.picture_count)
             pictures = every[self._shown] if isinstance(self._shown, slice) else self._shown
             history = sampling.pools.setdefault((at.schedule, (cond, crop), numbers.device), PoolHistory())
             if evaluation.main:
-                history.begin(sampling.turn, at.objects, sampling.run.pictures)
+                history.begin(sampling.turn, at.objects, sampling.run.picture_count)
                 pools = _of_main_evaluation(history, at, pictures) if history.enter_pass(pass_number) else None
             else:
                 pools = _of_extra_evaluation(history, sampling.turn, at, pictures)
@@ -78,8 +78,8 @@ class SitePools:
                 return PooledSite(*pools, at.key, size, at.objects, pictures, numbers)
         # Nobody knows what the rows show, or they show another picture: the pool lasts for this call.
         history = self._of_call.setdefault((at.schedule, (cond, crop, pass_number), numbers.device), PoolHistory())
-        history.begin(0, at.objects, self._pictures)
-        return PooledSite(None, history.now, at.key, size, at.objects, range(self._pictures), numbers)
+        history.begin(0, at.objects, self._picture_count)
+        return PooledSite(None, history.now, at.key, size, at.objects, range(self._picture_count), numbers)
 
 
 def _of_main_evaluation(history: PoolHistory, at: PooledAt, pictures: Sequence[int]) -> tuple[Pool | None, Pool | None]:

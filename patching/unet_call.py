@@ -64,7 +64,7 @@ class UNetCall:
         self._window = window_of_another_pack(options) or (self._evaluation.window if self._evaluation else None)
         self._batch = BatchLayout(shape, options, self._evaluation, self._window)
         canvas = self._evaluation.canvas if self._evaluation else None
-        self._maps = SiteMaps(self._batch, self.sampling_run.pictures, canvas, self._caches)
+        self._maps = SiteMaps(self._batch, self.sampling_run.picture_count, canvas, self._caches)
         passes = len(options.get(PASSES) or ())
         self._pools = SitePools(self._sampling, self._evaluation, self._batch.rows_per_cond, self.shown, passes)
         self._rows = shape[0]
@@ -113,18 +113,18 @@ class UNetCall:
             return None
         if self._window is not None and len(self._window) == self._batch.rows_per_cond:
             return self._window
-        return slice(None) if self._batch.rows_per_cond == self.sampling_run.pictures else None
+        return slice(None) if self._batch.rows_per_cond == self.sampling_run.picture_count else None
 
     def _shown_by(self, rows: SiteRows, count: int) -> Pictures:
         """`shown` for `count` of a site's rows."""
         if rows.by_keys is None:
             return self.shown
-        return None if self._batch.in_tiles or count % self.sampling_run.pictures else slice(None)
+        return None if self._batch.in_tiles or count % self.sampling_run.picture_count else slice(None)
 
     def numbers(self, rows: SiteRows, device: torch.device) -> Tensor:
         """The picture numbers in `shown`, [pictures]; 0, 1, … where they are unknown. Made once per call."""
         if rows.by_keys is not None:
-            return torch.arange(self.sampling_run.pictures, device=device)
+            return torch.arange(self.sampling_run.picture_count, device=device)
         if self._numbers is None:
             every = range(self._batch.rows_per_cond)
             self._numbers = torch.tensor(self.shown if isinstance(self.shown, list) else every, device=device)

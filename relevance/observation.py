@@ -13,13 +13,13 @@ class RunId(NamedTuple):
     """One sampling run.
 
     key: an object that identifies the run.
-    pictures: in its batch.
-    prompt: id of the queued graph that it belongs to; None where the host does not say.
+    picture_count: of its batch.
+    prompt_id: of the queued graph that it belongs to; None where the host does not say.
     """
 
     key: object
-    pictures: int
-    prompt: str | None = None
+    picture_count: int
+    prompt_id: str | None = None
 
 
 class Observation(NamedTuple):

@@ -32,9 +32,9 @@ class RecordedMaps:
     off: whether the scale or the strength of every block is 0, so that no reference acts.
     styles: names of the styles beside the objects; they take no part in the shares.
     strategy: the merge's.
-    runs: which run of its model and prompt this was, from 1.
+    runs: which run of its model and queued graph this was, from 1.
     replaced: that another pack replaced patches, in a sentence; empty if none did.
-    cropped: whether the run started from a crop of what an earlier run of its prompt made, with whatever model.
+    cropped: whether the run started from a crop of what an earlier run of its queued graph made, with whatever model.
     fixed_places: whether regions or frozen maps say where the objects are.
 
     Shares add up to 1 where the objects claim all of a position, whatever the merge's normalisation.
@@ -168,10 +168,14 @@ class RelevanceRecord(RecordedMaps):
     def _add_call(
         self, run: RunId, turn: object, step: Tensor, steps: int, observations: Sequence[Observation]
     ) -> None:
-        if run.key is not self._run.key or run.pictures != self._run.pictures or len(self._calls) not in (0, steps):
+        if (
+            run.key is not self._run.key
+            or run.picture_count != self._run.picture_count
+            or len(self._calls) not in (0, steps)
+        ):
             self.begin(run)
         if len(self._calls) == 0:
-            self._confusion = torch.zeros(2, steps, run.pictures, device=step.device)
+            self._confusion = torch.zeros(2, steps, run.picture_count, device=step.device)
             self._calls = torch.zeros(steps, device=step.device)
         step = step.to(self._calls.device)
         now = (torch.arange(steps, device=step.device) == step).float()
@@ -195,7 +199,7 @@ class RelevanceRecord(RecordedMaps):
     def begin(self, run: RunId, cropped: bool = False, fixed_places: bool = False) -> None:
         """Start a run: the maps of the run before are dropped. The first `add` of an unknown run calls this."""
         self.cropped, self.fixed_places = cropped, fixed_places
-        self.runs = self.runs + 1 if run.prompt == self._run.prompt else 1
+        self.runs = self.runs + 1 if run.prompt_id == self._run.prompt_id else 1
         self._run, self._shares, self._gates = run, {}, {}
         self._confusion, self._calls, self.replaced = torch.zeros(2, 0, 0), torch.zeros(0), ""
 
@@ -244,7 +248,7 @@ class RelevanceRecord(RecordedMaps):
 
     def _stacked(self, values: list[Tensor], where: Observation) -> Tensor:
         """Values of S sites, each [*, C·P, h, w], as one tensor [S, *, C, P, h, w]."""
-        count = len(where.pictures) if isinstance(where.pictures, list) else self._run.pictures
+        count = len(where.pictures) if isinstance(where.pictures, list) else self._run.picture_count
         return torch.stack(values).to(self._calls).unflatten(-3, (-1, count))
 
     def _add(
@@ -252,7 +256,7 @@ class RelevanceRecord(RecordedMaps):
     ) -> None:
         """Add values [S, *, C, P, h, w] of S sites to the sums of their canvas."""
         if where.canvas not in to:
-            to[where.canvas] = Sums((*values.shape[1:-4], self._run.pictures, *where.canvas), values.device)
+            to[where.canvas] = Sums((*values.shape[1:-4], self._run.picture_count, *where.canvas), values.device)
         to[where.canvas].add(turn, phase, values, where)
 
     def _add_confusion(self, now: Tensor, shares: Tensor, where: Observation) -> None:

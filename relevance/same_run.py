@@ -15,7 +15,7 @@ SHIFTS = 2  # places within a cell at which a crop is looked for, along each sid
 SMALLER = 2 ** -(1 / 6)  # from one size at which a crop is looked for to the next
 SMALLEST = 1 / 8  # of the picture's sides; a smaller part is not found
 CROP_FIT = 0.55  # see `crop_fit`; drawn scenes reach 0.51 of each other, and their crops of 3/5 about 0.75 of their own
-KEPT_RESULTS = 8  # of one prompt
+KEPT_RESULTS = 8  # of one queued graph
 KEPT_SIDE = 64  # latent pixels; larger results are kept smaller
 SAME = 5e-4  # tolerance relative to a fingerprint's largest value: rounding stays below, another sampling above
 
@@ -84,21 +84,21 @@ def _planes(latent: Tensor) -> Tensor:
 
 
 class Results:
-    """What the samplings of one prompt gave, through whatever models: what a later one may start from a crop of."""
+    """What the samplings of one queued graph gave, through whatever models. A later one may start from a crop of it."""
 
     def __init__(self) -> None:
-        self._prompt: str | None = None
+        self._prompt_id: str | None = None
         self._kept: deque[tuple[Tensor, Tensor]] = deque(maxlen=KEPT_RESULTS)  # layout, latent
 
-    def add(self, prompt: str | None, latent: Tensor) -> None:
-        """Keep what a sampling of this prompt gave, [B, C, h, w]; other prompts' results are dropped.
+    def add(self, prompt_id: str | None, latent: Tensor) -> None:
+        """Keep what a sampling of this graph gave, [B, C, h, w]; other graphs' results are dropped.
 
-        prompt: None if it is unknown; then nothing is kept. Waits for the device.
+        prompt_id: the host's; None if it is unknown; then nothing is kept. Waits for the device.
         """
-        if prompt != self._prompt:
-            self._prompt = prompt
+        if prompt_id != self._prompt_id:
+            self._prompt_id = prompt_id
             self._kept.clear()
-        if prompt is None:
+        if prompt_id is None:
             return
         known = _planes(latent)
         if (longest := max(known.shape[-2:])) > KEPT_SIDE:
@@ -106,12 +106,12 @@ class Results:
             known = F.interpolate(known, size=size, mode="area")
         self._kept.append((layout(latent), known))
 
-    def cropped(self, prompt: str | None, start: Tensor) -> bool:
-        """Whether a latent [B, C, h, w] shows a part of what a sampling of this prompt gave, and none of it whole.
+    def cropped(self, prompt_id: str | None, start: Tensor) -> bool:
+        """Whether a latent [B, C, h, w] shows a part of what a sampling of this graph gave, and none of it whole.
 
         The first picture of the latent decides. Waits for the device.
         """
-        if prompt != self._prompt or any(same_picture(start, whole) for whole, _ in self._kept):
+        if prompt_id != self._prompt_id or any(same_picture(start, whole) for whole, _ in self._kept):
             return False
         first = _planes(start[:1])
         return any(latent.shape[1] == first.shape[1] and crop_fit(first, latent) > CROP_FIT for _, latent in self._kept)

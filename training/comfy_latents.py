@@ -18,10 +18,10 @@ from ..common.rng import generator
 log = logging.getLogger(__name__)
 
 
-def sampled_latents(vae: Any, pictures: Tensor, positions: Sequence[int], seed: int) -> Tensor:
+def sampled_latents(vae: Any, pictures: Tensor, indices: Sequence[int], seed: int) -> Tensor:
     """z = μ + σ ε of pictures [B, H, W, 3] in 0..1: [B, C, H/8, W/8], before the model's own scaling.
 
-    ε depends on (seed, position) alone. A VAE without a posterior, such as TAESD, gives what it encodes.
+    ε depends on (seed, index) alone. A VAE without a posterior, such as TAESD, gives what it encodes.
     """
     regularization: Any = getattr(vae.first_stage_model, "regularization", None)
     if not isinstance(regularization, DiagonalGaussianRegularizer):
@@ -36,5 +36,5 @@ def sampled_latents(vae: Any, pictures: Tensor, positions: Sequence[int], seed: 
     if sum(map(len, spread)) != len(mean) or any(each.shape[1:] != mean.shape[1:] for each in spread):
         log.warning("The VAE had to encode in tiles: the posterior's means are taken for these latents.")
         return mean
-    noise = [torch.randn(mean.shape[1:], generator=generator(seed, "posterior", each)) for each in positions]
+    noise = [torch.randn(mean.shape[1:], generator=generator(seed, "posterior", each)) for each in indices]
     return mean + torch.cat(spread) * torch.stack(noise).to(mean)

@@ -85,7 +85,7 @@ class HostModel:
 
         return Batch(
             ids=tuple(sample.id for sample in samples),
-            positions=tuple(sample.position for sample in samples),
+            indices=tuple(sample.index for sample in samples),
             latents=ours(latents),
             context=ours(torch.cat(context)),
             vector=None if vector[0] is None else ours(torch.cat(vector)),
@@ -126,7 +126,7 @@ class HostModel:
         pictures = torch.stack([sample.image for sample in samples]).movedim(1, -1)  # BCHW -> BHWC
         if self.recipe.latents == "mean":
             return self.vae.encode(pictures)
-        return sampled_latents(self.vae, pictures, [sample.position for sample in samples], self.recipe.seed)
+        return sampled_latents(self.vae, pictures, [sample.index for sample in samples], self.recipe.seed)
 
     def _encode_caption(self, sample: Sample) -> tuple[Tensor, Tensor | None]:
         caption = "" if sample.drop_text else sample.caption

@@ -1,7 +1,7 @@
 """Samples from a folder of training data in the layout of subject_dataset_10k (see data_folder.py).
 
 The constructor reads every json and every picture's header, so it knows which pictures are usable. Pixels are read on
-demand. A sample depends on (seed, position) alone.
+demand. A sample depends on (seed, index) alone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BROKEN_SHARE = 0.05  # a larger share means that something is wrong with the fol
 class Sample:
     """One training picture with M objects.
 
-    position: its number in the endless sequence of samples, no place in a picture.
+    index: its number in the endless sequence of samples.
     image: [3, S, S] in 0..1.
     names: the object texts.
     references: [M, 3, 224, 224] in 0..1.
@@ -49,7 +49,7 @@ class Sample:
     """
 
     id: str
-    position: int
+    index: int
     image: Tensor
     caption: str
     names: tuple[str, ...]
@@ -87,7 +87,7 @@ class _Unusable(Exception):
 
 
 class SubjectFolder(torch.utils.data.Dataset[Sample]):
-    """`folder[position]` for any position from 0 on. Every epoch is a new permutation of the usable pictures.
+    """`folder[index]` for any index from 0 on. Every epoch is a new permutation of the usable pictures.
 
     A picture that cannot be read is replaced by the next one of its epoch and reported in `Sample.broken`.
 
@@ -131,15 +131,15 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         why = "".join(f"; {count} left out: {reason}" for reason, count in self.left_out.most_common())
         return f"{len(self.pictures)} of {self.total} pictures are usable{why}; {len(self.broken)} broken"
 
-    def __getitem__(self, position: int) -> Sample:
-        epoch, slot = divmod(position, len(self.pictures))
+    def __getitem__(self, index: int) -> Sample:
+        epoch, slot = divmod(index, len(self.pictures))
         order = _permutation(self.recipe.seed, epoch, len(self.pictures))
         broken: list[tuple[str, str]] = []
         last = ""
         for step in range(len(self.pictures)):
             picture = self.pictures[order[(slot + step) % len(order)]]
             try:
-                return replace(self._load(picture, position), broken=tuple(broken))
+                return replace(self._load(picture, index), broken=tuple(broken))
             except _Unusable as error:
                 last = str(error)
             except Exception as error:  # whatever a damaged file makes its decoder raise
@@ -169,8 +169,8 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         boxes = tuple(whole_box(entry["box"]) for entry in data["final_masks"] if "box" in entry)
         return _Picture(picture_id, file, caption, tuple(found), boxes, (int(height), int(width)), faces)
 
-    def _load(self, picture: _Picture, position: int) -> Sample:
-        recipe, rng = self.recipe, random.Random(seed_of(self.recipe.seed, "sample", position))
+    def _load(self, picture: _Picture, index: int) -> Sample:
+        recipe, rng = self.recipe, random.Random(seed_of(self.recipe.seed, "sample", index))
         with open_picture(picture.file) as opened:
             image = opened.convert("RGB")
         values, pixels = read_mask(self.folder, picture.id, image.size), np.array(image)
@@ -200,7 +200,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         drop_text, drop_image = _drops(rng, recipe)
         return Sample(
             id=picture.id,
-            position=position,
+            index=index,
             image=training_picture(image, crop, recipe.resolution),
             caption=picture.caption,
             names=tuple(each.label for each in objects),

@@ -35,13 +35,13 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, position: int) -> Any: ...
+    def __getitem__(self, index: int) -> Any: ...
 
 
-def positions(recipe: TrainConfig, rank: int, count: int, step: int) -> Iterator[list[int]]:
-    """The batches of one process from `step` on, as lists of positions.
+def sample_indices(recipe: TrainConfig, rank: int, count: int, step: int) -> Iterator[list[int]]:
+    """The batches of one process from `step` on, as lists of indices.
 
-    A step covers the same positions for any number of processes that share it, as long as batch_size × processes is the
+    A step covers the same indices for any number of processes that share it, as long as batch_size × processes is the
     same.
     """
     batch, everyone = recipe.batch_size, recipe.batch_size * count
@@ -61,7 +61,7 @@ def batches(samples: Samples, recipe: TrainConfig, processes: Processes, step: i
     workers = recipe.workers if "fork" in multiprocessing.get_all_start_methods() else 0
     loader = DataLoader(
         samples,  # pyright: ignore[reportArgumentType]
-        batch_sampler=positions(recipe, processes.rank, processes.count, step),  # pyright: ignore[reportArgumentType]
+        batch_sampler=sample_indices(recipe, processes.rank, processes.count, step),  # pyright: ignore[reportArgumentType]
         num_workers=workers,
         collate_fn=_as_list,
         multiprocessing_context="fork" if workers else None,

@@ -24,7 +24,7 @@ from .trainable import TrainableAdapter
 class Batch:
     """B encoded samples.
 
-    ids, positions: of the samples.
+    ids, indices: of the samples.
     latents: [B, 4, h, w].
     context: [B, 77, X], the captions.
     vector: [B, Y], SDXL's pooled text and size conditioning; None for SD1.5.
@@ -34,7 +34,7 @@ class Batch:
     """
 
     ids: tuple[str, ...]
-    positions: tuple[int, ...]
+    indices: tuple[int, ...]
     latents: Tensor
     context: Tensor
     vector: Tensor | None
@@ -95,12 +95,12 @@ class Objective(nn.Module):
 def draw_noise(batch: Batch, recipe: TrainConfig, count: int) -> tuple[Tensor, Tensor]:
     """Noise like the latents, and noise levels [B].
 
-    They depend on the seed and the samples' positions alone, not on the process that computes them.
+    They depend on the seed and the samples' indices alone, not on the process that computes them.
 
     cubic: t = (1 − u³) · count with u uniform in 0..1; its median is 7/8 of the levels.
     noise_offset: ε + offset · ε' with one ε' for all places of a channel; the model is to predict the sum.
     """
-    generators = [generator(recipe.seed, "noise", position) for position in batch.positions]
+    generators = [generator(recipe.seed, "noise", index) for index in batch.indices]
     if recipe.timesteps == "cubic":
         uniform = torch.cat([torch.rand(1, generator=each) for each in generators])
         levels = ((1 - uniform**3) * count).long().clamp_max(count - 1)

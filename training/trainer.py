@@ -109,7 +109,7 @@ class Trainer:
     """The state of one run: the adapter, its optimizers and the step.
 
     All randomness follows from the seed and the step. So the step also stands for the state of the random numbers and
-    the position in the data.
+    the place in the data.
     """
 
     def __init__(

@@ -68,8 +68,8 @@ def run(options: argparse.Namespace, settings: Settings) -> None:
     _remove_changed(parts, pairs, options.output, rank, world)
     if any(parts.todo(rank, world)):
         scorer = _scorer(options, device)
-        for position, _ in parts.todo(rank, world):
-            parts.finish(position, [scorer.row(pairs[position], picture_files(options.output, pairs[position]))])
+        for index, _ in parts.todo(rank, world):
+            parts.finish(index, [scorer.row(pairs[index], picture_files(options.output, pairs[index]))])
     if (finished := parts.finished()) < len(parts):
         say(f"{finished} of {len(parts)} pairs are scored; the last process to finish writes the table.")
         return

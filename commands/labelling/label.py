@@ -134,7 +134,7 @@ class Labeller:
 
     def _masks(self, picture: Image.Image, found: Sequence[Detection]) -> list[np.ndarray]:
         if self.segmenter is None:
-            return [each.region(picture.height, picture.width).numpy() > 0.5 for each in found]
+            return [each.as_mask(picture.height, picture.width).numpy() > 0.5 for each in found]
         return [mask.numpy() for mask in self.segmenter.masks(picture, [each.box for each in found])]
 
     def _with_faces(self, objects: Sequence[Object], picture: Image.Image) -> Sequence[Object]:

@@ -69,8 +69,8 @@ def face_likenesses(
     found = []
     for b, picture in enumerate(binding.pictures):
         faces = seen_faces(analyser, images[b], f"picture {b + 1}")
-        crops = [picture.crop_of[m] for m in persons]
-        boxes = [None if crop is None else picture.boxes[crop] for crop in crops]
+        crop_numbers = [picture.crop_of[m] for m in persons]
+        boxes = [None if crop is None else picture.boxes[crop] for crop in crop_numbers]
         for person, face in enumerate(faces_in(boxes, faces)):
             text = references[persons[person]].text
             alike = None if face is None else _alike(face.embedding(f"picture {b + 1}"), known, text)

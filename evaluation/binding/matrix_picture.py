@@ -108,7 +108,7 @@ def _draw_row(
             sheet.pen.ellipse((dot - 5, bottom + 3, dot + 5, bottom + 13), fill=ink)
 
 
-def _draw_legend(sheet: Canvas, x: int, y: int, span: tuple[float, float], pictures: int) -> None:
+def _draw_legend(sheet: Canvas, x: int, y: int, span: tuple[float, float], picture_count: int) -> None:
     length = 120
     for step in range(length):
         sheet.pen.line((x + step, y, x + step, y + 16), fill=cividis(step / (length - 1)))
@@ -119,9 +119,9 @@ def _draw_legend(sheet: Canvas, x: int, y: int, span: tuple[float, float], pictu
     sheet.words((x + 316, y - 2), "its own reference")
     sheet.pen.ellipse((x + 470, y + 2, x + 482, y + 14), fill=BLACK)
     sheet.words((x + 490, y - 2), "what it is most like")
-    if pictures > 1:
+    if picture_count > 1:
         sheet.words(
-            (x + 290, y + 20), f"1 of {pictures}: pictures of the batch in which it is most like that", 14, SOFT
+            (x + 290, y + 20), f"1 of {picture_count}: pictures of the batch in which it is most like that", 14, SOFT
         )
 
 

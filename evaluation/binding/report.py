@@ -65,11 +65,11 @@ def measure_binding(
     )
 
 
-def _by_picture(mixed: Sequence[float] | None, pictures: int) -> Sequence[float | None]:
+def _by_picture(mixed: Sequence[float] | None, picture_count: int) -> Sequence[float | None]:
     """A number for each picture; the mean for all where their count differs."""
     if mixed is None:
-        return [None] * pictures
-    return mixed if len(mixed) == pictures else [sum(mixed) / len(mixed)] * pictures
+        return [None] * picture_count
+    return mixed if len(mixed) == picture_count else [sum(mixed) / len(mixed)] * picture_count
 
 
 def headline(binding: Binding) -> tuple[float, float, float]:

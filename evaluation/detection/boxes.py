@@ -16,13 +16,13 @@ from .detections import Detection, Detections
 
 
 def read_boxes(
-    boxes: Any, texts: Sequence[str], pictures: int, height: int, width: int, form: str = SIDES
+    boxes: Any, texts: Sequence[str], picture_count: int, height: int, width: int, form: str = SIDES
 ) -> Detections:
     """Detections from the boxes or masks of another node.
 
     boxes: any of the formats of `box_formats`.
     texts: the object texts. Equal texts become one, which gets the boxes of all of them.
-    pictures: how many pictures there are.
+    picture_count: how many pictures there are.
     height, width: of the pictures, in pixels.
     form: what four bare numbers mean, one of FORMATS.
 
@@ -35,7 +35,7 @@ def read_boxes(
     if not texts:
         raise ValueError("There are no object texts: name what the boxes hold, one object a line, such as “cat”.")
     names = [plain(text) for text in texts]
-    per_picture = _share_out(Reader(height, width, form).read(boxes), names, pictures)
+    per_picture = _share_out(Reader(height, width, form).read(boxes), names, picture_count)
     found = tuple(_assign(each, names, number) for number, each in enumerate(per_picture))
     if not any(each for picture in found for each in picture):
         raise ValueError(
@@ -71,7 +71,7 @@ def to_masks(detections: Detections, kept: Sequence[int] | None = None) -> Tenso
     for picture, found in zip(masks, detections.found, strict=True):
         for mask, text in zip(picture, texts, strict=True):
             for each in found[text]:
-                torch.maximum(mask, each.region(height, width), out=mask)
+                torch.maximum(mask, each.as_mask(height, width), out=mask)
     return masks.flatten(0, 1)
 
 
@@ -83,24 +83,26 @@ def _bounding_box(box: Box, label: str, score: float) -> dict[str, Any]:
 # ---- which box belongs to which picture and text ----
 
 
-def _share_out(marked: list[Marked] | list[list[Marked]], names: Sequence[str], pictures: int) -> list[list[Marked]]:
+def _share_out(
+    marked: list[Marked] | list[list[Marked]], names: Sequence[str], picture_count: int
+) -> list[list[Marked]]:
     """The boxes as a list for each picture. Raises ValueError if their number does not fit."""
     if any(isinstance(each, list) for each in marked):
         lists = [each for each in marked if isinstance(each, list)]
-        if len(lists) not in (1, pictures):
+        if len(lists) not in (1, picture_count):
             raise ValueError(
-                f"There are boxes of {len(lists)} pictures for {pictures} pictures; give a list for each picture, or "
-                "one for all."
+                f"There are boxes of {len(lists)} pictures for {picture_count} pictures; give a list for each picture, "
+                "or one for all."
             )
-        return lists * (pictures if len(lists) == 1 else 1)
+        return lists * (picture_count if len(lists) == 1 else 1)
     flat, texts = [each for each in marked if isinstance(each, Marked)], len(names)
-    if pictures == 1 or not flat or _labelled(flat, names) or len(flat) == texts:
-        return [flat] * pictures
-    if len(flat) == pictures * texts:  # picture by picture, the order of `to_masks`
+    if picture_count == 1 or not flat or _labelled(flat, names) or len(flat) == texts:
+        return [flat] * picture_count
+    if len(flat) == picture_count * texts:  # picture by picture, the order of `to_masks`
         return [flat[start : start + texts] for start in range(0, len(flat), texts)]
     raise ValueError(
-        f"There are {len(flat)} boxes for {texts} object texts and {pictures} pictures; expected {texts} (the same in "
-        f"every picture), {texts * pictures} (picture by picture), or a list for each picture."
+        f"There are {len(flat)} boxes for {texts} object texts and {picture_count} pictures; expected {texts} (the "
+        f"same in every picture), {texts * picture_count} (picture by picture), or a list for each picture."
     )
 
 

@@ -27,14 +27,14 @@ class Detection:
     score: float = 1.0
     mask: Tensor | None = None
 
-    def region(self, height: int, width: int) -> Tensor:
-        """The mask or the filled box as a region [H, W] in 0..1."""
+    def as_mask(self, height: int, width: int) -> Tensor:
+        """The mask, or the filled box as one, [H, W] in 0..1."""
         if self.mask is not None:
             return self.mask.float()
-        region = torch.zeros(height, width)
+        filled = torch.zeros(height, width)
         x0, y0, x1, y1 = (round(v) for v in self.box)
-        region[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = 1
-        return region
+        filled[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = 1
+        return filled
 
 
 @dataclass(frozen=True, eq=False)

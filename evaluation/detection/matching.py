@@ -88,13 +88,13 @@ def rematch_by_appearance(matches: ObjectMatches, texts: Sequence[str], similari
     names = [plain(text) for text in texts]
     for name in {each for each in names if names.count(each) > 1}:
         alike = [m for m, each in enumerate(names) if each == name]
-        crops = [crop for crop in (crop_of[m] for m in alike) if crop is not None]
+        crop_numbers = [crop for crop in (crop_of[m] for m in alike) if crop is not None]
         # Of one text, so the same for all that have no crop.
         shared = next((crop for crop in (shared_crop[m] for m in alike) if crop is not None), None)
         for m in alike:
             crop_of[m] = None
-        for i, j in zip(*linear_sum_assignment(similarity[crops][:, alike].numpy(), maximize=True), strict=True):
-            crop_of[alike[j]], found_as[crops[i]] = crops[i], alike[j]
+        for i, j in zip(*linear_sum_assignment(similarity[crop_numbers][:, alike].numpy(), maximize=True), strict=True):
+            crop_of[alike[j]], found_as[crop_numbers[i]] = crop_numbers[i], alike[j]
         for m in alike:
             shared_crop[m] = shared if crop_of[m] is None else None
     return ObjectMatches(matches.found, tuple(found_as), tuple(crop_of), tuple(shared_crop))
@@ -156,7 +156,7 @@ def _covered(region: Tensor | None, box: Box, size: tuple[int, int]) -> float:
     """The share of a region [H, W] that lies in a box; 0 without a region. size: height and width of the picture."""
     if region is None or not region.any():
         return 0.0
-    inside = Detection(box).region(*size)
+    inside = Detection(box).as_mask(*size)
     placed = resize(region.float(), size)
     return float((placed * inside).sum() / placed.sum())
 

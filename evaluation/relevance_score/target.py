@@ -40,7 +40,7 @@ def detected(detections: Detections, wanted: str) -> Target:
     for picture in range(len(detections)):
         matches = match_objects(detections, picture, detections.texts)
         found = None if (crop := matches.crop_of[text]) is None else matches.found[crop]
-        regions.append(found.region(*empty.shape) if found else empty)
+        regions.append(found.as_mask(*empty.shape) if found else empty)
         why.append(missing(detections, picture, detections.texts, matches).get(text, ""))
         masks += found is not None and found.mask is not None
     boxes = why.count("") - masks
@@ -48,30 +48,30 @@ def detected(detections: Detections, wanted: str) -> Target:
     return Target(f"“{detections.texts[text]}”", torch.stack(regions), tuple(why), f"the detections' {told_by}")
 
 
-def masked(masks: Tensor, wanted: str, pictures: int) -> Target:
+def masked(masks: Tensor, wanted: str, picture_count: int) -> Target:
     """The target from masks.
 
     masks [n, H, W]: one for all pictures, one for each picture, or one for each object of each picture, picture by
         picture, as MIP Relevance Maps gives them.
     wanted: with masks of several objects, the object's number, counted from 1; else its name.
-    pictures: how many pictures there are.
+    picture_count: how many pictures there are.
 
     Raises ValueError for another number of masks or a number that is no object's.
     """
     masks = masks.unsqueeze(0) if masks.ndim == 2 else masks
     count = masks.shape[0]
-    if count in (1, pictures):
+    if count in (1, picture_count):
         return Target(wanted.strip() or "the object", masks, (), "masks")
-    if pictures == 0 or count % pictures:
+    if picture_count == 0 or count % picture_count:
         raise ValueError(
-            f"There are {count} masks for {pictures} pictures: give one for all, one a picture, or one an object for "
-            "each picture."
+            f"There are {count} masks for {picture_count} pictures: give one for all, one a picture, or one an object "
+            "for each picture."
         )
-    objects = count // pictures
+    objects = count // picture_count
     number = whole_number(wanted.strip() or "1")
     if number is None or not 1 <= number <= objects:
         raise ValueError(
             f"The masks are of {objects} objects, and masks have no names: write the object's number, 1 to {objects}, "
             f"instead of “{brief(wanted, 60)}”, or connect detections."
         )
-    return Target(f"object {number}", masks.unflatten(0, (pictures, objects))[:, number - 1], (), "masks")
+    return Target(f"object {number}", masks.unflatten(0, (picture_count, objects))[:, number - 1], (), "masks")

@@ -150,7 +150,7 @@ def test_training_reads_what_is_kept(alone: Path):
 
     kept = alone.with_suffix(".kept.txt")
     samples = SubjectFolder(kept, TrainConfig(resolution=64))
-    assert len(samples) == 5 and {samples[position].id for position in range(5)} == set(read_subset(kept)[1])
+    assert len(samples) == 5 and {samples[index].id for index in range(5)} == set(read_subset(kept)[1])
 
 
 def test_the_contact_sheet_is_a_picture_of_all_it_shows(alone: Path):

@@ -114,7 +114,7 @@ class PlainModel:
         references = torch.cat([sample.references * (not sample.drop_image) for sample in samples])
         return Batch(
             ids=tuple(sample.id for sample in samples),
-            positions=tuple(sample.position for sample in samples),
+            indices=tuple(sample.index for sample in samples),
             latents=torch.stack([F.adaptive_avg_pool2d(s.image, 8)[[0, 1, 2, 0]] * 2 - 1 for s in samples]),
             context=torch.stack([normal("" if s.drop_text else s.caption, 5, CONTEXT, std=1) for s in samples]),
             vector=None,

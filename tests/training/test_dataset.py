@@ -21,7 +21,7 @@ def open_folder(folder: Path, **changes):
 
 
 def same(a, b) -> bool:
-    plain = ("id", "position", "caption", "names", "original_size", "corner", "drop_text", "drop_image", "broken")
+    plain = ("id", "index", "caption", "names", "original_size", "corner", "drop_text", "drop_image", "broken")
     return all(getattr(a, key) == getattr(b, key) for key in plain) and all(
         torch.equal(getattr(a, key), getattr(b, key)) for key in ("image", "references", "mask")
     )
@@ -30,7 +30,7 @@ def same(a, b) -> bool:
 def test_a_sample(tmp_path: Path) -> None:
     samples = open_folder(write_folder(tmp_path), drop_text=0, drop_image=0, drop_both=0)
     sample = samples[3]
-    assert len(samples) == 8 and sample.position == 3
+    assert len(samples) == 8 and sample.index == 3
     assert sample.image.shape == (3, 64, 64) and sample.image.min() >= 0 and sample.image.max() <= 1
     assert sample.references.shape == (2, 3, 224, 224)
     assert sample.caption == f"a {sample.names[0]} and a {sample.names[1]}"
@@ -90,17 +90,17 @@ def test_the_same_whatever_the_number_of_workers_and_the_order(tmp_path: Path) -
     ids = [sample.id for sample in runs[0]]
     assert sorted(ids[:6]) == sorted(ids[6:]) == [f"{i:03}" for i in range(6)] and ids[:6] != ids[6:]
     again = open_folder(tmp_path)
-    assert all(same(again[sample.position], sample) for sample in reversed(runs[0]))
+    assert all(same(again[sample.index], sample) for sample in reversed(runs[0]))
     other = open_folder(tmp_path, seed=1)
     assert [other[i].id for i in range(6)] != ids[:6]
 
 
 def test_processes_share_a_step() -> None:
-    from mip_adapter.training.loader import positions
+    from mip_adapter.training.loader import sample_indices
 
     def step(number: int, count: int, **changes) -> list[int]:
         recipe = small_recipe(**changes)
-        streams = [positions(recipe, rank, count, number) for rank in range(count)]
+        streams = [sample_indices(recipe, rank, count, number) for rank in range(count)]
         return sorted(each for stream in streams for _ in range(recipe.accumulate) for each in next(stream))
 
     for number in (0, 5):

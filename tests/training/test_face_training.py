@@ -39,8 +39,8 @@ def test_objects_without_a_face_are_left_out(tmp_path: Path) -> None:
     folder = with_faces(write_folder(tmp_path, 4))
     samples = SubjectFolder(folder, one_object(), FACE)
     assert len(samples) == 3 and samples.left_out == {NO_FACES: 1}
-    for position in range(3):
-        sample = samples[position]
+    for index in range(3):
+        sample = samples[index]
         first = json.loads((folder / "jsons" / f"{sample.id}.json").read_text())["final_masks"][1]
         assert sample.names == (first["label"],) and sample.faces is not None
         assert torch.equal(sample.faces, torch.from_numpy(numbers(int(sample.id)))[None])

@@ -75,7 +75,7 @@ def one_step(checkpointing: bool, train: str = "adapter", batch_size: int = 4, s
         optimizer.step()  # its state lies beside the activations of every step but the first
         optimizer.zero_grad(set_to_none=True)
         batch = Batch(
-            ids=("",) * batch_size, positions=tuple(range(batch_size)),
+            ids=("",) * batch_size, indices=tuple(range(batch_size)),
             latents=empty(batch_size, 4, side // 8, side // 8), context=empty(batch_size, 77, 2048),
             vector=empty(batch_size, 2816), features=empty(2 * batch_size, 1280),
             texts=((empty(1, 2048), empty(2, 2048)),) * batch_size,

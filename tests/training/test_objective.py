@@ -39,7 +39,7 @@ def test_cubic_timesteps_are_mostly_those_of_much_noise() -> None:
 
     from mip_adapter.training.objective import draw_noise
 
-    batch = SimpleNamespace(positions=range(4000), latents=torch.zeros(4000, 1, 1, 1))
+    batch = SimpleNamespace(indices=range(4000), latents=torch.zeros(4000, 1, 1, 1))
     _, steps = draw_noise(batch, small_recipe(timesteps="cubic"), 1000)  # pyright: ignore[reportArgumentType]
     assert steps.min() >= 0 and steps.max() == 999
     for u in (0.25, 0.5, 0.75):

@@ -38,7 +38,7 @@ def samples(folder: Path, count: int, **changes):
     from mip_adapter.training.dataset import SubjectFolder
 
     opened = SubjectFolder(folder, small_recipe(**changes))
-    return [opened[position] for position in range(count)]
+    return [opened[index] for index in range(count)]
 
 
 def corners(size: tuple[int, int], boxes: Boxes, labels: str) -> set[tuple[int, int]]:
@@ -134,7 +134,7 @@ def test_offset_noise_is_one_more_number_for_each_channel() -> None:
 
     from mip_adapter.training.objective import draw_noise
 
-    batch = SimpleNamespace(positions=range(500), latents=torch.zeros(500, 4, 8, 8))
+    batch = SimpleNamespace(indices=range(500), latents=torch.zeros(500, 4, 8, 8))
     plain, steps = draw_noise(batch, small_recipe(), 1000)  # pyright: ignore[reportArgumentType]
     shifted, same = draw_noise(batch, small_recipe(noise_offset=0.1), 1000)  # pyright: ignore[reportArgumentType]
     extra = (shifted - plain) / 0.1
@@ -143,7 +143,7 @@ def test_offset_noise_is_one_more_number_for_each_channel() -> None:
     numbers = extra[..., 0, 0]  # [B, C]
     assert abs(float(numbers.mean())) < 0.1 and 0.9 < float(numbers.std()) < 1.1
     assert torch.corrcoef(numbers.T).fill_diagonal_(0).abs().max() < 0.2
-    alone = SimpleNamespace(positions=[3], latents=torch.zeros(1, 4, 8, 8))
+    alone = SimpleNamespace(indices=[3], latents=torch.zeros(1, 4, 8, 8))
     assert torch.equal(draw_noise(alone, small_recipe(noise_offset=0.1), 1000)[0], shifted[3:4])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="noise_offset is -0.1; it must be 0 or more"):
         small_recipe(noise_offset=-0.1)

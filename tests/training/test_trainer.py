@@ -216,7 +216,7 @@ def test_pictures_that_were_added_or_removed_count_from_there_on(tmp_path: Path,
     changed = run(data, out, model=model, steps=19)
     assert "after step 10 with another dataset: from here on, 18 pictures" in caplog.text
     samples = SubjectFolder(data, small_recipe())
-    assert len(changed.losses) == 19 and model.seen == [samples[position].id for position in range(2 * 10, 2 * 19)]
+    assert len(changed.losses) == 19 and model.seen == [samples[index].id for index in range(2 * 10, 2 * 19)]
     assert "new" in model.seen and not {"000", "002", "004"} & set(model.seen)
     caplog.clear()
     run(data, out, steps=20)

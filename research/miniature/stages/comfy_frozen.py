@@ -53,7 +53,7 @@ class Frozen:
             features[left_out] = self.nothing(output)
         return Batch(
             ids=tuple(sample.id for sample in samples),
-            positions=tuple(sample.position for sample in samples),
+            indices=tuple(sample.index for sample in samples),
             latents=self.scenes.latents[rows].to(self.device).float(),
             context=context,
             vector=vector,

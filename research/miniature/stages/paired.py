@@ -36,7 +36,7 @@ BATCH = 128  # pictures encoded at once
 class Scene:
     """One scene of a step.
 
-    position: its number in the endless sequence of samples, no place in a picture.
+    index: its number in the endless sequence of samples.
     row: among the scenes.
     names: the object texts.
     drop_text, drop_image: drop the caption, drop the references.
@@ -44,7 +44,7 @@ class Scene:
     """
 
     id: str
-    position: int
+    index: int
     row: int
     caption: str
     names: tuple[str, ...]
@@ -54,7 +54,7 @@ class Scene:
 
 
 class Paired:
-    """`paired[position]` for any position from 0 on, as the trainer expects. It depends on (seed, position) alone.
+    """`paired[index]` for any index from 0 on, as the trainer expects. It depends on (seed, index) alone.
 
     latents: [S, 4, 16, 16].
     masks: [S, 16, 16], the share of each latent position that objects cover.
@@ -81,16 +81,16 @@ class Paired:
     def __len__(self) -> int:
         return len(self.kinds)
 
-    def __getitem__(self, position: int) -> Scene:
+    def __getitem__(self, index: int) -> Scene:
         recipe = self.recipe
-        epoch, slot = divmod(position, len(self))
+        epoch, slot = divmod(index, len(self))
         row = int(_permutation(recipe.seed, epoch, len(self))[slot])
-        rng = random.Random(seed_of(recipe.seed, "scene", position))
+        rng = random.Random(seed_of(recipe.seed, "scene", index))
         caption, names = world_words.caption(self.kinds[row], rng), self._names(row)
         draw, image, text, both = rng.random(), recipe.drop_image, recipe.drop_text, recipe.drop_both
         drop_image = draw < image or image + text <= draw < image + text + both
         drop_text = image <= draw < image + text + both
-        return Scene(str(row), position, row, caption, names, drop_text, drop_image)
+        return Scene(str(row), index, row, caption, names, drop_text, drop_image)
 
     def plain(self, row: int) -> Scene:
         """A scene for measuring, with nothing dropped."""
