@@ -25,7 +25,9 @@ CHINESE = re.compile("[\u4e00-\u9fff]")
 SPECIAL = re.compile(r"[{}@|]")
 LITERAL = re.compile(r"\{'[{}@|]'\}")
 # Names that Chinese users know untranslated.
-UNTRANSLATED = {"MIP-Adapter", "CLIP", "VAE", "EMA", "Min-SNR", "ε"}
+UNTRANSLATED = {"MIP-Adapter", "CLIP", "VAE", "Latent", "EMA", "Min-SNR", "ε"}
+# The host's nodes, as its own Chinese calls them.
+OF_THE_HOST = {"VAE解码", "VAE编码", "加载CLIP视觉", "加载图像", "从批次获取Latent", "预览任意", "预览图像"}
 
 
 def load(path: Path) -> dict:
@@ -84,6 +86,34 @@ def test_chinese_is_chinese() -> None:
     for path in (LOCALES / "zh").glob("*.json"):
         english = [key for key, text in texts(load(path)) if not CHINESE.search(text) and text not in UNTRANSLATED]
         assert not english, f"{path.name}: {english}"
+
+
+def test_one_input_has_one_chinese_name() -> None:
+    """On every node; but for two, whose English names mean different things."""
+    names: dict[str, set[str]] = {}
+    for node in load(LOCALES / "zh" / "nodeDefs.json").values():
+        for key, said in node.get("inputs", {}).items():
+            names.setdefault(key, set()).add(said["name"])
+    assert {key for key, several in names.items() if len(several) > 1} == {"pictures", "steps"}, names
+
+
+def test_chinese_texts_call_nodes_and_inputs_by_their_names() -> None:
+    """In tooltips what stands in Chinese quotes, in help pages the word behind the name of an input or an output."""
+    nodes, english = load(LOCALES / "zh" / "nodeDefs.json"), load(ENGLISH)
+    pairs = {
+        (english[kind][side][key]["name"], said["name"])
+        for kind, node in nodes.items()
+        for side in ("inputs", "outputs")
+        for key, said in node.get(side, {}).items()
+    }
+    known = OF_THE_HOST | {node["display_name"] for node in nodes.values()} | {word for _, word in pairs}
+    for path, text in texts(nodes):
+        quoted = {each for each in re.findall("“([^”]+)”", text) if CHINESE.search(each)}
+        assert not quoted - known, f"{path}: {quoted - known}"
+    for kind in nodes:
+        page = (ROOT / "web" / "docs" / kind / "zh.md").read_text("utf-8")
+        told = {(name, word) for name, word in re.findall(r"\*\*(\w+)（([^，）]+)", page) if word != "可选"}
+        assert not told - pairs, f"{kind}: {told - pairs}"
 
 
 def test_the_frontend_can_read_every_text() -> None:
