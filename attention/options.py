@@ -13,12 +13,12 @@ from ..common.text import brief
 Strategy = Literal["relevance", "uniform", "sum", "concat"]
 Normalization = Literal["sum", "mean"]
 Measure = Literal["each site", "pool"]
-Gate = Literal["image", "text", "off"]
+Gated = Literal["image", "text", "off"]
 
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
 MEASURES: tuple[str, ...] = get_args(Measure)
-GATES: tuple[str, ...] = get_args(Gate)
+GATED: tuple[str, ...] = get_args(Gated)
 
 
 def one_of(what: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -76,8 +76,8 @@ class FusionHead:
     """The trained gate, what it multiplies, and how strongly.
 
     weights: site number N of the checkpoint -> row [C].
-    gate: "image" multiplies the merged image features (official code), "text" the text features (the paper's formula),
-        "off" disables it.
+    gated: what the gate multiplies: "image", the merged image features (official code); "text", the text features (the
+        paper's formula); "off", nothing.
     strength: blends from no gate (0) to the trained gate (1); up to 2 exaggerates it.
     name: how messages call the file.
 
@@ -85,15 +85,15 @@ class FusionHead:
     """
 
     weights: Mapping[int, Tensor]
-    gate: Gate = "image"
+    gated: Gated = "image"
     strength: float = 1.0
     name: str = "fusion head"
 
     def __post_init__(self) -> None:
-        one_of("fusion head gate", self.gate, GATES)
+        one_of("fusion head gate", self.gated, GATED)
         if not 0 <= self.strength <= 2:
             raise ValueError(f"fusion head strength is {self.strength}; it must lie between 0 and 2.")
 
     @property
     def active(self) -> bool:
-        return self.gate != "off" and self.strength != 0
+        return self.gated != "off" and self.strength != 0

@@ -143,7 +143,7 @@ class Plan:
 
     names: the M object texts.
     merge: how the objects' image features are merged.
-    gate, gate_strength: see `FusionHead`; the head's rows are in `sites`.
+    gated, gate_strength: see `FusionHead`; the head's rows are in `sites`.
     weights: [M, 1, 1] float32, the objects' weights. They are folded into the values. With regions the unconditional
         branch also needs them here, because it has one set of values for all objects.
     regions: [M, 1 or pictures, H, W], as in `EncodedReferences`; float32 on the CPU.
@@ -156,7 +156,7 @@ class Plan:
 
     names: tuple[str, ...]
     merge: Merge
-    gate: str
+    gated: str
     gate_strength: float
     weights: Tensor
     regions: Tensor | None
@@ -301,7 +301,7 @@ class _PlanBuilder:
         return Plan(
             names=self.references.names,
             merge=self.merge,
-            gate=self.head.gate,
+            gated=self.head.gated,
             gate_strength=self.head.strength,
             weights=self.object_weights,
             regions=on_cpu(self.references.regions),

@@ -183,7 +183,7 @@ def make_reference(
 
         images = _picture_cache(cut_out, image, image_mask, name=(_checksum(image), _checksum(image_mask)))
     region = None if region is None else _check_region(region, text)
-    more = tuple((images, each.weight * share) for each in more_pictures for images, share in each.batches)
+    more = tuple((images, each.weight * each_weight) for each in more_pictures for images, each_weight in each.batches)
     times = start_percent, end_percent, region_until
     return Reference(images, text, float(weight), region, *times, more, map_color, blocks, over_time, negative)
 
@@ -274,7 +274,7 @@ def of_a_face(
         embedded.append(each.face.embeddings)
     if len({each.shape[-1] for each in embedded}) > 1:
         raise ValueError(f"The photographs of “{reference.text}” were analysed by different models: use one for all.")
-    more = tuple((images, each.weight * share) for each in more_pictures for images, share in each.batches)
+    more = tuple((images, each.weight * each_weight) for each in more_pictures for images, each_weight in each.batches)
     return replace(reference, images=crops, more=more, face=Face(torch.cat(embedded), structure, adapter, clip_vision))
 
 

@@ -100,7 +100,7 @@ def fuse(
     if site.head is not None:
         assert text is not None, "a site with a head needs the text attention"
         gate = fusion_gate(text, site.head, plan.gate_strength)  # [B, N]
-        if plan.gate == "text":
+        if plan.gated == "text":
             out = out + (gate - 1).unsqueeze(-1).to(out.dtype) * text
     for group in groups:
         queries = split_queries(q[group.slice], site.heads)
@@ -144,7 +144,7 @@ def add_images(
         attention = concat_attention(queries, keys, log_region(columns(region)))
     else:
         attention = object_attention(queries, keys, sets)
-    if gate is not None and plan.gate == "image":
+    if gate is not None and plan.gated == "image":
         share = gate.unsqueeze(0) if share is None else share * gate.unsqueeze(0)
     if share is not None:
         attention = attention * columns(share).to(attention.dtype)

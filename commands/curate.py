@@ -81,7 +81,7 @@ def _conclude(parts: Parts, folder: Folder, encoder: str, output: Path, options:
         say(f"  broken pictures: {output.with_suffix('.broken.txt')}")
     if not scored:
         raise ValueError(
-            f"No picture of {folder.path} has {folder.least} usable objects, so there is nothing to score."
+            f"No picture of {folder.path} has {folder.least} objects that training takes, so there is nothing to score."
         )
     write_table(output, scored, encoder)
     say(f"  scores: {output}, by the encoder {encoder}")

@@ -147,9 +147,9 @@ class Canvas:
         self.image.paste(picture, at)
 
 
-def cividis(share: float) -> Colour:
-    """The colour of a share in 0..1."""
-    at = min(max(share, 0.0), 1.0) * (len(CIVIDIS) - 1)
+def cividis(fraction: float) -> Colour:
+    """The colour of a fraction in 0..1."""
+    at = min(max(fraction, 0.0), 1.0) * (len(CIVIDIS) - 1)
     i = min(int(at), len(CIVIDIS) - 2)
     red, green, blue = (round(p + (q - p) * (at - i)) for p, q in zip(CIVIDIS[i], CIVIDIS[i + 1], strict=True))
     return red, green, blue

@@ -30,6 +30,6 @@ def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
 
 
-def percent(share: float) -> str:
-    """A share in 0..1 as a percentage."""
-    return f"{share * 100:.0f} %"
+def percent(fraction: float) -> str:
+    """A fraction in 0..1 as a percentage."""
+    return f"{fraction * 100:.0f} %"

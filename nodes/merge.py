@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..attention.options import GATES, MEASURES, NORMALIZATIONS, STRATEGIES, FusionHead, Measure, Merge
+from ..attention.options import GATED, MEASURES, NORMALIZATIONS, STRATEGIES, FusionHead, Measure, Merge
 from ..weights.adapter import load_head
 from ..weights.comfy_files import adapter_names, adapter_path, file_version
 from .types import ADVANCED, CATEGORY, MIPAdapter, MIPFusionHeadOptions, MIPMergeOptions, searched_as
@@ -91,7 +91,7 @@ class MIPFusionHead(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "gate",
-                    options=list(GATES),
+                    options=list(GATED),
                     default="image",
                     tooltip="image: gates the image features (official code). text: gates the text features (the "
                     "paper's formula). off: no gate.",

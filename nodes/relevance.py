@@ -75,7 +75,7 @@ class MIPRelevanceMaps(io.ComfyNode):
                 io.Image.Output(display_name="fusion_head", tooltip="The gate: mid-grey 1, white 2 or more."),
                 io.String.Output(
                     display_name="report",
-                    tooltip="In words: which run it was, confusion by step and picture, who claims what, what to do.",
+                    tooltip="In words: which run it was, evenness by step and picture, who claims what, what to do.",
                 ),
             ],
         )

@@ -172,7 +172,7 @@ def mixing(shares: Tensor) -> float | None:
     """How much of the objects' cores the other objects claim, from shares [M, H, W]; None for one object.
 
     0: every object has its core to itself. 1: the others claim as much of it as with equal shares, or there is no core.
-    It is the mean over the objects. A background that all claim alike does not count, unlike in `confusion`.
+    It is the mean over the objects. A background that all claim alike does not count, unlike in `evenness`.
     """
     count = len(shares)
     if count < 2:

@@ -64,7 +64,7 @@ def _outer(phase: Tensor, values: Tensor) -> Tensor:
     return phase.view(-1, *[1] * values.ndim) * values
 
 
-def confusion(shares: Tensor, objects: int) -> Tensor:
+def evenness(shares: Tensor, objects: int) -> Tensor:
     """How evenly the objects claim the same positions: 0 if every position has one owner, 1 if all claim all alike.
 
     It is the entropy of the shares of what is claimed, divided by log(objects), averaged over positions with the

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..attention.regions import resize
 from .absence import why_absent
-from .means import Sums, confusion
+from .means import Sums, evenness
 from .observation import PHASES, Observation, RunId
 from .same_run import GOOD_FIT, POOR_FIT, alike, explained, fingerprint
 
@@ -55,7 +55,7 @@ class RecordedMaps:
         self.replaced, self.cropped, self.fixed_places = "", False, False
         self._shares: dict[tuple[int, int], Sums] = {}
         self._gates: dict[tuple[int, int], Sums] = {}
-        self._confusion = torch.zeros(2, 0, 0)  # [sum or count, steps, pictures]
+        self._evenness = torch.zeros(2, 0, 0)  # [sum or count, steps, pictures]
         self._calls = torch.zeros(0)  # [steps], the number of UNet calls
 
     @property
@@ -77,19 +77,19 @@ class RecordedMaps:
         """Mean g̃ of the fusion head, [B, H, W] on the CPU; None without an active head. Arguments as in `shares`."""
         return self._mean(self._gates, resolution, phase) if self._gates else None
 
-    def confusion(self) -> Tensor:
-        """[steps, B] on the CPU, see the function `confusion`; NaN for steps without a measurement."""
-        total, count = self._confusion.cpu()
+    def evenness(self) -> Tensor:
+        """[steps, B] on the CPU, see the function `evenness`; NaN for steps without a measurement."""
+        total, count = self._evenness.cpu()
         return total / count
 
-    def confusion_by_picture(self) -> list[float] | None:
+    def evenness_by_picture(self) -> list[float] | None:
         """Each picture's mean over the measured steps; None if no step was measured."""
-        each = self.confusion()
+        each = self.evenness()
         return each.nanmean(0).tolist() if each.isfinite().any() else None
 
-    def mean_confusion(self) -> float | None:
+    def mean_evenness(self) -> float | None:
         """The mean over steps and pictures; None if no step was measured."""
-        each = self.confusion_by_picture()
+        each = self.evenness_by_picture()
         return None if each is None else sum(each) / len(each)
 
     def steps_seen(self) -> Tensor:
@@ -175,7 +175,7 @@ class RelevanceRecord(RecordedMaps):
         ):
             self.begin(run)
         if len(self._calls) == 0:
-            self._confusion = torch.zeros(2, steps, run.picture_count, device=step.device)
+            self._evenness = torch.zeros(2, steps, run.picture_count, device=step.device)
             self._calls = torch.zeros(steps, device=step.device)
         step = step.to(self._calls.device)
         now = (torch.arange(steps, device=step.device) == step).float()
@@ -192,7 +192,7 @@ class RelevanceRecord(RecordedMaps):
                 stacked = self._stacked(shares, group[0])  # [S, M, C, P, h, w]
                 self._add(self._shares, turn, phase, stacked, group[0])
                 if group[0].acting > 1:
-                    self._add_confusion(now, stacked, group[0])
+                    self._add_evenness(now, stacked, group[0])
             if gates:
                 self._add(self._gates, turn, phase, self._stacked(gates, group[0]), group[0])
 
@@ -201,7 +201,7 @@ class RelevanceRecord(RecordedMaps):
         self.cropped, self.fixed_places = cropped, fixed_places
         self.runs = self.runs + 1 if run.prompt_id == self._run.prompt_id else 1
         self._run, self._shares, self._gates = run, {}, {}
-        self._confusion, self._calls, self.replaced = torch.zeros(2, 0, 0), torch.zeros(0), ""
+        self._evenness, self._calls, self.replaced = torch.zeros(2, 0, 0), torch.zeros(0), ""
 
     def finish(self, run: RunId, latent: Tensor) -> None:
         """End a run with this latent and keep its maps. Waits for the device, since it reads the latent."""
@@ -241,7 +241,7 @@ class RelevanceRecord(RecordedMaps):
         taken = RecordedMaps(self.names, self.frozen, self.colours, self.prompt, self.styles)
         taken.off, taken.strategy, taken.runs = self.off, self.strategy, self.runs
         taken.replaced, taken.cropped, taken.fixed_places = self.replaced, self.cropped, self.fixed_places
-        taken._confusion, taken._calls = (each.to("cpu", copy=True) for each in (self._confusion, self._calls))
+        taken._evenness, taken._calls = (each.to("cpu", copy=True) for each in (self._evenness, self._calls))
         taken._shares = {size: sums.copy() for size, sums in self._shares.items()}
         taken._gates = {size: sums.copy() for size, sums in self._gates.items()}
         return taken
@@ -259,14 +259,14 @@ class RelevanceRecord(RecordedMaps):
             to[where.canvas] = Sums((*values.shape[1:-4], self._run.picture_count, *where.canvas), values.device)
         to[where.canvas].add(turn, phase, values, where)
 
-    def _add_confusion(self, now: Tensor, shares: Tensor, where: Observation) -> None:
-        """Add the confusion of one step.
+    def _add_evenness(self, now: Tensor, shares: Tensor, where: Observation) -> None:
+        """Add the evenness of one step.
 
         It is weighted by sites and conds, so that it does not matter whether the host evaluates conds together.
 
         now: [steps], 1 for the current step, 0 for the others.
         shares: [S, M, C, P, h, w].
         """
-        each, weight = confusion(shares, where.acting), shares.shape[0] * shares.shape[2]
+        each, weight = evenness(shares, where.acting), shares.shape[0] * shares.shape[2]
         measured = torch.stack([each, torch.ones_like(each)]).unsqueeze(1) * weight  # [2, 1, P]
-        self._confusion[:, :, where.pictures] += now.view(1, -1, 1) * measured
+        self._evenness[:, :, where.pictures] += now.view(1, -1, 1) * measured

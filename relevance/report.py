@@ -47,7 +47,7 @@ def in_cores(shares: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def relevance_report(maps: RecordedMaps, shares: Tensor) -> str:
-    """Lines for the artist: the verdict with advice, who claims what, the confusion, what was measured.
+    """Lines for the artist: the verdict with advice, who claims what, how evenly, what was measured.
 
     If nothing was measured they give the reason. shares: [M, B, H, W].
     """
@@ -55,7 +55,7 @@ def relevance_report(maps: RecordedMaps, shares: Tensor) -> str:
         return "\n".join([why, *_cropped(maps), *_texts(maps)])
     owned, _ = places(shares)
     core, held = in_cores(shares)
-    mixed = _mixed(shares) if maps.confusion_by_picture() else []
+    mixed = _mixed(shares) if maps.evenness_by_picture() else []
     lines = [*_warnings(maps), *_verdict(maps, owned, held, mixed), *_prompt(maps)]
     for i, name in enumerate(maps.names):
         if owned[i] > 0:
@@ -68,12 +68,12 @@ def relevance_report(maps: RecordedMaps, shares: Tensor) -> str:
             lines.append(f"{name}: has the largest share nowhere.")
     if (left := 1 - float(owned.sum())) >= 0.005:
         lines.append(f"Nobody has the largest share of {left:.0%} of the picture.")
-    return "\n".join([*lines, *_confusion(maps, shares), _sampling(maps)])
+    return "\n".join([*lines, *_evenness(maps, shares), _sampling(maps)])
 
 
 def mixed_by_picture(maps: RecordedMaps) -> list[float] | None:
     """Each picture's `mixing`; None where it was not measured, or with a single object."""
-    if maps.confusion_by_picture() is None:
+    if maps.evenness_by_picture() is None:
         return None
     return _mixed(maps.shares()) or None
 
@@ -121,15 +121,15 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in zip(first, last, strict=True))
 
 
-def _confusion(maps: RecordedMaps, shares: Tensor) -> list[str]:
+def _evenness(maps: RecordedMaps, shares: Tensor) -> list[str]:
     """Where the objects are, and in the whole picture. Several pictures get a line each, with who owns how much."""
-    if (whole := maps.confusion_by_picture()) is None:
+    if (whole := maps.evenness_by_picture()) is None:
         return []
     inside = _mixed(shares)
     background = 1 - float(cores(shares).amax(0).mean())
     lines = [
         f"Mixed: {sum(inside) / len(inside):.0%}. At 0% every object has its place to itself, at 100% all share it "
-        f"equally. Confusion of the whole picture: {maps.mean_confusion():.0%}; a background that all claim alike "
+        f"equally. Evenness of the whole picture: {maps.mean_evenness():.0%}; a background that all claim alike "
         f"gives {background:.0%} by itself."
     ]
     if len(whole) > 1:
@@ -137,9 +137,9 @@ def _confusion(maps: RecordedMaps, shares: Tensor) -> list[str]:
         for number, (mixed, each) in enumerate(zip(inside, owned, strict=True), 1):
             largest = ", ".join(f"{name} {float(part):.0%}" for name, part in zip(maps.names, each, strict=True))
             lines.append(f"Picture {number}: mixed {mixed:.0%}; largest share: {largest}.")
-    by_step = enumerate(maps.confusion().nanmean(1).tolist(), 1)
+    by_step = enumerate(maps.evenness().nanmean(1).tolist(), 1)
     steps = "  ".join(f"{step}: {value:.0%}" for step, value in by_step if math.isfinite(value))
-    return [*lines, f"Confusion of the whole picture by step:  {steps}"]
+    return [*lines, f"Evenness of the whole picture by step:  {steps}"]
 
 
 def _mixed(shares: Tensor) -> list[float]:

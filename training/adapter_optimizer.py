@@ -60,10 +60,10 @@ class AdapterOptimizer:
                 self.scaler.step(optimizer)
             self.updates += 1
             if self.ema is not None:
-                # Bias correction: the starting weights have no share in the average.
-                share = (1 - recipe.ema) / (1 - recipe.ema**self.updates)
+                # Bias correction: the starting weights do not count in the average.
+                portion = (1 - recipe.ema) / (1 - recipe.ema**self.updates)
                 for average, own in zip(self.ema, self.parameters, strict=True):
-                    average.lerp_(own.detach(), share)
+                    average.lerp_(own.detach(), portion)
         self.scaler.update()  # lowers the loss scale after an overflow
         self.zero_grad()
         return norm if finite or not self.scaler.is_enabled() else None

@@ -78,8 +78,8 @@ def load_latest(folder: Path, recipe: TrainConfig, processes: int, origin: Mappi
         return None
     state = _read(path)
     own, saved = recipe.as_dict(), with_every_setting(state["recipe"])
-    share = {"batch_size": own["batch_size"] * processes}, {"batch_size": saved["batch_size"] * state["processes"]}
-    own, saved = own | share[0], saved | share[1]
+    own = own | {"batch_size": own["batch_size"] * processes}  # of all processes together
+    saved = saved | {"batch_size": saved["batch_size"] * state["processes"]}
     if changed := [name for name in own if name not in RESUMABLE and own[name] != saved.get(name)]:
         told = some((f"{name} {saved.get(name)} -> {own[name]}" for name in changed), 8)
         raise ValueError(

@@ -56,9 +56,9 @@ class HostModel:
         sampling = model.get_model_object("model_sampling")
         self.prediction: Literal["eps", "v"] = prediction_of(sampling)
         self.alphas = (1 / (1 + sampling.sigmas.float().square())).to(self.device, copy=True)
-        # The timestep that the UNet gets for each noise level. It is the level's number, except for distilled and
+        # What the UNet gets for each timestep: its number, except for distilled and
         # continuous model samplings.
-        self.timesteps: Tensor = sampling.timestep(sampling.sigmas).float().to(self.device, copy=True)
+        self.unet_timesteps: Tensor = sampling.timestep(sampling.sigmas).float().to(self.device, copy=True)
         self._attentions: dict[SiteKey, Any] = cross_attentions(self.unet)
         # The cache wraps a function of the CLIP alone. A cached method would keep `self` and all models alive.
         self._object_text: Callable[[str, Adapter], Tensor] = lru_cache(4096)(partial(encode_object_text, clip))
@@ -94,7 +94,7 @@ class HostModel:
             mask=ours(torch.stack([sample.mask for sample in samples])),
         )
 
-    def predict(self, noisy: Tensor, levels: Tensor, batch: Batch, merging: Merging) -> Tensor:
+    def predict(self, noisy: Tensor, timesteps: Tensor, batch: Batch, merging: Merging) -> Tensor:
         """ComfyUI's `_apply_model` without its conversions from and to sigma."""
         self._load()
         options = dict(self.patcher.model_options.get("transformer_options", {}))
@@ -105,7 +105,7 @@ class HostModel:
         with checkpointed(self.unet, self.recipe.checkpointing):
             return self.unet(
                 noisy.to(self.dtype),
-                self.timesteps[levels],
+                self.unet_timesteps[timesteps],
                 context=batch.context.to(self.dtype),
                 transformer_options=options,
                 **more,
@@ -199,7 +199,7 @@ def check_channels(unet: Any, latent: int) -> None:
 
 
 def prediction_of(sampling: Any) -> Literal["eps", "v"]:
-    """The prediction type of a model sampling. Raises ValueError unless it is eps or v over discrete noise levels."""
+    """The prediction type of a model sampling. Raises ValueError unless it is eps or v over discrete timesteps."""
     kinds = comfy.model_sampling
     others = (kinds.EDM, kinds.X0)
     if getattr(sampling, "sigmas", None) is not None and not isinstance(sampling, others):

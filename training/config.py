@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ..attention.options import Gate, Normalization
+from ..attention.options import Gated, Normalization
 from .filters import Filters
 
 Trained = Literal["adapter", "head", "all"]
@@ -46,7 +46,7 @@ class TrainConfig:
         (official), or those of the "used" objects; the middle of the picture where they do not fit.
     latents: "sampled" from the VAE's posterior (official), or its "mean".
     noise_offset: strength of one more noise, the same at all places of a channel; 0 for none.
-    timesteps: which noise levels a step sees, all alike or "cubic" (arXiv 2302.08453): more often those of much noise,
+    timesteps: which of them a step sees, all alike or "cubic" (arXiv 2302.08453): more often those of much noise,
         where looks are decided.
     drop_text, drop_image, drop_both: how often the caption, the references or both are left out, for guidance.
     flip: how often a reference is mirrored.
@@ -71,7 +71,7 @@ class TrainConfig:
     train: Trained = "adapter"
     merge: Merged = "relevance"
     normalization: Normalization = "sum"
-    gate: Gate = "image"
+    gate: Gated = "image"
     head_start: HeadStart = "random"
     min_objects: int = 2
     max_objects: int = 2

@@ -26,11 +26,13 @@ from ..common.rng import generator, seed_of
 from .config import TrainConfig
 from .crops import choose_crop, cropped, cut_reference, latent_mask, training_picture, whole_box
 from .data_folder import mask_path, picture_ids, picture_path, read_json, read_mask
-from .filters import NO_FACES, LabelledBox, candidates, faces_of, refuse_names, usable_after_crop, with_masks
+from .filters import NO_FACES, LabelledBox, candidates, faces_of, fits_after_crop, refuse_names, with_masks
 
 log = logging.getLogger(__name__)
 
-BROKEN_SHARE = 0.05  # a larger share means that something is wrong with the folder, not with a few files
+MOST_BROKEN = (
+    0.05  # a larger fraction of the pictures means that something is wrong with the folder, not with a few files
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +84,8 @@ class _Picture(NamedTuple):
     faces: Mapping[Box, Tensor]
 
 
-class _Unusable(Exception):
-    """A sample that the filters leave out, by its json or by its pixels. The file itself is not at fault."""
+class _LeftOut(Exception):
+    """A picture that the filters leave out, by its json or by its pixels. The file itself is not at fault."""
 
 
 class SubjectFolder(torch.utils.data.Dataset[Sample]):
@@ -109,7 +111,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
                 picture_id, read = reads.popleft()
                 try:
                     self.pictures.append(read.result())
-                except _Unusable as error:
+                except _LeftOut as error:
                     self.left_out[str(error)] += 1
                 except Exception as error:  # whatever a damaged file makes its decoder raise
                     self.broken[picture_id] = f"{type(error).__name__}: {error}"
@@ -140,7 +142,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
             picture = self.pictures[order[(slot + step) % len(order)]]
             try:
                 return replace(self._load(picture, index), broken=tuple(broken))
-            except _Unusable as error:
+            except _LeftOut as error:
                 last = str(error)
             except Exception as error:  # whatever a damaged file makes its decoder raise
                 broken.append((picture.id, f"{type(error).__name__}: {error}"))
@@ -148,7 +150,7 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         raise ValueError(f"No picture of {self.folder} is usable once its pixels are read: {last or 'all broken'}.")
 
     def _read(self, picture_id: str) -> _Picture:
-        """Json and picture header of one id. Raises _Unusable if the filters leave it out, anything else if it is
+        """Json and picture header of one id. Raises _LeftOut if the filters leave it out, anything else if it is
         broken.
         """
         data, file = read_json(self.folder, picture_id), picture_path(self.folder, picture_id)
@@ -161,10 +163,10 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         if self.face is not None:
             entries, faces = faces_of(entries, self.face)
             if not faces:
-                raise _Unusable(NO_FACES)
+                raise _LeftOut(NO_FACES)
         found, why = candidates(entries, caption, size, self.recipe.filters, least)
         if why:
-            raise _Unusable(why)
+            raise _LeftOut(why)
         width, height = data.get("original_size", size)
         boxes = tuple(whole_box(entry["box"]) for entry in data["final_masks"] if "box" in entry)
         return _Picture(picture_id, file, caption, tuple(found), boxes, (int(height), int(width)), faces)
@@ -174,17 +176,17 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         with open_picture(picture.file) as opened:
             image = opened.convert("RGB")
         values, pixels = read_mask(self.folder, picture.id, image.size), np.array(image)
-        usable, why = with_masks(picture.candidates, values, recipe.filters, recipe.min_objects)
+        sound, why = with_masks(picture.candidates, values, recipe.filters, recipe.min_objects)
         if why:
-            raise _Unusable(why)
+            raise _LeftOut(why)
         # The crop holds the first of them. One of these may still be too small in it, and a later one takes its place.
-        first = [each.box for each in usable[: recipe.max_objects]]
+        first = [each.box for each in sound[: recipe.max_objects]]
         crop = choose_crop(image.size, picture.boxes if recipe.crop_holds == "all" else first, rng)
         window = (slice(crop.top, crop.top + crop.side), slice(crop.left, crop.left + crop.side))
         objects, references, boxes = [], [], []
-        for each in usable:
+        for each in sound:
             box = cropped(each.box, crop)
-            if not usable_after_crop(box, crop.side, recipe.filters):
+            if not fits_after_crop(box, crop.side, recipe.filters):
                 continue
             cut = cut_reference(pixels[window], values[window], box, rng.random() < recipe.flip)
             if cut is not None:
@@ -194,9 +196,9 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
             if len(objects) == recipe.max_objects:
                 break
         if len(objects) < recipe.min_objects:
-            raise _Unusable("too few objects are left in the crop")
+            raise _LeftOut("too few objects are left in the crop")
         if why := refuse_names(objects, recipe.filters):
-            raise _Unusable(why)
+            raise _LeftOut(why)
         drop_text, drop_image = _drops(rng, recipe)
         return Sample(
             id=picture.id,
@@ -241,10 +243,10 @@ def _permutation(seed: int, epoch: int, count: int) -> list[int]:
 
 def check_broken(broken: Mapping[str, str], total: int) -> None:
     """Raises ValueError with a list of the broken samples if they are more than 5 % of the data."""
-    if len(broken) > BROKEN_SHARE * total:
+    if len(broken) > MOST_BROKEN * total:
         listed = "\n".join(f"  {picture_id}: {why}" for picture_id, why in list(broken.items())[:50])
         more = f"\n  … and {len(broken) - 50} more" if len(broken) > 50 else ""
         raise ValueError(
-            f"{len(broken)} of {total} training samples cannot be read, more than {BROKEN_SHARE:.0%}. Mend or remove "
+            f"{len(broken)} of {total} training samples cannot be read, more than {MOST_BROKEN:.0%}. Mend or remove "
             f"them:\n{listed}{more}"
         )

@@ -82,7 +82,7 @@ def candidates(
 ) -> tuple[list[LabelledBox], str | None]:
     """The candidates, most confident first, and None; or an empty list and the reason to leave the picture out.
 
-    They are usable unless their masks are bad, which are not read yet. A picture stays if it could be used with some
+    Their masks are not read yet. A picture stays if it could be used with some
     of its masks being sound; `with_masks` then decides which boxes lie inside others.
 
     entries: the json's `final_masks`. An entry without a box is the background.
@@ -94,12 +94,14 @@ def candidates(
     if len(entries) > MOST_BOXES:
         raise ValueError(f"it has {len(entries):,} boxes; at most {MOST_BOXES:,} are read")
     boxes = [
-        _labelled_box(entry) for entry in sorted(entries, key=_logit, reverse=True) if _usable(entry, size, filters)
+        _labelled_box(entry)
+        for entry in sorted(entries, key=_logit, reverse=True)
+        if _is_candidate(entry, size, filters)
     ]
     if not boxes:
         return [], NO_OBJECTS
     named = [each for each in boxes if not filters.in_caption or each.label in caption]
-    if len(named) < min(least, len(boxes)):  # with fewer usable boxes than that, too few remain, whatever their labels
+    if len(named) < min(least, len(boxes)):  # with fewer boxes than that, too few remain, whatever their labels
         return [], NOT_IN_CAPTION
     if not _together(named, least, lambda a, b: _apart(a, b, filters)):
         return [], TOO_FEW
@@ -138,15 +140,15 @@ def with_masks(
     found: the candidates, most confident first.
     values: the picture's mask [H, W].
     """
-    usable: list[LabelledBox] = []
+    sound: list[LabelledBox] = []
     mixed = False
     for each in found:
-        if all(_apart(each, other, filters) for other in usable):
+        if all(_apart(each, other, filters) for other in sound):
             if mask_is_sound(values, each.box, filters):
-                usable.append(each)
+                sound.append(each)
             else:
                 mixed = True
-    return (usable, None) if len(usable) >= least else ([], BAD_MASKS if mixed else TOO_FEW)
+    return (sound, None) if len(sound) >= least else ([], BAD_MASKS if mixed else TOO_FEW)
 
 
 def refuse_names(chosen: Sequence[LabelledBox], filters: Filters) -> str | None:
@@ -191,28 +193,28 @@ def object_value(inside: np.ndarray) -> int | None:
     return int(found[counts.argmax()]) if len(found) else None
 
 
-def shape_is_usable(box: Box, filters: Filters) -> bool:
+def aspect_fits(box: Box, filters: Filters) -> bool:
     width, height = box[2] - box[0], box[3] - box[1]
     return height > 0 and filters.aspect_min < width / height < filters.aspect_max
 
 
-def usable_after_crop(box: Box, side: int, filters: Filters) -> bool:
+def fits_after_crop(box: Box, side: int, filters: Filters) -> bool:
     """Whether enough is left of a box in a square crop; the box in the crop's own pixels."""
     if box_area(box) / side**2 <= filters.cropped_area:
         return False
     if filters.cropped_aspect == "h/w":
         x0, y0, x1, y1 = box
         box = y0, x0, y1, x1
-    return shape_is_usable(box, filters)
+    return aspect_fits(box, filters)
 
 
-def _usable(entry: dict, size: tuple[int, int], filters: Filters) -> bool:
+def _is_candidate(entry: dict, size: tuple[int, int], filters: Filters) -> bool:
     if "box" not in entry:
         return False
     found = _labelled_box(entry)
     return (
         filters.area_min < box_area(found.box) / (size[0] * size[1]) < filters.area_max
-        and shape_is_usable(found.box, filters)
+        and aspect_fits(found.box, filters)
         and _logit(entry) > filters.logit_min
         and not (filters.one_word and " " in found.label)
     )

@@ -46,7 +46,7 @@ class Batch:
 class FrozenModel(Protocol):
     """What training needs from a diffusion model. `training/comfy_model.py` implements it for ComfyUI.
 
-    alphas: [K] on the device, ᾱ of every noise level.
+    alphas: [K] on the device, ᾱ of every timestep.
     prediction: what the model predicts.
     dtype: of the activations.
     """
@@ -61,10 +61,10 @@ class FrozenModel(Protocol):
         """Encode samples without gradients. Empty counterparts replace dropped captions and references."""
         ...
 
-    def predict(self, noisy: Tensor, levels: Tensor, batch: Batch, merging: Merging) -> Tensor:
+    def predict(self, noisy: Tensor, timesteps: Tensor, batch: Batch, merging: Merging) -> Tensor:
         """The UNet's output for noisy latents, differentiable with respect to the tensors in `merging`.
 
-        levels: [B] noise levels.
+        timesteps: [B], indices into `alphas`.
         merging: called at every cross-attention.
         """
         ...
@@ -80,37 +80,37 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         model, recipe = self._model[0], self.recipe
-        noise, levels = draw_noise(batch, recipe, len(model.alphas))
-        alpha = model.alphas[levels.to(model.alphas.device)].view(-1, 1, 1, 1)
+        noise, timesteps = draw_noise(batch, recipe, len(model.alphas))
+        alpha = model.alphas[timesteps.to(model.alphas.device)].view(-1, 1, 1, 1)
         latents, noise = batch.latents, noise.to(batch.latents)
         noisy, target = diffuse(latents, noise, alpha, model.prediction)
         adapter = self.trainable.adapter()
         objects = RowObjects.gather(project(adapter, batch.features), batch.texts)
         merging = Merging(adapter.sites, objects, Merge(recipe.merge, recipe.normalization), recipe.gate)
-        predicted = model.predict(noisy, levels.to(noisy.device), batch, merging)
+        predicted = model.predict(noisy, timesteps.to(noisy.device), batch, merging)
         error = masked_mean((predicted.float() - target).square().mean(1), batch.mask, recipe.background)
         return (error * snr_weight(alpha.flatten(), model.prediction, recipe.min_snr)).mean()
 
 
 def draw_noise(batch: Batch, recipe: TrainConfig, count: int) -> tuple[Tensor, Tensor]:
-    """Noise like the latents, and noise levels [B].
+    """Noise like the latents, and timesteps [B].
 
     They depend on the seed and the samples' indices alone, not on the process that computes them.
 
-    cubic: t = (1 − u³) · count with u uniform in 0..1; its median is 7/8 of the levels.
+    cubic: t = (1 − u³) · count with u uniform in 0..1; its median is 7/8 of count.
     noise_offset: ε + offset · ε' with one ε' for all places of a channel; the model is to predict the sum.
     """
     generators = [generator(recipe.seed, "noise", index) for index in batch.indices]
     if recipe.timesteps == "cubic":
         uniform = torch.cat([torch.rand(1, generator=each) for each in generators])
-        levels = ((1 - uniform**3) * count).long().clamp_max(count - 1)
+        timesteps = ((1 - uniform**3) * count).long().clamp_max(count - 1)
     else:
-        levels = torch.cat([torch.randint(count, (1,), generator=each) for each in generators])
+        timesteps = torch.cat([torch.randint(count, (1,), generator=each) for each in generators])
     shape = batch.latents.shape[1:]
     noise = torch.stack([torch.randn(shape, generator=each) for each in generators])
     if recipe.noise_offset:
         noise += recipe.noise_offset * torch.stack([torch.randn(shape[0], 1, 1, generator=each) for each in generators])
-    return noise, levels
+    return noise, timesteps
 
 
 def diffuse(latents: Tensor, noise: Tensor, alpha: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
@@ -119,9 +119,9 @@ def diffuse(latents: Tensor, noise: Tensor, alpha: Tensor, prediction: str) -> t
     return signal * latents + spread * noise, noise if prediction == "eps" else signal * noise - spread * latents
 
 
-def masked_mean(error: Tensor, mask: Tensor, background: float) -> Tensor:
-    """[B] weighted means of errors [B, h, w]. A position weighs 1 inside objects and `background` outside."""
-    weight = background + (1 - background) * mask
+def masked_mean(error: Tensor, mask: Tensor, outside: float) -> Tensor:
+    """[B] weighted means of errors [B, h, w]. A position weighs 1 inside objects and `outside` elsewhere."""
+    weight = outside + (1 - outside) * mask
     return (weight * error).flatten(1).sum(1) / weight.flatten(1).sum(1)
 
 

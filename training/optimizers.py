@@ -39,11 +39,11 @@ def make_optimizers(
     return made
 
 
-def set_rates(optimizers: Sequence[torch.optim.Optimizer], share: float) -> None:
-    """Set all learning rates to this share of the rates the optimizers were made with."""
+def set_rates(optimizers: Sequence[torch.optim.Optimizer], factor: float) -> None:
+    """Set all learning rates to this multiple of the rates the optimizers were made with."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * share
+            group["lr"] = optimizer.defaults["lr"] * factor
 
 
 MOMENTUM = 0.95

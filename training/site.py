@@ -68,7 +68,7 @@ class Merging:
     sites: Mapping[int, SiteWeights]
     objects: RowObjects
     merge: Merge
-    gate: str
+    gated: str
     scale: float = 1.0
 
     def __call__(self, number: int, heads: int, text: Tensor, q: Tensor, to_k: Callable[[Tensor], Tensor]) -> Tensor:
@@ -79,7 +79,7 @@ class Merging:
         q: [B, N, C].
         to_k: the UNet's key projection.
         """
-        return merge_site(text, q, self.sites[number], self.objects, heads, to_k, self.merge, self.gate, self.scale)
+        return merge_site(text, q, self.sites[number], self.objects, heads, to_k, self.merge, self.gated, self.scale)
 
 
 def merge_site(
@@ -90,7 +90,7 @@ def merge_site(
     heads: int,
     to_k: Callable[[Tensor], Tensor],
     merge: Merge,
-    gate: str = "image",
+    gated: str = "image",
     scale: float = 1.0,
 ) -> Tensor:
     """Steps 2 to 6 of the method (docs/architecture.md) with gradients to the weights, the image tokens, q and text.
@@ -103,12 +103,12 @@ def merge_site(
     tokens = objects.tokens.flatten(1, 2).to(q.dtype)  # [B, M·T, X]
     keys, values = (_fold(each, heads) for each in weights.on(q.device, q.dtype).keys_values(tokens, heads))
     share = scale * _shares(queries.detach(), objects, heads, root, to_k, merge)  # [M, B, N or 1]
-    if gate != "off" and weights.head is not None:
-        gates = fusion_gate(text, weights.head.to(text.dtype))  # [B, N]
-        if gate == "image":
-            share = share * gates
+    if gated != "off" and weights.head is not None:
+        gate = fusion_gate(text, weights.head.to(text.dtype))  # [B, N]
+        if gated == "image":
+            share = share * gate
         else:
-            text = text * gates.unsqueeze(-1).to(text.dtype)
+            text = text * gate.unsqueeze(-1).to(text.dtype)
     attention = object_attention(queries, keys * root, count).unflatten(0, (-1, heads))  # [B, h, M, T, N]
     attention = attention * share.transpose(0, 1)[:, None, :, None].to(attention.dtype)
     merged = attention.flatten(0, 1).flatten(1, 2).transpose(1, 2) @ values  # [B·h, N, d]

@@ -31,7 +31,9 @@ def flat_tensors(adapter: Adapter) -> dict[str, Tensor]:
     flat = {f"image_proj.{key}": tensor for key, tensor in adapter.image_proj.items()}
     for number, site in adapter.sites.items():
         head = None if site.head is None else site.head.unsqueeze(0)
-        tensors = zip((*WEIGHT_KEYS, *BIAS_KEYS), (site.to_k, site.to_v, head, site.k_bias, site.v_bias), strict=True)
+        tensors = zip(
+            (*WEIGHT_KEYS, *BIAS_KEYS), (site.k_weight, site.v_weight, head, site.k_bias, site.v_bias), strict=True
+        )
         flat |= {f"ip_adapter.{number}.{part}": tensor for part, tensor in tensors if tensor is not None}
     return flat | {f"ip_adapter.{key}": tensor for key, tensor in adapter.lora.items()}
 
@@ -70,7 +72,7 @@ class TrainableAdapter(nn.Module):
         flat = flat_tensors(adapter)
         if recipe.gate != "off":
             for number, site in adapter.sites.items():
-                flat.setdefault(f"ip_adapter.{number}.{HEAD_KEY}", first_row(number, site.to_k.shape[0], recipe))
+                flat.setdefault(f"ip_adapter.{number}.{HEAD_KEY}", first_row(number, site.k_weight.shape[0], recipe))
         self.keys = tuple(key for key in flat if is_trained(key, recipe))
         self.trained = nn.ParameterList(nn.Parameter(_copy(flat.pop(key), torch.float32)) for key in self.keys)
         self.frozen = {

@@ -23,14 +23,14 @@ from .spec import BIAS_KEYS, HEAD_KEY, WEIGHT_KEYS, AdapterSpec, read_spec, site
 class SiteWeights(NamedTuple):
     """An adapter's weights at one site.
 
-    to_k, to_v: [C, X].
+    k_weight, v_weight: [C, X], the matrices to_k_ip and to_v_ip.
     head: [C], the fusion head's row w, or None.
     k_bias, v_bias: [C], or None.
     norm_eps: the epsilon of a root-mean-square norm of each head's keys and values; None without one.
     """
 
-    to_k: Tensor
-    to_v: Tensor
+    k_weight: Tensor
+    v_weight: Tensor
     head: Tensor | None
     k_bias: Tensor | None = None
     v_bias: Tensor | None = None
@@ -38,15 +38,15 @@ class SiteWeights(NamedTuple):
 
     def on(self, device: torch.device, dtype: torch.dtype = torch.float32) -> SiteWeights:
         """What `keys_values` needs, on a device. The head is left out: a plan or a training may have another one."""
-        weights = {"to_k": self.to_k, "to_v": self.to_v, "k_bias": self.k_bias, "v_bias": self.v_bias}
+        weights = {"k_weight": self.k_weight, "v_weight": self.v_weight, "k_bias": self.k_bias, "v_bias": self.v_bias}
         moved = {name: each.to(device, dtype) for name, each in weights.items() if each is not None}
         return self._replace(head=None, **moved)
 
     def keys_values(self, tokens: Tensor, heads: int) -> tuple[Tensor, Tensor]:
         """Keys and values [..., L, C] of image tokens [..., L, X]."""
         return (
-            self._normed(F.linear(tokens, self.to_k, self.k_bias), heads),
-            self._normed(F.linear(tokens, self.to_v, self.v_bias), heads),
+            self._normed(F.linear(tokens, self.k_weight, self.k_bias), heads),
+            self._normed(F.linear(tokens, self.v_weight, self.v_bias), heads),
         )
 
     def _normed(self, flat: Tensor, heads: int) -> Tensor:
@@ -110,10 +110,10 @@ def site_weights(tensors: Mapping[str, Tensor], numbers: Iterable[int], spec: Ad
     sites = {}
     for number in numbers:
         keys = (f"ip_adapter.{number}.{key}" for key in (*WEIGHT_KEYS, *BIAS_KEYS))
-        to_k, to_v, head, k_bias, v_bias = map(tensors.get, keys)
-        assert to_k is not None and to_v is not None
+        k_weight, v_weight, head, k_bias, v_bias = map(tensors.get, keys)
+        assert k_weight is not None and v_weight is not None
         row = None if head is None else head[0]
-        sites[number] = SiteWeights(to_k, to_v, row, k_bias, v_bias, NORM_EPS.get(spec.family))
+        sites[number] = SiteWeights(k_weight, v_weight, row, k_bias, v_bias, NORM_EPS.get(spec.family))
     return MappingProxyType(sites)
 
 

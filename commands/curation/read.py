@@ -33,9 +33,9 @@ class Folder:
         return picture_ids(self.path)[1]
 
     def objects(self, picture_id: str) -> LabelledCrops | str:
-        """Labels and crops of a picture's usable objects, or the reason why training would leave the picture out.
+        """Labels and crops of a picture's sound objects, or the reason why training would leave the picture out.
 
-        An object is usable if the filters let training take it. Names must differ among the first `most` objects, or
+        An object is sound if the filters let training take it. Names must differ among the first `most` objects, or
         without `most` among the first `least`. So a second cat in the background does not exclude a picture, although
         the score counts that it looks like the first.
 

@@ -98,21 +98,21 @@ class PictureBinding:
         return min(self.margin_by_object().values(), default=None)
 
     @property
-    def nearest(self) -> tuple[int | None, ...]:
+    def most_like(self) -> tuple[int | None, ...]:
         """For each object the reference that its crop is most like, [M]; None if it was not found.
 
         Among references that are equally like the crop, its own wins.
         """
         margins = self.margin_by_object()
-        nearest: list[int | None] = []
+        most_like: list[int | None] = []
         for m, crop in enumerate(self.crop_of):
             if crop is None:
-                nearest.append(None)
+                most_like.append(None)
             elif margins.get(m, 0.0) >= 0:
-                nearest.append(m)
+                most_like.append(m)
             else:
-                nearest.append(int(self.similarity[crop].argmax()))
-        return tuple(nearest)
+                most_like.append(int(self.similarity[crop].argmax()))
+        return tuple(most_like)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +172,7 @@ class Binding:
         objects = len(self.names)
         counts = torch.zeros(objects, objects + 1, dtype=torch.long)
         for each in self.pictures:
-            for m, reference in enumerate(each.nearest):
+            for m, reference in enumerate(each.most_like):
                 counts[m, objects if reference is None else reference] += 1
         return counts
 

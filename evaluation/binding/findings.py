@@ -83,15 +83,15 @@ def findings(picture: PictureBinding) -> list[Finding]:
 def worn(picture: PictureBinding) -> tuple[int | None, ...]:
     """For each object the reference whose look it wears, [M]; None if it wears no single one or was not found."""
 
-    def of(m: int, nearest: int | None) -> int | None:
+    def of(m: int, most_like: int | None) -> int | None:
         crop = picture.crop_of[m]
-        if crop is None or nearest is None or nearest == m:
-            return nearest
+        if crop is None or most_like is None or most_like == m:
+            return most_like
         look = picture.look[crop].tolist()
-        share = look.pop(nearest)
-        return nearest if share > 0 and share >= AHEAD * max(look) else None
+        fraction = look.pop(most_like)
+        return most_like if fraction > 0 and fraction >= AHEAD * max(look) else None
 
-    return tuple(of(m, nearest) for m, nearest in enumerate(picture.nearest))
+    return tuple(of(m, most_like) for m, most_like in enumerate(picture.most_like))
 
 
 def circles(wearing: Sequence[int | None]) -> list[tuple[int, ...]]:

@@ -103,7 +103,7 @@ def _draw_row(
         sheet.words((middle, bottom), counts[j], 13, ink, centred=True)
         if j == m:
             sheet.pen.rectangle((x0 + 3, y0 + 3, x1 - 3, y1 - 3), outline=ink, width=3)
-        if each.nearest[m] == j:
+        if each.most_like[m] == j:
             dot = x0 + 18 if counts[j] else middle
             sheet.pen.ellipse((dot - 5, bottom + 3, dot + 5, bottom + 13), fill=ink)
 

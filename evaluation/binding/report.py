@@ -154,7 +154,7 @@ def lines(binding: Binding) -> str:
     for b, picture in enumerate(binding.pictures):
         margins = picture.margin_by_object()
         for m, name in enumerate(binding.names):
-            crop, count, nearest = picture.crop_of[m], picture.counts[m], picture.nearest[m]
+            crop, count, most_like = picture.crop_of[m], picture.counts[m], picture.most_like[m]
             cells = [f"picture {b + 1}", name, f"{count}" if count == 1 else f"{count} (1 expected)"]
             if crop is None:
                 rows.append([*cells, *[NOTHING] * 6])
@@ -168,7 +168,7 @@ def lines(binding: Binding) -> str:
                     NOTHING if other is None else number(float(similar[other])),
                     NOTHING if other is None else binding.names[other],
                     number(margins.get(m), sign=True),
-                    NOTHING if nearest is None else binding.names[nearest],
+                    NOTHING if most_like is None else binding.names[most_like],
                     look_words(picture.look[crop], binding.names),
                 ]
             )

@@ -133,8 +133,8 @@ def _taken_over(binding: Binding, finding: Finding, pictures: Pictures) -> tuple
 def _blended(binding: Binding, finding: Finding, pictures: Pictures) -> tuple[str, str]:
     (m,) = finding.objects
     looks = [each.look[each.crop_of[m], finding.source] for each in (binding.pictures[b] for b in pictures)]
-    share = float(sum(looks)) / len(looks)
-    what = f"{_quoted(binding, [m])} takes {percent(share)} of its look from {_source(binding, finding)}"
+    fraction = float(sum(looks)) / len(looks)
+    what = f"{_quoted(binding, [m])} takes {percent(fraction)} of its look from {_source(binding, finding)}"
     return what, _against_leak(binding, [m], pictures, _balance(binding, m, finding.source))
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...attention.options import Gate, Merge
+from ...attention.options import Gated, Merge
 from ...miniature import world, world_shapes, world_split, world_words
 from ..miniature.trained import SEEDS
 
@@ -36,7 +36,7 @@ class Arm(NamedTuple):
     name: str
     adapter: str
     merge: Merge
-    gate: Gate = "off"
+    gate: Gated = "off"
 
     @property
     def scales(self) -> tuple[float, ...]:

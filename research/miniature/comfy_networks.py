@@ -111,11 +111,11 @@ def initialise(model: nn.Module) -> nn.Module:
     return model.requires_grad_(True)
 
 
-def run_unet(unet: nn.Module, x, steps, context, vector, options: Mapping[str, Any] | None = None):
+def run_unet(unet: nn.Module, x, timesteps, context, vector, options: Mapping[str, Any] | None = None):
     """The UNet's output, computed in the dtype of its weights. options: additional transformer_options of ComfyUI."""
     options = {**(options or {}), "optimized_attention_override": lambda _, *given, **more: attention(*given)}
     x, context, vector = (each.to(unet.dtype) for each in (x, context, vector))
-    return unet(x, steps.float(), context=context, y=vector, transformer_options=options)
+    return unet(x, timesteps.float(), context=context, y=vector, transformer_options=options)
 
 
 def run_edit(

@@ -54,7 +54,7 @@ def test_numbers_equal_their_definitions(seed, objects, several):
     assert binding.margin == pytest.approx(np.mean(margins), abs=1e-6)
     assert binding.confusion_rate == np.mean([margin < 0 for margin in margins]) and binding.presence == 1
     assert picture.worst_margin == pytest.approx(min(margins), abs=1e-6)
-    assert picture.nearest == tuple(s.argmax(1))
+    assert picture.most_like == tuple(s.argmax(1))
 
 
 def measured(refs, crops) -> Binding:
@@ -156,8 +156,8 @@ def test_right_looks_are_found_right_and_exchanged_ones_exchanged(seed):
     scene = draw(seed, pictures=2, looks=[(0, 1, 2), (1, 0, 2)])
     right, wrong = (measure_one(scene, b) for b in range(2))
     assert right.confusion_rate == 0 and right.margin is not None and right.margin > 0.05
-    assert right.pictures[0].nearest == (0, 1, 2)
-    assert wrong.pictures[0].nearest == (1, 0, 2) and wrong.confusion_rate == pytest.approx(2 / 3)
+    assert right.pictures[0].most_like == (0, 1, 2)
+    assert wrong.pictures[0].most_like == (1, 0, 2) and wrong.confusion_rate == pytest.approx(2 / 3)
     assert wrong.margin is not None and wrong.margin < right.margin
     for m, j in ((0, 1), (1, 0)):
         assert wrong.pictures[0].look[m].argmax() == j
@@ -209,7 +209,7 @@ def test_a_batch_is_its_pictures_one_by_one():
         alone = measure_one(scene, b).pictures[0]
         torch.testing.assert_close(alone.similarity, whole.pictures[b].similarity)
         torch.testing.assert_close(alone.look, whole.pictures[b].look)
-        assert alone.nearest == whole.pictures[b].nearest
+        assert alone.most_like == whole.pictures[b].most_like
     assert whole.ranking()[0] == 0 and whole.only(1).margin == whole.pictures[1].margin
 
 

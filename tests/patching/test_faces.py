@@ -182,7 +182,9 @@ class Mixed(Direct):
     def each(self, q, tokens, shares, number, heads):
         out = torch.zeros_like(q)
         for i, own in enumerate(self.adapters):
-            keys, values = (tokens[i].double() @ getattr(own.sites[number], x).double().T for x in ("to_k", "to_v"))
+            keys, values = (
+                tokens[i].double() @ getattr(own.sites[number], x).double().T for x in ("k_weight", "v_weight")
+            )
             out += self.weights[i] * shares[i][:, None] * attention(q, keys, values, heads)
         return out
 

@@ -175,7 +175,7 @@ def test_another_pass_of_the_unet_inside_a_call(before: bool, measure: str, step
     assert len(calls) == steps
     assert torch.equal(got, expected)
     torch.testing.assert_close(other.shares(), shares)
-    torch.testing.assert_close(other.confusion(), record.confusion())
+    torch.testing.assert_close(other.evenness(), record.evenness())
 
 
 # Several samplings in one
@@ -203,7 +203,7 @@ def test_another_sampling_before_the_last(before: bool, measure: str, first_step
     got = sample(model if before else wrapped(model, "outer_sample", twice), steps)
     assert len(sampled) == 1 and torch.equal(got, expected)
     torch.testing.assert_close(other.shares(), shares)
-    torch.testing.assert_close(other.confusion(), record.confusion())
+    torch.testing.assert_close(other.evenness(), record.evenness())
     torch.testing.assert_close(freeze(other, got).shares(), shares)
     assert other.runs == 2
 
@@ -222,7 +222,7 @@ def test_a_sampling_in_two_pieces(measure: str, cut: int) -> None:
     got = sample(wrapped(model, "outer_sample", pieces), 4)
     assert deviation(got, expected, sample(bundle().model, 4)) < TOLERANCE
     torch.testing.assert_close(other.shares(), shares, atol=1e-4, rtol=0)
-    torch.testing.assert_close(other.confusion(), record.confusion(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(other.evenness(), record.evenness(), atol=1e-4, rtol=0)
     torch.testing.assert_close(freeze(other, got).shares(), shares, atol=1e-4, rtol=0)
     assert other.steps_seen().all() and other.runs == 1
 

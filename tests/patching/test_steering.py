@@ -57,7 +57,8 @@ def directly(chain, stages, **merge):
             tokens=encoded.tokens[objects], null=encoded.null_tokens,
             texts=[encoded.content_tokens[i] for i in objects],
             weights=[encoded.weights[i] for i in objects], head=adapter.head,
-            to_k={n: w.to_k for n, w in adapter.sites.items()}, to_v={n: w.to_v for n, w in adapter.sites.items()},
+            to_k={n: w.k_weight for n, w in adapter.sites.items()},
+            to_v={n: w.v_weight for n, w in adapter.sites.items()},
             regions=regions if any(r is not None for r in regions) else None, **merge,
         ) if objects else None  # fmt: skip
 
@@ -148,7 +149,7 @@ def test_the_record_covers_all_objects() -> None:
     early, late = record.shares(phase="early"), record.shares(phase="late")
     assert not early[2].any() and not late[1].any() and early[1].min() > 0 and late[2].min() > 0
     torch.testing.assert_close(record.shares().sum(0), torch.ones(1, 8, 8))
-    assert 0 < record.confusion().min() <= record.confusion().max() <= 1
+    assert 0 < record.evenness().min() <= record.evenness().max() <= 1
 
 
 # ---- two passes ----

@@ -67,7 +67,7 @@ def test_several_positives(kind: str, batch: int, monkeypatch) -> None:
         assert record.shares().shape == (2, batch, 8, 8)
         assert maps(record, torch.rand(batch, 64, 64, 3))[1].shape == (2 * batch, 64, 64)
         assert torch.equal(freeze(record, latent).shares(), record.shares())
-        found.append((record.shares(), record.gate(), record.confusion()))
+        found.append((record.shares(), record.gate(), record.evenness()))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 
@@ -76,7 +76,7 @@ def test_the_same_positive_twice_is_one() -> None:
     for positive in (prompt("a cat"), prompt("a cat") + prompt("a cat")):
         model, record = applied()
         sample(guide(model, positive), batch=3)
-        found.append((record.shares(), record.gate(), record.confusion()))
+        found.append((record.shares(), record.gate(), record.evenness()))
     assert not torch.allclose(found[0][0][:, 0], found[0][0][:, 1], atol=1e-3)  # pictures differ
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
@@ -102,7 +102,7 @@ def test_an_object_alone_has_all_of_the_picture(head: bool) -> None:
     for phase in ("early", "middle", "late", None):
         whole(record.shares(phase=phase))
     assert bool((record.shares(phase="late")[0] == 1).all())
-    assert bool(record.steps_seen().all()) and record.confusion().isfinite()[:, 0].tolist() == [True] * 3 + [False] * 3
+    assert bool(record.steps_seen().all()) and record.evenness().isfinite()[:, 0].tolist() == [True] * 3 + [False] * 3
     assert (record.gate() is not None) == head
     if head:
         torch.testing.assert_close(record.gate(phase="late").mean(), torch.tensor(1.0))
@@ -124,7 +124,7 @@ def test_a_single_reference() -> None:
     model, record = applied(references(("cat",)))
     sample(model)
     whole(record.shares())
-    assert record.mean_confusion() is None
+    assert record.mean_evenness() is None
     said = maps(record, torch.rand(1, 64, 64, 3))[3]
     assert "cat: has the largest share of 100% of the picture." in said and "clearest" not in said
 

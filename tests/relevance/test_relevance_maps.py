@@ -52,10 +52,10 @@ def test_the_record_is_the_mean_of_what_the_sites_measured(monkeypatch):
         torch.testing.assert_close(record.shares((height, width)), mine)
     torch.testing.assert_close(record.shares().sum(0), torch.ones(2, 8, 8))
     entropy = [-torch.special.xlogy(s, s).sum(0).mean(-1) / math.log(2) for s in seen]  # of each picture
-    assert record.confusion().shape == (4, 2)
-    assert 0 < float(record.confusion().min()) <= float(record.confusion().max()) <= 1
-    torch.testing.assert_close(record.confusion().mean(0), torch.stack(entropy).mean(0), rtol=1e-4, atol=0)
-    assert record.mean_confusion() == pytest.approx(float(torch.stack(entropy).mean()), rel=1e-4)
+    assert record.evenness().shape == (4, 2)
+    assert 0 < float(record.evenness().min()) <= float(record.evenness().max()) <= 1
+    torch.testing.assert_close(record.evenness().mean(0), torch.stack(entropy).mean(0), rtol=1e-4, atol=0)
+    assert record.mean_evenness() == pytest.approx(float(torch.stack(entropy).mean()), rel=1e-4)
     torch.testing.assert_close(record.gate().mean((-1, -2)), torch.ones(2))
 
 
@@ -121,8 +121,8 @@ def test_a_run_is_a_run_even_with_the_same_noise_levels():
 
 
 @pytest.mark.parametrize("merge", [{"normalization": "mean"}, {"background": 2.0}, {"sharpness": 3.0}], ids=str)
-def test_shares_and_confusion_keep_their_scale(merge):
-    """Whatever the merge multiplies its shares by, the maps add up to 1 or less, and confusion stays in 0..1."""
+def test_shares_and_evenness_keep_their_scale(merge):
+    """Whatever the merge multiplies its shares by, the maps add up to 1 or less, and evenness stays in 0..1."""
     model, record = applied(**merge)
     graphs.sample(model)
     total = record.shares().sum(0)
@@ -130,18 +130,18 @@ def test_shares_and_confusion_keep_their_scale(merge):
         assert 0.2 < float(total.min()) <= float(total.max()) < 0.8
     else:
         torch.testing.assert_close(total, torch.ones_like(total))
-    assert 0 < float(record.confusion().min()) <= float(record.confusion().max()) <= 1
+    assert 0 < float(record.evenness().min()) <= float(record.evenness().max()) <= 1
 
 
-def test_confusion_by_hand():
-    from mip_adapter.relevance.means import confusion
+def test_evenness_by_hand():
+    from mip_adapter.relevance.means import evenness
 
     one, half, third = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]), torch.tensor([0.2, 0.2])
     maps_ = torch.stack([torch.stack([one, half, third]), torch.stack([one, one, half])])  # [P, w, M]
     maps_ = maps_.movedim(-1, 0).view(1, 2, 1, 2, 1, 3)  # [S, M, C, P, h, w]
     # claims 1, 1, 0.4; entropies 0, 1, 1 in units of log 2; then claims 1, 1, 1; entropies 0, 0, 1
-    assert confusion(maps_, 2).tolist() == pytest.approx([(1 + 0.4) / 2.4, 1 / 3])
-    assert confusion(torch.zeros_like(maps_), 2).tolist() == [0, 0]
+    assert evenness(maps_, 2).tolist() == pytest.approx([(1 + 0.4) / 2.4, 1 / 3])
+    assert evenness(torch.zeros_like(maps_), 2).tolist() == [0, 0]
 
 
 def test_the_report_says_who_claims_what():
@@ -160,7 +160,7 @@ def test_the_report_says_who_claims_what():
     assert "Mixed: " in said and " 3: " in said and "cat: has the largest share" in said
     graphs.sample(model, steps=2)
     assert "sampled 2 times: these maps are the last run's" in maps(record, torch.rand(1, 64, 64, 3))[3]
-    record._confusion = torch.tensor([0.3, 1.0]).view(2, 1, 1)  # as if it had been clear
+    record._evenness = torch.tensor([0.3, 1.0]).view(2, 1, 1)  # as if it had been clear
     assert relevance_report(record, shares).startswith(RIGHT)
     leaking = torch.tensor([[0.6, 0.6, 0.1, 0.2], [0.4, 0.4, 0.9, 0.8]]).view(2, 1, 2, 2)
     assert "“red coffee cup” claims 40% of the place of “cat”" in relevance_report(record, leaking)
@@ -283,10 +283,10 @@ def test_one_object_alone_tints_nothing():
     assert not torch.allclose(maps(record, images, opacity=1.0)[0][:1, :64], grey, atol=0.05)
 
 
-def test_a_background_that_all_claim_alike_is_no_confusion():
+def test_a_background_that_all_claim_alike_is_not_mixed():
     """Two objects with clear places on a background without any: most of the picture is shared, and that is right."""
     from mip_adapter.relevance.maps import cores, mixing
-    from mip_adapter.relevance.means import confusion
+    from mip_adapter.relevance.means import evenness
     from mip_adapter.relevance.report import relevance_report
 
     shares = torch.full((2, 1, 8, 8), 0.5)
@@ -294,15 +294,15 @@ def test_a_background_that_all_claim_alike_is_no_confusion():
         shares[:, 0, 3:6, columns] = 0.1
         shares[i, 0, 3:6, columns] = 0.9
     assert cores(shares).sum((-1, -2, -3)).tolist() == [6, 6]
-    whole = float(confusion(shares[None, :, None], 2))
+    whole = float(evenness(shares[None, :, None], 2))
     assert mixing(shares[:, 0]) == pytest.approx(0.2) and whole > 0.85
     assert mixing(torch.full((2, 8, 8), 0.5)) == 1 and mixing(torch.ones(1, 8, 8)) is None
     _, record = applied()
-    record._shares, record._confusion = {(8, 8): None}, torch.tensor([whole, 1.0]).view(2, 1, 1)
+    record._shares, record._evenness = {(8, 8): None}, torch.tensor([whole, 1.0]).view(2, 1, 1)
     record._calls = torch.ones(1)
     said = relevance_report(record, shares)
     assert said.startswith(RIGHT) and "try" not in said
-    assert "Mixed: 20%." in said and "Confusion of the whole picture: 90%" in said
+    assert "Mixed: 20%." in said and "Evenness of the whole picture: 90%" in said
     assert relevance_report(record, torch.full((2, 1, 8, 8), 0.5)).startswith(
         "The objects claim nearly everything alike"
     )
@@ -325,7 +325,7 @@ def test_the_report_says_what_the_prompt_lacks():
     assert any("is long for an object text" in line for line in lines)
 
 
-def test_every_picture_has_its_own_confusion(monkeypatch):
+def test_every_picture_has_its_own_evenness(monkeypatch):
     """A batch says of each picture what it says when that picture is sampled alone."""
     from mip_adapter.relevance import maps as drawing
 
@@ -333,13 +333,13 @@ def test_every_picture_has_its_own_confusion(monkeypatch):
     monkeypatch.setattr(drawing, "mixed", lambda value: noted.append(value) or "")
     model, record = applied()
     graphs.sample(model, batch=3)
-    together = record.confusion_by_picture()
+    together = record.evenness_by_picture()
     said = maps(record, torch.rand(3, 64, 64, 3))[3]
     assert len(set(noted)) == len(set(together)) == 3
     for number, value in enumerate(noted, 1):
         assert f"\nPicture {number}: mixed {value:.0%}; largest share: cat " in said
     graphs.sample(model)  # the noise of a batch begins with the noise of one
-    assert record.confusion_by_picture() == pytest.approx(together[:1], rel=1e-4)
+    assert record.evenness_by_picture() == pytest.approx(together[:1], rel=1e-4)
     assert "Picture 1" not in maps(record, torch.rand(1, 64, 64, 3))[3]
 
 

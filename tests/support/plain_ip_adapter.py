@@ -20,7 +20,7 @@ class Plain:
 
     def __init__(self, tokens: list[Tensor], scale: float, weights: Any, before: Any = None) -> None:
         self.tokens, self.scale, self.before = tokens, scale, before
-        self.to_k, self.to_v = (each.double() for each in (weights.to_k, weights.to_v))
+        self.to_k, self.to_v = (each.double() for each in (weights.k_weight, weights.v_weight))
 
     def __deepcopy__(self, memo: dict) -> Plain:
         return self

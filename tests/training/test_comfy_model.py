@@ -87,8 +87,8 @@ def test_the_unet_is_told_the_timesteps_of_the_host(unet, kind: str) -> None:
     frozen = HostModel(patcher, None, None, None, small_recipe())
     sampling = patcher.get_model_object("model_sampling")
     at = torch.tensor([3, len(sampling.sigmas) - 1])
-    torch.testing.assert_close(frozen.timesteps[at], sampling.timestep(sampling.sigmas[at]).float())
-    assert (frozen.timesteps.tolist() == list(range(1000))) == (kind == "eps")
+    torch.testing.assert_close(frozen.unet_timesteps[at], sampling.timestep(sampling.sigmas[at]).float())
+    assert (frozen.unet_timesteps.tolist() == list(range(1000))) == (kind == "eps")
     # x = √ᾱ·x₀ + √(1 − ᾱ)·ε is what the host makes of x₀ + σ·ε.
     x0, eps, alpha = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), frozen.alphas[at].view(-1, 1, 1, 1)
     sigmas = sampling.sigmas[at].float()

@@ -94,14 +94,14 @@ def test_what_the_crop_leaves_of_a_box_counts_by_height_over_width(tmp_path: Pat
 
 def test_the_official_limits_after_the_crop() -> None:
     """More than 200 of 512² pixels, and h/w strictly between 0.3 and 3: a box of 100 × 320 is dropped."""
-    from mip_adapter.training.filters import Filters, usable_after_crop
+    from mip_adapter.training.filters import Filters, fits_after_crop
 
-    assert not usable_after_crop((0, 0, 100, 320), 512, Filters())
+    assert not fits_after_crop((0, 0, 100, 320), 512, Filters())
     for width in range(0, 500, 7):
         for height in range(0, 500, 7):
-            usable = usable_after_crop((7, 5, 7 + width, 5 + height), 512, Filters())
-            assert usable == (height * width > 200 and 0.3 < height / width < 3), (width, height)
-    assert usable_after_crop((0, 0, 8, 8), 256, Filters())  # 256 of 512² pixels
+            fits = fits_after_crop((7, 5, 7 + width, 5 + height), 512, Filters())
+            assert fits == (height * width > 200 and 0.3 < height / width < 3), (width, height)
+    assert fits_after_crop((0, 0, 8, 8), 256, Filters())  # 256 of 512² pixels
     with pytest.raises(ValueError, match="cropped_aspect is 'wide'; choose one of h/w, w/h"):
         Filters(cropped_aspect="wide")  # pyright: ignore[reportArgumentType]
 

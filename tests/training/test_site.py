@@ -89,7 +89,7 @@ def directional_error(function, point: Tensor, width: float) -> float:
     return abs(numeric - analytic) / abs(analytic)
 
 
-@pytest.mark.parametrize("what", ["to_k", "to_v", "head", "tokens"])
+@pytest.mark.parametrize("what", ["k_weight", "v_weight", "head", "tokens"])
 def test_gradients_are_those_of_finite_differences(what: str) -> None:
     """float64; the relevance does not depend on these, so that its detachment does not show."""
     from dataclasses import replace

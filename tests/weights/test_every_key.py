@@ -20,7 +20,8 @@ EVERY = SMALL | {"faceid-plus": replace(SMALL["faceid-plusv2"], family="faceid-p
 def held(adapter: Adapter) -> list[int]:
     """The identities of the tensors that an adapter holds. The head's rows are views."""
     sites = [
-        [site.to_k, site.to_v, *([] if site.head is None else [site.head._base])] for site in adapter.sites.values()
+        [site.k_weight, site.v_weight, *([] if site.head is None else [site.head._base])]
+        for site in adapter.sites.values()
     ]
     return [id(each) for each in [*adapter.image_proj.values(), *adapter.lora.values(), *sum(sites, [])]]
 

@@ -214,7 +214,7 @@ def test_numbers_that_are_none_are_named(tmp_path, bad, dtype):
 def test_fp8_weights_load_and_are_checked(tmp_path):
     tensors = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in small().items()}
     save_file(tensors, tmp_path / "a.safetensors")
-    assert load_adapter(tmp_path / "a.safetensors").sites[1].to_k.dtype == torch.float8_e4m3fn
+    assert load_adapter(tmp_path / "a.safetensors").sites[1].k_weight.dtype == torch.float8_e4m3fn
     tensors["ip_adapter.1.to_k_ip.weight"] = torch.full((8, 12), float("nan")).to(torch.float8_e4m3fn)
     save_file(tensors, tmp_path / "a.safetensors")
     assert "NaN" in sentence(tmp_path / "a.safetensors")

@@ -37,10 +37,10 @@ def loads_or_refuses(path: Path) -> Adapter | None:
         adapter = None
     else:
         spec = adapter.spec
-        assert [(n, site.to_k.shape[0]) for n, site in adapter.sites.items()] == list(spec.sites)
+        assert [(n, site.k_weight.shape[0]) for n, site in adapter.sites.items()] == list(spec.sites)
         for site in adapter.sites.values():
-            assert site.to_k.shape == site.to_v.shape and site.to_k.shape[1] == spec.context_dim
-            assert torch.isfinite(site.to_k).all() and torch.isfinite(site.to_v).all()
+            assert site.k_weight.shape == site.v_weight.shape and site.k_weight.shape[1] == spec.context_dim
+            assert torch.isfinite(site.k_weight).all() and torch.isfinite(site.v_weight).all()
             assert (site.head is not None) == spec.has_head
         assert all(torch.isfinite(tensor).all() for tensor in adapter.image_proj.values())
     try:

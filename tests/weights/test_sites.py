@@ -114,9 +114,9 @@ def test_adapters_of_every_family_fill_every_site_once(kind, family, head):
     used = [id(tensor) for tensor in adapter.image_proj.values()]
     for site in sites:
         weights, attn2 = adapter.sites[site.number], cross_attentions(unet)[site.key]
-        assert weights.to_k.shape == attn2.to_k.weight.shape and weights.to_v.shape == attn2.to_v.weight.shape
-        assert weights.to_k.shape == (site.width, site.context_dim) and attn2.heads == site.heads
-        used += [id(weights.to_k), id(weights.to_v)]
+        assert weights.k_weight.shape == attn2.to_k.weight.shape and weights.v_weight.shape == attn2.to_v.weight.shape
+        assert weights.k_weight.shape == (site.width, site.context_dim) and attn2.heads == site.heads
+        used += [id(weights.k_weight), id(weights.v_weight)]
         if weights.head is not None:
             assert weights.head.shape == (attn2.to_out[0].weight.shape[1],)
             used.append(id(tensors[f"ip_adapter.{site.number}.text_to_weight.weight"]))

@@ -94,7 +94,7 @@ def test_a_file_of_real_shapes_loads(tmp_path, name):
     assert [n for n, _ in adapter.spec.sites] == list(adapter.sites)
     for number, width in adapter.spec.sites:
         site = adapter.sites[number]
-        assert site.to_k.shape == site.to_v.shape == (width, adapter.spec.context_dim)
+        assert site.k_weight.shape == site.v_weight.shape == (width, adapter.spec.context_dim)
         assert (site.head is not None) == adapter.spec.has_head
         assert site.head is None or site.head.shape == (width,)
     assert {t.dtype for t in adapter.image_proj.values()} == {torch.float16}

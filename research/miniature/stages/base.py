@@ -62,7 +62,7 @@ class Lesson(NamedTuple):
     """What a step trains on. It follows from the step's number alone."""
 
     which: ShardRows
-    steps: Tensor  # [B] noise levels
+    timesteps: Tensor  # [B]
     rows_l: Tensor  # [B, 77] token ids of the captions, for each of the two text encoders
     rows_g: Tensor
     spots: Tensor  # [B, M] index of the caption's token that names the object; 0 if none does
@@ -74,7 +74,7 @@ class Base:
     batch_size = 512
 
     def __init__(self, model: nn.Module, call: Callable, shards: Shards, condition: Conditioner):
-        """call: `call(model, x, steps, context, vector)` runs ComfyUI's UNet."""
+        """call: `call(model, x, timesteps, context, vector)` runs ComfyUI's UNet."""
         self.model, self.call = model.to(condition.device), call
         self.shards, self.condition, self.device = shards, condition, condition.device
         self.lessons = Prefetcher(self.lesson, 0 if self.device.type == "cpu" else WORKERS)
@@ -90,39 +90,41 @@ class Base:
         rows_l, rows_g = self.condition.rows(captions)
         named = rows_l[:, None] == self.kinds[scenes.kinds.clamp(min=0)][..., None]  # [B, M, 77]
         spots = named.int().argmax(-1) * (scenes.kinds >= 0)
-        return Lesson(which, torch.randint(noise_schedule.STEPS, (len(scenes),), generator=g), rows_l, rows_g, spots)
+        return Lesson(
+            which, torch.randint(noise_schedule.TIMESTEPS, (len(scenes),), generator=g), rows_l, rows_g, spots
+        )
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         lesson = self.lessons(step)
         latents, masks = self.shards.batch(lesson.which)
         g = torch.Generator(self.device).manual_seed(step)
         eps = torch.randn(latents.shape, generator=g, device=self.device)
-        given = (lesson.steps, lesson.rows_l, lesson.rows_g, lesson.spots)
+        given = (lesson.timesteps, lesson.rows_l, lesson.rows_g, lesson.spots)
         return (latents, eps, *(each.to(self.device, non_blocking=True) for each in given), masks)
 
     def loss(
-        self, latents: Tensor, eps: Tensor, steps: Tensor, rows_l: Tensor, rows_g: Tensor, *_: Tensor
+        self, latents: Tensor, eps: Tensor, timesteps: Tensor, rows_l: Tensor, rows_g: Tensor, *_: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.error(latents, eps, steps, *self.condition.encode(rows_l, rows_g))
+        return self.error(latents, eps, timesteps, *self.condition.encode(rows_l, rows_g))
 
     def error(
-        self, latents: Tensor, eps: Tensor, steps: Tensor, context: Tensor, vector: Tensor
+        self, latents: Tensor, eps: Tensor, timesteps: Tensor, context: Tensor, vector: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error of v, and the same by range of noise levels for the log."""
-        x, target = noise_schedule.noisy(latents, eps, steps)
-        answer = self.answer(x, steps, context, vector)
+        """Mean squared error of v, and the same by range of timesteps for the log."""
+        x, target = noise_schedule.noisy(latents, eps, timesteps)
+        answer = self.answer(x, timesteps, context, vector)
         error = F.mse_loss(answer, target, reduction="none").mean((1, 2, 3))
-        parts = {"low": steps < 300, "middle": (steps >= 300) & (steps < 700), "high": steps >= 700}
+        parts = {"low": timesteps < 300, "middle": (timesteps >= 300) & (timesteps < 700), "high": timesteps >= 700}
         log = {part: (error * at).sum() / at.sum().clamp(min=1) for part, at in parts.items()}
         return error.mean(), log
 
-    def predict(self, x: Tensor, steps: Tensor, captions: Sequence[str]) -> Tensor:
-        """v [B, 4, h, w] of noisy latents at noise levels `steps` [B]."""
-        return self.answer(x, steps, *self.condition(captions))
+    def predict(self, x: Tensor, timesteps: Tensor, captions: Sequence[str]) -> Tensor:
+        """v [B, 4, h, w] of noisy latents at timesteps [B]."""
+        return self.answer(x, timesteps, *self.condition(captions))
 
-    def answer(self, x: Tensor, steps: Tensor, context: Tensor, vector: Tensor) -> Tensor:
+    def answer(self, x: Tensor, timesteps: Tensor, context: Tensor, vector: Tensor) -> Tensor:
         with autocast(self.device):
-            return self.call(self.model, x, steps, context, vector).float()
+            return self.call(self.model, x, timesteps, context, vector).float()
 
     @torch.no_grad()
     def draw(self, captions: Sequence[str], seed: int, guidance: float = 3.0, count: int = 20) -> Tensor:
@@ -131,8 +133,8 @@ class Base:
         start = torch.randn(len(captions), 4, world.SIZE // 8, world.SIZE // 8, generator=g).to(self.device)
         context, vector = self.condition([*captions, *[""] * len(captions)])
 
-        def guided(x: Tensor, steps: Tensor) -> Tensor:
-            cond, uncond = self.answer(x.repeat(2, 1, 1, 1), steps.repeat(2), context, vector).chunk(2)
+        def guided(x: Tensor, timesteps: Tensor) -> Tensor:
+            cond, uncond = self.answer(x.repeat(2, 1, 1, 1), timesteps.repeat(2), context, vector).chunk(2)
             return uncond + guidance * (cond - uncond)
 
         return noise_schedule.sample(guided, start, count)

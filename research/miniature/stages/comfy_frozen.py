@@ -85,10 +85,10 @@ class Frozen:
         side = config.CLIP_VISION["image_size"]
         return self.vision(torch.zeros(1, 3, side, side, device=self.device))[0][0].cpu()
 
-    def predict(self, noisy: Tensor, levels: Tensor, batch: Batch, merging: Merging) -> Tensor:
+    def predict(self, noisy: Tensor, timesteps: Tensor, batch: Batch, merging: Merging) -> Tensor:
         replace = {site.key: partial(self._merge, site, merging) for site in self.sites}
         patches = {"patches_replace": {"attn2": replace}}
-        return comfy_networks.run_unet(self.unet, noisy, levels, batch.context, batch.vector, patches).float()
+        return comfy_networks.run_unet(self.unet, noisy, timesteps, batch.context, batch.vector, patches).float()
 
     def _merge(self, site: Site, merging: Merging, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
         text = comfy_networks.attention(q, k, v, site.heads)

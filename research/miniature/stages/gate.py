@@ -4,7 +4,7 @@
 pairs of kinds that training shows, and reports it for pairs that training never shows together. *Right word*: drawn
 scenes are made noisy, and the relevance that the method reads (each object's own text against the queries of a
 cross-attention, softmax over positions) is compared between the objects of a scene. Counted is the share of an object's
-positions where its own text has the highest relevance, by site resolution and noise level.
+positions where its own text has the highest relevance, by site resolution and timestep.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from . import noise_schedule
 from .base import Base
 
 PRESENCE, RIGHT_WORD = 0.90, 0.85  # what the gate requires
-LEVELS = (200, 400, 600)  # noise levels, out of 1000
+TIMESTEPS = (200, 400, 600)  # of 1000
 SEED = 4_000_000_000  # of the test scenes
 AT_ONCE = 64  # pictures sampled in one batch
 
@@ -62,7 +62,7 @@ def presence(stage: Base, count: int, objects: int = 2, held_out: bool = True) -
 
 
 def right_words(stage: Base, count: int) -> dict[int, dict[int, float]]:
-    """How often the right object's text wins, by side of the relevance maps, then by noise level.
+    """How often the right object's text wins, by side of the relevance maps, then by timestep.
 
     The maps of all cross-attentions with the same side are summed first, so that one good site alone does not decide.
     """
@@ -74,17 +74,17 @@ def right_words(stage: Base, count: int) -> dict[int, dict[int, float]]:
     captions = [" and ".join(f"a {world_words.object_text(k)}" for k in row) for row in kinds]
     texts = _object_texts(stage, scenes.kinds)
     results: dict[int, dict[int, float]] = {}
-    for level in LEVELS:
-        steps = torch.full((count,), level, device=stage.device)
+    for timestep in TIMESTEPS:
+        timesteps = torch.full((count,), timestep, device=stage.device)
         with queries(stage.model) as seen:
-            stage.predict(noise_schedule.noisy(latents, eps, steps)[0], steps, captions)
+            stage.predict(noise_schedule.noisy(latents, eps, timesteps)[0], timesteps, captions)
         sums: dict[int, Tensor] = {}
         for module, hidden in seen.values():
             relevance = relevance_maps(module, hidden, texts)  # [B, M, N]
             side = int(relevance.shape[-1] ** 0.5)
             sums[side] = sums.get(side, 0) + relevance
         for side, relevance in sums.items():
-            results.setdefault(side, {})[level] = _wins(relevance, masks, there)
+            results.setdefault(side, {})[timestep] = _wins(relevance, masks, there)
     return results
 
 

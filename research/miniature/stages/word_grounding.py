@@ -20,7 +20,7 @@ from .base import Base
 from .gate import queries, relevance_maps
 
 WEIGHT = 0.02  # of this loss; the base's has weight 1
-NOISIEST = 800  # higher noise levels hide the objects, so their words cannot know their places yet
+NOISIEST = 800  # higher timesteps hide the objects, so their words cannot know their places yet
 
 
 class Places(Base):
@@ -28,14 +28,14 @@ class Places(Base):
     matrix_rate = 2e-3
 
     def loss(
-        self, latents: Tensor, eps: Tensor, steps: Tensor, rows_l: Tensor, rows_g: Tensor, *more: Tensor
+        self, latents: Tensor, eps: Tensor, timesteps: Tensor, rows_l: Tensor, rows_g: Tensor, *more: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         spots, masks = more
         context, vector = self.condition.encode(rows_l, rows_g)
         with queries(self.model) as seen:
-            error, log = self.error(latents, eps, steps, context, vector)
+            error, log = self.error(latents, eps, timesteps, context, vector)
         tokens = context.gather(1, spots[..., None].expand(-1, -1, context.shape[-1]))
-        lost = displaced(tokens, (spots > 0) & (steps < NOISIEST)[:, None], masks, list(seen.values()))
+        lost = displaced(tokens, (spots > 0) & (timesteps < NOISIEST)[:, None], masks, list(seen.values()))
         return error + WEIGHT * lost, {"error": error, "places": lost, **log}
 
 
