@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..launcher import comfyui
 from ..launcher.server import Server, device_arguments
@@ -73,13 +73,11 @@ ALONE = """type => {
     app.graph.add(node)
     return true
 }"""
-DRAWS = ("MIPMiniatureObject", "SaveImage")
-# The pictures that the nodes of a kind have made, of all nodes that draw or of the first that saves.
-MADE = """kind => {
-    const nodes = app.graph._nodes.filter(node => node.type === kind && app.nodeOutputs[node.id]?.images)
-    const taken = kind === "SaveImage" ? nodes.slice(0, 1) : nodes
-    return taken.flatMap(node => app.nodeOutputs[node.id].images)
-}"""
+# The pictures that the nodes of a kind have made, by node.
+MADE = """kind => app.graph._nodes
+    .filter(node => node.type === kind && app.nodeOutputs[node.id]?.images)
+    .map(node => app.nodeOutputs[node.id].images)"""
+DRAWS = ("MIPMiniatureObject", "SaveImage", "PreviewImage")
 # A help page shows its node under the node's own title.
 NAME = """type => {
     const node = app.graph._nodes.find(node => node.type === type)
@@ -158,6 +156,15 @@ def serving() -> Iterator[str]:
             yield server.url
 
 
+def stacked(pictures: list[Image.Image]) -> Image.Image:
+    """A card of wide pictures, one below the other."""
+    card = Image.new("RGB", (WORKFLOW_WIDTH, CARD_HEIGHT), "white")
+    height = CARD_HEIGHT // len(pictures)
+    for i, picture in enumerate(pictures):
+        card.paste(ImageOps.pad(picture, (WORKFLOW_WIDTH, height), color="white"), (0, i * height))
+    return card
+
+
 class Maker:
     """Opens and runs workflows on one page of the frontend, and saves pictures of them. output: the folder."""
 
@@ -188,14 +195,20 @@ class Maker:
         return True
 
     def results(self) -> Image.Image:
-        """What the open workflow has made: the references on the left, beside them the first saved pictures, large."""
-        drawn, made = ([self.fetched(each) for each in self.page.evaluate(MADE, kind)] for kind in DRAWS)
+        """What the open workflow has made: the drawn references on the left, and what was saved beside them, large.
+
+        Of several nodes that save, the first; one picture of each where there are four to compare. Where none saves,
+        the last preview.
+        """
+        drawn, saved, previewed = (self.page.evaluate(MADE, kind) for kind in DRAWS)
+        if not saved:
+            return stacked([self.fetched(each) for each in previewed[-1][:2]])
         side, edge = CARD_HEIGHT // 2, CARD_HEIGHT // 60
         card = Image.new("RGB", (WORKFLOW_WIDTH, CARD_HEIGHT), "white")
-        for i, picture in enumerate(drawn[:2]):
-            card.paste(
-                picture.resize((side - 2 * edge, side - 2 * edge), Image.Resampling.BICUBIC), (edge, i * side + edge)
-            )
+        for i, (picture,) in enumerate(drawn[:2]):
+            square = self.fetched(picture).resize((side - 2 * edge, side - 2 * edge), Image.Resampling.BICUBIC)
+            card.paste(square, (edge, i * side + edge))
+        made = [self.fetched(each) for each in ([its[0] for its in saved] if len(saved) >= 4 else saved[0])]
         columns = [(side + edge, 0), (2 * side + edge, 0), (side + edge, side), (2 * side + edge, side)]
         if len(made) < len(columns):  # one, as large as all of them
             columns, side = columns[:1], 2 * side

@@ -115,11 +115,16 @@ def test_pictures_are_made_by_a_command(stocked, browser, tmp_path) -> None:
     maker = Maker(page, tmp_path)
     for name in ("MIPFusionHead", "MIPMerge", "chain"):  # alone, in a workflow, several nodes
         maker.node(name)
-    assert maker.workflow("two objects (base)")  # of the others this one needs no run
+    for name in ("two objects (base)", "quality of a picture's objects"):  # as it opens; run, with nothing saved
+        assert maker.workflow(name)
     page.close()
     sizes = {path.stem: Image.open(path).size for path in tmp_path.rglob("*.jpg")}
-    assert set(sizes) == {"MIPFusionHead", "MIPMerge", "chain", "two objects (base)"}
+    assert set(sizes) == {"MIPFusionHead", "MIPMerge", "chain", "two objects (base)", "quality of a picture's objects"}
     assert sizes["two objects (base)"][0] == 960 and all(min(size) > 100 for size in sizes.values())
+    card = Image.open(tmp_path / "workflows" / "quality of a picture's objects.jpg").convert("L")
+    width, height = card.size
+    for half in ((0, 0, width, height // 2), (0, height // 2, width, height)):  # a drawing in each of two
+        assert card.crop(half).getextrema()[0] < 100
 
 
 # ---- colours ----
