@@ -38,24 +38,24 @@ def naming_tokens(prompt: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     filled = given.any(-1, keepdim=True).sum(1, keepdim=True).clamp_min(1)
     common = given.sum(1, keepdim=True) / filled
     # Directions, since one token of a large language model can be a thousand times as long as the others.
-    tokens, wanted = normalize(given - common, dim=-1), normalize(normalize(text.float(), dim=-1) - common, dim=-1)
-    cosines = tokens @ wanted.transpose(1, 2)  # [B, P, L]
+    directions, wanted = normalize(given - common, dim=-1), normalize(normalize(text.float(), dim=-1) - common, dim=-1)
+    cosines = directions @ wanted.transpose(1, 2)  # [B, P, L]
     runs = prompt.shape[1] - len(text) + 1
     along = torch.stack([cosines[:, word : word + runs, word] for word in range(len(text))]).mean(0)  # [B, runs]
     best, start = along.max(-1)
     return start.unsqueeze(-1) + torch.arange(len(text), device=prompt.device), best
 
 
-def joint_relevance(queries: Tensor, keys: Tensor, tokens: Tensor, average: Tensor) -> Tensor:
+def joint_relevance(queries: Tensor, keys: Tensor, token_indices: Tensor, average: Tensor) -> Tensor:
     """A_i[n] = mean over heads and the object's tokens of softmax_n(k_token · q_n/√d).
 
     queries: [B, h, N, d], the picture's, as the model's attention uses them.
     keys: [B, h, P, d], the text's, likewise.
-    tokens: [B, L], the indices of the objects' words among the text's tokens.
+    token_indices: [B, L], the indices of the objects' words among the text's tokens.
     average: [M, h·L], see `raw_relevance`.
     Returns [M, B, N] float32; it sums to 1 over N.
     """
-    index = tokens[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[-1])
+    index = token_indices[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[-1])
     named = keys.gather(2, index) * keys.shape[-1] ** -0.5  # [B, h, L, d]
     attention = (named @ queries.transpose(-1, -2)).softmax(-1, dtype=torch.float32)  # [B, h, L, N]
     return (average @ attention.flatten(1, 2)).transpose(0, 1) + FLOOR

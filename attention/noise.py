@@ -97,7 +97,7 @@ def compile_noise(
 
 def add_noise(
     out: Tensor,
-    text: Tensor,
+    z_text: Tensor,
     q: Tensor,
     plan: NoisePlan,
     site: NoiseSite,
@@ -108,7 +108,7 @@ def add_noise(
 ) -> Tensor:
     """Add the noise to the conditional rows of `out` [B, N, C], in place.
 
-    text: [B, N, C], Z_text; it may be `out` itself.
+    z_text: [B, N, C], Z_text; it may be `out` itself.
     q: [B, N, C], the queries.
     groups: the rows of the batch by treatment.
     pictures: [P], numbers of the pictures in the rows of one cond; B is a multiple of P.
@@ -120,7 +120,7 @@ def add_noise(
     if groups and site.content_tokens is not None:
         keys = object_keys().unflatten(-1, (site.heads, -1)).transpose(0, 1)  # [h, L, d], a view
     for rows in groups:
-        clean = text[rows.slice].float()
+        clean = z_text[rows.slice].float()
         amount = plan.strength * clean.std((1, 2), correction=0, keepdim=True)  # [b, 1, 1]
         if keys is not None and site.average is not None:
             relevance = raw_relevance(split_queries(q[rows.slice], site.heads), keys, site.average, rows.length)

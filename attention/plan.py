@@ -195,10 +195,10 @@ class Plan:
 
         Null values are shared only where all objects ease alike (`needs_own_nulls`): the first factor stands for all.
         """
-        tokens = next(iter(self.sites.values())).keys.shape[1] // self.count
+        token_count = next(iter(self.sites.values())).keys.shape[1] // self.count
         factors = torch.cat([ease.at(fraction) for ease in self.eases])  # [M]
         by_set = factors, factors[: self.null_sets]
-        values, nulls = (each.repeat_interleave(tokens).unsqueeze(1) for each in by_set)
+        values, nulls = (each.repeat_interleave(token_count).unsqueeze(1) for each in by_set)
         return values, nulls
 
 
@@ -273,9 +273,9 @@ class _PlanBuilder:
             return
         at_site = self.object_weights.new_tensor(strengths).view(-1, 1, 1)
         factors = _constant_factors(self.object_weights, at_site, self.scale, self.merge, self.references)
-        tokens = self.references.tokens.shape[1]
+        token_count = self.references.tokens.shape[1]
         # [M·T, 1], and [T or M·T, 1]
-        per_token, per_null = (each.expand(-1, tokens, -1).reshape(-1, 1) for each in factors)
+        per_token, per_null = (each.expand(-1, token_count, -1).reshape(-1, 1) for each in factors)
 
         def heads_first(flat: Tensor) -> Tensor:  # [tokens, C] -> [h, tokens, d]
             return flat.unflatten(-1, (site.heads, -1)).transpose(0, 1).to(self.dtype).contiguous()

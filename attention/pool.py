@@ -206,7 +206,7 @@ class PoolHistory:
         self.now: Pool | None = None
         self._turn: object = None
         self._measuring = _MeasuringSites()
-        self._passes = _Passes()
+        self._forward_passes = _ForwardPasses()
 
     def begin(self, turn: object, objects: tuple[int, ...], picture_count: int) -> None:
         """Begin a turn, unless it has begun. Where other objects act than before, this turn's pool begins anew.
@@ -218,23 +218,23 @@ class PoolHistory:
             if self.now is not None and not self.now.is_empty:
                 self.last = self.now
             self._measuring.begin_turn(self.last)
-            self._passes.begin_turn()
+            self._forward_passes.begin_turn()
         elif self.now is not None and objects == self.now.objects:
             return
         self.now = Pool(objects, picture_count)
 
-    def enter_pass(self, number: int) -> bool:
-        """Enter a pass of the UNet, of the turn that has begun. Returns whether it is the last of an evaluation, whose
-        result counts.
+    def enter_forward_pass(self, number: int) -> bool:
+        """Enter a forward pass of the UNet, of the turn that has begun. Returns whether it is the last of an
+        evaluation, whose result counts.
 
         Those before it show the UNet another picture, as reference-only control does. What they measure is kept out of
-        the pool: by the number of passes in the turn before, and where there are more by a new pool.
+        the pool: by the number of forward passes in the turn before, and where there are more by a new pool.
 
         number: of the pass, from 0.
         """
-        if self._passes.enter(number) and self.now is not None:
+        if self._forward_passes.enter(number) and self.now is not None:
             self.now = Pool(self.now.objects, self.now.picture_count)
-        return self._passes.is_last(number)
+        return self._forward_passes.is_last(number)
 
     def finished(self, turn: object) -> Pool | None:
         """The newest pool that a turn before this one made."""
@@ -273,7 +273,7 @@ class _MeasuringSites:
         return self._turn < FIRST_TURNS or self._turn % TURNS_BETWEEN == 0
 
 
-class _Passes:
+class _ForwardPasses:
     """How often the UNet runs in an evaluation: as often as in the turn before, or oftener."""
 
     def __init__(self) -> None:
@@ -283,13 +283,13 @@ class _Passes:
         self._before, self._begun = max(1, self._begun), 0
 
     def enter(self, number: int) -> bool:
-        """Enter a pass. Returns whether it is the first of its number, and the turn before had none of it."""
+        """Enter a forward pass. Returns whether it is the first of its number, and the turn before had none of it."""
         first = number >= self._begun
         self._begun = max(self._begun, number + 1)
         return first and number >= self._before
 
     def is_last(self, number: int) -> bool:
-        """Whether no later pass is expected."""
+        """Whether no later forward pass is expected."""
         return number + 1 >= max(self._begun, self._before)
 
 

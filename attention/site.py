@@ -77,7 +77,7 @@ class RowGroup(NamedTuple):
 
 def fuse(
     out: Tensor,
-    text: Tensor | None,
+    z_text: Tensor | None,
     q: Tensor,
     plan: Plan,
     site: SitePlan,
@@ -89,7 +89,7 @@ def fuse(
 
     `out` is changed in place, unless the head gates the text: then the result is a new tensor.
 
-    text: [B, N, C], Z_text, needed when the site has a head; it may be `out` itself.
+    z_text: [B, N, C], Z_text, needed when the site has a head; it may be `out` itself.
     q: [B, N, C], the queries.
     groups: the rows of the batch by treatment.
     object_keys: returns the UNet's own to_k of `site.content_tokens`, [L, C]. It is called only for conditional rows
@@ -98,10 +98,10 @@ def fuse(
     """
     gate = None
     if site.head is not None:
-        assert text is not None, "a site with a head needs the text attention"
-        gate = fusion_gate(text, site.head, plan.gate_strength)  # [B, N]
+        assert z_text is not None, "a site with a head needs the text attention"
+        gate = fusion_gate(z_text, site.head, plan.gate_strength)  # [B, N]
         if plan.gated == "text":
-            out = out + (gate - 1).unsqueeze(-1).to(out.dtype) * text
+            out = out + (gate - 1).unsqueeze(-1).to(out.dtype) * z_text
     for group in groups:
         queries = split_queries(q[group.slice], site.heads)
         measure = partial(_measured, queries, site, object_keys, group.length)

@@ -21,17 +21,17 @@ SAME_KEYS = 1e-4  # largest squared error of a cond's keys, relative to their me
 
 
 class CondRows(NamedTuple):
-    """Rows of a site that are treated alike. cond: the first one's, as in `CondTreatment`."""
+    """Rows of a site that are treated alike. cond_id: the first cond's, as in `CondTreatment`."""
 
     start: int
     stop: int
     conditional: bool
     area: Area
-    cond: Hashable
+    cond_id: Hashable
 
     @property
     def treatment(self) -> tuple[bool, Area, Hashable]:
-        return self.conditional, self.area, self.cond
+        return self.conditional, self.area, self.cond_id
 
 
 class CondEvaluation(NamedTuple):
@@ -47,7 +47,7 @@ class CondEvaluation(NamedTuple):
     model_sampling: the sampled model's.
     window: the numbers of the run's pictures that a context window shows, None without one.
     contexts: the conds' embeddings [1 or rows, L, X], by index and uuid.
-    lists: for each index, the uuid of its list's first cond, which identifies the list.
+    list_uuids: for each index, the uuid of its list's first cond, which identifies the list.
     """
 
     conditional: tuple[bool, ...]
@@ -60,7 +60,7 @@ class CondEvaluation(NamedTuple):
     model_sampling: Any
     window: list[int] | None
     contexts: Mapping[tuple[int, Any], Tensor]
-    lists: tuple[Any, ...] = ()
+    list_uuids: tuple[Any, ...] = ()
 
     def __deepcopy__(self, memo: dict) -> CondEvaluation:
         return self  # other packs deep-copy the options that hold it, some at every step
@@ -69,16 +69,16 @@ class CondEvaluation(NamedTuple):
 class CondTreatment(NamedTuple):
     """How the rows of one cond are treated.
 
-    number: of the cond in the evaluation.
-    cond: what it is known by from step to step. Its uuid is not enough: the host copies it with a cond into another
-        list.
+    cond_index: in `cond_or_uncond`.
+    cond_id: what the cond is known by from step to step. Its uuid is not enough: the host copies it with a cond into
+        another list.
     context: its embedding; None if unknown.
     """
 
     conditional: bool
     area: Area
-    number: int
-    cond: Hashable
+    cond_index: int
+    cond_id: Hashable
     context: Tensor | None
 
 
@@ -116,7 +116,7 @@ class BatchLayout:
             if evaluation and index < len(evaluation.conditional):
                 conditional = evaluation.conditional[index]
             area = evaluation.areas.get(uuid, evaluation.crop) if evaluation else None
-            its_list = evaluation.lists[index] if evaluation and index < len(evaluation.lists) else index
+            its_list = evaluation.list_uuids[index] if evaluation and index < len(evaluation.list_uuids) else index
             context = evaluation.contexts.get((index, uuid)) if evaluation else None
             conds.append(CondTreatment(conditional, area, index, (its_list, uuid), context))
         pictures = max(1, rows // len(indices))
@@ -143,20 +143,20 @@ class BatchLayout:
         """The `count` rows of a site. Equal neighbours are merged, with each_cond only those of one cond."""
         if (count, each_cond) not in self._groups:
             # Attention couple repeats rows at every site, once per region: all conds but number 1, the negative prompt.
-            repeated = sum(cond.number != 1 for cond in self._conds)
+            repeated = sum(cond.cond_index != 1 for cond in self._conds)
             left = count // self.rows_per_cond - (len(self._conds) - repeated)
             times = max(1, left // repeated) if repeated else 1
             groups: list[CondRows] = []
             stop = 0
-            for conditional, area, number, cond, _ in self._conds:
-                start, stop = stop, min(count, stop + self.rows_per_cond * (1 if number == 1 else times))
+            for conditional, area, cond_index, cond_id, _ in self._conds:
+                start, stop = stop, min(count, stop + self.rows_per_cond * (1 if cond_index == 1 else times))
                 if start == stop:
                     break
                 last = groups[-1] if groups and not each_cond else None
                 if last is not None and (last.conditional, last.area) == (conditional, area):
                     groups[-1] = last._replace(stop=stop)
                 else:
-                    groups.append(CondRows(start, stop, conditional, area, cond))
+                    groups.append(CondRows(start, stop, conditional, area, cond_id))
             self._groups[count, each_cond] = groups
         return self._groups[count, each_cond]
 
@@ -164,19 +164,19 @@ class BatchLayout:
         """Whether `count` rows of a site cannot be all rows of the conds: another pack sends them in parts."""
         return count < self._expected * len(self._conds)
 
-    def groups_by_keys(self, keys: Tensor, to_k: Callable[[Tensor], Tensor]) -> list[CondRows] | None:
-        """As `groups`, for some rows of unknown conds, told by their keys. None if the keys do not tell.
+    def groups_by_text_keys(self, text_keys: Tensor, to_k: Callable[[Tensor], Tensor]) -> list[CondRows] | None:
+        """As `groups`, for some rows of unknown conds, told by the keys of their text. None if those do not tell.
 
-        keys: [rows, L, C], of the text. to_k: the site's.
+        text_keys: [rows, L, C], of the prompts. to_k: the site's.
         It waits for the device, and is called only where a count of rows says that the conds come in parts.
         """
         off = []
         for cond in self._conds:
-            expected = None if cond.context is None else to_k(cond.context.to(keys))
-            if expected is None or expected.shape[1] > keys.shape[1]:
+            expected = None if cond.context is None else to_k(cond.context.to(text_keys))
+            if expected is None or expected.shape[1] > text_keys.shape[1]:
                 return None
             # The host repeats a shorter prompt. A cond may have an embedding for each picture.
-            given = keys[:, : expected.shape[1]]
+            given = text_keys[:, : expected.shape[1]]
             error = torch.stack([(given - one).float().square().mean((1, 2)) for one in expected]).amin(0)
             off.append(error / expected.float().square().mean())
         groups: list[CondRows] = []
@@ -185,7 +185,7 @@ class BatchLayout:
             if len({(cond.conditional, cond.area) for cond in fitting}) != 1:
                 return None  # nothing fits, or two branches have the same prompt
             told = fitting[0]
-            here = CondRows(row, row + 1, told.conditional, told.area, told.cond)
+            here = CondRows(row, row + 1, told.conditional, told.area, told.cond_id)
             if groups and groups[-1].treatment == here.treatment:
                 groups[-1] = groups[-1]._replace(stop=row + 1)
             else:

@@ -262,11 +262,11 @@ def install_joint(
     period = PercentRange.from_percents(start_percent, end_percent)
     options = clone.model_options.setdefault("transformer_options", {})
     occupied = options.get("patches_replace", {}).get("dit", {})
-    keys = dict.fromkeys(key for plan in schedule.plans.values() for key in plan.sites)
-    for key in keys:
+    site_keys = dict.fromkeys(key for plan in schedule.plans.values() for key in plan.sites)
+    for key in site_keys:
         patch = JointPatch(key, period, occupied.get(key), schedule, texts, record, after_block)
         clone.set_model_patch_replace(patch, "dit", *key)
     install_wrappers(clone.model_options, describe_joint_call)
     if record is not None:
-        note_record(clone, schedule, len(keys), record)
+        note_record(clone, schedule, len(site_keys), record)
     return clone

@@ -22,7 +22,7 @@ from .unet_call import SiteRows, UNetCall
 class NoisePatch(SitePatch):
     """Adds noise to the attention. Other patches in the slot still read Z_text without the noise."""
 
-    needs_text = True
+    needs_z_text = True
 
     def __init__(self, slot: Slot, plan: NoisePlan) -> None:
         super().__init__(slot)
@@ -32,18 +32,18 @@ class NoisePatch(SitePatch):
         return partial(self._add, call)
 
     def _add(
-        self, call: UNetCall, out: Tensor, text: Tensor | None, q: Tensor, options: dict, rows: SiteRows
+        self, call: UNetCall, out: Tensor, z_text: Tensor | None, q: Tensor, options: dict, rows: SiteRows
     ) -> Tensor:
-        assert text is not None
+        assert z_text is not None
         site = self.plan.sites[self.key]
         step = call.clock.step[0] if call.clock.step else torch.zeros(1, dtype=torch.long, device=q.device)
 
-        def keys() -> Tensor:
+        def object_keys() -> Tensor:
             assert site.content_tokens is not None
             return call.object_keys(self.key, site.content_tokens, q)
 
         groups, numbers = call.groups(rows), call.numbers(rows, q.device)
-        return add_noise(out, text, q, self.plan, site.cast_like(q), groups, numbers, step, keys)
+        return add_noise(out, z_text, q, self.plan, site.cast_like(q), groups, numbers, step, object_keys)
 
 
 def apply_text_noise(

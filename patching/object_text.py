@@ -44,14 +44,14 @@ def content_tokens(clip: Any, text: str) -> Tensor:
 
     Raises ValueError for a text without words or of more than 75 tokens, and for a text encoder that is no CLIP.
     """
-    tokens = clip.tokenize(text)
-    chunks = tokens.get("l", next(iter(tokens.values()))) if isinstance(tokens, dict) else tokens
+    tokenized = clip.tokenize(text)
+    chunks = tokenized.get("l", next(iter(tokenized.values()))) if isinstance(tokenized, dict) else tokenized
     # Textual inversion puts vectors between the token numbers; they are content, too.
     ends = (i for i, (token, *_) in enumerate(chunks[0]) if isinstance(token, int) and token == END_OF_TEXT)
     count = next(ends, CLIP_WORDS + 2) - 1
-    if count > CLIP_WORDS and isinstance(tokens, dict) and not tokens.keys() & CLIPS:
+    if count > CLIP_WORDS and isinstance(tokenized, dict) and not tokenized.keys() & CLIPS:
         raise ValueError(
-            f"This text encoder ({', '.join(tokens)}) is no CLIP: connect the CLIP of the checkpoint that is being "
+            f"This text encoder ({', '.join(tokenized)}) is no CLIP: connect the CLIP of the checkpoint that is being "
             "sampled."
         )
     if len(chunks) > 1 or count > CLIP_WORDS:
@@ -61,10 +61,10 @@ def content_tokens(clip: Any, text: str) -> Tensor:
         )
     if count < 1:
         raise ValueError(f"The object text “{text}” contains no words for the text encoder; name the object.")
-    return _row_per_token(clip.encode_from_tokens(tokens)[0], len(chunks[0]))[1 : 1 + count].float()
+    return _row_per_token(clip.encode_from_tokens(tokenized)[0], len(chunks[0]))[1 : 1 + count].float()
 
 
-def _row_per_token(rows: Tensor, tokens: int) -> Tensor:
+def _row_per_token(rows: Tensor, token_count: int) -> Tensor:
     """The rows of an encoded text [rows, X] that belong to its tokens, one for each.
 
     Negative weights of words (NegPip) need a key and a value for each token. Such an encoder gives them in turn. An
@@ -72,13 +72,13 @@ def _row_per_token(rows: Tensor, tokens: int) -> Tensor:
 
     Raises ValueError if there is no row for each token.
     """
-    if len(rows) == tokens:
+    if len(rows) == token_count:
         return rows
-    if len(rows) == 2 * tokens and torch.equal(rows[0::2], rows[1::2]):
+    if len(rows) == 2 * token_count and torch.equal(rows[0::2], rows[1::2]):
         return rows[0::2]
     raise ValueError(
-        f"The text encoder gives {len(rows)} rows for the {tokens} tokens of an object text, so nobody can say which "
-        "row is which word: connect to MIP Apply the CLIP from before the pack that changes what it gives."
+        f"The text encoder gives {len(rows)} rows for the {token_count} tokens of an object text, so nobody can say "
+        "which row is which word: connect to MIP Apply the CLIP from before the pack that changes what it gives."
     )
 
 
@@ -87,17 +87,17 @@ def t5_tokens(clip: Any, text: str) -> Tensor:
 
     Raises ValueError for a text without words and for a text encoder that has no T5.
     """
-    tokens = clip.tokenize(text)
-    if not isinstance(tokens, dict) or T5 not in tokens:
+    tokenized = clip.tokenize(text)
+    if not isinstance(tokenized, dict) or T5 not in tokenized:
         raise ValueError(
             "An adapter for FLUX.1 finds objects by T5's words, and this CLIP has no T5: load clip_l and t5xxl with "
             "DualCLIPLoader, type flux."
         )
-    words = (i for i, (token, *_) in enumerate(tokens[T5][0]) if isinstance(token, int) and token == END_OF_T5)
-    count = next(words, len(tokens[T5][0]))
+    words = (i for i, (token, *_) in enumerate(tokenized[T5][0]) if isinstance(token, int) and token == END_OF_T5)
+    count = next(words, len(tokenized[T5][0]))
     if count < 1:
         raise ValueError(f"The object text “{text}” contains no words for the text encoder; name the object.")
-    return clip.encode_from_tokens(tokens)[0, :count].float()
+    return clip.encode_from_tokens(tokenized)[0, :count].float()
 
 
 def edit_words(clip: Any, names: Sequence[str], prompt: str = "") -> tuple[Tensor, ...]:
@@ -128,10 +128,10 @@ def _words_in(clip: Any, name: str, prompt: list[int]) -> slice:
 
 def _content(clip: Any, text: str) -> tuple[list[int], Tensor]:
     """The ids and the embeddings [L, X] of a text's own tokens. Raises ValueError for a text without words."""
-    ids, behind, tokens = _content_ids(clip, text)
+    ids, behind, tokenized = _content_ids(clip, text)
     if not ids:
         raise ValueError(f"The object text “{text.strip()}” contains no words for the text encoder; name the object.")
-    rows = clip.encode_from_tokens(tokens)[0].float()
+    rows = clip.encode_from_tokens(tokenized)[0].float()
     # From the end: some encoders cut their system prompt off.
     stop = len(rows) - behind
     if stop < len(ids):
@@ -143,22 +143,22 @@ def _content(clip: Any, text: str) -> tuple[list[int], Tensor]:
 
 
 def _content_ids(clip: Any, text: str) -> tuple[list[int], int, Any]:
-    """The ids of a text's own tokens, how many tokens stand behind them, and the tokens.
+    """The ids of a text's own tokens, how many tokens stand behind them, and the text as the host tokenizes it.
 
     What an empty text has, too, is the encoder's: start, end, system prompt, padding.
     """
-    tokens = clip.tokenize(text)
-    ids, empty = _ids(tokens), _ids(clip.tokenize(""))
+    tokenized = clip.tokenize(text)
+    ids, empty = _ids(tokenized), _ids(clip.tokenize(""))
     padding = len(ids) - len(_unpadded(ids))
     ids, empty = _unpadded(ids), _unpadded(empty)
     before = _common(ids, empty)
     behind = _common(ids[before:][::-1], empty[before:][::-1])
-    return ids[before : len(ids) - behind], behind + padding, tokens
+    return ids[before : len(ids) - behind], behind + padding, tokenized
 
 
-def _ids(tokens: Any) -> list[int]:
+def _ids(tokenized: Any) -> list[int]:
     """The token numbers of the encoder that makes the embeddings. Textual inversions count as -1."""
-    row = tokens.get(T5, next(iter(tokens.values()))) if isinstance(tokens, dict) else tokens
+    row = tokenized.get(T5, next(iter(tokenized.values()))) if isinstance(tokenized, dict) else tokenized
     return [int(token) if isinstance(token, int) else -1 for chunk in row for token, *_ in chunk]
 
 

@@ -26,11 +26,11 @@ from ..weights.sites import SiteKey
 SAMPLING = "mip_adapter_sampling"  # SamplingState
 TURN = "mip_adapter_turn"  # Turn
 EVALUATION = "mip_adapter_evaluation"  # CondEvaluation
-PASSES = "mip_adapter_passes"  # the UNetCalls of one evaluation, of which the last is recorded
+FORWARD_PASSES = "mip_adapter_passes"  # the UNetCalls of one evaluation, of which the last is recorded
 CALL = "mip_adapter_call"  # UNetCall
 RECORDS = "mip_adapter_records"  # by record: Applied
 
-# By schedule, cond (and what tells its pools apart) and device.
+# By schedule, cond_id (and what tells its pools apart) and device.
 Pools = dict[tuple[Schedule, Hashable, torch.device | None], PoolHistory]
 
 
@@ -47,28 +47,28 @@ class Applied(NamedTuple):
 class Turn:
     """One noise prediction of a guider.
 
-    conditional: whether a list of conds is conditional, by the uuid of its first cond.
+    conditional: whether a list of conds is conditional, by its uuid: that of its first cond.
     size: (h, w) of the latent that the sampler gave to the guider; None if unknown.
-    evaluated: the lists evaluated so far, as (uuid of the first cond, context window, crop).
+    evaluated: the lists evaluated so far, as (list uuid, context window, crop).
     """
 
     conditional: Mapping[Any, bool]
     size: Size | None
     evaluated: set[tuple[Any, tuple[int, ...], Area]] = field(default_factory=set)
 
-    def claim_evaluation(self, firsts: Sequence[Any], window: Sequence[int] | None, crop: Area) -> bool:
+    def claim_evaluation(self, list_uuids: Sequence[Any], window: Sequence[int] | None, crop: Area) -> bool:
         """Mark these lists of conds as evaluated; whether it is the guider itself that evaluates them now.
 
-        firsts: the uuids of the lists' first conds. Later evaluations of the same lists, such as PAG's with perturbed
+        list_uuids: those of the lists. Later evaluations of the same lists, such as PAG's with perturbed
         attention, and lists that are not the guider's give False.
         window, crop: see `CondEvaluation`. Each window and each crop is an evaluation of its own; a crop of what was
         evaluated as a whole is a later one.
         """
-        if self.conditional and not set(firsts) <= self.conditional.keys():
+        if self.conditional and not set(list_uuids) <= self.conditional.keys():
             return False
         pictures = tuple(window or ())
-        lists = {(first, pictures, crop) for first in firsts}
-        new = not (lists | {(first, pictures, None) for first in firsts}) & self.evaluated
+        lists = {(uuid, pictures, crop) for uuid in list_uuids}
+        new = not (lists | {(uuid, pictures, None) for uuid in list_uuids}) & self.evaluated
         self.evaluated.update(lists)
         return new
 
@@ -79,7 +79,7 @@ class Caches:
 
     constants: the plans at the sites' resolutions: by plan, canvas size (where only an area is shown), area, the site's
         resolution and device.
-    keys: of object texts, by the texts, the to_k module and dtype.
+    object_keys: by content tokens, to_k module and dtype.
     sigmas: the noise level at a fraction of the sampling, by `model_sampling` and fraction.
     log_sigmas: the logarithms of those at `clock.FRACTIONS`, by `model_sampling` and device.
     """
@@ -87,7 +87,7 @@ class Caches:
     constants: dict[tuple[Plan, Size | None, Area, Size, torch.device | None], SiteConstants] = field(
         default_factory=dict
     )
-    keys: dict[tuple[Tensor, Any, torch.dtype], Tensor] = field(default_factory=dict)
+    object_keys: dict[tuple[Tensor, Any, torch.dtype], Tensor] = field(default_factory=dict)
     sigmas: dict[tuple[Any, float], float] = field(default_factory=dict)
     log_sigmas: dict[tuple[Any, torch.device], Tensor] = field(default_factory=dict)
 

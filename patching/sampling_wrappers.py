@@ -20,7 +20,7 @@ from ..relevance.report import CROPPED, SQUEEZED
 from ..relevance.same_run import Results
 from . import preview
 from .batch_layout import CondEvaluation, window_of_another_pack
-from .sampling_state import CALL, EVALUATION, PASSES, RECORDS, SAMPLING, TURN, Applied, SamplingState, Turn
+from .sampling_state import CALL, EVALUATION, FORWARD_PASSES, RECORDS, SAMPLING, TURN, Applied, SamplingState, Turn
 from .unet_call import UNetCall
 
 log = logging.getLogger(__name__)
@@ -136,20 +136,20 @@ def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timest
     turn: Turn = options.get(TURN) or Turn({}, None)
     sampling: SamplingState | None = options.get(SAMPLING)
     canvas, crop, in_parts = _seen_by(x_in, turn, sampling)
-    firsts = tuple(group[0].get("uuid") if group else None for group in conds)
+    list_uuids = tuple(group[0].get("uuid") if group else None for group in conds)
     # Lists that are not the guider's: the host puts the positive one first. A single one is an empty prompt, as in the
     # old Perp-Neg, unless it says otherwise.
     positive_first = len(conds) > 1 or not turn.conditional
     conditional = tuple(
-        turn.conditional[first] if first in turn.conditional else _marked(group, i == 0 and positive_first)
-        for i, (first, group) in enumerate(zip(firsts, conds, strict=True))
+        turn.conditional[uuid] if uuid in turn.conditional else _marked(group, i == 0 and positive_first)
+        for i, (uuid, group) in enumerate(zip(list_uuids, conds, strict=True))
     )
     each = [(i, cond) for i, group in enumerate(conds) if group for cond in group]
     size = x_in.shape[-2], x_in.shape[-1]
     areas = {cond.get("uuid"): _within(clipped(_area(cond.get("area")), size), crop) for _, cond in each}
-    conditional_firsts = [first for first, is_cond in zip(firsts, conditional, strict=True) if first and is_cond]
+    conditional_lists = [uuid for uuid, is_cond in zip(list_uuids, conditional, strict=True) if uuid and is_cond]
     window = _window(options, model_options.get("context_handler"), len(x_in))
-    main = not in_parts and turn.claim_evaluation(conditional_firsts, window, crop)
+    main = not in_parts and turn.claim_evaluation(conditional_lists, window, crop)
     contexts = {(i, cond.get("uuid")): context for i, cond in each if (context := _context(cond)) is not None}
     evaluation = CondEvaluation(
         conditional=conditional,
@@ -162,7 +162,7 @@ def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timest
         model_sampling=model.model_sampling,
         window=window,
         contexts=contexts,
-        lists=firsts,
+        list_uuids=list_uuids,
     )
     if sampling is not None:
         sampling.evaluated = True
@@ -240,15 +240,15 @@ def _area(area: Any) -> Area:
     return tuple(area) if area is not None and len(area) == 4 and not isinstance(area[0], str) else None
 
 
-def _keep_last_pass(executor: Any, x: Tensor, t: Tensor, *rest: Any, **more: Any):
-    """APPLY_MODEL: record the last pass of the UNet, whose result this is. Those before it show another picture to it,
-    as reference-only control does."""
+def _keep_last_forward_pass(executor: Any, x: Tensor, t: Tensor, *rest: Any, **more: Any):
+    """APPLY_MODEL: record the last forward pass of the UNet, whose result this is. Those before it show another picture
+    to it, as reference-only control does."""
     options = more["transformer_options"] if "transformer_options" in more else rest[3] if len(rest) > 3 else {}
-    passes: list[UNetCall] = []
-    with temporarily(options, PASSES, passes):
+    calls: list[UNetCall] = []
+    with temporarily(options, FORWARD_PASSES, calls):
         out = executor(x, t, *rest, **more)
-    if passes:
-        passes[-1].close()
+    if calls:
+        calls[-1].close()
     return out
 
 
@@ -266,11 +266,11 @@ def _describe_call(
     call = UNetCall(executor.class_obj, x.shape, transformer_options)
     with temporarily(transformer_options, CALL, call):
         out = executor(x, timesteps, context, y, control, transformer_options, **more)
-    passes: list[UNetCall] | None = transformer_options.get(PASSES)
-    if passes is None:
+    calls: list[UNetCall] | None = transformer_options.get(FORWARD_PASSES)
+    if calls is None:
         call.close()
     else:
-        passes.append(call)
+        calls.append(call)
     return out
 
 
@@ -301,6 +301,6 @@ WRAPPERS = (
     (WrappersMP.SAMPLER_SAMPLE, _begin_again),
     (WrappersMP.PREDICT_NOISE, _name_conds),
     (WrappersMP.CALC_COND_BATCH, _classify_conds),
-    (WrappersMP.APPLY_MODEL, _keep_last_pass),
+    (WrappersMP.APPLY_MODEL, _keep_last_forward_pass),
     (WrappersMP.DIFFUSION_MODEL, _describe_call),
 )

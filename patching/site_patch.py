@@ -57,7 +57,7 @@ class SitePatch(ABC):
     `add`. Only the clone that it works on gets the guest; its parent samples as before.
     """
 
-    needs_text: bool  # whether the term reads Z_text
+    needs_z_text: bool  # whether the term reads Z_text
     record: RelevanceRecord | None = None
 
     def __init__(self, slot: Slot) -> None:
@@ -69,41 +69,45 @@ class SitePatch(ABC):
         """What adds this patch's term in a call within its period; None where the patch rests."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
-        out = self._attend(q, k, v, extra_options, keep_text=False)[0]
+        out = self._attend(q, k, v, extra_options, keep_z_text=False)[0]
         return out if out.dtype == q.dtype else out.to(q.dtype)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, options: dict, keep_text: bool) -> tuple[Tensor, Tensor | None]:
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, options: dict, keep_z_text: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """The attention with the terms of this patch and its guests, and Z_text.
 
-        keep_text: whether a patch above this one in the slot reads Z_text, which must then stay as it is. Otherwise the
-            attention may be written into its memory.
+        keep_z_text: whether a patch above this one in the slot reads Z_text, which must then stay as it is. Otherwise
+            the attention may be written into its memory.
         """
         call = UNetCall.from_options(options, q.shape[0], self.unet)
         term = self.term(call) if self.period is None or call.clock.within(self.period) else None
         call.note_visit(self.key, self.record)
         rows = call.find_rows(self.key, k) if term is not None else None
-        out, text = self._before(q, k, v, options, keep_text or (term is not None and self.needs_text))
+        out, z_text = self._before(q, k, v, options, keep_z_text or (term is not None and self.needs_z_text))
         if term is not None and rows is not None:
-            if text is not None and out is text and (keep_text or text.requires_grad):
-                out = text.clone()  # the term is written into `out`
-            out = term(out.contiguous(), text, q, options, rows)
+            if z_text is not None and out is z_text and (keep_z_text or z_text.requires_grad):
+                out = z_text.clone()  # the term is written into `out`
+            out = term(out.contiguous(), z_text, q, options, rows)
         for callback, kwargs in self.guests:
             if kwargs.get("sigma_end", 0.0) <= call.clock.sigma <= kwargs.get("sigma_start", float("inf")):
                 out = out + callback(out, q, k, v, options, **kwargs)
-        return out, text
+        return out, z_text
 
-    def _before(self, q: Tensor, k: Tensor, v: Tensor, options: dict, needs_text: bool) -> tuple[Tensor, Tensor | None]:
+    def _before(
+        self, q: Tensor, k: Tensor, v: Tensor, options: dict, needs_z_text: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """The slot's output without this patch, and Z_text, or None where nobody needs it and it was not computed.
 
         The output may be written into. It may be Z_text itself.
         """
         if isinstance(self.occupant, SitePatch):
-            return self.occupant._attend(q, k, v, options, keep_text=needs_text)
+            return self.occupant._attend(q, k, v, options, keep_z_text=needs_z_text)
         if self.occupant is None:
-            text = text_attention(q, k, v, options)
-            return text, text
-        text = text_attention(q, k, v, options) if needs_text else None
-        return self.occupant(q, k, v, options).clone(), text
+            z_text = text_attention(q, k, v, options)
+            return z_text, z_text
+        z_text = text_attention(q, k, v, options) if needs_z_text else None
+        return self.occupant(q, k, v, options).clone(), z_text
 
     def add(self, callback: Callable, **kwargs: Any) -> None:
         """Protocol of IPAdapter_plus: out += callback(out, q, k, v, extra_options, **kwargs) within its sigma range."""
@@ -162,7 +166,7 @@ class ActingSite(NamedTuple):
 
 def acting_site(
     call: UNetCall,
-    key: SiteKey,
+    site_key: SiteKey,
     schedule: Schedule,
     acting: Acting,
     q: Tensor,
@@ -172,11 +176,11 @@ def acting_site(
 ) -> ActingSite:
     """size: (h, w) of the site. q: for their device and dtype."""
     objects, plan = acting
-    site = plan.sites[key].cast_like(q)
+    site = plan.sites[site_key].cast_like(q)
     if plan.eases and (factors := call.clock.ease_factors(plan, q.device)) is not None:
         site = site.eased(*factors)
-    pooled = PooledAt(schedule, key, objects) if plan.is_pooled else None
-    observe = None if record is None else partial(call.observe, rows, key, record, plan, objects, size)
+    pooled = PooledAt(schedule, site_key, objects) if plan.is_pooled else None
+    observe = None if record is None else partial(call.observe, rows, site_key, record, plan, objects, size)
     return ActingSite(site, call.groups(rows, plan, size, q.device, pooled), observe)
 
 
@@ -187,7 +191,7 @@ class MergePatch(SitePatch):
         super().__init__(slot)
         self.schedule, self.record = schedule, record
         sites = [plan.sites.get(self.key) for plan in schedule.plans.values()]
-        self.needs_text = any(site is not None and site.head is not None for site in sites)
+        self.needs_z_text = any(site is not None and site.head is not None for site in sites)
 
     def term(self, call: UNetCall) -> Term | None:
         acting = self.schedule.at(call.clock.within, self.key)
@@ -198,15 +202,15 @@ class MergePatch(SitePatch):
         call: UNetCall,
         acting: Acting,
         out: Tensor,
-        text: Tensor | None,
+        z_text: Tensor | None,
         q: Tensor,
         options: dict,
         rows: SiteRows,
     ) -> Tensor:
         size = tuple(options["activations_shape"][-2:])
         site, groups, observe = acting_site(call, self.key, self.schedule, acting, q, rows, size, self.record)
-        keys = partial(call.object_keys, self.key, site.content_tokens, q)
-        return fuse(out, text, q, acting.plan, site, groups, keys, observe)
+        object_keys = partial(call.object_keys, self.key, site.content_tokens, q)
+        return fuse(out, z_text, q, acting.plan, site, groups, object_keys, observe)
 
 
 def install(
@@ -216,10 +220,10 @@ def install(
 
     Sites at which no plan has any strength get no patch.
     """
-    keys = dict.fromkeys(key for plan in schedule.plans.values() for key in plan.sites)
-    clone = patched(model, keys, start_percent, end_percent, lambda slot: MergePatch(slot, schedule, record))
+    site_keys = dict.fromkeys(key for plan in schedule.plans.values() for key in plan.sites)
+    clone = patched(model, site_keys, start_percent, end_percent, lambda slot: MergePatch(slot, schedule, record))
     if record is not None:
-        note_record(clone, schedule, len(keys), record)
+        note_record(clone, schedule, len(site_keys), record)
     return clone
 
 
@@ -232,20 +236,20 @@ def note_record(clone: Any, schedule: Schedule, site_count: int, record: Relevan
 
 def patched(
     model: Any,
-    keys: Iterable[SiteKey],
+    site_keys: Iterable[SiteKey],
     start_percent: float,
     end_percent: float,
     make: Callable[[Slot], SitePatch],
 ) -> Any:
-    """A clone of `model` (ModelPatcher) with a patch in the slot of each site in `keys`. `model` is not changed."""
+    """A clone of `model` (ModelPatcher) with a patch in the slot of each of these sites. `model` is not changed."""
     clone = model.clone()
     period = PercentRange.from_percents(start_percent, end_percent)
-    unet, keys = model.model.diffusion_model, tuple(keys)
+    unet, site_keys = model.model.diffusion_model, tuple(site_keys)
     occupied = _slots(clone)
-    for key in keys:
+    for key in site_keys:
         patch = make(Slot(key, unet, period, occupied.get(key, occupied.get(key[:2]))))
         clone.set_model_attn2_replace(patch, *key)
-        if (*key[:2], 1) not in keys:
+        if (*key[:2], 1) not in site_keys:
             # A block with one transformer, as in SD1.5: IPAdapter_plus looks for patches under the block's own key.
             clone.set_model_attn2_replace(patch, *key[:2])
     install_wrappers(clone.model_options)

@@ -20,7 +20,7 @@ class PooledAt(NamedTuple):
     """A site of a schedule whose relevance is pooled. objects: those that act, as indices of all."""
 
     schedule: Schedule
-    key: SiteKey
+    site_key: SiteKey
     objects: tuple[int, ...]
 
 
@@ -29,7 +29,7 @@ class SitePools:
 
     picture_count: how many pictures this call draws, as rows of one cond.
     shown: the pictures of the run that they show.
-    passes: of the UNet in this evaluation, before this call.
+    forward_passes: of the UNet in this evaluation, before this call.
     """
 
     def __init__(
@@ -38,55 +38,55 @@ class SitePools:
         evaluation: CondEvaluation | None,
         picture_count: int,
         shown: Pictures,
-        passes: int,
+        forward_passes: int,
     ) -> None:
         self._sampling, self._evaluation = sampling, evaluation
-        self._picture_count, self._shown, self._passes = picture_count, shown, passes
+        self._picture_count, self._shown, self._forward_passes = picture_count, shown, forward_passes
         self._visits: dict[tuple[Schedule, SiteKey], int] = {}
         self._of_call: Pools = {}
 
-    def begin_pass(self, at: PooledAt) -> int:
-        """Begin the work at a site. Returns which pass of the UNet in this evaluation it is part of, from 0."""
-        visits = self._visits.get((at.schedule, at.key), 0)
-        self._visits[at.schedule, at.key] = visits + 1
-        return self._passes + visits
+    def begin_forward_pass(self, at: PooledAt) -> int:
+        """Begin the work at a site. Returns which forward pass of the UNet in this evaluation it is part of, from 0."""
+        visits = self._visits.get((at.schedule, at.site_key), 0)
+        self._visits[at.schedule, at.site_key] = visits + 1
+        return self._forward_passes + visits
 
     def alone(self, at: PooledAt, size: Size, rows: int, device: torch.device) -> PooledSite:
         """The site's own measure and nothing else: where the conds come to it in parts."""
         pool, numbers = Pool(at.objects, rows), torch.arange(rows, device=device)
-        return PooledSite(None, pool, at.key, size, at.objects, range(rows), numbers)
+        return PooledSite(None, pool, at.site_key, size, at.objects, range(rows), numbers)
 
-    def shared(self, at: PooledAt, cond: Hashable, size: Size, numbers: Tensor, pass_number: int) -> PooledSite:
+    def shared(self, at: PooledAt, cond_id: Hashable, size: Size, numbers: Tensor, forward_pass: int) -> PooledSite:
         """What a site reads of the pool of one cond's rows, and where it adds what it measures.
 
         size: (h, w) of the site.
         numbers: of the pictures that the rows show, as an integer tensor.
-        pass_number: of the UNet in this evaluation.
+        forward_pass: of the UNet in this evaluation.
         """
         evaluation, sampling = self._evaluation, self._sampling
         crop = None if evaluation is None else evaluation.crop
         if self._shown is not None and sampling is not None and evaluation is not None:
             every = range(sampling.run.picture_count)
             pictures = every[self._shown] if isinstance(self._shown, slice) else self._shown
-            history = sampling.pools.setdefault((at.schedule, (cond, crop), numbers.device), PoolHistory())
+            history = sampling.pools.setdefault((at.schedule, (cond_id, crop), numbers.device), PoolHistory())
             if evaluation.main:
                 history.begin(sampling.turn, at.objects, sampling.run.picture_count)
-                pools = _of_main_evaluation(history, at, pictures) if history.enter_pass(pass_number) else None
+                pools = _of_main_evaluation(history, at, pictures) if history.enter_forward_pass(forward_pass) else None
             else:
                 pools = _of_extra_evaluation(history, sampling.turn, at, pictures)
             if pools is not None:
-                return PooledSite(*pools, at.key, size, at.objects, pictures, numbers)
+                return PooledSite(*pools, at.site_key, size, at.objects, pictures, numbers)
         # Nobody knows what the rows show, or they show another picture: the pool lasts for this call.
-        history = self._of_call.setdefault((at.schedule, (cond, crop, pass_number), numbers.device), PoolHistory())
+        history = self._of_call.setdefault((at.schedule, (cond_id, crop, forward_pass), numbers.device), PoolHistory())
         history.begin(0, at.objects, self._picture_count)
-        return PooledSite(None, history.now, at.key, size, at.objects, range(self._picture_count), numbers)
+        return PooledSite(None, history.now, at.site_key, size, at.objects, range(self._picture_count), numbers)
 
 
 def _of_main_evaluation(history: PoolHistory, at: PooledAt, pictures: Sequence[int]) -> tuple[Pool | None, Pool | None]:
     """What to read and write in the guider's own evaluation: the last turn's pool; this one's if the site measures."""
     last = history.last
     read = last if last is not None and last.covers(at.objects, pictures) else None
-    return read, history.now if read is None or history.measures(at.key) else None
+    return read, history.now if read is None or history.measures(at.site_key) else None
 
 
 def _of_extra_evaluation(

@@ -24,7 +24,7 @@ from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey, cross_attentions
 from .batch_layout import BatchLayout, CondEvaluation, CondRows, Pictures, window_of_another_pack
 from .clock import Clock
-from .sampling_state import CALL, EVALUATION, PASSES, SAMPLING, TURN, Caches, SamplingState
+from .sampling_state import CALL, EVALUATION, FORWARD_PASSES, SAMPLING, TURN, Caches, SamplingState
 from .site_maps import SiteMaps, by_row
 from .site_pools import PooledAt, SitePools
 
@@ -33,12 +33,12 @@ class SiteRows(NamedTuple):
     """The rows that one site gets.
 
     total: how many.
-    by_keys: whose they are, told by their keys, where another pack sends some rows in an order of its own. None:
-        all rows, in the order of the batch.
+    by_text_keys: whose they are, told by the keys of their text, where another pack sends some rows in an order of its
+        own. None: all rows, in the order of the batch.
     """
 
     total: int
-    by_keys: list[CondRows] | None = None
+    by_text_keys: list[CondRows] | None = None
 
 
 class UNetCall:
@@ -57,7 +57,7 @@ class UNetCall:
         self._evaluation: CondEvaluation | None = options.get(EVALUATION)
         self._sampling: SamplingState | None = options.get(SAMPLING)
         self._caches = Caches() if self._sampling is None else self._sampling.caches
-        self._keys = {} if self._sampling is None or self._sampling.hooked else self._caches.keys
+        self._object_keys = {} if self._sampling is None or self._sampling.hooked else self._caches.object_keys
         source = self._evaluation or self._sampling
         steps = (self._sampling.steps_done, self._sampling.steps) if self._sampling else ()
         self.clock = Clock(options, source.model_sampling if source else None, self._caches, *steps)
@@ -65,10 +65,10 @@ class UNetCall:
         self._batch = BatchLayout(shape, options, self._evaluation, self._window)
         canvas = self._evaluation.canvas if self._evaluation else None
         self._maps = SiteMaps(self._batch, self.sampling_run.picture_count, canvas, self._caches)
-        passes = len(options.get(PASSES) or ())
-        self._pools = SitePools(self._sampling, self._evaluation, self._batch.rows_per_cond, self.shown, passes)
+        forward_passes = len(options.get(FORWARD_PASSES) or ())
+        self._pools = SitePools(self._sampling, self._evaluation, self._batch.rows_per_cond, self.shown, forward_passes)
         self._rows = shape[0]
-        self._by_keys_everywhere: SiteRows | None = None  # where the model itself gets some of the rows
+        self._by_text_keys_everywhere: SiteRows | None = None  # where the model itself gets some of the rows
         self._observed: dict[RelevanceRecord, dict[tuple[SiteKey, int], Observation]] = {}
         self._numbers: Tensor | None = None
 
@@ -85,14 +85,14 @@ class UNetCall:
         """The running UNet's cross-attention modules."""
         return cross_attentions(self.unet)
 
-    def object_keys(self, key: SiteKey, text: Tensor, q: Tensor) -> Tensor:
-        """Keys [L, C] of object texts [L, X] by the running UNet's to_k at a site, with q's device and dtype."""
-        to_k = self.attentions[key].to_k
-        cache_key = text, to_k, q.dtype
-        if cache_key not in self._keys:
+    def object_keys(self, site_key: SiteKey, content_tokens: Tensor, q: Tensor) -> Tensor:
+        """Keys [L, C] of content tokens [L, X] by the running UNet's to_k at a site, with q's device and dtype."""
+        to_k = self.attentions[site_key].to_k
+        cache_key = content_tokens, to_k, q.dtype
+        if cache_key not in self._object_keys:
             # The module's forward, not its weight: LoRA, low-VRAM casting and fp8 are applied there.
-            self._keys[cache_key] = to_k(text.to(q))
-        return self._keys[cache_key]
+            self._object_keys[cache_key] = to_k(content_tokens.to(q))
+        return self._object_keys[cache_key]
 
     @cached_property
     def sampling_run(self) -> RunId:
@@ -117,40 +117,41 @@ class UNetCall:
 
     def _shown_by(self, rows: SiteRows, count: int) -> Pictures:
         """`shown` for `count` of a site's rows."""
-        if rows.by_keys is None:
+        if rows.by_text_keys is None:
             return self.shown
         return None if self._batch.in_tiles or count % self.sampling_run.picture_count else slice(None)
 
     def numbers(self, rows: SiteRows, device: torch.device) -> Tensor:
         """The picture numbers in `shown`, [pictures]; 0, 1, … where they are unknown. Made once per call."""
-        if rows.by_keys is not None:
+        if rows.by_text_keys is not None:
             return torch.arange(self.sampling_run.picture_count, device=device)
         if self._numbers is None:
             every = range(self._batch.rows_per_cond)
             self._numbers = torch.tensor(self.shown if isinstance(self.shown, list) else every, device=device)
         return self._numbers
 
-    def find_rows(self, key: SiteKey, keys: Tensor) -> SiteRows:
-        """The rows of a site. Where it gets fewer than there are conds and pictures, their keys tell whose they are.
+    def find_rows(self, site_key: SiteKey, text_keys: Tensor) -> SiteRows:
+        """The rows of a site. Where it gets fewer than there are conds and pictures, the text's keys tell whose they
+        are.
 
-        keys: [rows, L, C], of the text.
+        text_keys: [rows, L, C], of the prompts.
         Raises ValueError if nobody says whose rows they are.
         """
-        count = len(keys)
+        count = len(text_keys)
         if not self._batch.too_few(count):
             return SiteRows(count)
-        if count == self._rows and self._by_keys_everywhere is not None:
-            return self._by_keys_everywhere
-        by_keys = self._batch.groups_by_keys(keys, self.attentions[key].to_k)
-        if by_keys is None:
+        if count == self._rows and self._by_text_keys_everywhere is not None:
+            return self._by_text_keys_everywhere
+        by_text_keys = self._batch.groups_by_text_keys(text_keys, self.attentions[site_key].to_k)
+        if by_text_keys is None:
             raise ValueError(
                 f"Another pack sends {count} rows of a batch through the model without saying whether they belong to "
                 "the prompt or to the negative prompt, so the references cannot act: let that pack evaluate the whole "
                 "batch at once, or give its sampler the model from before MIP Apply."
             )
-        rows = SiteRows(count, by_keys)
+        rows = SiteRows(count, by_text_keys)
         if count == self._rows:
-            self._by_keys_everywhere = rows
+            self._by_text_keys_everywhere = rows
         return rows
 
     def groups(
@@ -169,8 +170,9 @@ class UNetCall:
         Raises ValueError where the plan's maps cannot be placed (`SiteMaps.constants`, `by_row`).
         """
         groups = []
-        pass_number = 0 if pooled is None else self._pools.begin_pass(pooled)
-        for start, stop, conditional, area, cond in rows.by_keys or self._batch.groups(rows.total, pooled is not None):
+        forward_pass = 0 if pooled is None else self._pools.begin_forward_pass(pooled)
+        every = rows.by_text_keys or self._batch.groups(rows.total, pooled is not None)
+        for start, stop, conditional, area, cond_id in every:
             count = stop - start
             constants = SiteConstants() if plan is None else self._maps.constants(plan, area, size, device)
             if not conditional:  # they use null_share only, and the pictures of `share` may not be theirs
@@ -178,25 +180,25 @@ class UNetCall:
             constants = by_row(constants, self._shown_by(rows, count), count)
             pool = None
             if conditional and pooled is not None and device is not None:
-                if rows.by_keys is not None:
+                if rows.by_text_keys is not None:
                     pool = self._pools.alone(pooled, size, count, device)
                 else:
                     tile = start if self._batch.in_tiles else 0
-                    pool = self._pools.shared(pooled, (cond, tile), size, self.numbers(rows, device), pass_number)
+                    pool = self._pools.shared(pooled, (cond_id, tile), size, self.numbers(rows, device), forward_pass)
             groups.append(RowGroup(start, stop, conditional, constants, area, pool))
         return groups
 
     # ---- what the sites measure, for the records ----
 
-    def note_visit(self, key: SiteKey, record: RelevanceRecord | None) -> None:
+    def note_visit(self, site_key: SiteKey, record: RelevanceRecord | None) -> None:
         """Note that a record's patch is run at a site."""
         if self._sampling is not None and record is not None:
-            self._sampling.visited.setdefault(record, set()).add(key)
+            self._sampling.visited.setdefault(record, set()).add(site_key)
 
     def observe(
         self,
         rows: SiteRows,
-        key: SiteKey,
+        site_key: SiteKey,
         record: RelevanceRecord,
         plan: Plan,
         objects: tuple[int, ...],
@@ -207,7 +209,7 @@ class UNetCall:
     ) -> None:
         """Keep what a site measured until the call ends.
 
-        key: the site's. If another pack runs the sites several times in a call, the last pass counts.
+        site_key: the site's. If another pack runs the sites several times in a call, the last forward pass counts.
         objects: the plan's objects, as indices into the record's.
         size: (h, w), the site's resolution.
         group, shares [M, b, N] or None, gate [b, N] or None: see `observe` of `fuse`.
@@ -224,7 +226,7 @@ class UNetCall:
             gate = gate.unflatten(-1, size)
         canvas, corner = place_on_canvas(group.area, self._evaluation.canvas if self._evaluation else size, size)
         observation = Observation(shares, gate, canvas, corner, len(objects), shown)
-        self._observed.setdefault(record, {})[key, group.start] = observation
+        self._observed.setdefault(record, {})[site_key, group.start] = observation
 
     def close(self) -> None:
         """End the call: pass what was measured to the records."""

@@ -72,15 +72,15 @@ class _RowPatch:
         assert all(patch.period is None for slot in self.patches for patch in slot)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
-        text, count = text_attention(q, k, v, options), len(self.patches)
+        z_text, count = text_attention(q, k, v, options), len(self.patches)
         out = torch.empty_like(q)
         for i, (slot, call) in enumerate(zip(self.patches, options[ROWS], strict=True)):
             row = slice(i, None, count)  # this model's row in every branch
-            own = text[row].clone()
+            own = z_text[row].clone()
             for patch in slot:
                 call.note_visit(patch.key, patch.record)
                 if (term := patch.term(call)) is not None:
-                    own = term(own, text[row], q[row], {**options, CALL: call}, SiteRows(len(own)))
+                    own = term(own, z_text[row], q[row], {**options, CALL: call}, SiteRows(len(own)))
             out[row] = own
         return out
 

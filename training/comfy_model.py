@@ -112,8 +112,8 @@ class HostModel:
             )
 
     def _merge(self, site: Site, merging: Merging, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
-        text = attend(q, k, v, site.heads)
-        return merging(site.number, site.heads, text, q, self._attentions[site.key].to_k)
+        z_text = attend(q, k, v, site.heads)
+        return merging(site.number, site.heads, z_text, q, self._attentions[site.key].to_k)
 
     def _load(self) -> None:
         """Load the UNet onto the device, ready for gradients. Cheap when it is loaded already."""

@@ -23,8 +23,8 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 class TrainConfig:
     """The settings; described are those that need a word.
 
-    batch_size: pictures of one process in one pass.
-    accumulate: passes of one step, which so sees batch_size × accumulate × processes pictures.
+    batch_size: pictures of one process in one forward pass.
+    accumulate: forward passes of one step, which so sees batch_size × accumulate × processes pictures.
     matrix_rate: learning rate of Muon, which then steps the matrices, and AdamW only the rest; 0: AdamW for all.
     warmup: steps in which the rate rises.
     clip_norm: largest norm of the gradient; 0: no clipping.

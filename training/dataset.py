@@ -30,9 +30,7 @@ from .filters import NO_FACES, LabelledBox, candidates, faces_of, fits_after_cro
 
 log = logging.getLogger(__name__)
 
-MOST_BROKEN = (
-    0.05  # a larger fraction of the pictures means that something is wrong with the folder, not with a few files
-)
+MOST_BROKEN = 0.05  # of the pictures; more means that something is wrong with the folder, not with a few files
 
 
 @dataclass(frozen=True, eq=False)

@@ -63,7 +63,7 @@ class RowObjects:
 
 @dataclass(frozen=True, eq=False)
 class Merging:
-    """All sites of one UNet pass. The frozen model calls it at every cross-attention."""
+    """All sites of one forward pass of the UNet. The frozen model calls it at every cross-attention."""
 
     sites: Mapping[int, SiteWeights]
     objects: RowObjects
@@ -71,19 +71,19 @@ class Merging:
     gated: str
     scale: float = 1.0
 
-    def __call__(self, number: int, heads: int, text: Tensor, q: Tensor, to_k: Callable[[Tensor], Tensor]) -> Tensor:
+    def __call__(self, number: int, heads: int, z_text: Tensor, q: Tensor, to_k: Callable[[Tensor], Tensor]) -> Tensor:
         """The merged attention [B, N, C] of a site.
 
         number, heads: of the site.
-        text: Z_text [B, N, C].
+        z_text: [B, N, C], the attention to the prompt.
         q: [B, N, C].
         to_k: the UNet's key projection.
         """
-        return merge_site(text, q, self.sites[number], self.objects, heads, to_k, self.merge, self.gated, self.scale)
+        return merge_site(z_text, q, self.sites[number], self.objects, heads, to_k, self.merge, self.gated, self.scale)
 
 
 def merge_site(
-    text: Tensor,
+    z_text: Tensor,
     q: Tensor,
     weights: SiteWeights,
     objects: RowObjects,
@@ -93,7 +93,7 @@ def merge_site(
     gated: str = "image",
     scale: float = 1.0,
 ) -> Tensor:
-    """Steps 2 to 6 of the method (docs/architecture.md) with gradients to the weights, the image tokens, q and text.
+    """Steps 2 to 6 of the method (docs/architecture.md) with gradients to the weights, the image tokens, q and z_text.
 
     image gate: Z = Z_text + s Σ_i Ã_i g̃ Z_i        text gate: Z = g̃ Z_text + s Σ_i Ã_i Z_i
     """
@@ -104,15 +104,15 @@ def merge_site(
     keys, values = (_fold(each, heads) for each in weights.on(q.device, q.dtype).keys_values(tokens, heads))
     share = scale * _shares(queries.detach(), objects, heads, root, to_k, merge)  # [M, B, N or 1]
     if gated != "off" and weights.head is not None:
-        gate = fusion_gate(text, weights.head.to(text.dtype))  # [B, N]
+        gate = fusion_gate(z_text, weights.head.to(z_text.dtype))  # [B, N]
         if gated == "image":
             share = share * gate
         else:
-            text = text * gate.unsqueeze(-1).to(text.dtype)
+            z_text = z_text * gate.unsqueeze(-1).to(z_text.dtype)
     attention = object_attention(queries, keys * root, count).unflatten(0, (-1, heads))  # [B, h, M, T, N]
     attention = attention * share.transpose(0, 1)[:, None, :, None].to(attention.dtype)
     merged = attention.flatten(0, 1).flatten(1, 2).transpose(1, 2) @ values  # [B·h, N, d]
-    return text + merged.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
+    return z_text + merged.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
 
 
 @torch.no_grad()

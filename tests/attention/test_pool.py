@@ -163,7 +163,7 @@ def test_a_turn_that_measured_nothing_leaves_the_one_before(passes: tuple[int, .
     def turn(number: int, count: int) -> None:
         history.begin(number, (0, 1), 2)
         for each in range(count):
-            if history.enter_pass(each) and history.now is not None:
+            if history.enter_forward_pass(each) and history.now is not None:
                 history.now.add("site", site, SIZES[0], range(2), NUMBERS)
 
     for number, count in enumerate(passes):

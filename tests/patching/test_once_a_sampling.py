@@ -56,7 +56,7 @@ def test_packs_that_copy_the_options_copy_nothing_of_ours() -> None:
         options = deepcopy(args["model_options"])["transformer_options"]
         sampling = options["mip_adapter_sampling"]
         assert sampling is args["model_options"]["transformer_options"]["mip_adapter_sampling"]
-        modules.update(id(to_k) for _, to_k, _ in sampling.caches.keys)
+        modules.update(id(to_k) for _, to_k, _ in sampling.caches.object_keys)
         return args["conds_out"]
 
     model.model_options["sampler_pre_cfg_function"] = [copied]

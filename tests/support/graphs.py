@@ -101,7 +101,7 @@ def apply(chain: tuple | None = None, *, model: Any = None, clip: Any = None, fa
         return MIPApply.execute(
             model or parts.model, clip or parts.clip, parts.vision, adapter, references() if chain is None else chain,
             scale, start, end, Merge(**merge) if merge else None,
-            FusionHead(adapter.head, **head) if head else fusion_head,
+            FusionHead(adapter.head, head.get("gate", "image"), head.get("strength", 1.0)) if head else fusion_head,
         ).args[0]  # fmt: skip
 
 

@@ -91,5 +91,5 @@ class Frozen:
         return comfy_networks.run_unet(self.unet, noisy, timesteps, batch.context, batch.vector, patches).float()
 
     def _merge(self, site: Site, merging: Merging, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
-        text = comfy_networks.attention(q, k, v, site.heads)
-        return merging(site.number, site.heads, text, q, self.attentions[site.key].to_k)
+        z_text = comfy_networks.attention(q, k, v, site.heads)
+        return merging(site.number, site.heads, z_text, q, self.attentions[site.key].to_k)
