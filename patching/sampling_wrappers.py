@@ -4,6 +4,7 @@ explains what that is."""
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,7 @@ from .sampling_state import CALL, EVALUATION, FORWARD_PASSES, RECORDS, SAMPLING,
 from .unet_call import UNetCall
 
 log = logging.getLogger(__name__)
+WARNING = "mip_adapter.warning"  # a message to the frontend
 _ABSENT = object()
 _results = Results()  # of the graph that the queue runs now: its models have nothing else in common
 # In the names that guiders give to their lists of conds: of a prompt that names no object.
@@ -73,7 +75,7 @@ def _sample(
         # Also where no reference acts: the last run's maps must not remain.
         record.begin(sampling.run, cropped, applied.fixed_places)
         if cropped and applied.fixed_places:
-            log.warning("%s: %s %s", ", ".join(record.names), CROPPED, SQUEEZED)
+            _warn(record, f"{CROPPED} {SQUEEZED}", executing)
     if callback is not None and preview.wanted():
         latent_format = guider.model_patcher.model.latent_format
         callback = preview.with_relevance(callback, sampling.records, latent_format)
@@ -81,11 +83,20 @@ def _sample(
     for record, applied in records.items():
         if sampling.evaluated and (lost := applied.site_count - len(sampling.visited.get(record, ()))):
             record.replaced = _replaced(lost, applied.site_count)
-            log.warning("%s: %s", ", ".join(record.names), record.replaced)
+            _warn(record, record.replaced, executing)
     for record in dict.fromkeys((*records, *sampling.records)):
         record.finish(sampling.run, latent)
     _results.add(prompt_id, latent)
     return latent
+
+
+def _warn(record: RelevanceRecord, sentence: str, executing: Any) -> None:
+    """Say it in the log and, where a server runs the graph, in a toast at the sampler (web/js/errors.js)."""
+    said = f"{', '.join(record.names)}: {sentence}"
+    log.warning("%s", said)
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is not None and executing is not None:
+        server.send_sync(WARNING, {"node_id": executing.node_id, "sentence": said}, server.client_id)
 
 
 def _replaced(lost: int, site_count: int) -> str:

@@ -22,7 +22,7 @@ MASKS = ("owner", "soft", "threshold")
 ALL, COARSEST, FINEST = "all", "coarsest", "finest"
 RESOLUTIONS = (ALL, COARSEST, FINEST)
 MIXED = 0.7  # mixing; above it looks mix visibly
-UNMEASURED = "no relevance was measured"  # in the legend; the report gives the reason
+UNMEASURED = "no relevance measured"  # in the legend; the report gives the reason
 
 
 class Drawn(NamedTuple):

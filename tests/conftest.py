@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import multiprocessing
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,8 +128,11 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory):
-    """A running ComfyUI with this pack: `server.url`, `server.base` (models, input, output), `server.log`."""
-    with Server(sys.executable, host_folder(), tmp_path_factory.mktemp("server")) as running:
+    """A running ComfyUI with this pack and another: `server.url`, `server.base` (models, …), `server.log`."""
+    base = tmp_path_factory.mktemp("server")
+    (base / "custom_nodes").mkdir()
+    shutil.copy(ROOT / "tests" / "support" / "another_pack.py", base / "custom_nodes")
+    with Server(sys.executable, host_folder(), base) as running:
         yield running
 
 

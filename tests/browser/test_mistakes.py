@@ -95,3 +95,24 @@ def test_errors_of_a_run_are_toasts(page) -> None:
         page.wait_for_function(TOAST, arg=words)
     assert "Theirs." not in "\n".join(page.evaluate(TOASTS))
     page.keyboard.press("Escape")  # the dialog
+
+
+BEHIND = """() => {
+    const [apply, sampler] = ["MIPApply", "KSampler"].map(type => app.graph._nodes.find(node => node.type === type))
+    sampler.widgets.find(widget => widget.name === "steps").value = 2
+    const theirs = LiteGraph.createNode("ReplaceCrossAttention")
+    app.graph.add(theirs)
+    apply.connect(0, theirs, 0)
+    theirs.connect(0, sampler, "model")
+}"""
+
+
+def test_patches_that_another_pack_replaced_are_a_toast(page) -> None:
+    """While the picture is made without the references and nothing fails."""
+    page.evaluate(OPEN, json.loads((ROOT / "workflows" / f"{TEMPLATE}.json").read_text("utf-8")))
+    page.evaluate(BEHIND)
+    page.evaluate(RUN)
+    page.wait_for_function(
+        TOAST, arg="heart, fish: Another pack replaced MIP Apply's patches, so the references did not"
+    )
+    assert sum("Another pack" in each for each in page.evaluate(TOASTS)) == 1

@@ -124,6 +124,12 @@ app.registerExtension({
       answer.then((said) => speak(said?.node_errors), (error) => speak(error?.response?.node_errors))
       return answer
     }
+    const warned = new Set() // in this run: a sampler can warn once for each picture that it details
+    api.addEventListener("execution_start", () => warned.clear())
+    api.addEventListener("mip_adapter.warning", ({ detail: { node_id: id, sentence } }) => {
+      if (!warned.has(sentence)) toast(id, "MIPApply", sentence, "warn")
+      warned.add(sentence)
+    })
     api.addEventListener("execution_error", ({ detail }) => {
       const { node_id: id, node_type: type, exception_message: message, traceback } = detail
       if (type?.startsWith("MIP") || raisedHere(traceback)) toast(id, type, message.trim())
