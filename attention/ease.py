@@ -29,6 +29,11 @@ class Ease(NamedTuple):
     start: float = 0.0
     end: float = 1.0
 
+    @classmethod
+    def over(cls, kind: str, start: float, end: float) -> Ease:
+        """A steady one has no range: all that are steady are equal."""
+        return cls() if kind == STEADY else cls(kind, start, end)
+
     def at(self, fraction: Tensor) -> Tensor:
         """The factor at a fraction of the sampling; same shape, no device sync."""
         t = ((fraction - self.start) / max(self.end - self.start, SHORTEST)).clamp(0, 1)

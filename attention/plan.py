@@ -17,7 +17,7 @@ from torch import Tensor
 from ..weights.adapter import Adapter, SiteWeights
 from ..weights.sites import Site, SiteKey
 from .block_strength import BlockStrength
-from .ease import Ease
+from .ease import STEADY, Ease
 from .options import FusionHead, Merge
 from .relevance import flat_shares
 
@@ -85,6 +85,7 @@ class EncodedReferences:
         def of_these(values: tuple) -> tuple:
             return tuple(values[i] for i in objects) if values else ()
 
+        eases = of_these(self.eases)
         return replace(
             self,
             names=of_these(self.names),
@@ -95,7 +96,7 @@ class EncodedReferences:
             regions=None if regions is None or bool((regions == 1).all()) else regions,
             frozen=None if self.frozen is None else self.frozen[[*objects, len(self.names)]],
             blocks=of_these(self.blocks),
-            eases=of_these(self.eases),
+            eases=eases if any(each.kind != STEADY for each in eases) else (),
             adapter_numbers=of_these(self.adapter_numbers),
         )
 

@@ -62,7 +62,7 @@ def _encoded(
     for each, (its_adapter, vision) in zip(references, models, strict=True):
         check_face(each, its_adapter)
         check_vision(vision, its_adapter)
-    eases = [Ease(each.over_time, each.start_percent, each.end_percent) for each in references]
+    eases = [Ease.over(each.over_time, each.start_percent, each.end_percent) for each in references]
     progress = ProgressBar(len(references))
     tokens = []
     for each, (its_adapter, vision) in zip(references, models, strict=True):

@@ -79,7 +79,8 @@ class SitePools:
         # Nobody knows what the rows show, or they show another picture: the pool lasts for this call.
         history = self._of_call.setdefault((at.schedule, (cond_id, crop, forward_pass), numbers.device), PoolHistory())
         history.begin(0, at.objects, self._picture_count)
-        return PooledSite(None, history.now, at.site_key, size, at.objects, range(self._picture_count), numbers)
+        own = torch.arange(self._picture_count, device=numbers.device)  # the pool knows no others
+        return PooledSite(None, history.now, at.site_key, size, at.objects, range(self._picture_count), own)
 
 
 def _of_main_evaluation(history: PoolHistory, at: PooledAt, pictures: Sequence[int]) -> tuple[Pool | None, Pool | None]:

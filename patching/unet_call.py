@@ -241,8 +241,10 @@ class UNetCall:
 
 
 def _for_all(shares: Tensor, plan: Plan, objects: tuple[int, ...], record: RelevanceRecord) -> Tensor:
-    """Shares of all the record's objects from those of the objects that act. The others get 0; the sum is 1."""
+    """Shares of all the record's objects from those of the objects that act. The others get 0; the sum is 1 at most."""
     shares = shares if plan.share_sum == 1 else shares / plan.share_sum
+    if plan.merge.strategy == "sum":  # each has its region to itself, and regions may overlap
+        shares = shares / shares.sum(0, keepdim=True).clamp_min(1)
     if len(objects) == len(record.names):
         return shares
     by_object: dict[int, Tensor] = dict(zip(objects, shares.unbind(0), strict=True))

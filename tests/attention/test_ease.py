@@ -8,6 +8,7 @@ import pytest
 import torch
 from mip_adapter.attention.ease import EASE_IN, EASE_IN_AND_OUT, EASE_OUT, EASES, STEADY, Ease
 from mip_adapter.attention.options import Merge
+from mip_adapter.attention.plan import EncodedReferences
 
 from ..support.random_sites import Case, close
 
@@ -45,6 +46,17 @@ def test_a_moment_is_a_weight(strategy: str, regional: bool, conditional: tuple[
 def test_objects_that_vary_alike_share_their_null_tokens() -> None:
     assert Case(eases=(Ease(EASE_IN), Ease(EASE_IN)), moment=0.5).plan()[0].null_sets == 1
     assert Case(eases=(Ease(EASE_IN), Ease(EASE_OUT)), moment=0.5).plan()[0].null_sets == 2
+
+
+def test_steady_objects_share_their_null_tokens_whatever_their_ranges() -> None:
+    """Also where a third object, which varies, acts only before or after them."""
+    kinds, ranges = (STEADY, STEADY, EASE_IN), ((0.0, 1.0), (0.2, 0.9), (0.0, 0.5))
+    eases = tuple(Ease.over(kind, *each) for kind, each in zip(kinds, ranges, strict=True))
+    tokens, texts = torch.rand(3, 4, 8), (torch.rand(1, 8),) * 3
+    references = EncodedReferences(("a", "b", "c"), tokens, tokens[0], texts, (1.0,) * 3, eases=eases)
+    assert references.needs_own_nulls and references.only((1, 2), ()).needs_own_nulls
+    steady = references.only((0, 1), ())
+    assert not steady.needs_own_nulls and not steady.eases
 
 
 @pytest.mark.parametrize("regional", [False, True])

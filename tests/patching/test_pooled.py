@@ -217,3 +217,18 @@ def test_the_record_shows_the_shares_that_act(monkeypatch) -> None:
     for size in record.resolutions:
         expected = torch.stack([share for at, share in acted if at == size]).mean(0)
         torch.testing.assert_close(record.shares(size)[:, 0].flatten(1), expected[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_pool_of_one_call_knows_its_own_rows_alone() -> None:
+    """Where nobody samples, the pool has a row for each picture of the call, whatever their numbers in the run."""
+    from mip_adapter.attention.options import Merge
+    from mip_adapter.attention.plan import Plan
+    from mip_adapter.attention.schedule import Schedule
+    from mip_adapter.patching.site_pools import PooledAt, SitePools
+
+    plan = Plan(("a", "b"), Merge(**POOL), "off", 0.0, torch.ones(2, 1, 1), None, {})
+    pools = SitePools(None, None, 2, [4, 5], 0)
+    at, measured = PooledAt(Schedule.always(plan), ("input", 1, 0), (0, 1)), torch.rand(2, 2, 4).softmax(-1)
+    for _ in range(2):  # the cond comes twice in this call
+        site = pools.shared(at, "cond", (2, 2), torch.tensor([4, 5]), 0)
+        torch.testing.assert_close(site.share(lambda: measured, plan, None, 2), measured / measured.sum(0))

@@ -133,6 +133,18 @@ def test_shares_and_evenness_keep_their_scale(merge):
     assert 0 < float(record.evenness().min()) <= float(record.evenness().max()) <= 1
 
 
+def test_overlapping_regions_of_the_sum_are_parts_of_one():
+    """With the merge "sum" each object has its region to itself; where two overlap, each has half in the maps."""
+    left = torch.zeros(16, 16)
+    left[:, :8] = 1
+    model, record = applied(graphs.references(region=[left, torch.ones(16, 16)]), strategy="sum")
+    graphs.sample(model)
+    shares = record.shares((8, 8))[:, 0]
+    torch.testing.assert_close(shares.sum(0), torch.ones(8, 8))
+    torch.testing.assert_close(shares[:, :, :3], torch.full((2, 8, 3), 0.5))
+    torch.testing.assert_close(shares[1, :, 5:], torch.ones(8, 3))
+
+
 def test_evenness_by_hand():
     from mip_adapter.relevance.means import evenness
 
