@@ -272,6 +272,18 @@ WORDS = """() => [app.graph._nodes.find(node => node.type === "MarkdownNote").wi
     app.graph._groups[0].title]"""
 
 
+# The labels over thumbnails in their lines, and the widest line's pixels.
+LABELS = """async labels => {
+    const {linesOf} = await import("/extensions/PACK/js/objects.js")
+    const ctx = document.createElement("canvas").getContext("2d")
+    ctx.font = `10px ${LiteGraph.NODE_FONT}`
+    return labels.map(label => {
+        const lines = linesOf(ctx, label)
+        return [lines.join(""), Math.max(...lines.map(line => ctx.measureText(line).width))]
+    })
+}""".replace("PACK", PACK)
+
+
 def test_everything_is_chinese_in_chinese(page, stocked) -> None:
     frontend.configure(page, **{"Comfy.Locale": "zh"})
     try:
@@ -297,6 +309,10 @@ def test_everything_is_chinese_in_chinese(page, stocked) -> None:
             for name, told in chinese[kind]["inputs"].items():
                 assert inputs[name] == told["name"], (kind, name)
             assert buttons == (["再添加一个对象"] if kind == "MIPReference" else [])
+        sentences = json.loads((ROOT / "locales" / "zh" / "main.json").read_text("utf-8"))["mipAdapter"].values()
+        labels = [each for each in sentences if not each.endswith("。")]
+        for label, (whole, widest) in zip(labels, page.evaluate(LABELS, labels), strict=True):
+            assert whole == label and widest < 64, (label, widest)  # a thumbnail's side
         page.evaluate(UNPLUGGED)
         page.evaluate(RUN)
         page.wait_for_function(TOAST, arg="“参考”没有连接任何节点。一个或多个")

@@ -40,6 +40,9 @@ MUTED = """() => {
 }"""
 
 
+BYPASSED = "() => { app.graph._nodes.find(node => node.type === 'MIPApply').mode = 4 }"
+
+
 GONE = "() => { app.graph._nodes.find(node => node.type === 'MIPAdapterLoader').widgets[0].value = 'gone.safetensors' }"
 
 
@@ -51,6 +54,12 @@ def test_mistakes_speak_before_anything_runs(page) -> None:
         (MUTED, "MIPApply", "references", "What is connected to “references” is muted. One or more"),
         (UNPLUGGED, "MIPApply", "references", "Nothing is connected to “references”. One or more MIP Reference nodes"),
         (GONE, "MIPAdapterLoader", "adapter_name", "gone.safetensors"),
+        (
+            BYPASSED,
+            "MIPRelevanceMaps",
+            "relevance",
+            "What is connected to “relevance” is bypassed, and hands nothing on",
+        ),
     ):
         page.evaluate(mistake)
         page.evaluate(RUN)
@@ -95,6 +104,55 @@ def test_errors_of_a_run_are_toasts(page) -> None:
         page.wait_for_function(TOAST, arg=words)
     assert "Theirs." not in "\n".join(page.evaluate(TOASTS))
     page.keyboard.press("Escape")  # the dialog
+
+
+UNUSED = """() => {
+    const [loader, sampler] = ["MIPMiniatureLoader", "KSampler"]
+        .map(type => app.graph._nodes.find(node => node.type === type))
+    loader.connect(0, sampler, "model")
+}"""
+
+
+# A second MIP Apply between the first and the sampler, with all that the first has but for `apart`.
+TWICE = """apart => {
+    const [first, sampler] = ["MIPApply", "KSampler"].map(type => app.graph._nodes.find(node => node.type === type))
+    const second = LiteGraph.createNode("MIPApply")
+    app.graph.add(second)
+    for (const name of ["clip", "clip_vision", "adapter", "references"]) {
+        const slot = first.inputs.findIndex(input => input.name === name)
+        first.getInputNode(slot).connect(app.graph.getLink(first.inputs[slot].link).origin_slot, second, name)
+    }
+    second.title = "the second"
+    if (apart) {
+        first.widgets.find(widget => widget.name === "end_percent").value = 0.5
+        second.widgets.find(widget => widget.name === "start_percent").value = 0.5
+    }
+    first.connect(0, second, "model")
+    second.connect(0, sampler, "model")
+}"""
+
+
+WARNED = """async () => {
+    const {warningsOf} = await import("/extensions/PACK/js/warnings.js")
+    return [...warningsOf((await app.graphToPrompt()).output).keys()]
+}""".replace("PACK", PACK)
+
+
+def test_references_that_act_nowhere_or_twice_are_told(page) -> None:
+    template = json.loads((ROOT / "workflows" / f"{TEMPLATE}.json").read_text("utf-8"))
+    page.evaluate(OPEN, template)
+    assert page.evaluate(WARNED) == []
+    page.evaluate(UNUSED)
+    (said,) = page.evaluate(WARNED)
+    assert said.startswith("The model of “MIP Apply” goes to no sampler: its references do not act, and its maps are")
+    page.evaluate(OPEN, template)
+    page.evaluate(TWICE, False)
+    assert page.evaluate(WARNED) == [
+        "“the second” applies the same references as “MIP Apply” before it: they act twice."
+    ]
+    page.evaluate(OPEN, template)
+    page.evaluate(TWICE, True)
+    assert page.evaluate(WARNED) == []
 
 
 BEHIND = """() => {

@@ -12,7 +12,7 @@
  */
 
 export const MUTED = 2
-const BYPASSED = 4
+export const BYPASSED = 4
 const MOST_OBJECTS = 16 // as many as MIP Apply accepts, and as many styles
 const OBJECTS = ["MIPReference", "MIPFaceReference"]
 const SEVERAL = "MIPSeveralReferences"
@@ -23,6 +23,16 @@ const PICTURES = ["MIPPicture", ...OBJECTS] // workflows from before there was M
 const MOST_STEPS = 200
 const LONGEST_TEXT = 1000 // letters of an object's text; the host accepts 300
 const LONGEST = 20_000 // letters of any other text, as many as the host accepts
+
+/** @param {string} id of the host, “12” or “12:3” inside a subgraph @returns {object | null | undefined} the node */
+export function nodeOf(id) {
+  let [graph, node] = [window.app.rootGraph ?? window.app.graph, null]
+  for (const step of String(id).split(":")) {
+    node = graph?.getNodeById(step) ?? graph?.getNodeById(Number(step))
+    graph = node?.subgraph
+  }
+  return node
+}
 
 /**
  * The objects that reach a node's `references`, first one first.

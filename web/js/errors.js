@@ -2,8 +2,9 @@
 
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
-import { lostOf, MUTED, objectsOf } from "./chain.js"
-import { learn, listed, nodeWords, running, say } from "./words.js"
+import { BYPASSED, MUTED, nodeOf } from "./chain.js"
+import { warningsOf } from "./warnings.js"
+import { filled, learn, nodeWords, running, say } from "./words.js"
 
 const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-3)) // of the pack in custom_nodes
 const LIFE = 15_000 // milliseconds
@@ -40,22 +41,14 @@ function sentenceOf(id, type, { type: kind, message, details, extra_info: extra 
   const { required, optional } = LiteGraph.registered_node_types[type]?.nodeData?.input ?? {}
   const tooltip = words?.tooltip ?? (required?.[input] ?? optional?.[input])?.[1]?.tooltip ?? ""
   if (kind === "required_input_missing") {
-    const muted = feedOf(id, name)?.mode === MUTED
-    const sentence = muted ? say("What is connected to “%s” is muted.") : say("Nothing is connected to “%s”.")
-    return running([filled(sentence, socket ?? words?.name ?? name), tooltip])
+    const sentence = {
+      [MUTED]: say("What is connected to “%s” is muted."),
+      [BYPASSED]: say("What is connected to “%s” is bypassed, and hands nothing on to it."),
+    }[feedOf(id, name)?.mode]
+    return running([filled(sentence ?? say("Nothing is connected to “%s”."), socket ?? words?.name ?? name), tooltip])
   }
   if (kind === "custom_validation_failed") return details.replace(`${name} - `, "")
   return `${message}: ${details}`
-}
-
-/** The node with an id of the host, “12” or “12:3” inside a subgraph. */
-function nodeOf(id) {
-  let [graph, node] = [app.rootGraph ?? app.graph, null]
-  for (const step of String(id).split(":")) {
-    node = graph?.getNodeById(step) ?? graph?.getNodeById(Number(step))
-    graph = node?.subgraph
-  }
-  return node
 }
 
 /** The node at the other end of an input's wire, if there is a wire. */
@@ -70,42 +63,6 @@ function toast(id, type, sentence, severity = "error") {
   app.extensionManager.toast.add({ severity, summary: title, detail: sentence, life: LIFE })
 }
 
-const filled = (sentence, ...words) => sentence.replace(/%s/g, () => words.shift())
-
-/**
- * What a MIPApply samples without, because muted nodes cut it off: objects of its chain, and more pictures of an object.
- * Nothing where a chain is in a state that cannot be read: a run is never kept from starting.
- *
- * @returns {string[]} sentences
- */
-function lossesOf(node) {
-  try {
-    const { objects, by } = lostOf(node)
-    const cut = objects.filter((each) => !each.muted).map((each) => `“${each.text}”`)
-    const sentence = say("“%s” is muted, and that cuts off what stands before it in the chain: %s. Bypass it instead (Ctrl+B).")
-    const ofPictures = say("“%s” is muted, and that cuts off the pictures of “%s” before it. Bypass it instead (Ctrl+B).")
-    const pictures = objectsOf(node).filter((each) => each.lostPictures.cut)
-    return [
-      ...(cut.length ? [filled(sentence, by.getTitle(), listed(cut))] : []),
-      ...pictures.map((each) => filled(ofPictures, each.lostPictures.by.getTitle(), each.text)),
-    ]
-  } catch (error) {
-    console.debug("MIP-Adapter: the chain of references cannot be read", error)
-    return []
-  }
-}
-
-/** What the host runs without a word. */
-function warnOfLost(prompt) {
-  const warnings = new Map()
-  for (const [id, { class_type: type }] of Object.entries(prompt?.output ?? {})) {
-    const node = type === "MIPApply" && nodeOf(id)
-    for (const sentence of node ? lossesOf(node) : []) warnings.set(sentence, [id, type])
-  }
-  // Several MIP Apply often share a chain: each sentence once.
-  for (const [sentence, [id, type]] of warnings) toast(id, type, sentence, "warn")
-}
-
 /** Whether the last line of a traceback is in our code: an error of ours that comes up in the sampler. */
 const raisedHere = (traceback) =>
   traceback?.findLast?.((line) => line.includes('File "'))?.replaceAll("\\", "/").includes(`/${FOLDER}/`)
@@ -118,7 +75,7 @@ app.registerExtension({
     const queuePrompt = api.queuePrompt
     const speak = (errors) => sentencesOf(errors).forEach((each) => toast(each.id, each.type, each.sentence))
     api.queuePrompt = function (number, prompt, ...given) {
-      warnOfLost(prompt)
+      for (const [sentence, id] of warningsOf(prompt?.output)) toast(id, "MIPApply", sentence, "warn")
       const answer = queuePrompt.call(this, number, prompt, ...given)
       // Of a prompt with several outputs the host queues what it can, and says nothing about the others.
       answer.then((said) => speak(said?.node_errors), (error) => speak(error?.response?.node_errors))

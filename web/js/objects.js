@@ -7,7 +7,7 @@ import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 import { lostOf, objectsOf, promptOf } from "./chain.js"
 import { mistakesIn } from "./mistakes.js"
-import { learn, say } from "./words.js"
+import { learn, pieces, say } from "./words.js"
 
 const COLUMNS = 4
 const SIDE = 64
@@ -127,16 +127,22 @@ function drawInstead(ctx, connected, text, ink, x, y) {
   ctx.font = font
 }
 
+/** @returns {string[]} a label in lines that fit over a thumbnail, with the font that is set */
+export function linesOf(ctx, label) {
+  const lines = [""]
+  for (const piece of pieces(label)) {
+    const longer = lines.at(-1) + piece
+    if (ctx.measureText(longer.trim()).width < SIDE - 2 || !lines.at(-1)) lines[lines.length - 1] = longer
+    else lines.push(piece)
+  }
+  return lines.map((line) => line.trim())
+}
+
 /** On a ground over the picture's lower edge: what is likely wrong with the object, or why it is not among the others. */
 function drawLabel(ctx, label, ground, x, y) {
-  const lines = [""]
   const font = ctx.font
   ctx.font = `10px ${LiteGraph.NODE_FONT ?? "sans-serif"}`
-  for (const word of label.split(" ")) {
-    const longer = `${lines.at(-1)} ${word}`.trim()
-    if (ctx.measureText(longer).width < SIDE - 4 || !lines.at(-1)) lines[lines.length - 1] = longer
-    else lines.push(word)
-  }
+  const lines = linesOf(ctx, label)
   const height = 12 * lines.length + 2
   ctx.fillStyle = ground
   ctx.fillRect(x, y + SIDE - height, SIDE, height)

@@ -26,11 +26,17 @@ export function learn() {
 /** @param {string} english @returns {string} the same in the user's language, where it is known */
 export const say = (english) => known.mipAdapter?.[english] ?? english
 
+/** @param {string} sentence @param {...string} words @returns {string} the sentence with a word for each %s */
+export const filled = (sentence, ...words) => sentence.replace(/%s/g, () => words.shift())
+
 /** @param {string[]} names @returns {string} “a, b, and c”, as the language of `say` joins them */
 export const listed = (names) => new Intl.ListFormat(spoken).format(names)
 
 /** @param {string[]} sentences of the language of `say` @returns {string} one behind the other; Chinese puts no space between */
 export const running = (sentences) => sentences.filter(Boolean).join(spoken.startsWith("zh") ? "" : " ")
+
+/** @param {string} text of the language of `say` @returns {string[]} its words, spaces and marks: between them a line may end */
+export const pieces = (text) => [...new Intl.Segmenter(spoken, { granularity: "word" }).segment(text)].map((each) => each.segment)
 
 /** @param {string} type of a node @returns {object | undefined} its entry of nodeDefs.json */
 export const nodeWords = (type) => (type?.startsWith("MIP") ? known.nodeDefs?.[type] : undefined)
