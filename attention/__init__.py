@@ -10,6 +10,7 @@ site.py            one cross-attention site: all equations together
 joint.py           the same where text and picture attend together, as in FLUX.1
 share_bias.py      edit models: the references of their own sequence, told apart by a bias
 plan.py            references compiled for all sites
+shared_text.py     object texts, scaled for the sites
 options.py         what the artist chooses
 block_strength.py  strength by block
 ease.py            strength over time

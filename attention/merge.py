@@ -15,20 +15,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+NEVER = -1e4  # the logit of a token that nothing attends to: logits do not lie so far apart, and fp16 holds the number
+
 
 def split_queries(q: Tensor, heads: int) -> Tensor:
     """[B, N, h·d] -> [h, d, B·N], a view."""
     return q.reshape(-1, heads, q.shape[-1] // heads).permute(1, 2, 0)
 
 
-def object_attention(queries: Tensor, keys: Tensor, sets: int) -> Tensor:
+def object_attention(queries: Tensor, keys: Tensor, sets: int, padding: Tensor | None = None) -> Tensor:
     """Attention probabilities with one softmax for each set of tokens, as those of an object.
 
     queries: [h, d, BN], the N positions of all B rows.
     keys: [h, sets·T, d], already divided by sqrt(d).
+    padding: [sets·T, 1], 0 at a token and `NEVER` at padding; None without padding.
     Returns [h, sets, T, BN].
     """
-    return torch.bmm(keys, queries).unflatten(1, (sets, -1)).softmax(2)
+    logits = torch.bmm(keys, queries)
+    if padding is not None:
+        logits = logits + padding
+    return logits.unflatten(1, (sets, -1)).softmax(2)
 
 
 def concat_attention(queries: Tensor, keys: Tensor, log_regions: Tensor) -> Tensor:
@@ -46,11 +52,8 @@ def concat_attention(queries: Tensor, keys: Tensor, log_regions: Tensor) -> Tens
 
 
 def log_region(region: Tensor) -> Tensor:
-    """log r_i in float32, of a region of any shape; −10⁴ where r_i is 0.
-
-    Logits do not lie so far apart, and fp16 holds the number.
-    """
-    return region.float().log().clamp_min(-1e4)
+    """log r_i in float32, of a region of any shape; `NEVER` where r_i is 0."""
+    return region.float().log().clamp_min(NEVER)
 
 
 def accumulate(out: Tensor, probabilities: Tensor, values: Tensor) -> None:

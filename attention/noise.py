@@ -24,8 +24,8 @@ from torch import Tensor
 from ..weights.sites import Site, SiteKey
 from .merge import split_queries
 from .options import Merge
-from .plan import SharedText
 from .relevance import raw_relevance, shares
+from .shared_text import SharedText
 from .site import RowGroup
 
 NoiseMode = Literal["uniform", "relevance"]

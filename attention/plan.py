@@ -18,8 +18,10 @@ from ..weights.adapter import Adapter, SiteWeights
 from ..weights.sites import Site, SiteKey
 from .block_strength import BlockStrength
 from .ease import STEADY, Ease
+from .merge import NEVER
 from .options import FusionHead, Merge
 from .relevance import flat_shares
+from .shared_text import SharedText
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,8 @@ class EncodedReferences:
     eases: the M objects' strength over time; () where it is steady for all.
     adapters: those that project the tokens, each once; that of the objects without one of their own is the first.
     adapter_numbers: the M objects' adapters as indices into these; () where there is only one.
+    padding: how many of each object's T tokens, at their end, are padding, M numbers; () where none is.
+    null_padding: the same of the null tokens: M numbers, or one where all objects share them.
     """
 
     names: tuple[str, ...]
@@ -51,6 +55,8 @@ class EncodedReferences:
     eases: tuple[Ease, ...] = ()
     adapters: tuple[Adapter, ...] = ()
     adapter_numbers: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    null_padding: tuple[int, ...] = ()
 
     @property
     def needs_own_nulls(self) -> bool:
@@ -98,6 +104,8 @@ class EncodedReferences:
             blocks=of_these(self.blocks),
             eases=eases if any(each.kind != STEADY for each in eases) else (),
             adapter_numbers=of_these(self.adapter_numbers),
+            padding=of_these(self.padding),
+            null_padding=of_these(self.null_padding) if own_nulls else self.null_padding,
         )
 
 
@@ -111,8 +119,9 @@ class SitePlan:
     head: [C], the fusion head's row, or None.
     content_tokens: [L, X], of all objects, divided by sqrt(d); the UNet's own to_k makes keys of them.
     average: [M, h·L], see `raw_relevance`.
+    padding, null_padding: [M·T, 1] and [T or M·T, 1], see `object_attention`.
 
-    Sites with the same heads and width share content_tokens and average.
+    Sites with the same heads and width share content_tokens and average, all sites the padding.
     """
 
     heads: int
@@ -123,6 +132,8 @@ class SitePlan:
     head: Tensor | None
     content_tokens: Tensor
     average: Tensor
+    padding: Tensor | None = None
+    null_padding: Tensor | None = None
 
     def eased(self, per_token: Tensor, per_null: Tensor) -> SitePlan:
         """This site at one moment, see `Plan.ease_factors`."""
@@ -133,7 +144,7 @@ class SitePlan:
         """This site on q's device and in its dtype; itself when it was compiled for them."""
         if self.keys.dtype == q.dtype and self.keys.device == q.device:
             return self
-        names = ("keys", "values", "null_keys", "null_values", "head", "content_tokens")
+        names = ("keys", "values", "null_keys", "null_values", "head", "content_tokens", "padding", "null_padding")
         moved = {name: tensor.to(q) for name in names if (tensor := getattr(self, name)) is not None}
         return replace(self, **moved, average=self.average.to(q.device))
 
@@ -249,6 +260,12 @@ class _PlanBuilder:
         self.null_sets = len(references.names) if references.needs_own_nulls else 1
         null = references.null_tokens.to(device, torch.float32)
         self.null = null.flatten(0, 1) if null.ndim == 3 else null.repeat(self.null_sets, 1)  # [T or M·T, X]
+        count, null_padding = len(null) if null.ndim == 2 else null.shape[1], references.null_padding
+        if null.ndim == 2:
+            null_padding *= self.null_sets
+        self.padding, self.null_padding = (
+            _padding_logits(each, count, device, dtype) for each in (references.padding, null_padding)
+        )
         self.object_weights = torch.tensor(references.weights, device=device, dtype=torch.float32).view(-1, 1, 1)
         self.sites: dict[SiteKey, SitePlan] = {}
 
@@ -293,6 +310,8 @@ class _PlanBuilder:
             head=head_row,
             content_tokens=content_tokens,
             average=average,
+            padding=self.padding,
+            null_padding=self.null_padding,
         )
 
     def plan(self) -> Plan:
@@ -311,6 +330,17 @@ class _PlanBuilder:
             null_sets=self.null_sets,
             eases=self.references.eases,
         )
+
+
+def _padding_logits(
+    padding: Sequence[int], token_count: int, device: torch.device, dtype: torch.dtype
+) -> Tensor | None:
+    """[sets·T, 1], see `object_attention`; None without padding. padding: of each set, see `EncodedReferences`."""
+    if not any(padding):
+        return None
+    ends = torch.tensor([token_count - each for each in padding]).unsqueeze(1)
+    beyond = torch.arange(token_count) >= ends  # [sets, T]
+    return (beyond * NEVER).view(-1, 1).to(device, dtype)
 
 
 def _constant_factors(
@@ -347,39 +377,3 @@ def _constant_factors(
     # "concat" is one softmax over all tokens: its probabilities already contain the shares.
     varies = merge.strategy == "concat" or merge.needs_relevance(objects) or references.frozen is not None
     return (weights * scale if varies else weights * share * scale), null_scale
-
-
-class SharedText:
-    """Object texts scaled for a head width, with their averaging matrices.
-
-    They are made once for each head layout; a UNet has few distinct layouts.
-    texts: M × [L_i, X], content tokens.
-    """
-
-    def __init__(self, texts: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> None:
-        self._text = torch.cat([text.to(device, torch.float32) for text in texts])  # [L, X]
-        self._counts = [text.shape[0] for text in texts]
-        self._dtype = dtype
-        self._made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-
-    def for_site(self, heads: int, head_width: int) -> tuple[Tensor, Tensor]:
-        """For h heads of width d: content_tokens and average.
-
-        content_tokens: [L, X], all texts divided by sqrt(d), in the plan's dtype.
-        average: [M, h·L] float32, 1 / (h L_i) on the tokens of object i in every head (see `raw_relevance`).
-        """
-        if (heads, head_width) not in self._made:
-            # to_k is linear without bias: dividing the text by sqrt(d) divides the keys, and does so only once.
-            text = (self._text * head_width**-0.5).to(self._dtype)
-            self._made[heads, head_width] = text, averages(self._counts, heads).to(self._text.device)
-        return self._made[heads, head_width]
-
-
-def averages(counts: Sequence[int], heads: int) -> Tensor:
-    """[M, h·L] float32: 1 / (h L_i) on the L_i tokens of object i in every head (see `raw_relevance`)."""
-    rows = torch.zeros(len(counts), sum(counts))
-    start = 0
-    for i, count in enumerate(counts):
-        rows[i, start : start + count] = 1.0 / max(1, count * heads)
-        start += count
-    return rows.repeat(1, heads)

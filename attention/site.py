@@ -137,13 +137,14 @@ def add_images(
             share = relevance_share(group, plan, measure)
         if observe is not None:
             observe(group, None if plan.is_concat else share, gate)
-        keys, values, sets = site.keys, site.values, 1 if plan.is_concat else plan.count
+        keys, values, padding, sets = site.keys, site.values, site.padding, 1 if plan.is_concat else plan.count
     else:
-        share, keys, values, sets = null_share, site.null_keys, site.null_values, plan.null_sets
+        keys, values, padding, sets = site.null_keys, site.null_values, site.null_padding, plan.null_sets
+        share = null_share
     if group.conditional and plan.is_concat and region is not None:
         attention = concat_attention(queries, keys, log_region(columns(region)))
     else:
-        attention = object_attention(queries, keys, sets)
+        attention = object_attention(queries, keys, sets, padding)
     if gate is not None and plan.gated == "image":
         share = gate.unsqueeze(0) if share is None else share * gate.unsqueeze(0)
     if share is not None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..attention.joint import joint_relevance
 from ..attention.options import Merge
-from ..attention.plan import Plan, averages
+from ..attention.plan import Plan
 from ..attention.reference import MAX_OBJECTS, object_text
 from ..attention.schedule import PercentRange, Schedule
 from ..attention.share_bias import (
@@ -31,6 +31,7 @@ from ..attention.share_bias import (
     with_channels,
     without_channels,
 )
+from ..attention.shared_text import averages
 from ..attention.site import RowGroup, relevance_share
 from ..relevance.record import RecordedMaps, RelevanceRecord
 from ..weights.sites import SiteKey, edit_sites

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -79,12 +78,13 @@ def _encoded(
         )
     adapters = adapters_of(references, adapter)
     own_nulls = any(null is not nulls[0] for null in nulls)  # the cache gives the same tokens for the same models
-    multiple = math.lcm(*(len(each) for each in (*tokens, *nulls)))  # so that all have as many
-    nulls = [repeated(each, multiple) for each in nulls]
+    longest = max(len(each) for each in (*tokens, *nulls))
+    stacked, padding = filled(tokens, longest)
+    stacked_nulls, null_padding = filled(nulls if own_nulls else nulls[:1], longest)
     return EncodedReferences(
         names=tuple(reference.text for reference in references),
-        tokens=torch.stack([repeated(each, multiple) for each in tokens]),
-        null_tokens=torch.stack(nulls) if own_nulls else nulls[0],
+        tokens=stacked,
+        null_tokens=stacked_nulls if own_nulls else stacked_nulls[0],
         content_tokens=texts,
         weights=tuple(reference.weight for reference in references),
         regions=_regions(references),
@@ -92,6 +92,8 @@ def _encoded(
         eases=tuple(eases) if any(each.kind != STEADY for each in eases) else (),
         adapters=tuple(adapters),
         adapter_numbers=tuple(adapters.index(its_adapter) for its_adapter, _ in models) if len(adapters) > 1 else (),
+        padding=padding,
+        null_padding=null_padding,
     )
 
 
@@ -108,13 +110,17 @@ def adapters_of(references: Sequence[Reference], adapter: Adapter) -> list[Adapt
     return list(dict.fromkeys([adapter, *(own_models(each, adapter, None)[0] for each in references)]))
 
 
-def repeated(tokens: Tensor, count: int) -> Tensor:
-    """Image tokens [T, X] over and over again, as [count, X].
+def filled(sets: Sequence[Tensor], count: int) -> tuple[Tensor, tuple[int, ...]]:
+    """Sets of image tokens [T, X], each over and over as often as it fits, then zeros: [sets, count, X].
 
-    A softmax gives each of r equal tokens 1/r of what it gave the one. So the attention to the tokens is the same, and
-    objects with different numbers of tokens can stand in one tensor.
+    Returns also how many of each set are such padding; () where none is.
+
+    So objects with different numbers of tokens can stand in one tensor. A softmax gives each of r equal tokens 1/r of
+    what it gave the one, so repeating changes no attention; and 4 tokens fill 16 without padding.
     """
-    return tokens.repeat(count // len(tokens), 1) if count > len(tokens) else tokens
+    times, padding = zip(*(divmod(count, len(each)) for each in sets), strict=True)
+    repeated = [F.pad(each.repeat(n, 1), (0, 0, 0, rest)) for each, n, rest in zip(sets, times, padding, strict=True)]
+    return torch.stack(repeated), padding if any(padding) else ()
 
 
 def check_encoders(clip: Any, clip_vision: Any, adapter: Adapter) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...attention.plan import averages
 from ...attention.relevance import raw_relevance
+from ...attention.shared_text import averages
 from ...common.atomic_io import atomic_file, atomic_write
 from ...common.bundled import MINIATURE
 from ...common.comfy_path import prepare_host

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mip_adapter.attention.noise import NoisePlan, NoiseSite, add_noise, normal, random_bits
-from mip_adapter.attention.plan import SharedText
+from mip_adapter.attention.shared_text import SharedText
 from mip_adapter.attention.site import RowGroup
 
 from ..support.direct_noise import BITS, noisy, splitmix

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("host")
 
 
 @cache
-def tensors(family: str = "faceid") -> dict[str, torch.Tensor]:
+def tensors(family: str = "faceid", tokens: int = 4) -> dict[str, torch.Tensor]:
     """A face adapter for the bundle's model."""
     from mip_adapter.weights.sites import unet_sites
 
@@ -31,15 +31,15 @@ def tensors(family: str = "faceid") -> dict[str, torch.Tensor]:
         return torch.randn(shape, generator=seeded) / shape[-1] ** 0.5 if len(shape) > 1 else torch.ones(shape)
 
     return weights_samples.flat(
-        Sample(family, 48, 40 if "plus" in family else 512, widths, heads=1, lora=2, tokens=4), fill
+        Sample(family, 48, 40 if "plus" in family else 512, widths, heads=1, lora=2, tokens=tokens), fill
     )
 
 
 @cache
-def adapter(family: str = "faceid") -> Any:
+def adapter(family: str = "faceid", tokens: int = 4) -> Any:
     from mip_adapter.weights.adapter import build_adapter
 
-    return build_adapter(tensors(family), "face.safetensors")
+    return build_adapter(tensors(family, tokens), "face.safetensors")
 
 
 def face(text: str = "woman", number: int = 0, references: tuple = (), width: int = 512, **inputs: Any) -> tuple:
@@ -189,11 +189,15 @@ class Mixed(Direct):
         return out
 
 
+@pytest.mark.parametrize("count", [4, 3])
 @pytest.mark.parametrize("family", ["base", "plus"])
 @pytest.mark.parametrize("strategy", ["relevance", "sum"])
 @pytest.mark.parametrize("region", [False, True])
-def test_faces_and_objects_share_one_competition(family, strategy, region) -> None:
-    """Each by its own adapter, with its own number of tokens; the shares are those of one chain."""
+def test_faces_and_objects_share_one_competition(family, strategy, region, count) -> None:
+    """Each by its own adapter, with its own number of tokens; the shares are those of one chain.
+
+    count: the first face's tokens; 3 leave padding beside 4 or more.
+    """
     from mip_adapter.attention.options import Merge
     from mip_adapter.patching.encode import image_tokens, null_tokens
     from mip_adapter.weights.sites import cross_attentions, unet_sites
@@ -202,11 +206,11 @@ def test_faces_and_objects_share_one_competition(family, strategy, region) -> No
     where = torch.zeros(16, 16)
     where[:, :9] = 1
     more: dict[str, Any] = {"region": where} if region else {}
-    chain = face("woman", references=graphs.references(("cat",)), adapter=adapter(), weight=0.8, **more)
+    chain = face("woman", references=graphs.references(("cat",)), adapter=adapter(tokens=count), weight=0.8, **more)
     chain = face("man", 1, chain, adapter=adapter("faceid-plusv2"), structure=0.5)
     objects = parts.adapters[family]
     got = apply(chain, adapter=objects, lora=0, merge=Merge(strategy))
-    own = [objects, adapter(), adapter("faceid-plusv2")]
+    own = [objects, adapter(tokens=count), adapter("faceid-plusv2")]
     with torch.inference_mode():
         definition = Mixed(
             tokens=[image_tokens(parts.vision, each, its) for each, its in zip(chain, own, strict=True)],
@@ -220,6 +224,21 @@ def test_faces_and_objects_share_one_competition(family, strategy, region) -> No
         patch = DirectPatch(definition, modules[site.key], site.number, graphs.positive_first, graphs.SIZE, (1e9, 0.0))
         expected.set_model_attn2_replace(patch, *site.key)
     assert deviation(sample(got, 1), sample(expected, 1), sample(parts.model, 1)) < TOLERANCE
+
+
+@pytest.mark.parametrize("count, padding", [(4, ()), (3, (0, 1))])
+def test_no_set_of_tokens_is_longer_than_the_longest(count, padding) -> None:
+    """Not as long as a common multiple, which a full-face adapter's 257 and a portrait's 48 have at 12,336."""
+    from mip_adapter.patching.encode import encode_references, filled
+
+    parts, plus = bundle(), bundle().adapters["plus"]
+    chain = face(references=graphs.references(("cat",)), adapter=adapter(tokens=count))
+    with torch.inference_mode():
+        encoded = encode_references(chain, plus, parts.clip, parts.vision)
+    assert plus.spec.tokens == 16 and encoded.tokens.shape[:2] == (2, 16) == encoded.null_tokens.shape[:2]
+    assert encoded.padding == encoded.null_padding == padding
+    stacked, padding = filled([torch.ones(257, 2), torch.ones(48, 2)], 257)
+    assert padding == (0, 17) and stacked[1].sum() == 2 * 5 * 48 and not stacked[1, 240:].any()
 
 
 def graphs_text(text: str) -> torch.Tensor:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ....attention.joint import joint_relevance
-from ....attention.plan import averages
+from ....attention.shared_text import averages
 from ....miniature import world, world_words
 from ....miniature.world_shapes import KINDS
 from .. import clip
