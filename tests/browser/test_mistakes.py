@@ -155,6 +155,34 @@ def test_references_that_act_nowhere_or_twice_are_told(page) -> None:
     assert page.evaluate(WARNED) == []
 
 
+ANOTHER_WORD = """folded => {
+    const [first, apply] = ["MIPReference", "MIPApply"].map(type => app.graph._nodes.find(node => node.type === type))
+    first.widgets.find(widget => widget.name === "text").value = "dragon"
+    apply.flags.collapsed = folded
+}"""
+AS_APP = """() => {
+    const open = app.extensionManager.workflow.activeWorkflow
+    if (!("activeMode" in open)) return false
+    open.activeMode = "app"
+    return true
+}"""
+
+
+def test_what_no_thumbnail_shows_is_told_at_run(page) -> None:
+    """A label is seen over the thumbnails of MIP Apply: not while it is folded, nor while the workflow is an app."""
+    template = json.loads((ROOT / "workflows" / f"{TEMPLATE}.json").read_text("utf-8"))
+    told = ["Likely wrong with “dragon”: not in the prompt."]
+    for folded in (False, True):
+        page.evaluate(OPEN, template)
+        page.evaluate(ANOTHER_WORD, folded)
+        assert page.evaluate(WARNED) == (told if folded else [])
+    page.evaluate(OPEN, template)
+    page.evaluate(ANOTHER_WORD, False)
+    if page.evaluate(AS_APP):
+        assert page.evaluate(WARNED) == told
+        page.evaluate("() => { app.extensionManager.workflow.activeWorkflow.activeMode = 'graph' }")
+
+
 BEHIND = """() => {
     const [apply, sampler] = ["MIPApply", "KSampler"].map(type => app.graph._nodes.find(node => node.type === type))
     sampler.widgets.find(widget => widget.name === "steps").value = 2

@@ -9,7 +9,7 @@ import { app } from "../../../scripts/app.js"
 const AS_APP = ["app", "builder:arrange"] // the second is the preview of an app that is being built
 
 /** @returns {boolean | undefined} whether the open workflow is shown as an app; undefined on hosts without that mode */
-function shownAsApp() {
+export function shownAsApp() {
   const open = app.extensionManager?.workflow?.activeWorkflow
   if (!open || !("activeMode" in open)) return undefined
   return AS_APP.includes(open.activeMode ?? open.initialMode)

@@ -1,6 +1,9 @@
 /** What the host runs without a word, though it is hardly meant: sentences about a prompt before it is queued. */
 
-import { lostOf, nodeOf, objectsOf } from "./chain.js"
+import { app } from "../../../scripts/app.js"
+import { shownAsApp } from "./app_mode.js"
+import { lostOf, nodeOf, objectsOf, promptOf } from "./chain.js"
+import { mistakesIn } from "./mistakes.js"
 import { filled, listed, say } from "./words.js"
 
 const MOST_STEPS = 200 // a model's way is followed no further
@@ -16,7 +19,7 @@ export function warningsOf(output) {
   for (const [id, { class_type: type }] of Object.entries(output ?? {})) {
     const node = type === "MIPApply" && nodeOf(id)
     if (!node) continue
-    for (const sentence of [...lossesOf(node), unused(output, id), twice(output, id)]) {
+    for (const sentence of [...lossesOf(node), ...unseenMistakes(node), unused(output, id), twice(output, id)]) {
       if (sentence) warnings.set(sentence, id)
     }
   }
@@ -26,12 +29,19 @@ export function warningsOf(output) {
 const titleOf = (id) => nodeOf(id)?.getTitle() ?? id
 const isFrom = (link, id, slot) => Array.isArray(link) && link[0] === id && link[1] === slot
 
-/**
- * What a MIPApply samples without, because muted nodes cut it off: objects of its chain, and more pictures of an object.
- * Nothing where a chain is in a state that cannot be read: a run is never kept from starting.
- */
-function lossesOf(node) {
+/** What `read` finds; nothing where a chain is in a state that cannot be read: a run is never kept from starting. */
+function tried(read) {
   try {
+    return read()
+  } catch (error) {
+    console.debug("MIP-Adapter: the chain of references cannot be read", error)
+    return []
+  }
+}
+
+/** What a MIPApply samples without, because muted nodes cut it off: objects of its chain, and more pictures of an object. */
+const lossesOf = (node) =>
+  tried(() => {
     const { objects, by } = lostOf(node)
     const cut = objects.filter((each) => !each.muted).map((each) => `“${each.text}”`)
     const sentence = say("“%s” is muted, and that cuts off what stands before it in the chain: %s. Bypass it instead (Ctrl+B).")
@@ -41,11 +51,17 @@ function lossesOf(node) {
       ...(cut.length ? [filled(sentence, by.getTitle(), listed(cut))] : []),
       ...pictures.map((each) => filled(ofPictures, each.lostPictures.by.getTitle(), each.text)),
     ]
-  } catch (error) {
-    console.debug("MIP-Adapter: the chain of references cannot be read", error)
-    return []
-  }
-}
+  })
+
+/** The labels over the thumbnails of a MIPApply, where nobody sees them; the host refuses what has no text or picture. */
+const unseenMistakes = (node) =>
+  tried(() => {
+    if (!shownAsApp() && !node.flags?.collapsed && node.graph === app.canvas?.graph) return []
+    const objects = objectsOf(node)
+    const mistakes = mistakesIn(objects, promptOf(node))
+    const accepted = ({ text, connected }, i) => mistakes[i] && text && connected
+    return objects.map((each, i) => (accepted(each, i) ? filled(say("Likely wrong with “%s”: %s."), each.text, mistakes[i]) : ""))
+  })
 
 /** Of a MIPApply whose relevance is looked at while its model is sampled by nobody. */
 function unused(output, id) {
