@@ -161,7 +161,8 @@ class PooledSite(NamedTuple):
     write: the pool that the site adds its measure to. None: the site only reads.
     site: what the site is known by.
     size: its (h, w).
-    objects, pictures, numbers: see `Pool`. The rows show the pictures, perhaps several times.
+    objects: those that act, as indices of all references.
+    pictures, numbers: which pictures the rows show, perhaps several times; the same as an integer tensor.
     """
 
     read: Pool | None

@@ -119,11 +119,11 @@ class BatchLayout:
             its_list = evaluation.list_uuids[index] if evaluation and index < len(evaluation.list_uuids) else index
             context = evaluation.contexts.get((index, uuid)) if evaluation else None
             conds.append(CondTreatment(conditional, area, index, (its_list, uuid), context))
-        pictures = max(1, rows // len(indices))
-        if evaluation is not None and pictures > evaluation.rows and pictures % evaluation.rows == 0:
+        picture_count = max(1, rows // len(indices))
+        if evaluation is not None and picture_count > evaluation.rows and picture_count % evaluation.rows == 0:
             # Tiled Diffusion stacks complete batches: all conds of one tile, then all conds of the next.
-            return evaluation.rows, conds * (pictures // evaluation.rows)
-        return pictures, conds
+            return evaluation.rows, conds * (picture_count // evaluation.rows)
+        return picture_count, conds
 
     def _shows_tiles(self, shape: Sequence[int], window: Any) -> bool:
         """Whether the UNet gets parts of the pictures at unknown places.

@@ -270,16 +270,16 @@ def _regions(references: tuple[Reference, ...]) -> Tensor | None:
             f"There are region masks for several pictures, but not as many for each object: {said}. Give every object "
             "one mask, or one for each picture of the batch."
         )
-    pictures = max(map(len, given))
+    picture_count = max(map(len, given))
     height, width = max((region.shape[-2:] for region in given), key=lambda shape: shape[0] * shape[1])
-    if pictures > 1:  # masks of an animation would take gigabytes
+    if picture_count > 1:  # masks of an animation would take gigabytes
         smaller = min(1.0, REGION_SIDE / max(height, width))
         height, width = max(1, round(height * smaller)), max(1, round(width * smaller))
 
     def stretched(region: Tensor | None) -> Tensor:
         if region is None:
-            return torch.ones(pictures, height, width)
+            return torch.ones(picture_count, height, width)
         resized = F.interpolate(region.unsqueeze(0), size=(height, width), mode="bilinear", align_corners=False)
-        return resized.squeeze(0).expand(pictures, -1, -1)
+        return resized.squeeze(0).expand(picture_count, -1, -1)
 
     return torch.stack([stretched(reference.region) for reference in references])

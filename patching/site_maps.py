@@ -49,15 +49,15 @@ class SiteMaps:
 
     def _check_pictures(self, plan: Plan) -> None:
         """Raises ValueError if the plan's maps are of another number of pictures than the run."""
-        pictures = self._picture_count
-        if plan.frozen is not None and plan.frozen.shape[1] not in (1, pictures):
+        expected = self._picture_count
+        if plan.frozen is not None and plan.frozen.shape[1] not in (1, expected):
             raise ValueError(
-                f"The frozen maps are of {plan.frozen.shape[1]} pictures and this sampling makes {pictures}: use the "
+                f"The frozen maps are of {plan.frozen.shape[1]} pictures and this sampling makes {expected}: use the "
                 "same batch size for both passes, or a first pass of one picture."
             )
-        if plan.regions is not None and plan.regions.shape[1] not in (1, pictures):
+        if plan.regions is not None and plan.regions.shape[1] not in (1, expected):
             raise ValueError(
-                f"There are region masks for {plan.regions.shape[1]} pictures and this sampling makes {pictures}: one "
+                f"There are region masks for {plan.regions.shape[1]} pictures and this sampling makes {expected}: one "
                 "mask is for all pictures, several are one for each. Give as many masks as pictures, or unite them "
                 "before MIP Reference (MaskComposite, “add”)."
             )

@@ -124,7 +124,7 @@ def test_pictures_are_made_by_a_command(stocked, browser, tmp_path) -> None:
     card = Image.open(tmp_path / "workflows" / "quality of a picture's objects.jpg").convert("L")
     width, height = card.size
     for half in ((0, 0, width, height // 2), (0, height // 2, width, height)):  # a drawing in each of two
-        assert card.crop(half).getextrema()[0] < 100
+        assert any(card.crop(half).histogram()[:100])
 
 
 # ---- colours ----
