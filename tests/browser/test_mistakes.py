@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from mip_adapter.miniature.world_shapes import KINDS
 from mip_adapter.research.miniature import seeded
 from safetensors.torch import save_file
 
@@ -171,7 +172,7 @@ AS_APP = """() => {
 def test_what_no_thumbnail_shows_is_told_at_run(page) -> None:
     """A label is seen over the thumbnails of MIP Apply: not while it is folded, nor while the workflow is an app."""
     template = json.loads((ROOT / "workflows" / f"{TEMPLATE}.json").read_text("utf-8"))
-    told = ["Likely wrong with “dragon”: not in the prompt."]
+    told = ["Likely wrong with “dragon”: unknown to the miniature."]
     for folded in (False, True):
         page.evaluate(OPEN, template)
         page.evaluate(ANOTHER_WORD, folded)
@@ -181,6 +182,19 @@ def test_what_no_thumbnail_shows_is_told_at_run(page) -> None:
     if page.evaluate(AS_APP):
         assert page.evaluate(WARNED) == told
         page.evaluate("() => { app.extensionManager.workflow.activeWorkflow.activeMode = 'graph' }")
+
+
+KNOWN = """async () => {
+    const {wordsKnownTo} = await import("/extensions/PACK/js/chain.js")
+    return wordsKnownTo(app.graph._nodes.find(node => node.type === "MIPApply"))
+}""".replace("PACK", PACK)
+
+
+def test_the_miniature_knows_the_kinds_of_its_world(page) -> None:
+    """It was taught no other words; a checkpoint's encoder knows all sorts."""
+    assert page.evaluate(KNOWN) is None
+    page.evaluate(OPEN, json.loads((ROOT / "workflows" / f"{TEMPLATE}.json").read_text("utf-8")))
+    assert page.evaluate(KNOWN) == list(KINDS)
 
 
 BEHIND = """() => {

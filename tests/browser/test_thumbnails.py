@@ -168,9 +168,9 @@ COLOURFUL = """() => {
 }"""
 
 
-SAID = """async ([objects, prompt]) => {
+SAID = """async ([objects, prompt, words]) => {
     const {mistakesIn} = await import("/extensions/PACK/js/mistakes.js")
-    return mistakesIn(objects.map(([text, connected, texts]) => ({text, connected, texts})), prompt)
+    return mistakesIn(objects.map(([text, connected, texts]) => ({text, connected, texts})), prompt, words)
 }""".replace("PACK", PACK)
 
 
@@ -193,6 +193,10 @@ def test_likely_mistakes_are_named(page) -> None:
         "too many words",
     ]
     assert page.evaluate(SAID, [chain[1:2], None]) == [""]
+    said = page.evaluate(
+        SAID, [[["red cat", True], ["cup", True], ["cats", True]], "a red cat, a cup, cats", ["cat", "fish"]]
+    )
+    assert said == ["", "unknown to the miniature", "unknown to the miniature"]
     more = [["cat", True, each] for each in (["cat", "side view"], ["Cup"], ["dragon"])]
     said = [page.evaluate(SAID, [[each], "a cat and a cup"]) for each in more]
     assert said == [[""], ["more_pictures: other objects"], [""]]

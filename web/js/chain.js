@@ -151,6 +151,14 @@ export function promptOf(node) {
   return texts.length ? joined(texts) : null
 }
 
+/** @param {object} node a MIPApply @returns {string[] | null} the words that its text encoder knows; null: all sorts of them */
+export function wordsKnownTo(node) {
+  const from = source({ node, path: pathTo(node.graph) }, "clip")
+  if (from?.node?.comfyClass !== "MIPMiniatureLoader") return null
+  const [list, about] = LiteGraph.registered_node_types.MIPMiniatureObject.nodeData.input.required.kind
+  return about?.options ?? list
+}
+
 /** Texts one below the other; null if one of them is null, or if they are longer than the host accepts. */
 function joined(texts) {
   const whole = texts.includes(null) ? null : texts.join("\n")

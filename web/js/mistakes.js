@@ -19,15 +19,17 @@ export function holds(prompt, text) {
 /**
  * @param {{ connected: boolean, text: string, texts?: string[] }[]} objects of a chain; texts: of its more pictures
  * @param {string | null} prompt null: not known
+ * @param {string[] | null} words the only ones that the text encoder knows; null: all sorts of them
  * @returns {string[]} for each object a few words in the user's language, empty where nothing is wrong
  */
-export function mistakesIn(objects, prompt) {
+export function mistakesIn(objects, prompt, words = null) {
   const texts = objects.map((each) => plain(each.text))
   return texts.map((text, i) => {
     if (!text) return say("no text")
     if (!objects[i].connected) return say("no picture")
     if (texts.indexOf(text) !== texts.lastIndexOf(text)) return say("same text twice")
     if (text.split(" ").length > MOST_WORDS) return say("too many words")
+    if (words && !words.some((word) => holds(text, word))) return say("unknown to the miniature")
     if (prompt === null) return ""
     if (!holds(prompt, text)) return say("not in the prompt")
     const others = objects[i].texts?.map(plain).filter((each) => each && each !== text) ?? []

@@ -5,7 +5,7 @@
 
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
-import { lostOf, objectsOf, promptOf } from "./chain.js"
+import { lostOf, objectsOf, promptOf, wordsKnownTo } from "./chain.js"
 import { mistakesIn } from "./mistakes.js"
 import { learn, pieces, say } from "./words.js"
 
@@ -86,7 +86,7 @@ function lostPictures({ lostPictures: { muted, cut } }) {
 function objects(node) {
   try {
     const all = objectsOf(node)
-    const mistakes = mistakesIn(all, promptOf(node))
+    const mistakes = mistakesIn(all, promptOf(node), wordsKnownTo(node))
     const numbers = colourNumbers(all.map((each) => each.mapColor))
     const lost = lostOf(node).objects.map((each) => ({
       ...each,

@@ -2,7 +2,7 @@
 
 import { app } from "../../../scripts/app.js"
 import { shownAsApp } from "./app_mode.js"
-import { lostOf, nodeOf, objectsOf, promptOf } from "./chain.js"
+import { lostOf, nodeOf, objectsOf, promptOf, wordsKnownTo } from "./chain.js"
 import { mistakesIn } from "./mistakes.js"
 import { filled, listed, say } from "./words.js"
 
@@ -58,7 +58,7 @@ const unseenMistakes = (node) =>
   tried(() => {
     if (!shownAsApp() && !node.flags?.collapsed && node.graph === app.canvas?.graph) return []
     const objects = objectsOf(node)
-    const mistakes = mistakesIn(objects, promptOf(node))
+    const mistakes = mistakesIn(objects, promptOf(node), wordsKnownTo(node))
     const accepted = ({ text, connected }, i) => mistakes[i] && text && connected
     return objects.map((each, i) => (accepted(each, i) ? filled(say("Likely wrong with “%s”: %s."), each.text, mistakes[i]) : ""))
   })
