@@ -145,7 +145,7 @@ def test_references_that_act_nowhere_or_twice_are_told(page) -> None:
     assert page.evaluate(WARNED) == []
     page.evaluate(UNUSED)
     (said,) = page.evaluate(WARNED)
-    assert said.startswith("The model of “MIP Apply” goes to no sampler: its references do not act, and its maps are")
+    assert said.startswith("The model of “MIP Apply” goes to no sampler: its references do not act, and its maps")
     page.evaluate(OPEN, template)
     page.evaluate(TWICE, False)
     assert page.evaluate(WARNED) == [

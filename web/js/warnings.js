@@ -67,7 +67,7 @@ const unseenMistakes = (node) =>
 function unused(output, id) {
   const links = Object.values(output).flatMap((each) => Object.values(each.inputs ?? {}))
   if (!links.some((link) => isFrom(link, id, 1)) || links.some((link) => isFrom(link, id, 0))) return ""
-  return filled(say("The model of “%s” goes to no sampler: its references do not act, and its maps are of an earlier run."), titleOf(id))
+  return filled(say("The model of “%s” goes to no sampler: its references do not act, and its maps say nothing of this run."), titleOf(id))
 }
 
 /** Of a MIPApply behind another one that applies the same references by the same adapter at the same time. */
