@@ -93,7 +93,8 @@ class Caches:
 
 
 class SamplingState:
-    """One sampling, as the host wraps it; perhaps of several runs of the sampler, of which the last counts.
+    """One sampling, as the host wraps it; perhaps of several runs of the sampler, of which the last counts. One that
+    goes on from the run before (`continues`) belongs to it.
 
     picture_count: of the batch.
     prompt_id: of the queued graph; None where the host does not say.

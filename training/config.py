@@ -120,8 +120,13 @@ class TrainConfig:
         if not 0 < self.background <= 1:
             raise ValueError(f"background is {self.background}; it must be above 0, and at most 1 (the paper's).")
         drops = (self.drop_text, self.drop_image, self.drop_both)
-        if min(drops) < 0 or sum(drops) > 1 or not 0 <= self.flip <= 1:
-            raise ValueError("drop_text, drop_image, drop_both and flip are shares: 0 or more, together at most 1.")
+        if min(drops) < 0 or sum(drops) > 1:
+            said = ", ".join(f"{each:g}" for each in drops)
+            raise ValueError(
+                f"drop_text, drop_image, drop_both are {said}; expected 0 or more each, together at most 1."
+            )
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip is {self.flip}; it must be from 0 (never) to 1 (always).")
         if self.max_objects < self.min_objects:
             raise ValueError(f"max_objects is {self.max_objects}, below min_objects {self.min_objects}; raise it.")
         if self.resolution % 64 or self.resolution < 64:

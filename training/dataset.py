@@ -177,7 +177,8 @@ class SubjectFolder(torch.utils.data.Dataset[Sample]):
         sound, why = with_masks(picture.candidates, values, recipe.filters, recipe.min_objects)
         if why:
             raise _LeftOut(why)
-        # The crop holds the first of them. One of these may still be too small in it, and a later one takes its place.
+        # With crop_holds = "used" the crop holds the first of them. One of these may still be too small in it, and a
+        # later one takes its place.
         first = [each.box for each in sound[: recipe.max_objects]]
         crop = choose_crop(image.size, picture.boxes if recipe.crop_holds == "all" else first, rng)
         window = (slice(crop.top, crop.top + crop.side), slice(crop.left, crop.left + crop.side))

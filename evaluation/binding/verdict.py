@@ -36,6 +36,11 @@ def _overall(binding: Binding, findings: bool) -> str:
     found = sum(len(picture.present) for picture in binding.pictures)
     if found < asked:
         objects = f"{found} of {asked} objects {'was' if found == 1 else 'were'} found"
+        if len(binding.pictures) > 1:
+            objects += f" in {len(binding.pictures)} pictures"
+    elif len(binding.pictures) > 1:
+        every = {1: "The object was", 2: "Both objects were"}.get(len(binding.names), "All objects were")
+        objects = f"{every} found in every picture"
     else:
         objects = {1: "The object was", 2: "Both objects were"}.get(asked, f"All {asked} objects were") + " found"
     if binding.margin is None or binding.confusion_rate is None:
@@ -49,7 +54,8 @@ def _overall(binding: Binding, findings: bool) -> str:
     whose = "looks more like another reference than like its own"
     if confused > 1:
         whose = "look more like another reference than like their own"
-    return f"{objects}, {'and it' if found == 1 else f'{confused} of them'} {whose} ({margin})."
+    of_them = f"{confused} of them" if len(binding.pictures) == 1 or found < asked else f"{confused} of {asked}"
+    return f"{objects}, {'and it' if found == 1 else of_them} {whose} ({margin})."
 
 
 def _by_finding(binding: Binding) -> list[tuple[Finding, list[int]]]:

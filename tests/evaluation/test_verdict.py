@@ -71,7 +71,9 @@ def test_shares_are_of_the_pictures_that_leak():
     worse = looking(([0.8, 0.5], [0.95, 0.05]), ([0.7, 0.6], [0.41, 0.59]))
     fine = looking(([0.8, 0.5], [0.95, 0.05]), ([0.6, 0.7], [0.2, 0.8]))
     (overall, leak) = verdict(batch(LEAKY, fine, worse))
-    assert overall.startswith("All 6 objects were found, 1 of them looks more like another reference than like its own")
+    assert overall.startswith(
+        "Both objects were found in every picture, 1 of 6 looks more like another reference than like its own"
+    )
     assert leak.startswith("Blended in pictures 1 and 3: “dog” takes 36 % of its look from “cat”. Raise")
     assert len(verdict(batch(fine))) == 1
 
@@ -210,12 +212,21 @@ def test_all_is_well_and_nothing_to_measure():
     single = batch(made([0.2], objects=1), names=("cat",))
     assert verdict(single)[0].startswith("The object was found. With a single reference nothing can be confused")
     assert single.margin is None
+    several = batch(made([0.2], objects=1), made([0.2], objects=1), names=("cat",))
+    assert verdict(several)[0].startswith("The object was found in every picture. With a single reference")
+    assert verdict(batch(*[made([0.2, 0.2])] * 2))[0].startswith(
+        "All is well: both objects were found in every picture,"
+    )
     assert verdict(batch(made([-0.1, None])))[0].startswith("1 of 2 objects was found, and it looks more like")
 
 
 def test_the_report_holds_verdict_numbers_and_table():
     said = binding_report(batch(replace(LEAKY, places_mixed=0.9), made([0.2, None])))
-    assert said.startswith("- 3 of 4 objects were found") and "presence 75 %" in said and "confusion rate 0 %" in said
+    assert (
+        said.startswith("- 3 of 4 objects were found in 2 pictures")
+        and "presence 75 %" in said
+        and "confusion rate 0 %" in said
+    )
     assert "places mixed while sampling 90 %" in said and "69 % dog, 31 % cat" in said
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines()]
     assert cells[-6][:3] == ["picture 2", "dog", "0 (1 expected)"]

@@ -290,3 +290,16 @@ def test_sizes_that_do_not_belong_together(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             read_table(TrainConfig, table, "recipe")
     assert read_table(TrainConfig, {"ema": 0, "filters": {"one_word": False}}, "recipe").filters.one_word is False
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ({"drop_text": 0.5, "drop_image": 0.4, "drop_both": 0.2}, "0.5, 0.4, 0.2; expected .* together at most 1"),
+        ({"flip": 1.5}, "^flip is 1.5"),
+    ],
+)
+def test_shares_above_one_are_refused(shares: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        small_recipe(**shares)
+    small_recipe(drop_text=0.5, drop_image=0.3, drop_both=0.2, flip=1.0)  # flip is not one of those that add up
