@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from threading import Lock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention.regions import resize
@@ -168,15 +169,15 @@ class RelevanceRecord(RecordedMaps):
     def _add_call(
         self, run: RunId, turn: object, step: Tensor, steps: int, observations: Sequence[Observation]
     ) -> None:
-        if (
-            run.key is not self._run.key
-            or run.picture_count != self._run.picture_count
-            or len(self._calls) not in (0, steps)
-        ):
+        if run.key is not self._run.key or run.picture_count != self._run.picture_count:
             self.begin(run)
         if len(self._calls) == 0:
             self._evenness = torch.zeros(2, steps, run.picture_count, device=step.device)
             self._calls = torch.zeros(steps, device=step.device)
+        # Where another pack cuts the sampling in pieces, they can have more steps together than its schedule.
+        more = max(0, steps - len(self._calls))
+        self._evenness, self._calls = F.pad(self._evenness, (0, 0, 0, more)), F.pad(self._calls, (0, more))
+        steps = len(self._calls)
         step = step.to(self._calls.device)
         now = (torch.arange(steps, device=step.device) == step).float()
         phase = (torch.arange(len(PHASES), device=step.device) == step * len(PHASES) // steps).float()

@@ -240,6 +240,22 @@ def test_resolutions_are_averaged_where_they_saw_something() -> None:
     whole(record.shares())
 
 
+def test_a_run_that_grows_keeps_what_it_recorded() -> None:
+    """Pieces of a sampling that go on from each other may have more steps together than its schedule."""
+    from mip_adapter.relevance.observation import Observation, RunId
+    from mip_adapter.relevance.record import RelevanceRecord
+
+    record, run = RelevanceRecord(("a", "b")), RunId(object(), 1, "queued")
+    record.begin(run, cropped=True, fixed_places=True)
+    for step, steps, share in ((0, 2, 0.9), (2, 4, 0.5)):
+        shares = torch.tensor([share, 1 - share]).view(2, 1, 1, 1)
+        record.add(run, step, torch.tensor([step]), steps, [Observation(shares, None, (1, 1), (0, 0), 2)])
+    assert record.cropped and record.fixed_places and record.runs == 1
+    assert record.steps_seen().tolist() == [True, False, True, False]
+    assert record.evenness().isfinite().flatten().tolist() == [True, False, True, False]
+    torch.testing.assert_close(record.shares().flatten(), torch.tensor([0.7, 0.3]))
+
+
 # ---- other evaluations ----
 
 
