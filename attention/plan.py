@@ -20,7 +20,7 @@ from .block_strength import BlockStrength
 from .ease import STEADY, Ease
 from .merge import NEVER
 from .options import FusionHead, Merge
-from .relevance import flat_shares
+from .relevance import even_shares
 from .shared_text import SharedText
 
 
@@ -119,7 +119,7 @@ class SitePlan:
     head: [C], the fusion head's row, or None.
     content_tokens: [L, X], of all objects, divided by sqrt(d); the UNet's own to_k makes keys of them.
     average: [M, h·L], see `raw_relevance`.
-    padding, null_padding: [M·T, 1] and [T or M·T, 1], see `object_attention`.
+    padding_logits, null_padding_logits: [M·T, 1] and [T or M·T, 1], see `object_attention`.
 
     Sites with the same heads and width share content_tokens and average, all sites the padding.
     """
@@ -132,8 +132,8 @@ class SitePlan:
     head: Tensor | None
     content_tokens: Tensor
     average: Tensor
-    padding: Tensor | None = None
-    null_padding: Tensor | None = None
+    padding_logits: Tensor | None = None
+    null_padding_logits: Tensor | None = None
 
     def eased(self, per_token: Tensor, per_null: Tensor) -> SitePlan:
         """This site at one moment, see `Plan.ease_factors`."""
@@ -144,7 +144,16 @@ class SitePlan:
         """This site on q's device and in its dtype; itself when it was compiled for them."""
         if self.keys.dtype == q.dtype and self.keys.device == q.device:
             return self
-        names = ("keys", "values", "null_keys", "null_values", "head", "content_tokens", "padding", "null_padding")
+        names = (
+            "keys",
+            "values",
+            "null_keys",
+            "null_values",
+            "head",
+            "content_tokens",
+            "padding_logits",
+            "null_padding_logits",
+        )
         moved = {name: tensor.to(q) for name in names if (tensor := getattr(self, name)) is not None}
         return replace(self, **moved, average=self.average.to(q.device))
 
@@ -263,7 +272,7 @@ class _PlanBuilder:
         count, null_padding = len(null) if null.ndim == 2 else null.shape[1], references.null_padding
         if null.ndim == 2:
             null_padding *= self.null_sets
-        self.padding, self.null_padding = (
+        self.padding_logits, self.null_padding_logits = (
             _padding_logits(each, count, device, dtype) for each in (references.padding, null_padding)
         )
         self.object_weights = torch.tensor(references.weights, device=device, dtype=torch.float32).view(-1, 1, 1)
@@ -310,8 +319,8 @@ class _PlanBuilder:
             head=head_row,
             content_tokens=content_tokens,
             average=average,
-            padding=self.padding,
-            null_padding=self.null_padding,
+            padding_logits=self.padding_logits,
+            null_padding_logits=self.null_padding_logits,
         )
 
     def plan(self) -> Plan:
@@ -371,7 +380,7 @@ def _constant_factors(
         values = weights * strengths * scale
         return values, (values if references.needs_own_nulls else strengths[:1] * scale)
     weights = weights * strengths
-    share = flat_shares(objects, merge).to(weights)
+    share = even_shares(objects, merge).to(weights)
     own_nulls = weights * share * scale
     null_scale = own_nulls if references.needs_own_nulls else (scale * (weights * share).sum()).view(1, 1, 1)
     # "concat" is one softmax over all tokens: its probabilities already contain the shares.

@@ -144,14 +144,14 @@ def make_reference(
 ) -> Reference:
     """Check and prepare one reference.
 
-    image: [B, H, W, 1, 3 or 4]; a picture with alpha is composited onto white.
+    image: [B, H, W, C], C 1, 3 or 4; a picture with alpha is composited onto white.
     text, weight, start_percent, end_percent, region_until, map_color, blocks: see `Reference`.
     image_mask: [H, W] or [1 or B, H, W], 1 on the object. The object is cut out onto white and cropped to a square, as
         in the paper's training data.
     region: [H, W], or [K, H, W] with a mask for each of K pictures.
     more_pictures: their pictures join this object's; their weights become the pictures' weights in the mean.
     fit: which square of a picture without a mask is used, one of `FITS`.
-    negative: [B, H, W, 1, 3 or 4]; its middle square is used.
+    negative: [B, H, W, C], C 1, 3 or 4; its middle square is used.
     over_time: see `Reference`; where it is steady, that of `blocks` counts.
 
     Raises ValueError with a sentence for the artist.
@@ -216,7 +216,7 @@ def make_references(names: str, pictures: Mapping[int, Tensor]) -> tuple[Referen
     """References with a name and a picture each, and nothing else.
 
     names: see `paired`.
-    pictures: by number, from 1; [B, H, W, 1, 3 or 4].
+    pictures: by number, from 1; [B, H, W, C], C 1, 3 or 4.
 
     Raises ValueError with a sentence for the artist.
     """

@@ -62,7 +62,7 @@ def place_on_canvas(area: Area, canvas: Size, site: Size) -> tuple[Size, Size]:
     return whole, (min(y >> level, whole[0] - site[0]), min(x >> level, whole[1] - site[1]))
 
 
-def seen(maps: Tensor, area: Area, canvas: Size | None, site: Size) -> Tensor:
+def cut_to_site(maps: Tensor, area: Area, canvas: Size | None, site: Size) -> Tensor:
     """Maps [..., H, W] of the whole canvas, cut to a site's area and resized to the site (h, w): [..., N]."""
     if area is not None and canvas is not None:
         height, width, y, x = area

@@ -39,7 +39,7 @@ def shares(relevance: Tensor, merge: Merge, region: Tensor | None = None, nobody
     """Share of every object at every position: A_i / Σ_j A_j, the Ã_i of the merge.
 
     That is the merge "relevance". With "sum" every share is 1, or r_i. With "uniform" and "concat" the relevance should
-    be the same everywhere (`flat_shares`); sharpness, background and the normalisation "mean" do not act on them.
+    be the same everywhere (`even_shares`); sharpness, background and the normalisation "mean" do not act on them.
 
     With a = N·A (1 where a text prefers no position), sharpness p, background β and regions r:
 
@@ -83,7 +83,7 @@ def shares(relevance: Tensor, merge: Merge, region: Tensor | None = None, nobody
     return share
 
 
-def flat_shares(objects: int, merge: Merge, region: Tensor | None = None) -> Tensor:
+def even_shares(objects: int, merge: Merge, region: Tensor | None = None) -> Tensor:
     """Shares for texts that prefer no position (A_i = 1/N everywhere).
 
     They apply to merges without relevance, and to the unconditional branch, whose object text is empty.

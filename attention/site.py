@@ -17,7 +17,7 @@ from .merge import accumulate, concat_attention, log_region, object_attention, s
 from .plan import Plan, SitePlan
 from .pool import PooledSite
 from .regions import Area
-from .relevance import flat_shares, frozen_shares, raw_relevance, shares
+from .relevance import even_shares, frozen_shares, raw_relevance, shares
 
 
 class SiteConstants(NamedTuple):
@@ -40,7 +40,7 @@ class SiteConstants(NamedTuple):
         share = None if frozen is None else frozen_shares(frozen, plan.merge, region)
         if region is None:
             return cls(share)
-        flat = flat_shares(plan.count, plan.merge, region)
+        flat = even_shares(plan.count, plan.merge, region)
         null_share = flat if plan.null_sets > 1 else (flat * plan.weights.to(flat)).sum(0, keepdim=True)
         if plan.is_concat:
             return cls(region.amax(0, keepdim=True), null_share, region)
@@ -137,9 +137,9 @@ def add_images(
             share = relevance_share(group, plan, measure)
         if observe is not None:
             observe(group, None if plan.is_concat else share, gate)
-        keys, values, padding, sets = site.keys, site.values, site.padding, 1 if plan.is_concat else plan.count
+        keys, values, padding, sets = site.keys, site.values, site.padding_logits, 1 if plan.is_concat else plan.count
     else:
-        keys, values, padding, sets = site.null_keys, site.null_values, site.null_padding, plan.null_sets
+        keys, values, padding, sets = site.null_keys, site.null_values, site.null_padding_logits, plan.null_sets
         share = null_share
     if group.conditional and plan.is_concat and region is not None:
         attention = concat_attention(queries, keys, log_region(columns(region)))

@@ -5,7 +5,7 @@ from pathlib import Path
 MINIATURE = Path(__file__).resolve().parents[1] / "miniature"  # the model's four files; its adapters are below
 
 
-def cure(path: str, made_by: str = "--export miniature") -> str:
+def remedy(path: str, made_by: str = "--export miniature") -> str:
     """A sentence on how to restore a file.
 
     path: below miniature/.

@@ -81,7 +81,7 @@ def letters(words: str, size: int) -> FreeTypeFont:
     return font
 
 
-def written(names: Sequence[str]) -> tuple[str, ...]:
+def drawable(names: Sequence[str]) -> tuple[str, ...]:
     """Objects' names as pictures can show them: “object 1” if no font has the characters of the first name."""
     return tuple(name if _file(name) is not None else f"object {number}" for number, name in enumerate(names, 1))
 

@@ -14,22 +14,22 @@ _held: set[str] = set()  # by this process, which the system would let in again
 
 
 @contextmanager
-def only_here(folder: Path, cure: str) -> Iterator[None]:
+def only_here(folder: Path, remedy: str) -> Iterator[None]:
     """Holds a folder until the end of the block. The system lets go of it however the process ends.
 
-    Raises ValueError, which names the process that holds the folder. cure: what to do then, the rest of the sentence.
+    Raises ValueError, which names the process that holds the folder. remedy: what to do then, the rest of the sentence.
     On a file system that knows no locks, it holds nothing and lets everybody in.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = os.path.realpath(folder / ".lock")
     refusal = f"Another process writes into {folder}"
     if path in _held:
-        raise ValueError(f"{refusal} (this one, process {os.getpid()}): {cure}")
+        raise ValueError(f"{refusal} (this one, process {os.getpid()}): {remedy}")
     # POSIX drops a lock when its process closes the file anywhere, so the file is opened only once in a process.
     with open(path, "a+", encoding="utf-8") as file:
         if not _locked(file):
             file.seek(0)
-            raise ValueError(f"{refusal} ({file.read(200).strip() or 'unknown'}): {cure}")
+            raise ValueError(f"{refusal} ({file.read(200).strip() or 'unknown'}): {remedy}")
         _held.add(path)
         try:
             file.truncate(0)

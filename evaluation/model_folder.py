@@ -81,10 +81,10 @@ class FolderModel:
 
     def prepared(self, **given: Any) -> Any:
         """What the processor makes of pictures and texts, on the CPU."""
-        with self.blamed():
+        with self.errors_named():
             return self.processor(**given, return_tensors="pt")
 
-    def placed(self, made: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def on_device(self, made: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A processor's tensors on the model's device, floating point ones in the model's dtype; the model is ready."""
         dtype = self.model.dtype
         cast = {key: value.to(dtype) if value.is_floating_point() else value for key, value in made.items()}
@@ -92,7 +92,7 @@ class FolderModel:
         return {key: value.to(device) for key, value in cast.items()}
 
     @contextmanager
-    def blamed(self) -> Iterator[None]:
+    def errors_named(self) -> Iterator[None]:
         """A block that calls transformers: settings that do not fit each other may raise anything there.
 
         Raises ValueError for it with a sentence for the user. A GPU's lack of memory stays what it is.

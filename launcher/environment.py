@@ -214,8 +214,8 @@ def lock(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, what: str, cure: str) -> Iterator[None]:
-    """Holds a folder for this process. Raises Problem, which names the process that holds it and the cure.
+def claimed(folder: Path, what: str, remedy: str) -> Iterator[None]:
+    """Holds a folder for this process. Raises Problem, which names the process that holds it and the remedy.
 
     what: the program that works there.
     """
@@ -224,7 +224,7 @@ def claimed(folder: Path, what: str, cure: str) -> Iterator[None]:
         if not try_lock(file.fileno()):
             file.seek(0)
             holder = file.read(200).strip() or "another process"
-            raise Problem(f"{what} already runs in {folder} ({holder}): {cure}.")
+            raise Problem(f"{what} already runs in {folder} ({holder}): {remedy}.")
         file.truncate(0)
         file.write(f"process {os.getpid()}, {ROOT}")
         file.flush()

@@ -16,7 +16,7 @@ import torch
 from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 
-from ..common.bundled import MINIATURE, cure
+from ..common.bundled import MINIATURE, remedy
 from . import config
 
 MODELS = ("unet", "clip", "vae", "clip_vision")  # a .safetensors file each
@@ -50,7 +50,7 @@ def _weights(folder: Path, part: str, module: torch.nn.Module) -> dict[str, torc
 
 
 def _mend(file: Path, reason: str) -> str:
-    return f"The miniature's file {file} {reason}. {cure(file.name)}"
+    return f"The miniature's file {file} {reason}. {remedy(file.name)}"
 
 
 def _model(folder: Path) -> ModelPatcher:

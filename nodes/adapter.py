@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..patching.siglip import siglip
 from ..weights.adapter import load_adapter
-from ..weights.comfy_files import adapter_names, adapter_path, cure, file_version
+from ..weights.comfy_files import adapter_names, adapter_path, file_version, remedy
 from ..weights.families import BY_NAME, FACE_PLUS, FacePlus
 from ..weights.files import read_tensors
 from .types import CATEGORY, MIPAdapter, searched_as
@@ -65,7 +65,7 @@ class MIPAdapterLoader(io.ComfyNode):
         try:
             adapter = load_adapter(path, adapter_name, face_plus)
         except ValueError as error:
-            raise ValueError(f"{error}{cure(path)}") from error
+            raise ValueError(f"{error}{remedy(path)}") from error
         about = str(adapter.spec)
         if adapter.spec.family.startswith("faceid-plus"):
             about += f". Its version was chosen: {face_plus}; “face_plus” changes it"

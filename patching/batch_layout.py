@@ -30,7 +30,7 @@ class CondRows(NamedTuple):
     cond_id: Hashable
 
     @property
-    def treatment(self) -> tuple[bool, Area, Hashable]:
+    def alike_by(self) -> tuple[bool, Area, Hashable]:
         return self.conditional, self.area, self.cond_id
 
 
@@ -186,7 +186,7 @@ class BatchLayout:
                 return None  # nothing fits, or two branches have the same prompt
             told = fitting[0]
             here = CondRows(row, row + 1, told.conditional, told.area, told.cond_id)
-            if groups and groups[-1].treatment == here.treatment:
+            if groups and groups[-1].alike_by == here.alike_by:
                 groups[-1] = groups[-1]._replace(stop=row + 1)
             else:
                 groups.append(here)

@@ -110,7 +110,7 @@ def edit_references(
     names, owners = read_texts(texts)
     shares = None if frozen is None else frozen_shares_of(frozen, names, merge)
     if record is not None:
-        record.off, record.strategy = strength == 0, merge.strategy
+        record.nothing_acts, record.strategy = strength == 0, merge.strategy
     clone = model.clone()
     if strength == 0:
         return clone

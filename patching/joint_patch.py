@@ -28,7 +28,7 @@ from .sampling_wrappers import install_wrappers, temporarily
 from .site_patch import acting_site, note_record
 from .unet_call import SiteRows, UNetCall
 
-JOINT = "mip_adapter_joint"
+JOINT_CALL = "mip_adapter_joint"
 CALL_PATCH = "mip_adapter_call_patch"  # one that acts on whole calls; see edit_patch.py
 OVERRIDE = "optimized_attention_override"  # the host's slot for another attention function
 
@@ -38,11 +38,11 @@ class ObjectTexts:
 
     names: the M object texts.
     embeddings: M × [L_i, X], content tokens, each text encoded alone or in its prompt.
-    cure: what helps if a prompt does not name an object.
+    remedy: what helps if a prompt does not name an object.
     """
 
-    def __init__(self, names: tuple[str, ...], embeddings: Sequence[Tensor], cure: str = "") -> None:
-        self.names, self.embeddings, self.cure = names, tuple(embeddings), cure
+    def __init__(self, names: tuple[str, ...], embeddings: Sequence[Tensor], remedy: str = "") -> None:
+        self.names, self.embeddings, self.remedy = names, tuple(embeddings), remedy
         self._found: WeakKeyDictionary[SamplingState, dict[Hashable, list[Tensor]]] = WeakKeyDictionary()
         self._moved: dict[torch.device, tuple[Tensor, ...]] = {}  # so that no call waits for a copy
 
@@ -81,7 +81,7 @@ class ObjectTexts:
                 raise ValueError(
                     f"The prompt does not name “{name}” (likeness {best:.2f}, at least {NAMED} is needed): this model "
                     "finds an object by the prompt's own words. Write the object text into the prompt as it is"
-                    f"{self.cure}."
+                    f"{self.remedy}."
                 )
 
 
@@ -128,7 +128,7 @@ def describe_joint_call(executor: Any, *args: Any, **kwargs: Any) -> Any:
     attention = patch.attention(call, joint, options) if patch is not None else None
     with ExitStack() as notes:
         notes.enter_context(temporarily(options, CALL, call))
-        notes.enter_context(temporarily(options, JOINT, joint))
+        notes.enter_context(temporarily(options, JOINT_CALL, joint))
         if attention is not None:
             notes.enter_context(temporarily(options, OVERRIDE, attention))
         out = executor(*bound.args, **bound.kwargs)
@@ -172,7 +172,7 @@ class JointPatch:
             return extra["original_block"](args) if self.occupant is None else self.occupant(args, extra)
 
         options = args["transformer_options"]
-        call, joint = options.get(CALL), options.get(JOINT)
+        call, joint = options.get(CALL), options.get(JOINT_CALL)
         if call is not None:
             call.note_visit(self.key, self.record)
         if call is None or joint is None or not (self.period is None or call.clock.within(self.period)):

@@ -105,7 +105,7 @@ class SamplingState:
 
     run: identifies the run that counts to the records.
     records: those that the run has filled so far.
-    evaluated: whether the model has been evaluated, in this run or in one before it of the same sampling.
+    has_evaluated: whether the model has been evaluated, in this run or in one before it of the same sampling.
     visited: the sites at which a record's patches were run.
     caches: see `Caches`.
     pools: what the sites of the last turns measured together.
@@ -124,7 +124,7 @@ class SamplingState:
     ) -> None:
         self.run, self.hooked = RunId(object(), picture_count, prompt_id), hooked
         self.model_sampling, self.canvas, self.steps = model_sampling, canvas, steps
-        self.evaluated = False
+        self.has_evaluated = False
         self.visited: dict[RelevanceRecord, set[SiteKey]] = {}
         self.records: list[RelevanceRecord] = []
         self.caches = Caches()

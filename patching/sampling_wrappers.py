@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..attention.regions import Area, Size, clipped, cut_from, same_shape
 from ..relevance.record import RelevanceRecord
-from ..relevance.report import CROPPED, SQUEEZED
+from ..relevance.report import CROPPED_SENTENCE, SQUEEZED_SENTENCE
 from ..relevance.same_run import Results
 from . import preview
 from .batch_layout import CondEvaluation, window_of_another_pack
@@ -27,7 +27,7 @@ from .unet_call import UNetCall
 log = logging.getLogger(__name__)
 WARNING = "mip_adapter.warning"  # a message to the frontend
 _ABSENT = object()
-_results = Results()  # of the graph that the queue runs now: its models have nothing else in common
+_results = Results()  # of the graph that the queue runs now, for all models that it samples
 # In the names that guiders give to their lists of conds: of a prompt that names no object.
 UNCONDITIONAL = ("neg", "uncond", "null", "empty", "blank")
 POSITIVE = ("positive", "middle")  # whatever their mark: DualCFG marks its second prompt, “middle”, as negative
@@ -75,15 +75,15 @@ def _sample(
         # Also where no reference acts: the last run's maps must not remain.
         record.begin(sampling.run, cropped, applied.fixed_places)
         if cropped and applied.fixed_places:
-            _warn(record, f"{CROPPED} {SQUEEZED}", executing)
+            _warn(record, f"{CROPPED_SENTENCE} {SQUEEZED_SENTENCE}", executing)
     if callback is not None and preview.wanted():
         latent_format = guider.model_patcher.model.latent_format
         callback = preview.with_relevance(callback, sampling.records, latent_format)
     latent = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *rest, **more)
     for record, applied in records.items():
-        if sampling.evaluated and (lost := applied.site_count - len(sampling.visited.get(record, ()))):
-            record.replaced = _replaced(lost, applied.site_count)
-            _warn(record, record.replaced, executing)
+        if sampling.has_evaluated and (lost := applied.site_count - len(sampling.visited.get(record, ()))):
+            record.patches_lost = _replaced(lost, applied.site_count)
+            _warn(record, record.patches_lost, executing)
     for record in dict.fromkeys((*records, *sampling.records)):
         record.finish(sampling.run, latent)
     _results.add(prompt_id, latent)
@@ -107,7 +107,7 @@ def _replaced(lost: int, site_count: int) -> str:
     )
 
 
-def _begin_again(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *rest: Any, **more: Any):
+def _note_run(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *rest: Any, **more: Any):
     """SAMPLER_SAMPLE: from one noise level to another. Another pack may do so several times in one OUTER_SAMPLE, as
     AnimateDiff-Evolved's FreeInit does. The latent is the last one's, and so are maps and pools. A run that goes on
     where the one before ended, as with that pack's image injection, is part of the same."""
@@ -116,7 +116,7 @@ def _begin_again(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *
     if sampling is not None:
         continues = sampling.continues(sigmas)
         sampling.note_run(sigmas, continues)
-        if sampling.evaluated and not continues:
+        if sampling.has_evaluated and not continues:
             records = dict.fromkeys((*options.get(RECORDS, ()), *sampling.records))
             sampling.begin_again()
             for record in records:
@@ -124,7 +124,7 @@ def _begin_again(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *
     return executor(guider, sigmas, extra_args, *rest, **more)
 
 
-def _name_conds(executor: Any, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None):
+def _note_conditional(executor: Any, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None):
     """PREDICT_NOISE: record which of the guider's lists of conds are conditional.
 
     The first cond identifies a list, since the host appends copies of other lists' conds to cover all areas.
@@ -176,7 +176,7 @@ def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timest
         list_uuids=list_uuids,
     )
     if sampling is not None:
-        sampling.evaluated = True
+        sampling.has_evaluated = True
     with temporarily(options, EVALUATION, evaluation):
         return executor(model, conds, x_in, timestep, model_options)
 
@@ -309,8 +309,8 @@ def temporarily(options: dict[str, Any], key: str, value: Any) -> Iterator[None]
 
 WRAPPERS = (
     (WrappersMP.OUTER_SAMPLE, _sample),
-    (WrappersMP.SAMPLER_SAMPLE, _begin_again),
-    (WrappersMP.PREDICT_NOISE, _name_conds),
+    (WrappersMP.SAMPLER_SAMPLE, _note_run),
+    (WrappersMP.PREDICT_NOISE, _note_conditional),
     (WrappersMP.CALC_COND_BATCH, _classify_conds),
     (WrappersMP.APPLY_MODEL, _keep_last_forward_pass),
     (WrappersMP.DIFFUSION_MODEL, _describe_call),

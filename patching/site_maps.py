@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..attention.plan import Plan
-from ..attention.regions import Area, Size, seen
+from ..attention.regions import Area, Size, cut_to_site
 from ..attention.site import SiteConstants
 from .batch_layout import BatchLayout, Pictures
 from .sampling_state import Caches
@@ -40,7 +40,7 @@ class SiteMaps:
         key = plan, canvas, area, size, device
 
         def at_site(maps: Tensor | None) -> Tensor | None:
-            return None if maps is None else seen(maps, area, canvas, size).to(device)
+            return None if maps is None else cut_to_site(maps, area, canvas, size).to(device)
 
         if key not in self._known:
             self._check_pictures(plan)

@@ -15,13 +15,13 @@ def why_absent(maps: RecordedMaps) -> str:
             f"There is no relevance: there are only styles ({', '.join(maps.styles)}), and a style has no place of "
             "its own. Add a MIP Reference for each object to see who claims what."
         )
-    if maps.off:
+    if maps.nothing_acts:
         return (
             "There is no relevance: scale is 0 in MIP Apply, or MIP Block Strength is 0 for every block, so the "
             "references are switched off. Raise it to see who claims what."
         )
-    if maps.replaced:
-        return f"There is no relevance: {maps.replaced}"
+    if maps.patches_lost:
+        return f"There is no relevance: {maps.patches_lost}"
     if maps.runs > 0 and not maps.steps_seen().any():
         return (
             "There is no relevance: no reference acted in this sampling. Let the references act in some of its "

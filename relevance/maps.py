@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..attention.options import between, one_of
 from ..attention.regions import same_shape
-from ..common.drawing import colour, letters, written
+from ..common.drawing import colour, drawable, letters
 from ..common.text import object_number
 from .means import nobody
 from .observation import PHASES
@@ -102,21 +102,21 @@ def objects_named(wanted: str, names: Sequence[str]) -> list[int]:
 def _check_belonging(maps: RecordedMaps, shares: Tensor, images: Tensor) -> None:
     """Raises ValueError if maps [M, B, h, w] and pictures [B, H, W, 3] cannot be of one sampling."""
     (count, height, width), (pictures, h, w) = images.shape[:3], shares.shape[1:]
-    mend = (
+    remedy = (
         "connect the decoded images of the last sampling with this MIP Apply's model, or put MIP Freeze Relevance "
         "behind their sampler and draw its maps"
     )
     if pictures != count:
-        raise ValueError(f"There are {count} images and maps of {pictures}: {mend}.")
+        raise ValueError(f"There are {count} images and maps of {pictures}: {remedy}.")
     if not same_shape((h, w), (height, width)):
         raise ValueError(
             f"The images are {width}×{height} pixels and the maps {w}×{h} positions, another shape: the last sampling "
-            f"with this model made another picture (a tile, a detailer's?). So {mend}."
+            f"with this model made another picture (a tile, a detailer's?). So {remedy}."
         )
     if maps.of_another_run(images):
         raise ValueError(
             "The images are of another sampling than the maps, which are of the last one with this model (a tile, a "
-            f"detailer's crop?). So {mend}."
+            f"detailer's crop?). So {remedy}."
         )
 
 
@@ -237,7 +237,7 @@ def draw_overlays(
     note: for the legend.
     """
     strengths = dominance(shares)
-    entries = [*zip(written(names), colours, strict=True)]
+    entries = [*zip(drawable(names), colours, strict=True)]
     pictures = [captioned(overlay(image, strengths, colours, opacity), [*entries, (note, None)])]
     for i, number in enumerate(colours):
         pictures.append(captioned(overlay(image, strengths[i : i + 1], [number], opacity), [entries[i]]))
@@ -262,7 +262,7 @@ def preview(
     strengths = dominance(upscale(shares, (picture.height, picture.width)).clamp(0, 1))
     covered = overlay(image / 255, strengths, colours, 0.6)
     enlarged = Image.fromarray((covered * 255).round().byte().numpy()).resize(size, Image.Resampling.BILINEAR)
-    entries = [*zip(written(names), colours, strict=True), (mixed(mixing(shares)), None)]
+    entries = [*zip(drawable(names), colours, strict=True), (mixed(mixing(shares)), None)]
     under = legend(entries, enlarged.width)
     sheet = Image.new("RGB", (enlarged.width, enlarged.height + under.height))
     sheet.paste(enlarged, (0, 0))

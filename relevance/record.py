@@ -30,11 +30,11 @@ class RecordedMaps:
     colours: the numbers of their colours (`common/drawing.py`: `colour`).
     prompt: the prompt of the sampling; empty if it is not known.
     frozen: whether the shares came from an earlier sampling instead of a measurement.
-    off: whether the scale or the strength of every block is 0, so that no reference acts.
+    nothing_acts: whether the scale or the strength of every block is 0, so that no reference acts.
     styles: names of the styles beside the objects; they take no part in the shares.
     strategy: the merge's.
     runs: which run of its model and queued graph this was, from 1.
-    replaced: that another pack replaced patches, in a sentence; empty if none did.
+    patches_lost: that another pack replaced patches, in a sentence; empty if none did.
     cropped: whether the run started from a crop of what an earlier run of its queued graph made, with whatever model.
     fixed_places: whether regions or frozen maps say where the objects are.
 
@@ -51,9 +51,9 @@ class RecordedMaps:
     ) -> None:
         self.names, self.frozen, self.prompt, self.styles = names, frozen, prompt, styles
         self.colours = tuple(range(len(names)) if colours is None else colours)
-        self.off, self.strategy = False, "relevance"
+        self.nothing_acts, self.strategy = False, "relevance"
         self.runs = 0
-        self.replaced, self.cropped, self.fixed_places = "", False, False
+        self.patches_lost, self.cropped, self.fixed_places = "", False, False
         self._shares: dict[tuple[int, int], Sums] = {}
         self._gates: dict[tuple[int, int], Sums] = {}
         self._evenness = torch.zeros(2, 0, 0)  # [sum or count, steps, pictures]
@@ -202,7 +202,7 @@ class RelevanceRecord(RecordedMaps):
         self.cropped, self.fixed_places = cropped, fixed_places
         self.runs = self.runs + 1 if run.prompt_id == self._run.prompt_id else 1
         self._run, self._shares, self._gates = run, {}, {}
-        self._evenness, self._calls, self.replaced = torch.zeros(2, 0, 0), torch.zeros(0), ""
+        self._evenness, self._calls, self.patches_lost = torch.zeros(2, 0, 0), torch.zeros(0), ""
 
     def finish(self, run: RunId, latent: Tensor) -> None:
         """End a run with this latent and keep its maps. Waits for the device, since it reads the latent."""
@@ -240,8 +240,8 @@ class RelevanceRecord(RecordedMaps):
 
     def _copy(self) -> RecordedMaps:
         taken = RecordedMaps(self.names, self.frozen, self.colours, self.prompt, self.styles)
-        taken.off, taken.strategy, taken.runs = self.off, self.strategy, self.runs
-        taken.replaced, taken.cropped, taken.fixed_places = self.replaced, self.cropped, self.fixed_places
+        taken.nothing_acts, taken.strategy, taken.runs = self.nothing_acts, self.strategy, self.runs
+        taken.patches_lost, taken.cropped, taken.fixed_places = self.patches_lost, self.cropped, self.fixed_places
         taken._evenness, taken._calls = (each.to("cpu", copy=True) for each in (self._evenness, self._calls))
         taken._shares = {size: sums.copy() for size, sums in self._shares.items()}
         taken._gates = {size: sums.copy() for size, sums in self._gates.items()}

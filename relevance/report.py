@@ -11,11 +11,11 @@ from ..common.text import MOST_WORDS, holds, plain
 from .maps import MIXED, cores, mixing, owners
 from .record import RecordedMaps
 
-CROPPED = (
+CROPPED_SENTENCE = (
     "This sampling started from a crop of a picture that an earlier sampling of this queue made, as detailers and "
     "upscalers in tiles do."
 )
-SQUEEZED = (
+SQUEEZED_SENTENCE = (
     "Regions and frozen maps are stretched over all of it. Give a detailer the model from another MIP Apply with that "
     "object's reference alone and without a region, and an upscaler the model from before MIP Apply."
 )
@@ -80,7 +80,7 @@ def mixed_by_picture(maps: RecordedMaps) -> list[float] | None:
 
 def _warnings(maps: RecordedMaps) -> list[str]:
     """What was wrong with the sampling itself."""
-    return [maps.replaced, *_cropped(maps)] if maps.replaced else _cropped(maps)
+    return [maps.patches_lost, *_cropped(maps)] if maps.patches_lost else _cropped(maps)
 
 
 def _cropped(maps: RecordedMaps) -> list[str]:
@@ -88,14 +88,15 @@ def _cropped(maps: RecordedMaps) -> list[str]:
     if not maps.cropped:
         return []
     if maps.fixed_places:
-        return [f"{CROPPED} {SQUEEZED} These maps lie on the crop."]
+        return [f"{CROPPED_SENTENCE} {SQUEEZED_SENTENCE} These maps lie on the crop."]
     if len(maps.names) == 1:
-        return [f"{CROPPED} The reference of “{maps.names[0]}” alone acted in it: the right way to detail that object."]
+        alone = f"The reference of “{maps.names[0]}” alone acted in it: the right way to detail that object."
+        return [f"{CROPPED_SENTENCE} {alone}"]
     if not maps.names:
         return []
     return [
-        f"{CROPPED} Every object was looked for in it: if it shows one of them, give the detailer the model from "
-        "another MIP Apply with that object's reference alone. These maps lie on the crop."
+        f"{CROPPED_SENTENCE} Every object was looked for in it: if it shows one of them, give the detailer the "
+        "model from another MIP Apply with that object's reference alone. These maps lie on the crop."
     ]
 
 

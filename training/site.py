@@ -18,7 +18,7 @@ from torch import Tensor
 from ..attention.fusion_head import fusion_gate
 from ..attention.merge import object_attention
 from ..attention.options import Merge
-from ..attention.relevance import flat_shares, raw_relevance, shares
+from ..attention.relevance import even_shares, raw_relevance, shares
 from ..weights.adapter import SiteWeights
 
 
@@ -98,18 +98,18 @@ def merge_site(
     image gate: Z = Z_text + s Σ_i Ã_i g̃ Z_i        text gate: Z = g̃ Z_text + s Σ_i Ã_i Z_i
     """
     count = objects.tokens.shape[1]
-    root = (q.shape[-1] // heads) ** -0.5
+    inverse_root = (q.shape[-1] // heads) ** -0.5
     queries = _fold(q, heads).transpose(1, 2)  # [B·h, d, N]
     tokens = objects.tokens.flatten(1, 2).to(q.dtype)  # [B, M·T, X]
     keys, values = (_fold(each, heads) for each in weights.on(q.device, q.dtype).keys_values(tokens, heads))
-    share = scale * _shares(queries.detach(), objects, heads, root, to_k, merge)  # [M, B, N or 1]
+    share = scale * _shares(queries.detach(), objects, heads, inverse_root, to_k, merge)  # [M, B, N or 1]
     if gated != "off" and weights.head is not None:
         gate = fusion_gate(z_text, weights.head.to(z_text.dtype))  # [B, N]
         if gated == "image":
             share = share * gate
         else:
             z_text = z_text * gate.unsqueeze(-1).to(z_text.dtype)
-    attention = object_attention(queries, keys * root, count).unflatten(0, (-1, heads))  # [B, h, M, T, N]
+    attention = object_attention(queries, keys * inverse_root, count).unflatten(0, (-1, heads))  # [B, h, M, T, N]
     attention = attention * share.transpose(0, 1)[:, None, :, None].to(attention.dtype)
     merged = attention.flatten(0, 1).flatten(1, 2).transpose(1, 2) @ values  # [B·h, N, d]
     return z_text + merged.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
@@ -117,14 +117,20 @@ def merge_site(
 
 @torch.no_grad()
 def _shares(
-    queries: Tensor, objects: RowObjects, heads: int, root: float, to_k: Callable[[Tensor], Tensor], merge: Merge
+    queries: Tensor,
+    objects: RowObjects,
+    heads: int,
+    inverse_root: float,
+    to_k: Callable[[Tensor], Tensor],
+    merge: Merge,
 ) -> Tensor:
     """Ã_i [M, B, N], or [M, B, 1] if they do not vary over positions. queries: [B·h, d, N]."""
     rows, count, length = objects.spans.shape
+    # As a region, which is 0 everywhere, `present` leaves out an object that only pads its row.
     if merge.strategy != "relevance":
-        share = flat_shares(count, merge, objects.present)
+        share = even_shares(count, merge, objects.present)
     else:
-        keys = _fold(to_k((objects.texts * root).to(queries.dtype)), heads)  # [B·h, L, d]
+        keys = _fold(to_k((objects.texts * inverse_root).to(queries.dtype)), heads)  # [B·h, L, d]
         # One matrix for all rows. It averages over a row's own heads and tokens and is zero for other rows' tokens.
         average = objects.spans.new_zeros(rows, count, rows, heads, length)
         row = torch.arange(rows, device=average.device)

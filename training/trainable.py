@@ -63,12 +63,12 @@ def is_trained(key: str, recipe: TrainConfig) -> bool:
 class TrainableAdapter(nn.Module):
     """An adapter as a module. What the recipe trains are float32 parameters, the rest are frozen copies.
 
-    A head that the starting adapter lacks is added, see `first_row`.
+    starting_adapter: what training starts from; a head that it lacks is added, see `first_row`.
     """
 
     def __init__(self, adapter: Adapter, recipe: TrainConfig, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.start = adapter
+        self.starting_adapter = adapter
         flat = flat_tensors(adapter)
         if recipe.gate != "off":
             for number, site in adapter.sites.items():
@@ -86,7 +86,7 @@ class TrainableAdapter(nn.Module):
 
     def adapter(self) -> Adapter:
         """The adapter with gradients."""
-        return with_tensors(self.start, self.frozen | dict(zip(self.keys, self.trained, strict=True)))
+        return with_tensors(self.starting_adapter, self.frozen | dict(zip(self.keys, self.trained, strict=True)))
 
     def finished(self, learnt: Mapping[str, Tensor] | None, about: Mapping[str, str]) -> TrainedAdapter:
         """A copy on the CPU. Tensors that are not trained keep the starting adapter's dtypes.
@@ -94,10 +94,10 @@ class TrainableAdapter(nn.Module):
         learnt: tensors by key to use in place of the parameters (their moving average).
         about: metadata.
         """
-        flat = flat_tensors(self.start)
+        flat = flat_tensors(self.starting_adapter)
         tensors = learnt or dict(zip(self.keys, self.trained, strict=True))
         flat |= {key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in tensors.items()}
-        made = with_tensors(self.start, flat)
+        made = with_tensors(self.starting_adapter, flat)
         parts = made.name, made.spec, made.image_proj, made.sites, made.lora
         return TrainedAdapter(*parts, about=MappingProxyType(dict(about)))
 

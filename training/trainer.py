@@ -201,9 +201,9 @@ class Trainer:
             self._note_broken(samples)
             ids += [sample.id for sample in samples]
             # Which encoder output the adapter reads is in its spec, and training does not change that.
-            batch = self.model.encode(samples, self.optimizer.trainable.start)
-            more = self.processes.no_sync(self.objective) if number + 1 < count else nullcontext()
-            with torch.enable_grad(), more:
+            batch = self.model.encode(samples, self.optimizer.trainable.starting_adapter)
+            sync = self.processes.no_sync(self.objective) if number + 1 < count else nullcontext()
+            with torch.enable_grad(), sync:
                 loss = self.objective(batch) / count
                 self.optimizer.backward(loss)
             total += loss.detach()

@@ -73,17 +73,17 @@ def adapter_path(name: str) -> Path:
         return adapter_path(RENAMED[name])
     own = Path(MINIATURE, name)
     if name.startswith("miniature_"):
-        raise ValueError(f"Adapter “{name}”, which comes with this pack, is missing: {own}.{cure(own)}")
+        raise ValueError(f"Adapter “{name}”, which comes with this pack, is missing: {own}.{remedy(own)}")
     raise ValueError(
         f"Adapter “{brief(name)}” was not found in {_places(*FOLDERS)}. Put it there and press R to refresh the lists."
     )
 
 
-def cure(path: Path) -> str:
+def remedy(path: Path) -> str:
     """A sentence on how to restore a file that comes with the pack; empty for any other file."""
     if path.parent != Path(MINIATURE):
         return ""
-    return f" {bundled.cure(f'adapters/{path.name}', '--stage adapters” and “--export miniature')}"
+    return f" {bundled.remedy(f'adapters/{path.name}', '--stage adapters” and “--export miniature')}"
 
 
 def model_folders(key: str) -> list[str]:

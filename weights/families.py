@@ -26,7 +26,7 @@ from torch import Tensor
 DIM_HEAD = 64  # of the Resampler's attention, in every published adapter
 FACE_WIDTH = 512  # F, of InsightFace's embeddings
 PERCEIVER = "perceiver_resampler."
-PORTRAIT_TOKENS = 16  # of a portrait adapter a face; FaceID has 4
+PORTRAIT_TOKENS = 16  # per face, of a portrait adapter; FaceID has 4
 
 Family = Literal[
     "base", "plus", "full-face", "faceid", "faceid-plus", "faceid-plusv2", "portrait", "portrait-unnorm",
@@ -35,7 +35,7 @@ Family = Literal[
 FacePlus = Literal["by the file's name", "plus", "plus v2"]
 BY_NAME, *_ = FACE_PLUS = get_args(FacePlus)
 
-JOINT = ("xlabs", "instantx")  # families for models in which text and picture attend together
+JOINT_FAMILIES = ("xlabs", "instantx")  # families for models in which text and picture attend together
 NORM_EPS = {"instantx": 1e-5}  # epsilon of the norm of keys and values
 
 Shapes = dict[str, tuple[int, ...]]
@@ -159,7 +159,7 @@ def _instantx(projection: Mapping[str, Tensor]) -> tuple[Dims, Shapes]:
 
 def _face_plus(projection: Mapping[str, Tensor]) -> tuple[Dims, Shapes]:
     dims, shapes = _mlp(projection)
-    perceiver = below(projection, PERCEIVER)
+    perceiver = under_prefix(projection, PERCEIVER)
     embed = _size(perceiver, "proj_in.weight", 1, 2)
     resampler = _resampler(perceiver, dims.context, embed, dims.context)
     return dims._replace(features=embed), shapes | {f"{PERCEIVER}{key}": shape for key, shape in resampler.items()}
@@ -184,7 +184,7 @@ def _resampler(projection: Mapping[str, Tensor], dim: int, embed: int, context: 
     return shapes
 
 
-def below(projection: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def under_prefix(projection: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose keys have a prefix, without it."""
     return {key.removeprefix(prefix): tensor for key, tensor in projection.items() if key.startswith(prefix)}
 

@@ -53,18 +53,18 @@ def reject_foreign(tensors: Mapping[str, Tensor], name: str) -> None:
 
     tensors: by flat key, from `read_tensors`. Files that are not recognised pass.
     """
-    kind, mend = _by_shape(tensors) or _by_key(tensors) or (None, "")
+    kind, remedy = _by_shape(tensors) or _by_key(tensors) or (None, "")
     if kind is not None:
-        raise ValueError(f"“{name}” is {kind}, expected a MIP-Adapter or IP-Adapter. {mend}")
+        raise ValueError(f"“{name}” is {kind}, expected a MIP-Adapter or IP-Adapter. {remedy}")
 
 
 def _by_key(keys: Iterable[str]) -> tuple[str, str] | None:
     if set(keys) and set(keys) <= {"clip_l", "clip_g", "t5xxl"}:
         return "a textual inversion embedding", _EMBEDDING
     text = "\n" + "\n".join(key for key in keys if not _FACE_LORA.fullmatch(key))  # one search through all keys
-    for kind, signs, mend in _BY_KEY:
+    for kind, signs, remedy in _BY_KEY:
         if all(any(sign in text for sign in line.split("|")) for line in signs.split("\n")):
-            return kind, mend
+            return kind, remedy
     return None
 
 

@@ -58,7 +58,7 @@ _DTYPES = {
 }  # fmt: skip
 _STORAGES = {f"{module} {kind}Storage": dtype for kind, dtype in _DTYPES.items() for module in ("torch", "torch.cuda")}
 _CALLING = {"INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"}
-_VALUES = {f"torch {str(dtype).removeprefix('torch.')}" for dtype in _DTYPES.values()}
+_DTYPE_NAMES = {f"torch {str(dtype).removeprefix('torch.')}" for dtype in _DTYPES.values()}
 
 
 def read_pickle(stream: BinaryIO, storages: dict[str, Storage], most: int = MOST_OPCODES) -> Any:
@@ -79,7 +79,12 @@ def read_pickle(stream: BinaryIO, storages: dict[str, Storage], most: int = MOST
             strings.append(argument)
         if opcode.name == "STACK_GLOBAL":
             raise Forbidden(".".join(strings[-2:]))
-        if opcode.name == "GLOBAL" and argument not in _CALLS and argument not in _STORAGES and argument not in _VALUES:
+        if (
+            opcode.name == "GLOBAL"
+            and argument not in _CALLS
+            and argument not in _STORAGES
+            and argument not in _DTYPE_NAMES
+        ):
             raise Forbidden(str(argument).replace(" ", "."))
         if opcode.name == "STOP":
             return machine.pop()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adapter import Adapter
-from .families import DIM_HEAD, PERCEIVER, below, depth
+from .families import DIM_HEAD, PERCEIVER, depth, under_prefix
 from .spec import ENCODER_NAMES
 
 
@@ -55,7 +55,7 @@ def project(adapter: Adapter, embeds: Tensor, faces: Tensor | None = None, struc
     if family in ("faceid-plus", "faceid-plusv2"):
         assert faces is not None and len(faces) == len(x), "every picture needs its face embedding"
         tokens = _mlp_tokens(weights, faces.to(x), adapter.spec.context_dim)
-        read = _resample(_Weights(below(adapter.image_proj, PERCEIVER), x.device), x, tokens)
+        read = _resample(_Weights(under_prefix(adapter.image_proj, PERCEIVER), x.device), x, tokens)
         return tokens + structure * read if family == "faceid-plusv2" else read
     x = x.unsqueeze(1) if family == "portrait-unnorm" else x  # a sequence of one face
     return _resample(weights, x, weights.get("latents").expand(x.shape[0], -1, -1))

@@ -14,7 +14,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..common.text import some
-from .families import BY_NAME, JOINT, FacePlus, Family, family_of, plus_version, projection_shapes
+from .families import BY_NAME, JOINT_FAMILIES, FacePlus, Family, family_of, plus_version, projection_shapes
 from .foreign import reject_foreign
 
 Output = Literal["image_embeds", "penultimate_hidden_states", "pooled", "face_embeds"]
@@ -116,7 +116,7 @@ class AdapterSpec:
     @property
     def is_joint(self) -> bool:
         """Whether it is for models in which text and picture attend together, as in FLUX.1."""
-        return self.family in JOINT
+        return self.family in JOINT_FAMILIES
 
     def __str__(self) -> str:
         kind = "MIP-Adapter" if self.has_head else "IP-Adapter"
@@ -163,7 +163,7 @@ def read_spec(tensors: Mapping[str, Tensor], name: str = "this file", face_plus:
     if family == "faceid-plusv2":
         family = plus_version(name, dims.context, face_plus)
     wanted = {f"image_proj.{key}": shape for key, shape in expected.items()}
-    numbers = block_numbers(at_sites) if family in JOINT else site_numbers(at_sites)
+    numbers = block_numbers(at_sites) if family in JOINT_FAMILIES else site_numbers(at_sites)
     rank = lora_rank(at_sites)
     shapes = site_shapes(at_sites, dims.context, numbers, family)
     shapes |= lora_shapes(at_sites, dims.context, numbers, rank) if rank else {}

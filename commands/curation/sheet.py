@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from ...common.drawing import colour, ink_on, letters, written
+from ...common.drawing import colour, drawable, ink_on, letters
 
 SIDE, GAP, TEXT = 192, 10, 46  # pixels: a picture's square, the space around it, the words below it
 
@@ -48,7 +48,7 @@ def _draw(sheet: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: int, en
     x, y = left + (SIDE - size[0]) // 2, top + (SIDE - size[1]) // 2
     draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), fill="#f1f3f5")
     sheet.paste(entry.picture.convert("RGB").resize((size[0], size[1])), (x, y))
-    for i, (box, label) in enumerate(zip(entry.boxes, written(entry.labels), strict=True)):
+    for i, (box, label) in enumerate(zip(entry.boxes, drawable(entry.labels), strict=True)):
         ink = colour(i)
         corners = [x + box[0] * scale, y + box[1] * scale, x + box[2] * scale, y + box[3] * scale]
         draw.rectangle(corners, outline=ink, width=2)

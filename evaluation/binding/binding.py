@@ -120,7 +120,7 @@ class Binding:
     """What the binding report measured in a batch of B pictures with M references.
 
     names, weights [M]: the references' texts and weights.
-    placed [M]: whether each reference has a region.
+    has_region [M]: whether each reference has a region.
     thumbnails [M]: one picture of each reference, uint8 [H, W, 3].
     images: the pictures, uint8 [B, H, W, 3].
     encoder: the encoder's name.
@@ -131,7 +131,7 @@ class Binding:
 
     names: tuple[str, ...]
     weights: tuple[float, ...]
-    placed: tuple[bool, ...]
+    has_region: tuple[bool, ...]
     thumbnails: tuple[np.ndarray, ...]
     images: np.ndarray
     encoder: str

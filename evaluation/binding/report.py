@@ -11,7 +11,7 @@ from torch import Tensor
 from ...attention.reference import Reference, colours_of
 from ...common.batching import Tick
 from ...common.crops import as_bytes
-from ...common.drawing import written
+from ...common.drawing import drawable
 from ...common.tables import NOTHING, number, percent, table
 from ..detection.crops import pictures_of
 from ..detection.detections import Detections
@@ -52,7 +52,7 @@ def measure_binding(
     return Binding(
         names=texts,
         weights=tuple(reference.weight for reference in references),
-        placed=tuple(reference.region is not None for reference in references),
+        has_region=tuple(reference.region is not None for reference in references),
         thumbnails=tuple(each[0] for each in pictures),
         images=as_bytes(images[..., :3]),
         encoder=encoder.name,
@@ -85,7 +85,7 @@ def headline(binding: Binding) -> tuple[float, float, float]:
 
 def matrices(binding: Binding) -> Tensor:
     """A sheet for each picture, [B, H, W, 3] in 0..1: the similarity matrix and the picture's verdict."""
-    drawn = replace(binding, names=written(binding.names))
+    drawn = replace(binding, names=drawable(binding.names))
     sentences = [verdict(drawn.only(b)) for b in range(len(drawn.pictures))]
     return torch.from_numpy(draw_matrices(drawn, sentences)).float() / 255
 

@@ -166,7 +166,7 @@ def _too_many(binding: Binding) -> Iterator[str]:
 
 def _apart(binding: Binding, objects: Sequence[int], pictures: Pictures) -> str:
     seed = "another picture or seed" if len(pictures) < len(binding.pictures) else "another seed"
-    if all(binding.placed[m] for m in objects):
+    if all(binding.has_region[m] for m in objects):
         return f"take {seed}, or make their regions smaller and further apart"
     return f"take {seed}, or give each of them a region in MIP Reference"
 
@@ -180,7 +180,7 @@ def _against_leak(binding: Binding, objects: Sequence[int], pictures: Pictures, 
         return balance
     mixed = binding.mean_places_mixed(pictures)
     several = len(objects) > 1
-    if all(binding.placed[m] for m in objects):
+    if all(binding.has_region[m] for m in objects):
         region = f"shrink {'their regions' if several else 'its region'}"
     else:
         region = f"give {'each of them' if several else _quoted(binding, objects)} a region"

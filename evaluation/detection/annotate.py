@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ...common.crops import as_bytes
-from ...common.drawing import Canvas, fitted, ink_on, written
+from ...common.drawing import Canvas, drawable, fitted, ink_on
 from .crops import MASK_THRESHOLD, check_pictures
 from .detections import Detection, Detections
 
@@ -32,7 +32,7 @@ def _annotate(image: Tensor, detections: Detections, number: int) -> np.ndarray:
     pixels = as_bytes(image[..., :3])
     height, width = pixels.shape[:2]
     scale = max(1, -(-LEAST // min(height, width)))  # an integer, so that pixels stay sharp
-    found, names = list(detections.every(number)), written(detections.texts)
+    found, names = list(detections.every(number)), drawable(detections.texts)
     sheet = Canvas(width * scale, height * scale)
     sheet.paste((0, 0), Image.fromarray(pixels).resize((width * scale, height * scale), Image.Resampling.NEAREST))
     size = max(14, round(min(height, width) * scale / 32))

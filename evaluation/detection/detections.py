@@ -80,12 +80,12 @@ class Detections:
         best = self.best_rejected[picture][text] if self.best_rejected else 0.0
         close = f" (the best candidate has {best:.2f})" if best else ""
         if self.threshold is None:
-            where, mend = "is marked", "Mark it"
+            where, remedy = "is marked", "Mark it"
         else:
-            where, mend = f"was found at threshold {self.threshold:g}{close}", "Lower the threshold"
+            where, remedy = f"was found at threshold {self.threshold:g}{close}", "Lower the threshold"
         return (
             f"No “{self.texts[text]}” {where} in picture {picture + 1}; found there: {', '.join(others) or 'nothing'}. "
-            f"{mend}, name the object in other words, leave it out of the object texts, or leave out the picture."
+            f"{remedy}, name the object in other words, leave it out of the object texts, or leave out the picture."
         )
 
     def every(self, picture: int) -> Iterator[tuple[int, Detection]]:

@@ -31,7 +31,7 @@ class FolderDetector(FolderModel):
         In a query of several texts, the words of one text influence the boxes of another.
         """
         pictures = [Image.fromarray(as_bytes(image)) for image in images]
-        with self.blamed():
+        with self.errors_named():
             processor = copy(self.processor)
             processor.image_processor = _Prepared(self.processor.image_processor, pictures)
         detector = replace(self, processor=processor)
@@ -44,9 +44,9 @@ class FolderDetector(FolderModel):
             raise ValueError(f"The object text “{text}” has no words to look for: name the object, such as “cat”.")
         queries = [[query]] * len(pictures)
         dtype = self.model.dtype
-        given = self.placed(self.prepared(images=pictures, text=queries))
+        given = self.on_device(self.prepared(images=pictures, text=queries))
         # transformers 4 computes Grounding DINO's positions in float32, whatever the weights' dtype.
-        with self.blamed(), torch.autocast(self.model.device.type, dtype, enabled=dtype != torch.float32):
+        with self.errors_named(), torch.autocast(self.model.device.type, dtype, enabled=dtype != torch.float32):
             output = self.model(**given)
         self._check(output)
         seen = []
@@ -82,7 +82,7 @@ class FolderDetector(FolderModel):
             "text_labels": queries,
         }
         asked = inspect.signature(process).parameters
-        with self.blamed():
+        with self.errors_named():
             results = process(output, **{name: value for name, value in known.items() if name in asked})
         return [(each["boxes"].float().cpu(), each["scores"].float().cpu()) for each in results]
 

@@ -25,8 +25,8 @@ class FolderSegmenter(FolderModel):
         if not boxes:
             return torch.zeros(0, picture.height, picture.width, dtype=torch.bool)
         made = self.prepared(images=picture, input_boxes=[[list(box) for box in boxes]])
-        given = self.placed(made)
-        with self.blamed():
+        given = self.on_device(made)
+        with self.errors_named():
             output = self.model(**given, multimask_output=False)
         if torch.isnan(output.pred_masks).any():
             raise ValueError(
@@ -36,7 +36,7 @@ class FolderSegmenter(FolderModel):
         sizes = {name: made[name] for name in ("original_sizes", "reshaped_input_sizes") if name in made}
         asked = inspect.signature(process).parameters
         known = {name: value for name, value in sizes.items() if name in asked or "kwargs" in asked or "args" in asked}
-        with self.blamed():
+        with self.errors_named():
             (masks,) = process(output.pred_masks.float().cpu(), **known)  # [boxes, 1, H, W]
         return masks[:, 0].bool()
 

@@ -128,8 +128,8 @@ class PairEncoder(FolderModel):
         options = {"padding": "max_length", "truncation": True, "max_length": self.tokens} if self.tokens else {}
 
         def encode(batch: Sequence[str]) -> Any:
-            given = self.placed(self.prepared(text=list(batch), **{"padding": True, **options}))
-            with self.blamed():
+            given = self.on_device(self.prepared(text=list(batch), **{"padding": True, **options}))
+            with self.errors_named():
                 return self.model.get_text_features(**given)
 
         return _joined(in_batches(encode, words, BATCH))
@@ -137,8 +137,8 @@ class PairEncoder(FolderModel):
     @torch.inference_mode()
     def images(self, pictures: Sequence[Picture]) -> Tensor:
         def encode(batch: Sequence[Picture]) -> Any:
-            given = self.placed(self.prepared(images=list(batch)))
-            with self.blamed():
+            given = self.on_device(self.prepared(images=list(batch)))
+            with self.errors_named():
                 return self.model.get_image_features(**given)
 
         return _joined(in_batches(encode, pictures, BATCH))
@@ -165,8 +165,8 @@ class PictureEncoder(FolderModel):
                 made = self.prepared(images=cut, do_resize=False)
             else:
                 made = self.prepared(images=list(batch))
-            given = self.placed(made)
-            with self.blamed():
+            given = self.on_device(made)
+            with self.errors_named():
                 return self.model(**given).last_hidden_state[:, 0]
 
         return _joined(in_batches(encode, pictures, BATCH))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...common.batching import Tick
 from ...common.crops import as_bytes
-from ...common.drawing import SOFT, Canvas, colour, written
+from ...common.drawing import SOFT, Canvas, colour, drawable
 from ...common.tables import NOTHING, number, table
 from ..detection.annotate import annotated
 from ..detection.crops import check_pictures, crop
@@ -143,7 +143,7 @@ def _sheet(whole: Tensor, measured: MeasuredQuality, picture: int) -> np.ndarray
     if picture not in measured.scored:
         sheet.words((x0, EDGE), f"{NOTHING} not scored, see the report", 16, width=wide)
         return np.asarray(sheet.image)
-    row, names = measured.scored.index(picture), written(measured.texts)
+    row, names = measured.scored.index(picture), drawable(measured.texts)
     single, pair, total = (number(float(values[row])) for values in measured.quality)
     sheet.words((x0, EDGE), f"quality {total} = single {single} + pair {pair}", 18, width=wide)
     for text, cut in enumerate(measured.crops[row]):

@@ -8,7 +8,7 @@ from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 
 from ...common.crops import as_bytes
-from ...common.drawing import SOFT, Canvas, cividis, written
+from ...common.drawing import SOFT, Canvas, cividis, drawable
 from ...common.tables import number
 from .score import Change, ObjectRelevance, difference
 from .target import Target
@@ -48,7 +48,7 @@ def _sheet(
         sheet.paste((left, TITLE), _outlined(_resized(pixels, width, height), outline))
     below = TITLE + height + 8
     result = "not scored" if change.ratio is None else f"ratio {number(change.ratio, 2)}"
-    sheet.words((GAP, below), f"{written([name])[0]}: {result}", 18, width=2 * width)
+    sheet.words((GAP, below), f"{drawable([name])[0]}: {result}", 18, width=2 * width)
     said = (
         change.why or f"mean change inside the outline {number(change.inside, 4)}, outside {number(change.outside, 4)}"
     )

@@ -36,20 +36,20 @@ def test_english_is_in_pillow_s_own_font() -> None:
 def test_a_font_of_the_system_has_what_it_lacks(words: str) -> None:
     font = drawing.letters(words, 18)
     assert font.getname()[0] == "DejaVu Sans" and font.size == 18
-    assert drawing.written([words]) == (words,)
+    assert drawing.drawable([words]) == (words,)
     assert len({font.getmask(sign).getbbox() for sign in words if sign.isalpha()} - {None}) > 1  # not boxes all alike
 
 
 @pytest.mark.skipif(not any(map(installed, drawing.FILES[3:])), reason="no font with Chinese on this machine")
 @pytest.mark.parametrize("words", ["猫", "红色的咖啡杯 cup"])
 def test_chinese(words: str) -> None:
-    assert drawing.written([words, "杯子"]) == (words, "杯子")
+    assert drawing.drawable([words, "杯子"]) == (words, "杯子")
     seen = [bytes(np.asarray(maps.legend([(each, 0)], 200))) for each in ("猫", "狗")]
     assert seen[0] != seen[1]
 
 
 def test_without_a_font_objects_go_by_number() -> None:
-    assert drawing.written(["cat", NOWHERE, f"a {NOWHERE}"]) == ("cat", "object 2", "object 3")
+    assert drawing.drawable(["cat", NOWHERE, f"a {NOWHERE}"]) == ("cat", "object 2", "object 3")
     assert drawing.letters(NOWHERE, 14).getname()[0] == "Aileron"
     shares = torch.rand(2, 32, 128).softmax(0)
     drawn, said = (
@@ -65,7 +65,7 @@ def test_on_a_machine_without_fonts(tmp_path: Path) -> None:
     ask = f"""
 import runpy
 load = runpy.run_path({str(ROOT / "launcher" / "package.py")!r})["load_package"]
-print(*load("common.drawing").written(["cat", "猫"]), sep=", ")
+print(*load("common.drawing").drawable(["cat", "猫"]), sep=", ")
 """
     empty = {"XDG_DATA_HOME": str(tmp_path), "XDG_DATA_DIRS": str(tmp_path), "HOME": str(tmp_path)}
     done = finished([sys.executable, "-c", ask], env=empty, cwd=tmp_path)

@@ -92,9 +92,9 @@ def test_each_picture_has_its_own_relevance():
 
 
 def test_advice_knows_what_is_set_already():
-    assert "shrink its region" in verdict(batch(LEAKY, placed=(False, True)))[1]
+    assert "shrink its region" in verdict(batch(LEAKY, has_region=(False, True)))[1]
     assert "Lower the cat's weight (now 1, try 0.77)" in verdict(batch(LEAKY, weights=(1.0, 2.9)))[1]
-    nothing_else = verdict(batch(LEAKY, weights=(1.0, 0.0), placed=(False, True)))[1]
+    nothing_else = verdict(batch(LEAKY, weights=(1.0, 0.0), has_region=(False, True)))[1]
     assert nothing_else.endswith("from “cat”. Raise the dog's weight from 0 to 1.")
     assert "Raise scale in MIP Apply" in verdict(batch(LEAKY, weights=(0.0, 3.0)))[1]
     missing = made([0.2, None])
@@ -113,7 +113,7 @@ def test_exchanged_looks_ask_for_regions():
         "Exchanged: “cat” and “dog” wear each other's looks. Take another seed, or give each of them a region in MIP "
         "Reference."
     )
-    assert "make their regions smaller" in verdict(batch(SWAPPED, placed=(True, True)))[1]
+    assert "make their regions smaller" in verdict(batch(SWAPPED, has_region=(True, True)))[1]
     later = verdict(batch(made([0.2, 0.2]), SWAPPED))[1]
     assert later.startswith("Exchanged in picture 2:") and "Take another picture or seed" in later
 

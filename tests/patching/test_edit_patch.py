@@ -226,7 +226,7 @@ def test_maps_are_recorded_and_frozen(kontext):
     guider = graphs.guide(bound(kontext, record=record), positive, kontext.negative, 3.0)
     latent = graphs.sample(guider, 2, size=SIZE, batch=2)
     shares = record.shares()
-    assert shares.shape == (2, 2, SIZE[0] // 2, SIZE[1] // 2) and not record.replaced
+    assert shares.shape == (2, 2, SIZE[0] // 2, SIZE[1] // 2) and not record.patches_lost
     assert torch.allclose(shares.sum(0), torch.ones_like(shares[0]), atol=1e-5) and float(shares.std()) > 1e-3
     maps = record.for_latent(latent)
     again, plain = (
@@ -304,7 +304,7 @@ def test_another_pack_took_the_slot_after_it(kontext, caplog):
         for index in range(count):
             model.set_model_patch_replace(own_attention, "dit", kind, index)
     calls(kontext, model, latents(*SIZES[2]), steps=1)
-    assert "Another pack replaced" in str(record.replaced) and "MIP" in caplog.text
+    assert "Another pack replaced" in str(record.patches_lost) and "MIP" in caplog.text
 
 
 def test_bad_input(kontext):

@@ -93,7 +93,7 @@ def counted(monkeypatch, name: str) -> list:
 
 @pytest.mark.parametrize("strategy", ["relevance", "uniform", "concat"])
 def test_shares_in_regions(strategy: str, monkeypatch) -> None:
-    calls = counted(monkeypatch, "flat_shares")
+    calls = counted(monkeypatch, "even_shares")
     sample(graphs.apply(graphs.references(region=[LEFT, None]), merge={"strategy": strategy}), STEPS)
     assert len(calls) == RESOLUTIONS
 

@@ -363,12 +363,12 @@ def test_patches_that_were_replaced(some: bool, caplog) -> None:
     said = [each.getMessage() for each in caplog.records if "replaced" in each.getMessage()]
     assert len(said) == 1 and "put that pack's node before MIP Apply" in said[0]
     if some:
-        assert f"2 of {len(keys)}" in said[0] and record.absent() is None and record.replaced in said[0]
+        assert f"2 of {len(keys)}" in said[0] and record.absent() is None and record.patches_lost in said[0]
     else:
-        assert record.absent() == f"There is no relevance: {record.replaced}" and "there" not in record.replaced
+        assert record.absent() == f"There is no relevance: {record.patches_lost}" and "there" not in record.patches_lost
 
 
 def test_nothing_is_said_of_patches_that_run(caplog) -> None:
     model, record = applied(references(start_percent=[0.9, 0.9]))
     sample(model, 2)
-    assert not record.replaced and "replaced" not in caplog.text
+    assert not record.patches_lost and "replaced" not in caplog.text

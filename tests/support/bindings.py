@@ -39,8 +39,8 @@ def made(margins, counts=None, objects: int = 2) -> PictureBinding:
     return PictureBinding(crops, boxes, tuple(found_as), similarity, look, tuple(crop_of))
 
 
-def batch(*pictures: PictureBinding, names=("cat", "dog"), weights=None, placed=None) -> Binding:
+def batch(*pictures: PictureBinding, names=("cat", "dog"), weights=None, has_region=None) -> Binding:
     thumbnails = tuple(np.full((8, 8, 3), 15 * m, np.uint8) for m in range(len(names)))
     images = np.full((len(pictures), 50, 100, 3), 200, np.uint8)
-    weights, placed = weights or (1.0,) * len(names), placed or (False,) * len(names)
-    return Binding(tuple(names), weights, placed, thumbnails, images, "encoder", pictures)
+    weights, has_region = weights or (1.0,) * len(names), has_region or (False,) * len(names)
+    return Binding(tuple(names), weights, has_region, thumbnails, images, "encoder", pictures)
