@@ -68,6 +68,8 @@ ARMS = (
     Arm("mip + relevance, sharpness 3", "mip", Merge("relevance", sharpness=3.0), "image"),  # not the paper's
     Arm("stock + pool", "stock", Merge("relevance", measure="pool")),
     Arm("mip + pool", "mip", Merge("relevance", measure="pool"), "image"),
+    Arm("stock + pool, sharpness 3", "stock", Merge("relevance", sharpness=3.0, measure="pool")),
+    Arm("mip + pool, sharpness 3", "mip", Merge("relevance", sharpness=3.0, measure="pool"), "image"),
     Arm("stock + relevance, sharpness 6", "stock", Merge("relevance", sharpness=6.0)),
     Arm("mip + relevance, sharpness 6", "mip", Merge("relevance", sharpness=6.0), "image"),
     Arm("stock + pool, sharpness 6", "stock", Merge("relevance", sharpness=6.0, measure="pool")),
@@ -124,6 +126,8 @@ EFFECTS = (
     Effect("the pool instead of uniform, on weights trained with relevance", ("mip + pool",), ("mip + uniform",)),
     Effect("sharpness 6, each site, on stock weights", ("stock + relevance, sharpness 6",), ("stock + relevance",)),
     Effect("sharpness 6, each site, on weights trained with relevance", ("mip + relevance, sharpness 6",), (METHOD,)),
+    Effect("sharpness 3, the pool, on stock weights", ("stock + pool, sharpness 3",), ("stock + pool",)),
+    Effect("sharpness 3, the pool, on weights trained with relevance", ("mip + pool, sharpness 3",), ("mip + pool",)),
     Effect("sharpness 6, the pool, on stock weights", ("stock + pool, sharpness 6",), ("stock + pool",)),
     Effect("sharpness 6, the pool, on weights trained with relevance", ("mip + pool, sharpness 6",), ("mip + pool",)),
     Effect(
@@ -145,6 +149,13 @@ EFFECTS = (
         "the pool at sharpness 6 instead of uniform, on weights trained with relevance",
         ("mip + pool, sharpness 6",),
         ("mip + uniform",),
+    ),
+    *(
+        Effect(
+            f"MIP Merge's default instead of {before}, on {of}", (f"{kind} + pool, sharpness 3",), (f"{kind} + {arm}",)
+        )
+        for kind, of in (("stock", "stock weights"), ("mip", "weights trained with relevance"))
+        for arm, before in (("uniform", "uniform shares"), ("relevance", "the paper's merge"))
     ),
     Effect("Resampler family: merging alone", ("stock-plus + relevance",), ("stock-plus + uniform",)),
     Effect("Resampler family: further training", ("mip-plus + relevance",), ("stock-plus + relevance",)),

@@ -23,7 +23,7 @@ _TAUGHT = (
     "on the same world that it is measured in. The last stage of that training told the base where its captions' "
     "words belong (`places` of miniature-training.md), by the relevance that the method merges with, read from other "
     "vectors. SDXL was told nothing of the kind. **And it matters**: on bases that were not told, the paper's merge "
-    "adds less ([the pool](pool.md#pictures-of-the-unaided-base); [their arms](ablation-unaided.md)). "
+    "adds less ([the pool](pool-measurements.md#pictures-of-the-unaided-base); [their arms](ablation-unaided.md)). "
     "There the words know their places at one resolution only, and the shares are nearly even. So the numbers say what "
     "merge and training do where the words know their places. Whether SDXL's words know theirs, *MIP Relevance "
     "Maps* and the object relevance score show on SDXL itself, and how far all this "
@@ -59,7 +59,8 @@ def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """The page.
 
     results: by number of objects, from `table.summarise`.
-    settings: of the lines: prompts, every_seed, steps, sampler, guidance, precision, and base, one of `PAGES`.
+    settings: of the lines: prompts by number of objects, every_seed, steps, sampler, guidance, precision, and base, one
+        of `PAGES`.
     """
     lines = _introduction(results, settings)
     for objects, tables in results.items():
@@ -78,7 +79,7 @@ def _introduction(results: Mapping[str, Any], settings: Mapping[str, Any]) -> li
         f"Made by `python mip.py arms`. Every measured picture is a line of `{its.folder}/lines.jsonl.xz`; "
         f"unpacked as `output/arms/rows-0.jsonl`, with `{its.folder}/plan.json` beside as `plan.json`, they give "
         "this page by `python mip.py arms --report`, and the command goes on "
-        f"from them. {settings['prompts']} prompts for each number of objects, {share}; {settings['steps']} steps of "
+        f"from them. {_prompts(settings['prompts'])}, {share}; {settings['steps']} steps of "
         f"{settings['sampler']}, guidance {settings['guidance']:g}, {settings['precision']}. Every arm has the same "
         "prompts, references and noise. Training seeds are the adapters': they share one base, one set of encoders "
         "and one set of drawn scenes. Every prompt holds a pair of kinds that captions of the training never held "
@@ -121,6 +122,13 @@ def _introduction(results: Mapping[str, Any], settings: Mapping[str, Any]) -> li
         "between own best scales start from different scales, so they do not add up unless they share an arm.",
         *_missing(results, settings),
     ]
+
+
+def _prompts(prompts: Mapping[str, int]) -> str:
+    """How many there are, by number of objects."""
+    if len(set(prompts.values())) == 1:
+        return f"{next(iter(prompts.values()))} prompts for each number of objects"
+    return ", ".join(f"{count} prompts of {objects}" for objects, count in prompts.items())
 
 
 def _section(objects: str, tables: Mapping[str, Any]) -> list[str]:
@@ -186,7 +194,7 @@ def _missing(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[st
     short = []
     for objects, tables in results.items():
         rows = tables["equal"] + tables["best"] + tables["real"]
-        wanted = {row["seeds"]: int(settings["prompts"] * row["seeds"] * share) for row in rows}
+        wanted = {row["seeds"]: int(settings["prompts"].get(objects, 0) * row["seeds"] * share) for row in rows}
         if missing := sorted({row["arm"] for row in rows if row["pictures"] < wanted[row["seeds"]]}):
             all_of_them = len(missing) == len({row["arm"] for row in rows})
             short.append(f"{objects} ({'all arms' if all_of_them else _names(missing)})")

@@ -167,11 +167,15 @@ def summarise(rows: Iterable[Row], scale: float) -> dict[str, Any]:
 
 
 def prompts_of(rows: Iterable[Row]) -> dict[str, Any]:
-    """How many prompts the pictures cover, and whether every training seed has all of them."""
-    seen = {(seed, trial) for measure, _, seed, _, _, trial in (row["key"] for row in rows) if measure == "picture"}
-    prompts = 1 + max((trial for _, trial in seen), default=-1)
-    shares = shared_out(prompts, SEEDS)
-    return {"prompts": prompts, "every_seed": any(trial not in shares[seed] for seed, trial in seen)}
+    """How many prompts the pictures cover, by number of objects, and whether every training seed has all of them."""
+    seen: dict[int, set[tuple[int, int]]] = defaultdict(set)
+    for measure, _, seed, objects, _, trial in (row["key"] for row in rows):
+        if measure == "picture":
+            seen[objects].add((seed, trial))
+    prompts = {f"{objects} objects": 1 + max(trial for _, trial in each) for objects, each in sorted(seen.items())}
+    shares = shared_out(max(prompts.values(), default=0), SEEDS)
+    every_seed = any(trial not in shares[seed] for each in seen.values() for seed, trial in each)
+    return {"prompts": prompts, "every_seed": every_seed}
 
 
 def best_scale(rows: Iterable[Row], arm: Arm, objects: int) -> Best | None:

@@ -206,15 +206,17 @@ def test_the_page_says_what_the_numbers_say():
     ]  # fmt: skip
     results = table.summarise(rows, 0.75)
     settings = {
-        "prompts": 40, "steps": 8, "guidance": 2.0, "sampler": "euler", "precision": "fp32", "every_seed": True,
-        "base": "taught",
+        "prompts": {"2 objects": 40}, "every_seed": True, "base": "taught",
+        "steps": 8, "guidance": 2.0, "sampler": "euler", "precision": "fp32",
     }  # fmt: skip
     made = page.markdown(results, settings)
     assert json.loads(json.dumps(results))
     verdict = next(text for text in made.splitlines() if text.startswith("**Merging or training?**"))
     assert "+25.0" in verdict and "+37.5" in verdict and "+12.5" in verdict
     assert "Fewer than 3 training seeds" in made and "Fewer pictures than prompts" not in made
-    assert "prompts** so far, see there: 2 objects (all arms)" in page.markdown(results, settings | {"prompts": 41})
+    assert "prompts** so far, see there: 2 objects (all arms)" in page.markdown(
+        results, settings | {"prompts": {"2 objects": 41}}
+    )
     tables = [text for text in made.splitlines() if text.startswith("| ")]
     assert any("**mip + relevance**" in text for text in tables)
     assert "nan" not in made and "What the miniature cannot tell" in made
@@ -222,7 +224,7 @@ def test_the_page_says_what_the_numbers_say():
 
 def test_the_page_says_how_many_prompts_the_lines_are_of():
     shared = [line("stock + uniform", trial, [True], seed=trial % 3) for trial in range(7)]
-    assert table.prompts_of(shared) == {"prompts": 7, "every_seed": False}
+    assert table.prompts_of(shared) == {"prompts": {"2 objects": 7}, "every_seed": False}
     assert table.prompts_of([*shared, line("stock + uniform", 4, [True], seed=2)])["every_seed"]
 
 
