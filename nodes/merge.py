@@ -20,7 +20,8 @@ class MIPMerge(io.ComfyNode):
             category=CATEGORY,
             **searched_as("combine embeds", "ipadapter combine", "relevance", "sharpness", "background", "合并"),
             description="How the image features of several objects become one. Without this node: relevance, as "
-            "in the paper's official code. Connect it to compare strategies or to sharpen the separation.",
+            "in the paper's official code. With it, as it comes: one relevance for all sites and sharper shares, which "
+            "keep objects further apart.",
             inputs=[
                 io.Combo.Input(
                     "strategy",
@@ -48,12 +49,12 @@ class MIPMerge(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "sharpness",
-                    default=1.0,
+                    default=3.0,
                     min=0.1,
                     max=10.0,
                     step=0.1,
-                    tooltip="Above 1 the most relevant object takes more of each position; try 2–4 when objects mix. "
-                    "1: official. Relevance only.",
+                    tooltip="Above 1 the most relevant object takes more of each position; try up to 6 when objects "
+                    "mix. 1: official. Relevance only.",
                 ),
                 io.Combo.Input(
                     "measure",

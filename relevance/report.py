@@ -184,7 +184,7 @@ def _verdict(maps: RecordedMaps, owned: Tensor, held: Tensor, mixed: Sequence[fl
     if not advice and mixed and sum(mixed) / len(mixed) > CLAIMED:
         advice.append(
             "The objects claim nearly everything alike: check that the prompt names each of them with its object text, "
-            "then try sharpness 2–4 in MIP Merge or a region for each."
+            "then try sharpness 3–6 in MIP Merge or a region for each."
         )
     said = " ".join(advice)
     for i, name in enumerate(names):
@@ -200,7 +200,7 @@ def _verdict(maps: RecordedMaps, owned: Tensor, held: Tensor, mixed: Sequence[fl
         j = int(others.argmax())
         if float(others[j]) > LEAK and not advice:
             advice.append(
-                f"“{names[j]}” claims {float(others[j]):.0%} of the place of “{name}”: try sharpness 2–4 in MIP "
+                f"“{names[j]}” claims {float(others[j]):.0%} of the place of “{name}”: try sharpness 3–6 in MIP "
                 "Merge, or a region for each."
             )
     return advice or ["Each object has a place of its own. MIP Binding Report says whose look it wears there."]

@@ -189,7 +189,7 @@ def _against_leak(binding: Binding, objects: Sequence[int], pictures: Pictures, 
     if mixed >= MIXED:
         return (
             f"the objects claim the same places while sampling (places mixed {percent(mixed)}), so set sharpness in "
-            f"MIP Merge to 2–4, or {region}"
+            f"MIP Merge to 3–6, or {region}"
         )
     return (
         f"the relevance keeps the objects apart (places mixed {percent(mixed)}), so cut them out of their pictures "

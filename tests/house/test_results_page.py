@@ -34,6 +34,7 @@ CHANGES = {  # rows of docs/results.md -> how ablation.md calls the change, at e
     "sharpness 6": "sharpness 6, each site, on weights trained with relevance",
     "the pool in place of each site": "the pool instead of each site, on weights trained with relevance",
     "the pool with sharpness 6": "sharpness 6, the pool, on weights trained with relevance",
+    "MIP Merge's default": "MIP Merge's default instead of the paper's merge, on weights trained with relevance",
     "background 1": "a background competitor, on stock weights",
     "the same, both at their own best scale": "a background competitor, on stock weights",
 }
@@ -56,7 +57,12 @@ def measured() -> dict[int, str]:
     link = re.search(r"\(([^()]*ablation\.md)\)", RESULTS.read_text("utf-8"))
     assert link
     text = (RESULTS.parent / link[1]).read_text("utf-8")
-    return {count: text.partition(f"\n## {count} objects\n")[2].partition("\n## ")[0] for count in OBJECTS}
+    return {count: section(text, count) for count in OBJECTS}
+
+
+def section(page: str, objects: int) -> str:
+    """What a page of arms says of one number of objects."""
+    return page.partition(f"\n## {objects} objects\n")[2].partition("\n## ")[0]
 
 
 def arms(section: str) -> dict[str, dict[str, str]]:
