@@ -268,12 +268,11 @@ class _PlanBuilder:
         self.scale = scale
         self.null_sets = len(references.names) if references.needs_own_nulls else 1
         null = references.null_tokens.to(device, torch.float32)
-        self.null = null.flatten(0, 1) if null.ndim == 3 else null.repeat(self.null_sets, 1)  # [T or M·T, X]
-        count, null_padding = len(null) if null.ndim == 2 else null.shape[1], references.null_padding
-        if null.ndim == 2:
-            null_padding *= self.null_sets
+        sets = null if null.ndim == 3 else null.expand(self.null_sets, -1, -1)
+        self.null = sets.flatten(0, 1)  # [T or M·T, X]
+        null_padding = references.null_padding if null.ndim == 3 else references.null_padding * self.null_sets
         self.padding_logits, self.null_padding_logits = (
-            _padding_logits(each, count, device, dtype) for each in (references.padding, null_padding)
+            _padding_logits(each, sets.shape[1], device, dtype) for each in (references.padding, null_padding)
         )
         self.object_weights = torch.tensor(references.weights, device=device, dtype=torch.float32).view(-1, 1, 1)
         self.sites: dict[SiteKey, SitePlan] = {}

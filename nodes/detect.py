@@ -127,7 +127,7 @@ class MIPDetectObjects(io.ComfyNode):
                 BoundingBox.Output(display_name="boxes", tooltip="For other nodes: a list of boxes for each picture."),
                 io.Mask.Output(
                     display_name="masks",
-                    tooltip="One an object, in the texts' order, for each picture; of one “object” one a picture; "
+                    tooltip="One per object, in the texts' order, for each picture; of one “object” one per picture; "
                     "black: absent. Of detectors that give boxes only (Grounding DINO, OWLv2): the boxes, filled.",
                 ),
                 io.Image.Output(display_name="annotated", tooltip="The pictures with boxes, names and certainties."),

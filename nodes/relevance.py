@@ -70,7 +70,8 @@ class MIPRelevanceMaps(io.ComfyNode):
                 ),
                 io.Mask.Output(
                     display_name="masks",
-                    tooltip="One an object, in the references' order, for each picture; of one “object” one a picture.",
+                    tooltip="One per object, in the references' order, for each picture; of one “object” one per "
+                    "picture.",
                 ),
                 io.Image.Output(display_name="fusion_head", tooltip="The gate: mid-grey 1, white 2 or more."),
                 io.String.Output(

@@ -20,7 +20,7 @@ const LINKS = [...OBJECTS, SEVERAL, "MIPStyleReference"] // a style stands in th
 const PICTURES = ["MIPPicture", ...OBJECTS] // workflows from before there was MIP Picture have references
 // A stranger's graph is read at every drawing. A loop in it ends here; and two links to one node, at many nodes in a row,
 // would be followed along all their ways.
-const MOST_STEPS = 200
+export const MOST_STEPS = 200
 const LONGEST_TEXT = 1000 // letters of an object's text; the host accepts 300
 const LONGEST = 20_000 // letters of any other text, as many as the host accepts
 

@@ -2,11 +2,9 @@
 
 import { app } from "../../../scripts/app.js"
 import { shownAsApp } from "./app_mode.js"
-import { lostOf, nodeOf, objectsOf, promptOf, wordsKnownTo } from "./chain.js"
+import { lostOf, MOST_STEPS, nodeOf, objectsOf, promptOf, wordsKnownTo } from "./chain.js"
 import { mistakesIn } from "./mistakes.js"
 import { filled, listed, say } from "./words.js"
-
-const MOST_STEPS = 200 // a model's way is followed no further
 
 /** @typedef {Record<string, { class_type: string, inputs: Record<string, unknown> }>} Output of a prompt, by id */
 
