@@ -45,10 +45,12 @@ class Merge:
     background: strength of a competitor that claims positions no object text points at. 0 is the official behaviour;
         1 competes like an object of average relevance.
     sharpness: power on the relevance; above 1 the most relevant object takes more.
+    unclaimed: strength of a competitor that is as strong as the best object is at a typical position of this picture,
+        so that objects claim what stands out from it; 0 is off (see `relevance.typical_best`).
     measure: where the relevance comes from: "each site" measures its own (the paper), or all sites read one "pool" of
         what they measured (see pool.py).
 
-    The last four act on "relevance" only. Raises ValueError for values out of range.
+    The last five act on "relevance" only. Raises ValueError for values out of range.
     """
 
     strategy: Strategy = "relevance"
@@ -56,6 +58,7 @@ class Merge:
     background: float = 0.0
     sharpness: float = 1.0
     measure: Measure = "each site"
+    unclaimed: float = 0.0
 
     def __post_init__(self) -> None:
         one_of("merge strategy", self.strategy, STRATEGIES)
@@ -63,12 +66,19 @@ class Merge:
         one_of("measure", self.measure, MEASURES)
         if not self.background >= 0:
             raise ValueError(f"background is {self.background}; it must be 0 (off) or more.")
+        if not self.unclaimed >= 0:
+            raise ValueError(f"unclaimed is {self.unclaimed}; it must be 0 (off) or more.")
         if not self.sharpness > 0:
             raise ValueError(f"sharpness is {self.sharpness}; it must be above 0 (1 is the paper's merge).")
 
     def needs_relevance(self, objects: int) -> bool:
         """Whether sites must measure relevance. A lone object without a competitor has the share 1 everywhere."""
-        return self.strategy == "relevance" and (objects > 1 or self.background > 0)
+        return self.strategy == "relevance" and (objects > 1 or self.has_competitor)
+
+    @property
+    def has_competitor(self) -> bool:
+        """Whether objects compete with something that is not an object."""
+        return self.background > 0 or self.unclaimed > 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -368,7 +368,7 @@ def _constant_factors(
         frozen maps                         SiteConstants.share         SiteConstants.share
         null values                         folded²                     SiteConstants.null_share
 
-    ¹ of "relevance" without a background
+    ¹ of "relevance" without background and unclaimed
     ² The empty text prefers no position, so these shares are constant. One set for all objects has their sum.
 
     One set of null values serves all objects only where they have the same strength at every site (`needs_own_nulls`).

@@ -39,27 +39,33 @@ def shares(relevance: Tensor, merge: Merge, region: Tensor | None = None, nobody
     """Share of every object at every position: A_i / Σ_j A_j, the Ã_i of the merge.
 
     That is the merge "relevance". With "sum" every share is 1, or r_i. With "uniform" and "concat" the relevance should
-    be the same everywhere (`even_shares`); sharpness, background and the normalisation "mean" do not act on them.
+    be the same everywhere (`even_shares`); sharpness, background, unclaimed and the normalisation "mean" do not act on
+    them.
 
-    With a = N·A (1 where a text prefers no position), sharpness p, background β and regions r:
+    With a = N·A (1 where a text prefers no position), sharpness p, background β, unclaimed u and regions r:
 
-        Ã_i = c · r_i a_i^p / (Σ_j r_j a_j^p + β)     c = M for the paper's normalisation A_i / mean_j A_j, else 1
+        Ã_i = c · r_i a_i^p / (Σ_j r_j a_j^p + β + (u · a*)^p)      a* = the geometric mean over positions of max_j a_j
+
+    c is M for the paper's normalisation A_i / mean_j A_j, else 1.
 
     Regions also scale the result by max_j r_j. Soft edges then fade, and a position outside all regions gets nothing.
 
     relevance: [M, B, N] (or any [M, ...] with positions last), summing to 1 over N.
     region: [M, 1 or B, N] in 0..1, or None.
-    nobody: [1, B, N], in the units of the relevance: one more competitor, which gets no share itself.
+    nobody: [1, B, N], in the units of the relevance: one more competitor, which gets no share itself. It stands in
+        place of unclaimed.
     Returns [M, B, N].
     """
     if merge.strategy == "sum":
         return torch.ones_like(relevance) if region is None else relevance.new_ones(()) * region
     background = None
     if merge.strategy == "relevance":
+        if region is not None and (merge.sharpness != 1.0 or merge.unclaimed):
+            relevance = relevance * (region > 0)
+        if merge.unclaimed and nobody is None:
+            nobody = merge.unclaimed * typical_best(relevance, region)
         if merge.sharpness != 1.0:
             # a^p relative to the largest a inside its region, so that high powers neither overflow nor vanish.
-            if region is not None:
-                relevance = relevance * (region > 0)
             peak = relevance.amax(0, keepdim=True).clamp_min(FLOOR)
             relevance = (relevance / peak) ** merge.sharpness
             nobody = None if nobody is None else (nobody / peak) ** merge.sharpness
@@ -83,6 +89,20 @@ def shares(relevance: Tensor, merge: Merge, region: Tensor | None = None, nobody
     return share
 
 
+def typical_best(relevance: Tensor, region: Tensor | None = None) -> Tensor:
+    """The geometric mean over positions of the strongest object's relevance: what leads where nothing stands out.
+
+    relevance: [M, B, N], 0 outside its region.
+    region: [M, 1 or B, N], or None. Positions outside all regions do not count.
+    Returns [1, B, 1].
+    """
+    best = relevance.amax(0, keepdim=True).clamp_min(FLOOR).log()
+    if region is None:
+        return best.mean(-1, keepdim=True).exp()
+    inside = (region.amax(0, keepdim=True) > 0).to(best)
+    return ((best * inside).sum(-1, keepdim=True) / inside.sum(-1, keepdim=True).clamp_min(1)).exp()
+
+
 def even_shares(objects: int, merge: Merge, region: Tensor | None = None) -> Tensor:
     """Shares for texts that prefer no position (A_i = 1/N everywhere).
 
@@ -103,7 +123,7 @@ def frozen_shares(recorded: Tensor, merge: Merge, region: Tensor | None = None) 
     Returns [M, B, N].
 
     The plain merge returns the recorded shares unchanged. Background, sharpness and regions act on them as on a
-    relevance that is A_i = M/N where an object has everything.
+    relevance that is A_i = M/N where an object has everything. What is unclaimed was recorded with them.
     """
     relevance = recorded * ((len(recorded) - 1) / recorded.shape[-1]) + FLOOR
     return shares(relevance[:-1], merge, region, relevance[-1:])

@@ -66,14 +66,28 @@ class MIPMerge(io.ComfyNode):
                     "those count that agree with others; meant for models that find words badly at many sites. "
                     "each site: every site goes by its own map (the paper). Relevance only.",
                 ),
+                io.Float.Input(
+                    "unclaimed",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    optional=True,
+                    **ADVANCED,
+                    tooltip="Leaves to the prompt what stands out for no object: they compete with the best "
+                    "object's relevance at a typical position of the picture, times this. 0: off (the paper). "
+                    "Relevance only.",
+                ),
             ],
             outputs=[MIPMergeOptions.Output(display_name="merge", tooltip="For MIP Apply.")],
         )
 
     @classmethod
-    def execute(cls, strategy, normalization, background, sharpness, measure: Measure = "each site") -> io.NodeOutput:
-        # Graphs that were saved before there was a choice do not say how: they sample as they did.
-        return io.NodeOutput(Merge(strategy, normalization, background, sharpness, measure))
+    def execute(
+        cls, strategy, normalization, background, sharpness, measure: Measure = "each site", unclaimed: float = 0.0
+    ) -> io.NodeOutput:
+        # Graphs that were saved before an input was there do not give it: they sample as they did.
+        return io.NodeOutput(Merge(strategy, normalization, background, sharpness, measure, unclaimed))
 
 
 class MIPFusionHead(io.ComfyNode):

@@ -34,6 +34,7 @@ merges = st.builds(
     st.sampled_from(("sum", "mean")),
     st.sampled_from((0.0, 0.1, 1.0, 7.0)),
     st.sampled_from((1.0, 0.3, 2.0, 5.0)),
+    unclaimed=st.sampled_from((0.0, 0.0, 0.6, 1.0)),
 )
 cases = st.builds(
     Case, seed=st.integers(0, 9999), objects=st.integers(1, 16), tokens=st.sampled_from((1, 4, 16)),
@@ -157,7 +158,7 @@ relevances = st.integers(0, 999).map(lambda seed: np.random.default_rng(seed).di
 @given(relevances, merges)
 def test_shares(relevance: np.ndarray, merge: Merge) -> None:
     """Ã_i = c a_i^p / (Σ_j a_j^p + β) with a = N A_i; sums to c, or less with a background."""
-    merge = replace(merge, strategy="relevance")
+    merge = replace(merge, strategy="relevance", unclaimed=0.0)
     got = shares(torch.from_numpy(relevance).float().clamp_min(1e-30), merge).double().numpy()
     a = np.maximum(relevance.astype(np.float32), 1e-30).astype(np.float64) * relevance.shape[-1]
     a **= merge.sharpness
@@ -170,7 +171,7 @@ def test_shares(relevance: np.ndarray, merge: Merge) -> None:
 @given(relevances, merges, st.sampled_from([0.5, 1.0, 10.0]), st.integers(0, 99))
 def test_shares_in_regions(relevance: np.ndarray, merge: Merge, sharpness: float, seed: int) -> None:
     """Ã_i = c r_i a_i^p / (Σ_j r_j a_j^p + β) · max_j r_j; 0 outside all regions."""
-    merge = replace(merge, strategy="relevance", sharpness=sharpness)
+    merge = replace(merge, strategy="relevance", sharpness=sharpness, unclaimed=0.0)
     region = np.random.default_rng(seed).choice([0.0, 0.25, 1.0], (len(relevance), 1, relevance.shape[-1]))
     given = torch.from_numpy(relevance).float().clamp_min(1e-30)
     got = shares(given, merge, torch.from_numpy(region).float()).double().numpy()
@@ -181,15 +182,44 @@ def test_shares_in_regions(relevance: np.ndarray, merge: Merge, sharpness: float
     np.testing.assert_allclose(got, factor * expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("background", [0.0, 1.0])
-def test_an_object_without_say_leaves_no_trace(background: float) -> None:
+@given(relevances, merges, st.sampled_from([0.3, 1.0]), st.one_of(st.none(), st.integers(0, 99)))
+def test_what_nobody_claims(relevance: np.ndarray, merge: Merge, unclaimed: float, seed: int | None) -> None:
+    """One more competitor, u times the geometric mean, over positions where any object may be, of the best of them."""
+    merge = replace(merge, strategy="relevance", unclaimed=unclaimed)
+    given = torch.from_numpy(relevance).float().clamp_min(1e-30)
+    count, pictures, positions = given.shape
+    region = np.ones((count, 1, positions))
+    if seed is not None:
+        region = np.random.default_rng(seed).choice([0.0, 0.5, 1.0], region.shape)
+    got = shares(given, merge, None if seed is None else torch.from_numpy(region).float()).double().numpy()
+    a = given.double().numpy() * positions
+    for picture in range(pictures):
+        inside = [n for n in range(positions) if region[:, 0, n].max() > 0]
+        best = [max(a[i, picture, n] for i in range(count) if region[i, 0, n] > 0) for n in inside]
+        nobody = (unclaimed * np.exp(np.mean(np.log(best)))) ** merge.sharpness
+        powers = region[:, 0] * a[:, picture] ** merge.sharpness
+        expected = powers / (powers.sum(0) + merge.background + nobody) * region[:, 0].max(0)
+        factor = count if merge.normalization == "mean" else 1
+        np.testing.assert_allclose(got[:, picture], factor * expected, rtol=2e-4, atol=1e-6)
+
+
+def test_a_place_that_stands_out_stays_an_objects_own() -> None:
+    """What the best object has at a typical position is nobody's by half; ten times as much is the object's."""
+    relevance = torch.full((2, 1, 100), 1e-3)
+    relevance[0, 0, :10] = 1e-1
+    share = shares(relevance / relevance.sum(-1, keepdim=True), Merge(unclaimed=1.0, sharpness=3.0))
+    assert share[0, 0, :10].min() > 0.9 and share.sum(0)[0, 10:].max() < 0.6
+
+
+@pytest.mark.parametrize("competitor", [{}, {"background": 1.0}, {"unclaimed": 1.0}], ids=str)
+def test_an_object_without_say_leaves_no_trace(competitor: dict) -> None:
     """However much more it prefers the position, the sharpest merge gives the region to whoever is allowed there."""
     relevance = torch.tensor([2e-2, 1e-6]).view(2, 1, 1).expand(-1, -1, 1000)
     region = torch.tensor([0.0, 1.0]).view(2, 1, 1).expand(-1, -1, 1000)
-    merge = Merge(sharpness=10.0, background=background)
+    merge = Merge(sharpness=10.0, **competitor)
     alone = shares(relevance[1:], merge)
     close(shares(relevance, merge, region), torch.cat([torch.zeros_like(alone), alone]))
-    assert background or bool((alone == 1).all())
+    assert competitor or bool((alone == 1).all())
 
 
 @given(cases)

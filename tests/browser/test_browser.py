@@ -170,19 +170,21 @@ def test_a_folded_node_says_which_it_is(page) -> None:
 # ---- blueprints ----
 
 
-def test_workflows_from_before_there_was_a_pool_sample_as_they_did(page) -> None:
-    def measures(saved: list) -> set[str]:
+def test_workflows_from_before_an_input_sample_as_they_did(page) -> None:
+    def added(saved: list) -> set[tuple[str, float]]:
         nodes = [
             {**node, "widgets_values": saved} if node["type"] == "MIPMerge" else node for node in WORKFLOW["nodes"]
         ]
         page.evaluate(OPEN, {**WORKFLOW, "nodes": nodes})
         queued = page.evaluate(QUEUED).values()
-        return {node["inputs"]["measure"] for node in queued if node["class_type"] == "MIPMerge"}
+        merges = [node["inputs"] for node in queued if node["class_type"] == "MIPMerge"]
+        return {(each["measure"], each["unclaimed"]) for each in merges}
 
-    assert measures(["relevance", "sum", 0.5, 2.0]) == {"each site"}
-    assert measures(["relevance", "sum", 0.5, 2.0, "pool"]) == {"pool"}
-    new = "() => LiteGraph.createNode('MIPMerge').widgets.find(widget => widget.name === 'measure').value"
-    assert page.evaluate(new) == "pool"
+    before = ["relevance", "sum", 0.5, 2.0]
+    assert added(before) == {("each site", 0)}
+    assert added([*before, "pool"]) == {("pool", 0)}
+    assert added([*before, "pool", 0.7]) == {("pool", 0.7)}
+    assert page.evaluate("() => LiteGraph.createNode('MIPMerge').widgets.slice(4).map(each => each.value)") == ["pool", 1]
 
 
 # On newer frontends a node from the search follows the cursor until the next click.

@@ -188,6 +188,8 @@ def test_seventeen_references() -> None:
         ({"normalization": "max"}, "max"),
         ({"background": -1.0}, "-1"),
         ({"background": NAN}, "nan"),
+        ({"unclaimed": -0.5}, "-0.5"),
+        ({"unclaimed": NAN}, "nan"),
         ({"sharpness": 0.0}, "0"),
         ({"sharpness": NAN}, "nan"),
     ],

@@ -46,6 +46,7 @@ def test_strategies(family: str, strategy: str) -> None:
     [
         {"merge": {"normalization": "mean"}},
         {"merge": {"background": 1.0, "sharpness": 3.0}},
+        {"merge": {"unclaimed": 0.8, "sharpness": 2.0}},
         {"head": {"gate": "text"}},
         {"head": {"gate": "image", "strength": 0.4}},
         {"head": {"gate": "text", "strength": 1.7}},

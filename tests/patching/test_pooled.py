@@ -45,7 +45,15 @@ def test_the_comparison_tells_right_from_wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    "merge", [{}, {"normalization": "mean"}, {"background": 1.0, "sharpness": 3.0}, {"strategy": "uniform"}], ids=str
+    "merge",
+    [
+        {},
+        {"normalization": "mean"},
+        {"background": 1.0, "sharpness": 3.0},
+        {"unclaimed": 1.0, "sharpness": 3.0},
+        {"strategy": "uniform"},
+    ],
+    ids=str,
 )
 def test_choices(merge: dict) -> None:
     compare(guide, merge)

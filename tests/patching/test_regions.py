@@ -81,6 +81,8 @@ def test_strategies(strategy: str) -> None:
     "options",
     [
         {"merge": {"background": 1.0, "sharpness": 2.0}},
+        {"merge": {"unclaimed": 1.0, "sharpness": 3.0}},
+        {"merge": {"unclaimed": 1.0, "measure": "pool"}},
         {"merge": {"normalization": "mean"}, "family": "plus"},
         {"head": {"gate": "text"}},
         {"head": {"gate": "off"}},

@@ -216,6 +216,7 @@ class Frozen(DirectPatch):
         ({"measure": "pool"}, {"measure": "pool"}),
         ({"normalization": "mean"}, {"normalization": "mean"}),
         ({"background": 0.5}, {"sharpness": 3.0, "background": 0.7}),
+        ({"unclaimed": 1.0, "measure": "pool"}, {"unclaimed": 1.0, "measure": "pool"}),
     ],
     ids=str,
 )

@@ -13,7 +13,8 @@ from ..support.paths import ROOT
 from ..support.queueing import get, run
 
 OLD = ROOT / "tests" / "data" / "first_demo_api.json"  # the demo as it was when the pack got its first workflows
-BEFORE = {("MIPMerge", "measure"): "each site"}  # what a node did before it had an input, where new nodes do otherwise
+# What a node did before it had an input, where new nodes do otherwise.
+BEFORE = {("MIPMerge", "measure"): "each site", ("MIPMerge", "unclaimed"): 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -58,5 +59,7 @@ def test_an_old_prompt_makes_the_picture_it_made(prepared) -> None:
     made = pictures(prepared, old)
     assert set(made) == {"16", "21"} and made["16"] != made["21"]  # two ways of merging
     assert made == pictures(prepared, full)
-    full["12"]["inputs"]["measure"] = "pool"
-    assert pictures(prepared, full)["16"] != made["16"]
+    for name, new in (("measure", "pool"), ("unclaimed", 1.0)):
+        changed = json.loads(json.dumps(full))
+        changed["12"]["inputs"][name] = new
+        assert pictures(prepared, changed)["16"] != made["16"]

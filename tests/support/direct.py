@@ -5,6 +5,7 @@ It is slow and plain on purpose, and independent of attention/. The tests compar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,6 +49,7 @@ class Direct:
     gate: str = "image"
     strength: float = 1.0
     measure: str = "each site"
+    unclaimed: float = 0.0
     pooled: Callable[[Tensor], Tensor] | None = None  # replaces the relevance A [M, N] that the site measured
 
     def row(self, q: Tensor, text: Tensor, to_k: Tensor, number: int, heads: int, conditional: bool,
@@ -103,6 +105,10 @@ class Direct:
             return r
         a = (relevance * positions) ** self.sharpness if strategy == "relevance" else torch.ones_like(relevance)
         below = (r * a).sum(0) + (self.background if strategy == "relevance" else 0)
+        if strategy == "relevance" and self.unclaimed and (r > 0).any():
+            best = torch.where(r > 0, relevance, 0).max(0).values[(r > 0).any(0)]
+            typical = math.exp(sum(math.log(max(float(each), 1e-30)) for each in best) / len(best))
+            below = below + (self.unclaimed * typical * positions) ** self.sharpness
         share = torch.where(below > 0, r * a / below, 0) * r.max(0).values
         return share * objects if strategy == "relevance" and self.normalization == "mean" else share
 

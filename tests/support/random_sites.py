@@ -105,7 +105,7 @@ class Case:
             data["tokens"], data["null"], data["texts"], data["weights"], {1: data["to_k_ip"]}, {1: data["to_v_ip"]},
             {1: data["head"] / data["head"].norm()}, scale=self.scale, gate=self.gate, strength=self.strength,
             strategy=self.merge.strategy, normalization=self.merge.normalization, background=self.merge.background,
-            sharpness=self.merge.sharpness,
+            sharpness=self.merge.sharpness, unclaimed=self.merge.unclaimed,
         )  # fmt: skip
         regions = torch.stack(list(data["regions"])).double().numpy() if self.regional else None
         rows = zip(data["q"], data["text"], conditional, strict=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-INPUTS = ("scale", "start_percent", "merge", "normalization", "background", "sharpness", "fusion")
+INPUTS = ("scale", "start_percent", "merge", "normalization", "background", "sharpness", "unclaimed", "fusion")
 
 
 def told(call, *words: str) -> str:
