@@ -54,8 +54,8 @@ class MIPEditReferences(io.ComfyNode):
                 MIPMergeOptions.Input(
                     "merge",
                     optional=True,
-                    tooltip="From MIP Merge: sharpness, background and measure, with the strategy relevance. Without "
-                    "it: one relevance for all blocks (pool).",
+                    tooltip="From MIP Merge: sharpness, background, measure and unclaimed, with the strategy "
+                    "relevance. Without it: one relevance for all blocks (pool).",
                 ),
                 MIPRelevance.Input(
                     "frozen",

@@ -44,7 +44,7 @@ class MIPRelevanceMaps(io.ComfyNode):
                     default="owner",
                     optional=True,
                     tooltip="owner: white where the object has the largest share; for masks of the objects alone set "
-                    "background to about 1 in MIP Merge. soft: the share itself. threshold: white where the share "
+                    "unclaimed to 1 in MIP Merge. soft: the share itself. threshold: white where the share "
                     "exceeds the threshold.",
                 ),
                 io.Float.Input(
