@@ -121,6 +121,8 @@ def test_a_stopped_run_goes_on(stage, tmp_path, monkeypatch) -> None:
     with pytest.raises(ValueError, match="train the stand-in by"):
         comfy_edits.work(given)
     progress, _ = steps(stage(), 3)
+    for weight in progress.ema.values():  # the gates of its blocks begin at zero, and three steps hardly open them
+        weight.add_(torch.randn_like(weight), alpha=0.1)
     stage_trainer.save(progress.state(), tmp_path / "edit.pt")
     monkeypatch.setattr(comfy_edits, "PROMPTS_AT_ONCE", 1)
     assert comfy_edits.work(given) is None
@@ -134,7 +136,8 @@ def test_a_stopped_run_goes_on(stage, tmp_path, monkeypatch) -> None:
     assert pictures[edits.WITHOUT].shape == (1, 3, edit.SIDE, edit.SIDE)
     monkeypatch.setattr("mip_adapter.patching.edit_patch.edit_references", lambda model, *_, **__: model)
     assert torch.equal(maker.drawn(0, edits.SETTINGS["strength 2"]), pictures[edits.WITHOUT])
-    assert not any(torch.equal(pictures[name], pictures[edits.WITHOUT]) for name in list(pictures)[1:])
+    differences = {name: float((each - pictures[edits.WITHOUT]).abs().max()) for name, each in pictures.items()}
+    assert differences.pop(edits.WITHOUT) == 0 and min(differences.values()) > 1e-3
     given.guidance = 3.0
     with pytest.raises(ValueError, match="guidance was 2.0, is 3.0"):
         comfy_edits.work(given)
