@@ -68,15 +68,15 @@ class MIPMerge(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "unclaimed",
-                    default=1.0,
+                    default=0.0,
                     min=0.0,
                     max=2.0,
                     step=0.05,
                     optional=True,
                     **ADVANCED,
-                    tooltip="Leaves to the prompt what stands out for no object: they compete with the best "
-                    "object's relevance at a typical position of the picture, times this. 0: off (the paper). "
-                    "Relevance only.",
+                    tooltip="1 leaves to the prompt what stands out for no object; try it when objects are missing. A "
+                    "competitor as strong as the best object is at a typical position of the picture, times this. "
+                    "0: off (official). Relevance only.",
                 ),
             ],
             outputs=[MIPMergeOptions.Output(display_name="merge", tooltip="For MIP Apply.")],
@@ -86,7 +86,7 @@ class MIPMerge(io.ComfyNode):
     def execute(
         cls, strategy, normalization, background, sharpness, measure: Measure = "each site", unclaimed: float = 0.0
     ) -> io.NodeOutput:
-        # Graphs that were saved before an input was there do not give it: they sample as they did.
+        # Graphs that were saved before there was a measure do not give it: they sample as they did.
         return io.NodeOutput(Merge(strategy, normalization, background, sharpness, measure, unclaimed))
 
 

@@ -74,6 +74,12 @@ ARMS = (
     Arm("mip + relevance, sharpness 6", "mip", Merge("relevance", sharpness=6.0), "image"),
     Arm("stock + pool, sharpness 6", "stock", Merge("relevance", sharpness=6.0, measure="pool")),
     Arm("mip + pool, sharpness 6", "mip", Merge("relevance", sharpness=6.0, measure="pool"), "image"),
+    Arm(
+        "mip + pool, sharpness 3, unclaimed 1",
+        "mip",
+        Merge("relevance", sharpness=3.0, measure="pool", unclaimed=1.0),
+        "image",
+    ),
     Arm("stock-plus + uniform", "stock-plus", UNIFORM),
     Arm("stock-plus + relevance", "stock-plus", RELEVANCE),
     Arm("mip-plus + relevance", "mip-plus", RELEVANCE, "image"),
@@ -149,6 +155,11 @@ EFFECTS = (
         "the pool at sharpness 6 instead of uniform, on weights trained with relevance",
         ("mip + pool, sharpness 6",),
         ("mip + uniform",),
+    ),
+    Effect(
+        "unclaimed 1 beside MIP Merge's default, on weights trained with relevance",
+        ("mip + pool, sharpness 3, unclaimed 1",),
+        ("mip + pool, sharpness 3",),
     ),
     *(
         Effect(

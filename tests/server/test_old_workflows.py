@@ -13,8 +13,7 @@ from ..support.paths import ROOT
 from ..support.queueing import get, run
 
 OLD = ROOT / "tests" / "data" / "first_demo_api.json"  # the demo as it was when the pack got its first workflows
-# What a node did before it had an input, where new nodes do otherwise.
-BEFORE = {("MIPMerge", "measure"): "each site", ("MIPMerge", "unclaimed"): 0.0}
+BEFORE = {("MIPMerge", "measure"): "each site"}  # what a node did before it had an input, where new nodes do otherwise
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import { app } from "../../../scripts/app.js"
 
 // What a node did before it had the widget. A widget that a workflow does not know gets the default of new nodes.
-const BEFORE = { MIPMerge: { measure: "each site", unclaimed: 0 } }
+const BEFORE = { MIPMerge: { measure: "each site" } }
 
 app.registerExtension({
   name: "MIP-Adapter.SavedBefore",
