@@ -93,13 +93,13 @@ def typical_best(relevance: Tensor, region: Tensor | None = None) -> Tensor:
     """The geometric mean over positions of the strongest object's relevance: what leads where nothing stands out.
 
     relevance: [M, B, N], 0 outside its region.
-    region: [M, 1 or B, N], or None. Positions outside all regions do not count.
+    region: [M, 1 or B, 1 or N], or None. Positions outside all regions do not count.
     Returns [1, B, 1].
     """
     best = relevance.amax(0, keepdim=True).clamp_min(FLOOR).log()
     if region is None:
         return best.mean(-1, keepdim=True).exp()
-    inside = (region.amax(0, keepdim=True) > 0).to(best)
+    inside = (region.amax(0, keepdim=True) > 0).to(best).expand_as(best)
     return ((best * inside).sum(-1, keepdim=True) / inside.sum(-1, keepdim=True).clamp_min(1)).exp()
 
 
@@ -123,7 +123,8 @@ def frozen_shares(recorded: Tensor, merge: Merge, region: Tensor | None = None) 
     Returns [M, B, N].
 
     The plain merge returns the recorded shares unchanged. Background, sharpness and regions act on them as on a
-    relevance that is A_i = M/N where an object has everything. What is unclaimed was recorded with them.
+    relevance that is A_i = M/N where an object has everything. The merge's unclaimed does not: the last map stands in
+    its place.
     """
     relevance = recorded * ((len(recorded) - 1) / recorded.shape[-1]) + FLOOR
     return shares(relevance[:-1], merge, region, relevance[-1:])

@@ -203,6 +203,12 @@ def test_what_nobody_claims(relevance: np.ndarray, merge: Merge, unclaimed: floa
         np.testing.assert_allclose(got[:, picture], factor * expected, rtol=2e-4, atol=1e-6)
 
 
+def test_a_region_that_is_the_same_everywhere_changes_nothing() -> None:
+    relevance = torch.rand(2, 3, 50, generator=torch.Generator().manual_seed(0)) / 50
+    merge = Merge(unclaimed=1.0, sharpness=2.0)
+    close(shares(relevance, merge, torch.ones(2, 3, 1)), shares(relevance, merge))
+
+
 def test_a_place_that_stands_out_stays_an_objects_own() -> None:
     """What the best object has at a typical position is nobody's by half; ten times as much is the object's."""
     relevance = torch.full((2, 1, 100), 1e-3)
