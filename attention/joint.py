@@ -74,7 +74,7 @@ def unrotate(x: Tensor, rotations: Tensor) -> Tensor:
 def image_features(
     queries: Tensor,
     plan: Plan,
-    site: SitePlan,
+    site_plan: SitePlan,
     groups: Sequence[RowGroup],
     relevance: Callable[[RowGroup], Tensor],
     text_length: int = 0,
@@ -90,7 +90,8 @@ def image_features(
     """
     batch, heads, positions, width = queries.shape
     out = queries.new_zeros(batch, positions, heads * width)
-    for rows in groups:
-        q = queries[rows.slice].permute(1, 3, 0, 2).flatten(2)  # [h, d, b·(P + N)]
-        add_images(out[rows.slice], q, plan, site, rows, partial(relevance, rows), observe, text_length=text_length)
+    for group in groups:
+        q = queries[group.slice].permute(1, 3, 0, 2).flatten(2)  # [h, d, b·(P + N)]
+        measure = partial(relevance, group)
+        add_images(out[group.slice], q, plan, site_plan, group, measure, observe, text_length=text_length)
     return out

@@ -63,12 +63,12 @@ class NoisePlan:
 
     strength: in standard deviations of Z_text.
     target: index of the object whose relevance weighs the noise.
-    sites: by site key.
+    noise_sites: by site key.
     """
 
     strength: float
     target: int
-    sites: Mapping[SiteKey, NoiseSite]
+    noise_sites: Mapping[SiteKey, NoiseSite]
 
 
 def compile_noise(

@@ -164,11 +164,11 @@ class Plan:
 
     names: the M object texts.
     merge: how the objects' image features are merged.
-    gated, gate_strength: see `FusionHead`; the head's rows are in `sites`.
+    gated, gate_strength: see `FusionHead`; the head's rows are in `site_plans`.
     weights: [M, 1, 1] float32, the objects' weights. They are folded into the values. With regions the unconditional
         branch also needs them here, because it has one set of values for all objects.
     regions: [M, 1 or pictures, H, W], as in `EncodedReferences`; float32 on the CPU.
-    sites: by site key, without those where no object has any strength.
+    site_plans: by site key, without those where no object has any strength.
     frozen: [M + 1, pictures, H, W], as in `EncodedReferences`; float32 on the CPU. `SiteConstants` holds what a site
         needs of regions and frozen.
     null_sets: 1 where all objects share one set of null tokens, M where each has its own.
@@ -181,7 +181,7 @@ class Plan:
     gate_strength: float
     weights: Tensor
     regions: Tensor | None
-    sites: Mapping[SiteKey, SitePlan]
+    site_plans: Mapping[SiteKey, SitePlan]
     frozen: Tensor | None = None
     null_sets: int = 1
     eases: tuple[Ease, ...] = ()
@@ -216,7 +216,7 @@ class Plan:
 
         Null values are shared only where all objects ease alike (`needs_own_nulls`): the first factor stands for all.
         """
-        token_count = next(iter(self.sites.values())).keys.shape[1] // self.count
+        token_count = next(iter(self.site_plans.values())).keys.shape[1] // self.count
         factors = torch.cat([ease.at(fraction) for ease in self.eases])  # [M]
         by_set = factors, factors[: self.null_sets]
         values, nulls = (each.repeat_interleave(token_count).unsqueeze(1) for each in by_set)
@@ -243,7 +243,7 @@ def compile_plans(
     """
     builders = [_PlanBuilder(references, scale, merge, head, device, dtype) for references in reference_sets]
     for site in sites:
-        site_weights = [adapter.sites[site.number].on(device) for adapter in adapters]
+        site_weights = [adapter.site_weights[site.number].on(device) for adapter in adapters]
         head_row = head.weights[site.number].to(device, dtype) if head.active else None
         for builder in builders:
             builder.add(site, site_weights, head_row)
@@ -275,7 +275,7 @@ class _PlanBuilder:
             _padding_logits(each, sets.shape[1], device, dtype) for each in (references.padding, null_padding)
         )
         self.object_weights = torch.tensor(references.weights, device=device, dtype=torch.float32).view(-1, 1, 1)
-        self.sites: dict[SiteKey, SitePlan] = {}
+        self.site_plans: dict[SiteKey, SitePlan] = {}
 
     def _keys_values(self, tokens: Tensor, site_weights: Sequence[SiteWeights], heads: int) -> tuple[Tensor, Tensor]:
         """Keys and values [M·T, C] of tokens [M·T, X], by their objects' adapters. site_weights: as for `add`."""
@@ -309,7 +309,7 @@ class _PlanBuilder:
         content_tokens, average = self.shared.for_site(site.heads, head_width)
         keys, values = self._keys_values(self.tokens, site_weights, site.heads)
         null_keys, null_values = self._keys_values(self.null, site_weights, site.heads)
-        self.sites[site.key] = SitePlan(
+        self.site_plans[site.key] = SitePlan(
             heads=site.heads,
             keys=heads_first(keys * head_width**-0.5),
             values=heads_first(values * per_token),
@@ -333,7 +333,7 @@ class _PlanBuilder:
             gate_strength=self.head.strength,
             weights=self.object_weights,
             regions=on_cpu(self.references.regions),
-            sites=self.sites,
+            site_plans=self.site_plans,
             frozen=on_cpu(self.references.frozen),
             null_sets=self.null_sets,
             eases=self.references.eases,

@@ -92,7 +92,7 @@ class Pool:
         """Whether all these objects were measured in all these pictures."""
         return self._seen.issuperset(pictures) and set(objects) <= set(self.objects)
 
-    def add(self, site: Hashable, relevance: Tensor, size: Size, pictures: Sequence[int], numbers: Tensor) -> None:
+    def add(self, site_key: Hashable, relevance: Tensor, size: Size, pictures: Sequence[int], numbers: Tensor) -> None:
         """Add what a site measured. Where it sees a picture several times, as in context windows, L's mean counts.
 
         relevance: [M, b, N], summing to 1 over N, of b pictures.
@@ -100,14 +100,14 @@ class Pool:
         pictures, numbers: which pictures; the same as an integer tensor [b].
         """
         logs = (relevance * math.prod(size)).log().unflatten(-1, size)
-        if pictures == range(self.picture_count) and site not in self._logs:
-            self._logs[site] = logs
+        if pictures == range(self.picture_count) and site_key not in self._logs:
+            self._logs[site_key] = logs
         else:  # again, or some pictures, or all in another order: a context window, perhaps with a picture in front
-            if site not in self._times:
-                self._times[site] = logs.new_full((self.picture_count,), float(site in self._logs))
-                self._logs.setdefault(site, logs.new_zeros(len(self.objects), self.picture_count, *size))
-            self._logs[site].index_add_(1, numbers, logs)
-            self._times[site].index_add_(0, numbers, torch.ones_like(logs[0, :, 0, 0]))
+            if site_key not in self._times:
+                self._times[site_key] = logs.new_full((self.picture_count,), float(site_key in self._logs))
+                self._logs.setdefault(site_key, logs.new_zeros(len(self.objects), self.picture_count, *size))
+            self._logs[site_key].index_add_(1, numbers, logs)
+            self._times[site_key].index_add_(0, numbers, torch.ones_like(logs[0, :, 0, 0]))
         self._seen.update(pictures)
         self._pooled = None
 
@@ -120,28 +120,28 @@ class Pool:
 
     def _pool(self) -> Pooled:
         by_size: dict[Size, list[Hashable]] = {}
-        for site, logs in self._logs.items():
-            by_size.setdefault((logs.shape[-2], logs.shape[-1]), []).append(site)
-        sites = [site for group in by_size.values() for site in group]
-        stacks = [torch.stack([self._mean(site) for site in group]) for group in by_size.values()]
+        for site_key, logs in self._logs.items():
+            by_size.setdefault((logs.shape[-2], logs.shape[-1]), []).append(site_key)
+        site_keys = [key for group in by_size.values() for key in group]
+        stacks = [torch.stack([self._mean(key) for key in group]) for group in by_size.values()]
         finest = max(by_size, key=math.prod)
         agreed = agreement(torch.cat([resize(stack, finest) for stack in stacks]))
         weight = agreed.clamp_min(0).square() + MIN_WEIGHT
         if self._times:
             everywhere = weight.new_ones(self.picture_count)
-            weight = weight * torch.stack([self._times.get(site, everywhere) for site in sites]).sign()
+            weight = weight * torch.stack([self._times.get(key, everywhere) for key in site_keys]).sign()
         part = weight / weight.sum(0).clamp_min(MIN_WEIGHT)  # nobody may have measured a picture yet
         groups = part.split([len(group) for group in by_size.values()])
         sums = [(stack * each[:, None, :, None, None]).sum(0) for stack, each in zip(stacks, groups, strict=True)]
         return Pooled(
-            dict(zip(sites, agreed, strict=True)),
-            dict(zip(sites, part, strict=True)),
+            dict(zip(site_keys, agreed, strict=True)),
+            dict(zip(site_keys, part, strict=True)),
             dict(zip(by_size, sums, strict=True)),
         )
 
-    def _mean(self, site: Hashable) -> Tensor:
+    def _mean(self, site_key: Hashable) -> Tensor:
         """L_s, [M, B, h, w]."""
-        logs, times = self._logs[site], self._times.get(site)
+        logs, times = self._logs[site_key], self._times.get(site_key)
         return logs if times is None else logs / times.clamp_min(1).view(-1, 1, 1)
 
     def relevance(self, size: Size, objects: Sequence[int], pictures: Sequence[int], numbers: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class PooledSite(NamedTuple):
 
     read: a finished pool. None: the site reads `write`, after it added its own measure.
     write: the pool that the site adds its measure to. None: the site only reads.
-    site: what the site is known by.
+    site_key: what the site is known by.
     size: its (h, w).
     objects: those that act, as indices of all references.
     pictures, numbers: which pictures the rows show, perhaps several times; the same as an integer tensor.
@@ -167,7 +167,7 @@ class PooledSite(NamedTuple):
 
     read: Pool | None
     write: Pool | None
-    site: Hashable
+    site_key: Hashable
     size: Size
     objects: tuple[int, ...]
     pictures: Sequence[int]
@@ -181,7 +181,7 @@ class PooledSite(NamedTuple):
         """
         count = len(self.pictures)
         if self.write is not None:
-            self.write.add(self.site, measure()[:, :count], self.size, self.pictures, self.numbers)
+            self.write.add(self.site_key, measure()[:, :count], self.size, self.pictures, self.numbers)
         pool = self.read or self.write
         assert pool is not None
         key = plan, self.size, tuple(self.pictures), rows
@@ -241,9 +241,9 @@ class PoolHistory:
         """The newest pool that a turn before this one made."""
         return self.last if turn == self._turn else self.now
 
-    def measures(self, site: Hashable) -> bool:
+    def measures(self, site_key: Hashable) -> bool:
         """Whether a site measures in this turn."""
-        return self._measuring.has(site)
+        return self._measuring.has(site_key)
 
 
 class _MeasuringSites:
@@ -266,8 +266,8 @@ class _MeasuringSites:
             self._copied = surest(before.pooled.agreement)
         self._turn += 1
 
-    def has(self, site: Hashable) -> bool:
-        return self._chosen is None or self._all or site in self._chosen
+    def has(self, site_key: Hashable) -> bool:
+        return self._chosen is None or self._all or site_key in self._chosen
 
     @property
     def _all(self) -> bool:
@@ -297,7 +297,7 @@ class _ForwardPasses:
 def surest(agreement: dict[Hashable, Tensor]) -> Callable[[], frozenset[Hashable]]:
     """Starts to copy every site's agreement [B] to the host. What it returns gives the sites that have most of it, over
     all pictures."""
-    sites = list(agreement)
+    site_keys = list(agreement)
     weights = torch.stack(list(agreement.values())).mean(1)
     on_host = weights.to("cpu", non_blocking=weights.is_cuda)
     copied = torch.cuda.Event() if weights.is_cuda else None
@@ -307,7 +307,7 @@ def surest(agreement: dict[Hashable, Tensor]) -> Callable[[], frozenset[Hashable
     def chosen() -> frozenset[Hashable]:
         if copied is not None:
             copied.synchronize()  # it was queued a whole turn ago
-        order = sorted(range(len(sites)), key=on_host.tolist().__getitem__, reverse=True)
-        return frozenset(sites[i] for i in order[:MEASURING_SITES])
+        order = sorted(range(len(site_keys)), key=on_host.tolist().__getitem__, reverse=True)
+        return frozenset(site_keys[i] for i in order[:MEASURING_SITES])
 
     return chosen

@@ -94,7 +94,7 @@ class Schedule:
         `within` may cost a device sync. It is called only if the answer depends on it.
         """
         acting = self._now(within)
-        return acting if acting is not None and key in acting.plan.sites else None
+        return acting if acting is not None and key in acting.plan.site_plans else None
 
     def _now(self, within: Within) -> Acting | None:
         """What acts now; None where no object does."""

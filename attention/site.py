@@ -80,7 +80,7 @@ def fuse(
     z_text: Tensor | None,
     q: Tensor,
     plan: Plan,
-    site: SitePlan,
+    site_plan: SitePlan,
     groups: Sequence[RowGroup],
     object_keys: Callable[[], Tensor],
     observe: Callable[[RowGroup, Tensor | None, Tensor | None], None] | None = None,
@@ -92,21 +92,21 @@ def fuse(
     z_text: [B, N, C], Z_text, needed when the site has a head; it may be `out` itself.
     q: [B, N, C], the queries.
     groups: the rows of the batch by treatment.
-    object_keys: returns the UNet's own to_k of `site.content_tokens`, [L, C]. It is called only for conditional rows
-        that need relevance.
+    object_keys: returns the UNet's own to_k of `site_plan.content_tokens`, [L, C]. It is called only for conditional
+        rows that need relevance.
     observe: called for conditional rows with (group, shares [M, b, N] or None, g̃ [b, N] or None).
     """
     gate = None
-    if site.head is not None:
+    if site_plan.head is not None:
         assert z_text is not None, "a site with a head needs the text attention"
-        gate = fusion_gate(z_text, site.head, plan.gate_strength)  # [B, N]
+        gate = fusion_gate(z_text, site_plan.head, plan.gate_strength)  # [B, N]
         if plan.gated == "text":
             out = out + (gate - 1).unsqueeze(-1).to(out.dtype) * z_text
     for group in groups:
-        queries = split_queries(q[group.slice], site.heads)
-        measure = partial(_measured, queries, site, object_keys, group.length)
+        queries = split_queries(q[group.slice], site_plan.heads)
+        measure = partial(_measured, queries, site_plan, object_keys, group.length)
         its_gate = None if gate is None else gate[group.slice]
-        add_images(out[group.slice], queries, plan, site, group, measure, observe, its_gate)
+        add_images(out[group.slice], queries, plan, site_plan, group, measure, observe, its_gate)
     return out
 
 
@@ -114,7 +114,7 @@ def add_images(
     out: Tensor,
     queries: Tensor,
     plan: Plan,
-    site: SitePlan,
+    site_plan: SitePlan,
     group: RowGroup,
     measure: Callable[[], Tensor],
     observe: Callable[[RowGroup, Tensor | None, Tensor | None], None] | None = None,
@@ -137,9 +137,11 @@ def add_images(
             share = relevance_share(group, plan, measure)
         if observe is not None:
             observe(group, None if plan.is_concat else share, gate)
-        keys, values, padding, sets = site.keys, site.values, site.padding_logits, 1 if plan.is_concat else plan.count
+        keys, values, padding = site_plan.keys, site_plan.values, site_plan.padding_logits
+        sets = 1 if plan.is_concat else plan.count
     else:
-        keys, values, padding, sets = site.null_keys, site.null_values, site.null_padding_logits, plan.null_sets
+        keys, values, padding = site_plan.null_keys, site_plan.null_values, site_plan.null_padding_logits
+        sets = plan.null_sets
         share = null_share
     if group.conditional and plan.is_concat and region is not None:
         attention = concat_attention(queries, keys, log_region(columns(region)))
@@ -162,10 +164,10 @@ def relevance_share(group: RowGroup, plan: Plan, measure: Callable[[], Tensor]) 
     return shares(measure(), plan.merge, group.constants.region)
 
 
-def _measured(queries: Tensor, site: SitePlan, object_keys: Callable[[], Tensor], rows: int) -> Tensor:
+def _measured(queries: Tensor, site_plan: SitePlan, object_keys: Callable[[], Tensor], rows: int) -> Tensor:
     """The site's own relevance, [M, rows, N]."""
-    keys = object_keys().unflatten(-1, (site.heads, -1)).transpose(0, 1)  # [h, L, d], a view
-    return raw_relevance(queries, keys, site.average, rows)
+    keys = object_keys().unflatten(-1, (site_plan.heads, -1)).transpose(0, 1)  # [h, L, d], a view
+    return raw_relevance(queries, keys, site_plan.average, rows)
 
 
 def _columns(maps: Tensor, rows: int, text_length: int) -> Tensor:

@@ -74,7 +74,7 @@ def ours(site: Site, name: str = "ours") -> Callable[[Site], Tensor]:
         device=site.q.device,
         dtype=site.q.dtype,
     )
-    compiled, objects, pool = plan.sites[key], tuple(range(len(texts))), None
+    compiled, objects, pool = plan.site_plans[key], tuple(range(len(texts))), None
     keys = compiled.content_tokens @ site.to_k.T  # made once a sampling
     if name != "ours":
         side, numbers = math.isqrt(site.q.shape[1]), torch.zeros(1, dtype=torch.long, device=site.q.device)

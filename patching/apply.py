@@ -79,7 +79,7 @@ def apply_references(
     if scale == 0:
         return model.clone()  # the same bits as without the references
     # XLabs' adapters end with FLUX.1's double blocks; the blocks behind them stay as they are.
-    settings = _Settings(adapter, sites[: len(adapter.spec.sites)], scale, start_percent, end_percent)
+    settings = _Settings(adapter, sites[: len(adapter.spec.site_widths)], scale, start_percent, end_percent)
     patched = model
     if objects:
         encoded = encode_references(objects, adapter, clip, clip_vision, one_softmax=merge.strategy == "concat")
@@ -156,7 +156,7 @@ def _compiled(
         device=model.load_device,
         dtype=compute_dtype(model),
     )
-    return Schedule(times, dict(zip(segments, plans, strict=True))) if any(plan.sites for plan in plans) else None
+    return Schedule(times, dict(zip(segments, plans, strict=True))) if any(plan.site_plans for plan in plans) else None
 
 
 def _installed(

@@ -262,7 +262,7 @@ def install_joint(
     period = PercentRange.from_percents(start_percent, end_percent)
     options = clone.model_options.setdefault("transformer_options", {})
     occupied = options.get("patches_replace", {}).get("dit", {})
-    site_keys = dict.fromkeys(key for plan in schedule.plans.values() for key in plan.sites)
+    site_keys = dict.fromkeys(key for plan in schedule.plans.values() for key in plan.site_plans)
     for key in site_keys:
         patch = JointPatch(key, period, occupied.get(key), schedule, texts, record, after_block)
         clone.set_model_patch_replace(patch, "dit", *key)

@@ -35,7 +35,7 @@ class NoisePatch(SitePatch):
         self, call: UNetCall, out: Tensor, z_text: Tensor | None, q: Tensor, options: dict, rows: SiteRows
     ) -> Tensor:
         assert z_text is not None
-        site = self.plan.sites[self.key]
+        site = self.plan.noise_sites[self.key]
         step = call.clock.step[0] if call.clock.step else torch.zeros(1, dtype=torch.long, device=q.device)
 
         def object_keys() -> Tensor:
@@ -97,7 +97,7 @@ def apply_text_noise(
         device=model.load_device,
         dtype=compute_dtype(model),
     )
-    return patched(model, plan.sites, start_percent, end_percent, lambda slot: NoisePatch(slot, plan))
+    return patched(model, plan.noise_sites, start_percent, end_percent, lambda slot: NoisePatch(slot, plan))
 
 
 def _checked_target(target: str, texts: Sequence[str]) -> int:

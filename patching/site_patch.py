@@ -154,12 +154,12 @@ def text_attention(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
 class ActingSite(NamedTuple):
     """One site in one call, with the objects that act now.
 
-    site: its plan, as strong as it is now, on the queries' device.
+    site_plan: as strong as it is now, on the queries' device.
     groups: its rows by treatment.
     observe: see `fuse`; None without a record.
     """
 
-    site: SitePlan
+    site_plan: SitePlan
     groups: list[RowGroup]
     observe: Callable[[RowGroup, Tensor | None, Tensor | None], None] | None
 
@@ -176,12 +176,12 @@ def acting_site(
 ) -> ActingSite:
     """size: (h, w) of the site. q: for their device and dtype."""
     objects, plan = acting
-    site = plan.sites[site_key].cast_like(q)
+    site_plan = plan.site_plans[site_key].cast_like(q)
     if plan.eases and (factors := call.clock.ease_factors(plan, q.device)) is not None:
-        site = site.eased(*factors)
+        site_plan = site_plan.eased(*factors)
     pooled = PooledAt(schedule, site_key, objects) if plan.is_pooled else None
     observe = None if record is None else partial(call.observe, rows, site_key, record, plan, objects, size)
-    return ActingSite(site, call.groups(rows, plan, size, q.device, pooled), observe)
+    return ActingSite(site_plan, call.groups(rows, plan, size, q.device, pooled), observe)
 
 
 class MergePatch(SitePatch):
@@ -190,8 +190,8 @@ class MergePatch(SitePatch):
     def __init__(self, slot: Slot, schedule: Schedule, record: RelevanceRecord | None) -> None:
         super().__init__(slot)
         self.schedule, self.record = schedule, record
-        sites = [plan.sites.get(self.key) for plan in schedule.plans.values()]
-        self.needs_z_text = any(site is not None and site.head is not None for site in sites)
+        site_plans = [plan.site_plans.get(self.key) for plan in schedule.plans.values()]
+        self.needs_z_text = any(each is not None and each.head is not None for each in site_plans)
 
     def term(self, call: UNetCall) -> Term | None:
         acting = self.schedule.at(call.clock.within, self.key)
@@ -208,9 +208,9 @@ class MergePatch(SitePatch):
         rows: SiteRows,
     ) -> Tensor:
         size = tuple(options["activations_shape"][-2:])
-        site, groups, observe = acting_site(call, self.key, self.schedule, acting, q, rows, size, self.record)
-        object_keys = partial(call.object_keys, self.key, site.content_tokens, q)
-        return fuse(out, z_text, q, acting.plan, site, groups, object_keys, observe)
+        site_plan, groups, observe = acting_site(call, self.key, self.schedule, acting, q, rows, size, self.record)
+        object_keys = partial(call.object_keys, self.key, site_plan.content_tokens, q)
+        return fuse(out, z_text, q, acting.plan, site_plan, groups, object_keys, observe)
 
 
 def install(
@@ -220,7 +220,7 @@ def install(
 
     Sites at which no plan has any strength get no patch.
     """
-    site_keys = dict.fromkeys(key for plan in schedule.plans.values() for key in plan.sites)
+    site_keys = dict.fromkeys(key for plan in schedule.plans.values() for key in plan.site_plans)
     clone = patched(model, site_keys, start_percent, end_percent, lambda slot: MergePatch(slot, schedule, record))
     if record is not None:
         note_record(clone, schedule, len(site_keys), record)

@@ -86,7 +86,7 @@ class Objective(nn.Module):
         noisy, target = diffuse(latents, noise, alpha, model.prediction)
         adapter = self.trainable.adapter()
         objects = RowObjects.gather(project(adapter, batch.features), batch.texts)
-        merging = Merging(adapter.sites, objects, Merge(recipe.merge, recipe.normalization), recipe.gate)
+        merging = Merging(adapter.site_weights, objects, Merge(recipe.merge, recipe.normalization), recipe.gate)
         predicted = model.predict(noisy, timesteps.to(noisy.device), batch, merging)
         error = masked_mean((predicted.float() - target).square().mean(1), batch.mask, recipe.background)
         return (error * snr_weight(alpha.flatten(), model.prediction, recipe.min_snr)).mean()

@@ -65,7 +65,7 @@ class RowObjects:
 class Merging:
     """All sites of one forward pass of the UNet. The frozen model calls it at every cross-attention."""
 
-    sites: Mapping[int, SiteWeights]
+    site_weights: Mapping[int, SiteWeights]
     objects: RowObjects
     merge: Merge
     gated: str
@@ -79,7 +79,9 @@ class Merging:
         q: [B, N, C].
         to_k: the UNet's key projection.
         """
-        return merge_site(z_text, q, self.sites[number], self.objects, heads, to_k, self.merge, self.gated, self.scale)
+        return merge_site(
+            z_text, q, self.site_weights[number], self.objects, heads, to_k, self.merge, self.gated, self.scale
+        )
 
 
 def merge_site(

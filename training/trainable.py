@@ -29,7 +29,7 @@ class TrainedAdapter(Adapter):
 def flat_tensors(adapter: Adapter) -> dict[str, Tensor]:
     """The official layout: `image_proj.…`, `ip_adapter.N.…`; the head's rows as [1, C]; a FaceID file's LoRA too."""
     flat = {f"image_proj.{key}": tensor for key, tensor in adapter.image_proj.items()}
-    for number, site in adapter.sites.items():
+    for number, site in adapter.site_weights.items():
         head = None if site.head is None else site.head.unsqueeze(0)
         tensors = zip(
             (*WEIGHT_KEYS, *BIAS_KEYS), (site.k_weight, site.v_weight, head, site.k_bias, site.v_bias), strict=True
@@ -40,7 +40,7 @@ def flat_tensors(adapter: Adapter) -> dict[str, Tensor]:
 
 def with_tensors(adapter: Adapter, flat: Mapping[str, Tensor]) -> Adapter:
     """The adapter with other tensors. Their gradients stay connected."""
-    sites = site_weights(flat, adapter.sites, adapter.spec)
+    sites = site_weights(flat, adapter.site_weights, adapter.spec)
     projection = {key: flat[f"image_proj.{key}"] for key in adapter.image_proj}
     lora = {key: flat[f"ip_adapter.{key}"] for key in adapter.lora}
     has_head = any(site.head is not None for site in sites.values())
@@ -71,7 +71,7 @@ class TrainableAdapter(nn.Module):
         self.starting_adapter = adapter
         flat = flat_tensors(adapter)
         if recipe.gate != "off":
-            for number, site in adapter.sites.items():
+            for number, site in adapter.site_weights.items():
                 flat.setdefault(f"ip_adapter.{number}.{HEAD_KEY}", first_row(number, site.k_weight.shape[0], recipe))
         self.keys = tuple(key for key in flat if is_trained(key, recipe))
         self.trained = nn.ParameterList(nn.Parameter(_copy(flat.pop(key), torch.float32)) for key in self.keys)
@@ -98,7 +98,7 @@ class TrainableAdapter(nn.Module):
         tensors = learnt or dict(zip(self.keys, self.trained, strict=True))
         flat |= {key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in tensors.items()}
         made = with_tensors(self.starting_adapter, flat)
-        parts = made.name, made.spec, made.image_proj, made.sites, made.lora
+        parts = made.name, made.spec, made.image_proj, made.site_weights, made.lora
         return TrainedAdapter(*parts, about=MappingProxyType(dict(about)))
 
 

@@ -61,20 +61,20 @@ class Adapter:
     """An adapter. Its tensors are memory-mapped from the file, on the CPU.
 
     image_proj: the image projection's tensors, keys without prefix.
-    sites: by number N.
+    site_weights: by number N.
     lora: the LoRA of a FaceID file, by key without 'ip_adapter.'; see `lora_shapes`.
     """
 
     name: str
     spec: AdapterSpec
     image_proj: Mapping[str, Tensor]
-    sites: Mapping[int, SiteWeights]
+    site_weights: Mapping[int, SiteWeights]
     lora: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def head(self) -> Mapping[int, Tensor]:
         """The fusion head's rows [C] by site number; empty for weights without one."""
-        return {number: site.head for number, site in self.sites.items() if site.head is not None}
+        return {number: site.head for number, site in self.site_weights.items() if site.head is not None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Adapter:
         return self  # frozen and up to 1 GB: copies share it
@@ -99,7 +99,7 @@ def build_adapter(tensors: Mapping[str, Tensor], name: str, face_plus: FacePlus 
     """
     spec = read_spec(tensors, name, face_plus)
     check_finite(tensors, name)
-    sites = site_weights(tensors, (number for number, _ in spec.sites), spec)
+    sites = site_weights(tensors, (number for number, _ in spec.site_widths), spec)
     projection = {k.removeprefix("image_proj."): t for k, t in tensors.items() if k.startswith("image_proj.")}
     lora = {k.removeprefix("ip_adapter."): t for k, t in tensors.items() if "_lora." in k}
     return Adapter(name, spec, MappingProxyType(projection), sites, MappingProxyType(lora))

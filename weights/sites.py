@@ -185,15 +185,15 @@ def check_sites(spec: AdapterSpec, name: str, sites: Sequence[Site]) -> None:
     """Raises ValueError if an adapter does not belong to the UNet with these sites. name: used in messages."""
     context = sites[0].context_dim
     numbered = tuple((site.number, site.width) for site in sites)
-    if context == spec.context_dim and numbered == spec.sites:
+    if context == spec.context_dim and numbered == spec.site_widths:
         return
     doubles = sum(site.key[0] == "double_block" for site in sites)
-    if spec.is_joint and context == spec.context_dim and numbered[:doubles] == spec.sites:
+    if spec.is_joint and context == spec.context_dim and numbered[:doubles] == spec.site_widths:
         return  # XLabs' adapters act at the double blocks alone
-    adapter = _called(spec.context_dim, len(spec.sites), spec.architecture)
+    adapter = _called(spec.context_dim, len(spec.site_widths), spec.architecture)
     model = _called(context, len(sites), architecture(context, numbered))
-    if context == spec.context_dim and len(sites) == len(spec.sites):
-        own = dict(spec.sites)
+    if context == spec.context_dim and len(sites) == len(spec.site_widths):
+        own = dict(spec.site_widths)
         number, width = next((n, w) for n, w in numbered if own.get(n) != w)
         model += f" (at site {number} the model is {width} wide, the adapter {own.get(number)})"
     raise ValueError(

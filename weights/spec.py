@@ -89,7 +89,7 @@ class AdapterSpec:
     tokens: T, image tokens per picture; None if the encoder's token count decides.
     encoder: the image encoder that it needs.
     has_head: whether it has a fusion head.
-    sites: (number N, width C), ascending N.
+    site_widths: (number N, width C), ascending N.
     face: F, the width of the face embedding that it reads; None: it reads none.
     lora_rank: of the LoRA for the UNet's attentions that the file holds; 0: it holds none.
     """
@@ -99,7 +99,7 @@ class AdapterSpec:
     tokens: int | None
     encoder: EncoderNeed
     has_head: bool
-    sites: tuple[tuple[int, int], ...]
+    site_widths: tuple[tuple[int, int], ...]
     face: int | None = None
     lora_rank: int = 0
 
@@ -111,7 +111,7 @@ class AdapterSpec:
     @property
     def architecture(self) -> str:
         """A name of `ARCHITECTURES`, or 'custom'."""
-        return architecture(self.context_dim, self.sites)
+        return architecture(self.context_dim, self.site_widths)
 
     @property
     def is_joint(self) -> bool:
@@ -122,7 +122,7 @@ class AdapterSpec:
         kind = "MIP-Adapter" if self.has_head else "IP-Adapter"
         target = self.architecture
         if target == "custom":
-            target = f"a UNet with {len(self.sites)} sites and context width {self.context_dim}"
+            target = f"a UNet with {len(self.site_widths)} sites and context width {self.context_dim}"
         tokens = "a token per image patch" if self.tokens is None else f"{self.tokens} tokens"
         head = "with fusion head" if self.has_head else "no fusion head"
         lora = f", LoRA of rank {self.lora_rank} inside" if self.lora_rank else ""
@@ -176,7 +176,7 @@ def read_spec(tensors: Mapping[str, Tensor], name: str = "this file", face_plus:
         tokens=dims.tokens,
         encoder=encoder_need(output, dims.features),
         has_head=any(key.endswith(HEAD_KEY) for key in at_sites),
-        sites=tuple((number, at_sites[f"{number}.{WEIGHT_KEYS[0]}"].shape[0]) for number in numbers),
+        site_widths=tuple((number, at_sites[f"{number}.{WEIGHT_KEYS[0]}"].shape[0]) for number in numbers),
         face=dims.face,
         lora_rank=rank,
     )

@@ -127,8 +127,8 @@ def test_a_strength_is_a_weight_at_its_site(case: Case, data) -> None:
 def test_a_silent_site_has_no_plan() -> None:
     for regional in (False, True):
         plan, _ = Case(blocks=by_block(0.0, 0.5), regional=regional).plan()
-        assert set(plan.sites) == {KEY} and plan.null_sets == (2 if regional else 1)
-        assert not Case(blocks=by_block(0.0, 0.0), regional=regional).plan()[0].sites
+        assert set(plan.site_plans) == {KEY} and plan.null_sets == (2 if regional else 1)
+        assert not Case(blocks=by_block(0.0, 0.0), regional=regional).plan()[0].site_plans
 
 
 def test_a_strength_of_one_changes_no_bit() -> None:

@@ -55,8 +55,8 @@ def patched(kind: str, family: str, strategy: str = "relevance", regional: bool 
 def test_a_step_through_every_site(host, kind, family, strategy, regional):
     unet, plan, options = patched(kind, family, strategy, regional)
     sites = unet_sites(unet)
-    assert set(plan.sites) == {site.key for site in sites}
-    assert set(plan.sites) <= set(options["patches_replace"]["attn2"])
+    assert set(plan.site_plans) == {site.key for site in sites}
+    assert set(plan.site_plans) <= set(options["patches_replace"]["attn2"])
     latent = torch.empty(2, 4, 104, 152, device=META)  # 1216 × 832
     y = torch.empty(2, 2816, device=META) if unet.num_classes is not None else None
     context = torch.empty(2, 77, sites[0].context_dim, device=META)
@@ -73,7 +73,7 @@ def test_a_plan_is_as_small_as_we_say(host, family: str, objects: int, megabytes
     names = ("keys", "values", "null_keys", "null_values", "head", "content_tokens")
     kept = {
         id(tensor): tensor
-        for site in plan.sites.values()
+        for site in plan.site_plans.values()
         for name in names
         if (tensor := getattr(site, name)) is not None
     }

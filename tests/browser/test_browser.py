@@ -184,7 +184,10 @@ def test_workflows_from_before_an_input_sample_as_they_did(page) -> None:
     assert added(before) == {("each site", 0)}
     assert added([*before, "pool"]) == {("pool", 0)}
     assert added([*before, "pool", 0.7]) == {("pool", 0.7)}
-    assert page.evaluate("() => LiteGraph.createNode('MIPMerge').widgets.slice(4).map(each => each.value)") == ["pool", 0]
+    assert page.evaluate("() => LiteGraph.createNode('MIPMerge').widgets.slice(4).map(each => each.value)") == [
+        "pool",
+        0,
+    ]
 
 
 # On newer frontends a node from the search follows the cursor until the next click.

@@ -27,7 +27,7 @@ def test_adapters_are_ordinary_ones(adapters, family, tokens):
     spec = load_adapter(adapters[f"miniature_{family}.safetensors"]).spec
     assert (spec.family, spec.tokens, spec.has_head) == (family, tokens, True)
     assert spec.context_dim == config.CONTEXT_DIM
-    assert spec.sites == config.sites()
+    assert spec.site_widths == config.sites()
 
 
 def test_seeded_numbers_depend_on_their_name_alone():

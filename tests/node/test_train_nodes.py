@@ -91,7 +91,7 @@ def test_trains_what_it_says(trained: tuple[Any, torch.Tensor]):
     assert changed(graphs.bundle().adapters["base"], adapter) == {"to_k_ip", "to_v_ip", "text_to_weight"}
     assert curve.shape[0] == 1 and curve.shape[-1] == 3 and curve.dtype == torch.float32
     assert 0 <= float(curve.min()) < 0.2 and float(curve.max()) == 1.0
-    assert all(tensor.isfinite().all() for site in adapter.sites.values() for tensor in site[:3])
+    assert all(tensor.isfinite().all() for site in adapter.site_weights.values() for tensor in site[:3])
 
 
 @pytest.mark.parametrize(
@@ -128,10 +128,10 @@ def test_the_result_is_saved_loaded_and_used(host: SimpleNamespace, trained: tup
     assert [first, second, head] == [f"Saved {folder / name}" for name in names]
     assert set(names) <= {name.replace("\\", "/") for name in adapter_names()}
     loaded = MIPAdapterLoader.execute("trained_2.safetensors").args[0]
-    for number, site in loaded.sites.items():
-        assert all(torch.equal(a, b.half()) for a, b in zip(site[:3], adapter.sites[number][:3], strict=True))
+    for number, site in loaded.site_weights.items():
+        assert all(torch.equal(a, b.half()) for a, b in zip(site[:3], adapter.site_weights[number][:3], strict=True))
     options = MIPFusionHead.execute(loaded, "image", 1.0, str(Path("heads/mine.safetensors"))).args[0]
-    assert {n: tuple(row.shape) for n, row in options.weights.items()} == {n: (w,) for n, w in loaded.spec.sites}
+    assert {n: tuple(row.shape) for n, row in options.weights.items()} == {n: (w,) for n, w in loaded.spec.site_widths}
     as_saved = _sampled_with(loaded)
     assert not torch.equal(graphs.sample(graphs.apply()), as_saved)
     without = graphs.sample(graphs.bundle().model)  # straight from training, float32; the file is float16

@@ -183,7 +183,7 @@ class Mixed(Direct):
         out = torch.zeros_like(q)
         for i, own in enumerate(self.adapters):
             keys, values = (
-                tokens[i].double() @ getattr(own.sites[number], x).double().T for x in ("k_weight", "v_weight")
+                tokens[i].double() @ getattr(own.site_weights[number], x).double().T for x in ("k_weight", "v_weight")
             )
             out += self.weights[i] * shares[i][:, None] * attention(q, keys, values, heads)
         return out

@@ -61,7 +61,9 @@ def theirs(plus, model, adapter, picture: int = 0, **options):
     tensors = {
         "image_proj": dict(adapter.image_proj),
         "ip_adapter": {
-            f"{n}.to_{x}_ip.weight": getattr(w, f"{x}_weight").clone() for n, w in adapter.sites.items() for x in "kv"
+            f"{n}.to_{x}_ip.weight": getattr(w, f"{x}_weight").clone()
+            for n, w in adapter.site_weights.items()
+            for x in "kv"
         },
     }
     with torch.inference_mode(False):

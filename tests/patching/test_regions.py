@@ -201,7 +201,7 @@ def test_an_object_does_not_act_outside_its_region() -> None:
         for conditional in (True, False):
             (plan,) = patch.schedule.plans.values()
             rows = RowGroup(0, 1, conditional, SiteConstants.from_plan(plan, region.expand(2, 1, 64)))
-            compiled = plan.sites[site.key]
+            compiled = plan.site_plans[site.key]
             with torch.inference_mode():
                 keys = partial(to_k, compiled.content_tokens)
                 out = fuse(text.clone(), text, q, plan, compiled, (rows,), keys)

@@ -57,8 +57,8 @@ def directly(chain, stages, **merge):
             tokens=encoded.tokens[objects], null=encoded.null_tokens,
             texts=[encoded.content_tokens[i] for i in objects],
             weights=[encoded.weights[i] for i in objects], head=adapter.head,
-            to_k={n: w.k_weight for n, w in adapter.sites.items()},
-            to_v={n: w.v_weight for n, w in adapter.sites.items()},
+            to_k={n: w.k_weight for n, w in adapter.site_weights.items()},
+            to_v={n: w.v_weight for n, w in adapter.site_weights.items()},
             regions=regions if any(r is not None for r in regions) else None, **merge,
         ) if objects else None  # fmt: skip
 

@@ -155,7 +155,7 @@ def test_what_is_trained_is_what_the_nodes_sample(bundle, parts, tmp_path, monke
         context, vector = frozen.words(trials.prompts)
         objects = RowObjects.gather(project(adapter, features), texts)
         batch = SimpleNamespace(context=context, vector=vector)
-        merging = Merging(adapter.sites, objects, Merge("relevance"), "image", scale=1.0)
+        merging = Merging(adapter.site_weights, objects, Merge("relevance"), "image", scale=1.0)
         ours = frozen.predict(noisy, steps, batch, merging)
         for i in range(2):
             pictures = trials.references[i].movedim(1, -1)
@@ -202,7 +202,7 @@ def test_every_kind_trains_and_lowers_the_loss_on_scenes_held_out(stage, tmp_pat
         spec = load_adapter(file).spec
         gated = trained.KINDS[kind].recipe.gate != "off"
         assert (spec.family, spec.has_head) == ("plus" if "plus" in kind else "base", gated)
-        assert spec.sites == config.sites() and spec.context_dim == config.CONTEXT_DIM
+        assert spec.site_widths == config.sites() and spec.context_dim == config.CONTEXT_DIM
     changed = changes(files["stock"], files["mip"])
     assert not any(key.startswith("image_proj") for key in changed) and any("to_k_ip" in key for key in changed)
     assert all("text_to_weight" in key for key in changes(files["stock"], files["head-only"]))
@@ -266,7 +266,7 @@ def test_the_pack_lists_its_own_adapters_after_the_users(host, monkeypatch, tmp_
     assert names[-1] == "miniature_mip.safetensors" and names.index(users_own[-1]) < len(names) - 1
     adapter, about = MIPAdapterLoader.execute("miniature_mip.safetensors").result
     assert about.startswith("MIP-Adapter base for") and "4 tokens, with fusion head; needs" in about
-    assert adapter.spec.sites == config.sites()
+    assert adapter.spec.site_widths == config.sites()
     # What comes with the pack says how to get it back; what is the artist's own does not.
     for folder, name, cured in ((ours, "miniature_mip", True), (users, "zebra", False)):
         (folder / f"{name}.safetensors").write_bytes(b"cut off")

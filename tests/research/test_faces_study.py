@@ -48,7 +48,7 @@ def test_the_start_imitates_the_tokens() -> None:
     adapter = build_adapter(faces.start_of(stock, unit, pictures), "start")
     got, wanted = project(adapter, unit), project(stock, pictures)
     assert adapter.spec.family == "faceid" and float((got - wanted).norm() / wanted.norm()) < 0.05
-    assert all(torch.equal(adapter.sites[n].k_weight, site.k_weight) for n, site in stock.sites.items())
+    assert all(torch.equal(adapter.site_weights[n].k_weight, site.k_weight) for n, site in stock.site_weights.items())
 
 
 def row(arm: str, trial: int, own: list) -> dict:

@@ -128,7 +128,8 @@ def apply_directly(chain: tuple | None = None, *, branch: Branch = positive_firs
     regions = [r.region for r in chain]
     direct = Direct(
         tokens=encoded.tokens, null=encoded.null_tokens, texts=encoded.content_tokens, weights=encoded.weights,
-        to_k={n: w.k_weight for n, w in adapter.sites.items()}, to_v={n: w.v_weight for n, w in adapter.sites.items()},
+        to_k={n: w.k_weight for n, w in adapter.site_weights.items()},
+        to_v={n: w.v_weight for n, w in adapter.site_weights.items()},
         head=adapter.head, scale=scale, **merge or {}, **head or {},
         regions=[r if r is None else r[0] for r in regions] if any(r is not None for r in regions) else None,
     )  # fmt: skip

@@ -51,6 +51,6 @@ def plain_ip_adapter(style: tuple, scale: float, model: Any, adapter: Any) -> An
     for site in unet_sites(patched.model.diffusion_model):
         tokens = [encoded.tokens[0], encoded.null_tokens]
         patched.set_model_attn2_replace(
-            Plain(tokens, scale, adapter.sites[site.number], slots.get(site.key)), *site.key
+            Plain(tokens, scale, adapter.site_weights[site.number], slots.get(site.key)), *site.key
         )
     return patched

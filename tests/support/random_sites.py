@@ -80,7 +80,7 @@ class Case:
             [adapter], (site,), [references], scale=self.scale, merge=self.merge,
             head=FusionHead({1: head}, self.gate, self.strength), device=torch.device(self.device), dtype=self.dtype,
         )  # fmt: skip
-        site = plan.sites.get(KEY)
+        site = plan.site_plans.get(KEY)
         if site is not None and self.eases:
             site = site.eased(*plan.ease_factors(torch.tensor([self.moment])))
         return plan, site

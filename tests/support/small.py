@@ -68,7 +68,7 @@ def fitted(adapter: Any, model: Any) -> Any:
 
     tensors = flat_tensors(adapter)
     chosen = {key: tensor for key, tensor in tensors.items() if key.startswith("image_proj.")}
-    left = list(adapter.spec.sites)
+    left = list(adapter.spec.site_widths)
     for site in unet_sites(model.model.diffusion_model):
         number, _ = left.pop(next(i for i, (_, width) in enumerate(left) if width == site.width))
         own, new = f"ip_adapter.{number}.", f"ip_adapter.{site.number}."

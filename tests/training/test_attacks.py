@@ -171,7 +171,10 @@ def test_what_is_no_checkpoint_by_its_name_or_kind_is_passed_over(data: Path, tm
 
 def save(folder: Path, gate: Any, value: int) -> None:
     adapter = small_adapter()
-    for tensor in (*adapter.image_proj.values(), *(each for site in adapter.sites.values() for each in site[:2])):
+    for tensor in (
+        *adapter.image_proj.values(),
+        *(each for site in adapter.site_weights.values() for each in site[:2]),
+    ):
         tensor.fill_(value)
     gate.wait()
     for _ in range(5):

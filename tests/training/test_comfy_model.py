@@ -65,7 +65,7 @@ def test_prediction_equals_the_official_one(unet, family: str) -> None:
     frozen, adapter, batch, data, scale = golden_case(unet, family)
     assert frozen.prediction == "eps" and len(frozen.alphas) == 1000
     objects = RowObjects.gather(project(adapter, batch.features), batch.texts)
-    merging = Merging(adapter.sites, objects, Merge(), "image", scale)
+    merging = Merging(adapter.site_weights, objects, Merge(), "image", scale)
     got = frozen.predict(batch.latents, torch.tensor([901, 40]), batch, merging)
     got = got.detach()
     assert relative_error(got[:1], data["eps_901"]) < 1e-4

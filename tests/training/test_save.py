@@ -47,7 +47,9 @@ def test_the_official_layout_and_how_it_was_made(tmp_path: Path) -> None:
     assert len(losses) == 200 and losses[0] == 2.0 and about["steps_per_loss"] == "5"
     loaded = load_adapter(path)
     assert loaded.spec == adapter.spec
-    torch.testing.assert_close(loaded.sites[3].v_weight.float(), adapter.sites[3].v_weight, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        loaded.site_weights[3].v_weight.float(), adapter.site_weights[3].v_weight, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_a_head_of_its_own(tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
 
     for value in (float("nan"), 1e6):  # the second only where it is stored as fp16
         adapter = trained()
-        adapter.sites[1].k_weight[0, 0] = value
+        adapter.site_weights[1].k_weight[0, 0] = value
         with pytest.raises(ValueError, match="NaN or infinite numbers in ip_adapter.1.to_k_ip"):
             save_adapter(adapter, tmp_path, "bad")
     assert save_adapter(adapter, tmp_path, "wide", torch.float32).is_file()

@@ -70,7 +70,7 @@ def test_rows_with_different_numbers_of_objects_equal_the_sampling_path(merge, g
             head=FusionHead({1: weights.head}, gate), device=torch.device("cpu"), dtype=torch.float32,
         )  # fmt: skip
         one = text[r : r + 1].clone()
-        compiled = plan.sites[site.key]
+        compiled = plan.site_plans[site.key]
         keys = compiled.content_tokens @ to_k.T
         want = fuse(one.clone(), one, q[r : r + 1], plan, compiled, (RowGroup(0, 1, True),), lambda keys=keys: keys)
         assert relative_error(got[r : r + 1], want) < 1e-5
@@ -141,7 +141,7 @@ def test_sites_that_are_not_trained_are_kept_in_the_dtype_of_the_activations(dty
     found = []
     for kept in (torch.float32, dtype):
         student = TrainableAdapter(start, recipe, kept).to("cpu")
-        out = Merging(student.adapter().sites, objects, Merge(), "image")(1, HEADS, text, q, to_k)
+        out = Merging(student.adapter().site_weights, objects, Merge(), "image")(1, HEADS, text, q, to_k)
         out.square().sum().backward()
         found.append((out, student.trained[0].grad))
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)

@@ -160,7 +160,7 @@ def test_another_recipe_does_not_resume(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="another recipe .learning_rate 0.01 -> 0.001."):
         run(data, tmp_path, learning_rate=1e-3)
     other = small_adapter()
-    other.sites[1].v_weight.add_(1)
+    other.site_weights[1].v_weight.add_(1)
     with pytest.raises(ValueError, match="over another starting adapter"):
         run(data, tmp_path, adapter=other)
     with pytest.raises(ValueError, match="another adapter|another recipe"):

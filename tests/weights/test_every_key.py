@@ -21,7 +21,7 @@ def held(adapter: Adapter) -> list[int]:
     """The identities of the tensors that an adapter holds. The head's rows are views."""
     sites = [
         [site.k_weight, site.v_weight, *([] if site.head is None else [site.head._base])]
-        for site in adapter.sites.values()
+        for site in adapter.site_weights.values()
     ]
     return [id(each) for each in [*adapter.image_proj.values(), *adapter.lora.values(), *sum(sites, [])]]
 
@@ -41,7 +41,7 @@ def outcome(sample: Sample, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     width = adapter.spec.face or 1
     tokens = project(adapter, embeds, random(2, width))
     given = {"image_proj": tokens}
-    for number, site in adapter.sites.items():
+    for number, site in adapter.site_weights.items():
         k, v = site.keys_values(random(3, sample.context), 2)
         given |= {f"ip_adapter.{number}.to_k_ip.weight": k, f"ip_adapter.{number}.to_v_ip.weight": v}
         if site.head is not None:

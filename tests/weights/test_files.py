@@ -87,12 +87,12 @@ def test_dtypes_stay_and_nothing_is_copied(tmp_path):
     assert {t.dtype for t in adapter.image_proj.values()} == {torch.bfloat16}
     assert copy.deepcopy({"plan": adapter})["plan"] is adapter
     with pytest.raises(TypeError):
-        adapter.sites[1] = adapter.sites[3]  # pyright: ignore
+        adapter.site_weights[1] = adapter.site_weights[3]  # pyright: ignore
 
 
 def test_sites_work_on_the_meta_device():
     adapter = build_adapter(samples.flat(SMALL["base"], samples.meta), "meta")
-    head = adapter.sites[1].head
+    head = adapter.site_weights[1].head
     assert head is not None and head.is_meta and head.shape == (8,)
 
 
@@ -111,7 +111,7 @@ def test_a_head_from_a_file_of_its_own(tmp_path, prefix):
 def test_a_head_from_an_adapter(tmp_path):
     save_file(small(), tmp_path / "a.safetensors")
     head, adapter = load_head(tmp_path / "a.safetensors"), load_adapter(tmp_path / "a.safetensors")
-    assert all(torch.equal(head[n], adapter.sites[n].head) for n in adapter.sites)
+    assert all(torch.equal(head[n], adapter.site_weights[n].head) for n in adapter.site_weights)
 
 
 def test_bad_heads(tmp_path):
@@ -214,7 +214,7 @@ def test_numbers_that_are_none_are_named(tmp_path, bad, dtype):
 def test_fp8_weights_load_and_are_checked(tmp_path):
     tensors = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in small().items()}
     save_file(tensors, tmp_path / "a.safetensors")
-    assert load_adapter(tmp_path / "a.safetensors").sites[1].k_weight.dtype == torch.float8_e4m3fn
+    assert load_adapter(tmp_path / "a.safetensors").site_weights[1].k_weight.dtype == torch.float8_e4m3fn
     tensors["ip_adapter.1.to_k_ip.weight"] = torch.full((8, 12), float("nan")).to(torch.float8_e4m3fn)
     save_file(tensors, tmp_path / "a.safetensors")
     assert "NaN" in sentence(tmp_path / "a.safetensors")

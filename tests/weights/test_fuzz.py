@@ -37,8 +37,8 @@ def loads_or_refuses(path: Path) -> Adapter | None:
         adapter = None
     else:
         spec = adapter.spec
-        assert [(n, site.k_weight.shape[0]) for n, site in adapter.sites.items()] == list(spec.sites)
-        for site in adapter.sites.values():
+        assert [(n, site.k_weight.shape[0]) for n, site in adapter.site_weights.items()] == list(spec.site_widths)
+        for site in adapter.site_weights.values():
             assert site.k_weight.shape == site.v_weight.shape and site.k_weight.shape[1] == spec.context_dim
             assert torch.isfinite(site.k_weight).all() and torch.isfinite(site.v_weight).all()
             assert (site.head is not None) == spec.has_head

@@ -113,7 +113,7 @@ def test_adapters_of_every_family_fill_every_site_once(kind, family, head):
     check_sites(adapter.spec, adapter.name, sites)
     used = [id(tensor) for tensor in adapter.image_proj.values()]
     for site in sites:
-        weights, attn2 = adapter.sites[site.number], cross_attentions(unet)[site.key]
+        weights, attn2 = adapter.site_weights[site.number], cross_attentions(unet)[site.key]
         assert weights.k_weight.shape == attn2.to_k.weight.shape and weights.v_weight.shape == attn2.to_v.weight.shape
         assert weights.k_weight.shape == (site.width, site.context_dim) and attn2.heads == site.heads
         used += [id(weights.k_weight), id(weights.v_weight)]

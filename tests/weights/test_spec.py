@@ -44,7 +44,7 @@ def test_every_family_by_its_real_shapes(name):
     assert got == EXPECTED[name]
     assert spec.context_dim == FAMILIES[name].context
     assert spec.encoder.width == FAMILIES[name].encoder
-    assert spec.sites == tuple((2 * i + 1, width) for i, width in enumerate(FAMILIES[name].widths))
+    assert spec.site_widths == tuple((2 * i + 1, width) for i, width in enumerate(FAMILIES[name].widths))
     assert spec.architecture in str(spec) and spec.encoder.name in str(spec)
     assert spec.face == (512 if "faceid" in name else None)
     assert spec.lora_rank == FAMILIES[name].lora
@@ -91,9 +91,9 @@ def test_a_file_of_real_shapes_loads(tmp_path, name):
         torch.save(samples.nested(samples.flat(FAMILIES[name], samples.unwritten)), path)
     adapter = load_adapter(path)
     assert adapter.name == "model.bin"
-    assert [n for n, _ in adapter.spec.sites] == list(adapter.sites)
-    for number, width in adapter.spec.sites:
-        site = adapter.sites[number]
+    assert [n for n, _ in adapter.spec.site_widths] == list(adapter.site_weights)
+    for number, width in adapter.spec.site_widths:
+        site = adapter.site_weights[number]
         assert site.k_weight.shape == site.v_weight.shape == (width, adapter.spec.context_dim)
         assert (site.head is not None) == adapter.spec.has_head
         assert site.head is None or site.head.shape == (width,)
