@@ -110,8 +110,8 @@ def _find(binding: Binding, m: int, pictures: Pictures) -> str:
     if len(pictures) < len(binding.pictures):
         return f"take another picture or seed, or {_balance(binding, m)}"
     return (
-        f"name it in the prompt by the words of its object text, {_balance(binding, m)}, or lower the detector's "
-        "threshold if you can see it"
+        "name it in the prompt by the words of its object text, set unclaimed in MIP Merge to 1, or lower the "
+        "detector's threshold if you can see it"
     )
 
 

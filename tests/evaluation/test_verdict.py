@@ -99,8 +99,10 @@ def test_advice_knows_what_is_set_already():
     assert "Raise scale in MIP Apply" in verdict(batch(LEAKY, weights=(0.0, 3.0)))[1]
     missing = made([0.2, None])
     assert "Raise the dog's weight from 0 to 1." in verdict(batch(missing, weights=(1.0, 0.0)))[1]
-    assert "raise the dog's weight (now 2, try 2.6)" in verdict(batch(missing, weights=(1.0, 2.0)))[1]
-    assert "raise scale in MIP Apply" in verdict(batch(missing, weights=(1.0, 3.0)))[1]
+    assert "set unclaimed in MIP Merge to 1" in verdict(batch(missing, weights=(1.0, 2.0)))[1]
+    sometimes = missing, made([0.2, 0.2])
+    assert "raise the dog's weight (now 2, try 2.6)" in verdict(batch(*sometimes, weights=(1.0, 2.0)))[1]
+    assert "raise scale in MIP Apply" in verdict(batch(*sometimes, weights=(1.0, 3.0)))[1]
 
 
 SWAPPED = looking(([0.4, 0.8], [0.02, 0.98]), ([0.8, 0.4], [0.98, 0.02]))

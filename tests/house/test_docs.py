@@ -22,7 +22,7 @@ CODE = [path for path in ROOT.rglob("*.py") if not {"tests", "benchmarks", "docs
 # What helps when objects mix: a condition first, then what was shown to help (docs/results.md).
 CURES = ["prompt", "weights", "sharpness"]
 # In the same order wherever several are named: those, then what one can try.
-ORDER = [*CURES, "image_mask", "seed", "weight", "background", "region"]
+ORDER = [*CURES, "image_mask", "seed", "weight", "unclaimed", "background", "region"]
 CHINESE = {"提示词": "prompt", "权重": "weights", "种子": "seed"}
 CURE_LISTS = {  # page -> the heading above its numbered list
     "README.md": "When objects mix",
