@@ -52,7 +52,7 @@ def agreement(logs: Tensor) -> Tensor:
     return agreed / everything.clamp_min(torch.finfo(logs.dtype).tiny)
 
 
-class Pooled(NamedTuple):
+class PoolResult(NamedTuple):
     """What the sites measured, pooled.
 
     agreement: r_s of every picture, [B], by site.
@@ -81,7 +81,7 @@ class Pool:
         # By site. Of sites that measure some pictures at a time: the sum of L over all times, and how many these were.
         self._logs: dict[Hashable, Tensor] = {}  # [M, B, h, w]
         self._times: dict[Hashable, Tensor] = {}  # [B]
-        self._pooled: Pooled | None = None
+        self._result: PoolResult | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -109,16 +109,16 @@ class Pool:
             self._logs[site_key].index_add_(1, numbers, logs)
             self._times[site_key].index_add_(0, numbers, torch.ones_like(logs[0, :, 0, 0]))
         self._seen.update(pictures)
-        self._pooled = None
+        self._result = None
 
     @property
-    def pooled(self) -> Pooled:
+    def result(self) -> PoolResult:
         """The pool of what was measured so far."""
-        if self._pooled is None:
-            self._pooled = self._pool()
-        return self._pooled
+        if self._result is None:
+            self._result = self._pool()
+        return self._result
 
-    def _pool(self) -> Pooled:
+    def _pool(self) -> PoolResult:
         by_size: dict[Size, list[Hashable]] = {}
         for site_key, logs in self._logs.items():
             by_size.setdefault((logs.shape[-2], logs.shape[-1]), []).append(site_key)
@@ -133,7 +133,7 @@ class Pool:
         part = weight / weight.sum(0).clamp_min(MIN_WEIGHT)  # nobody may have measured a picture yet
         groups = part.split([len(group) for group in by_size.values()])
         sums = [(stack * each[:, None, :, None, None]).sum(0) for stack, each in zip(stacks, groups, strict=True)]
-        return Pooled(
+        return PoolResult(
             dict(zip(site_keys, agreed, strict=True)),
             dict(zip(site_keys, part, strict=True)),
             dict(zip(by_size, sums, strict=True)),
@@ -146,7 +146,7 @@ class Pool:
 
     def relevance(self, size: Size, objects: Sequence[int], pictures: Sequence[int], numbers: Tensor) -> Tensor:
         """exp P / N, [M, b, N], of some objects and pictures, at the resolution of a site."""
-        pooled = torch.stack([resize(sums, size) for sums in self.pooled.sums.values()]).sum(0).flatten(-2)
+        pooled = torch.stack([resize(sums, size) for sums in self.result.sums.values()]).sum(0).flatten(-2)
         if pictures != range(self.picture_count):
             pooled = pooled.index_select(1, numbers)
         if tuple(objects) != self.objects:
@@ -154,7 +154,7 @@ class Pool:
         return (pooled - math.log(pooled.shape[-1])).exp()
 
 
-class PooledSite(NamedTuple):
+class PoolAccess(NamedTuple):
     """One site's access to the pool of one cond's rows.
 
     read: a finished pool. None: the site reads `write`, after it added its own measure.
@@ -263,7 +263,7 @@ class _MeasuringSites:
         if self._copied is not None:
             self._chosen, self._copied = self._copied(), None
         if before is not None and self._all:
-            self._copied = surest(before.pooled.agreement)
+            self._copied = surest(before.result.agreement)
         self._turn += 1
 
     def has(self, site_key: Hashable) -> bool:

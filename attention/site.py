@@ -15,7 +15,7 @@ from torch import Tensor
 from .fusion_head import fusion_gate
 from .merge import accumulate, concat_attention, log_region, object_attention, split_queries
 from .plan import Plan, SitePlan
-from .pool import PooledSite
+from .pool import PoolAccess
 from .regions import Area
 from .relevance import even_shares, frozen_shares, raw_relevance, shares
 
@@ -56,7 +56,7 @@ class RowGroup(NamedTuple):
     conditional: the branch of guidance.
     constants: they are for one picture, or for as many as there are rows.
     area: the area of the canvas that the rows show.
-    pool: for conditional rows of one cond, where the relevance is pooled.
+    pool_access: for conditional rows of one cond, where the relevance is pooled.
     """
 
     start: int
@@ -64,7 +64,7 @@ class RowGroup(NamedTuple):
     conditional: bool
     constants: SiteConstants = SiteConstants()
     area: Area = None
-    pool: PooledSite | None = None
+    pool_access: PoolAccess | None = None
 
     @property
     def slice(self) -> slice:
@@ -159,8 +159,8 @@ def relevance_share(group: RowGroup, plan: Plan, measure: Callable[[], Tensor]) 
 
     measure: returns the site's relevance, [M, b, N].
     """
-    if group.pool is not None:
-        return group.pool.share(measure, plan, group.constants.region, group.length)
+    if group.pool_access is not None:
+        return group.pool_access.share(measure, plan, group.constants.region, group.length)
     return shares(measure(), plan.merge, group.constants.region)
 
 

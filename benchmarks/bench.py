@@ -53,7 +53,7 @@ def ours(site: Site, name: str = "ours") -> Callable[[Site], Tensor]:
     from ..attention.merge import split_queries
     from ..attention.options import FusionHead, Merge
     from ..attention.plan import EncodedReferences, compile_plans
-    from ..attention.pool import Pool, PooledSite
+    from ..attention.pool import Pool, PoolAccess
     from ..attention.relevance import raw_relevance
     from ..attention.site import RowGroup, fuse
     from ..weights.adapter import Adapter, SiteWeights
@@ -82,8 +82,8 @@ def ours(site: Site, name: str = "ours") -> Callable[[Site], Tensor]:
         split = keys.unflatten(-1, (site.heads, -1)).transpose(0, 1)
         measured = raw_relevance(split_queries(site.q[1:], site.heads), split, compiled.average, 1)
         read.add(key, measured, (side, side), (0,), numbers)
-        pool = PooledSite(read, write, key, (side, side), objects, (0,), numbers)
-    parts = RowGroup(0, 1, False), RowGroup(1, 2, True, pool=pool)
+        pool = PoolAccess(read, write, key, (side, side), objects, (0,), numbers)
+    parts = RowGroup(0, 1, False), RowGroup(1, 2, True, pool_access=pool)
 
     def run(site: Site) -> Tensor:
         text = text_only(site)

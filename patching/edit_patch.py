@@ -40,7 +40,7 @@ from .joint_patch import CALL_PATCH, OVERRIDE, JointCall, ObjectTexts, describe_
 from .object_text import edit_words
 from .sampling_wrappers import install_wrappers
 from .site_patch import check_percents, note_record
-from .site_pools import PooledAt
+from .site_pools import PooledSite
 from .unet_call import SiteRows, UNetCall
 
 log = logging.getLogger(__name__)
@@ -263,7 +263,7 @@ class _EditAttention:
             return joint_relevance(q[rows.slice, :, picture], k[rows.slice, :, text], indices, average)
 
         found, all_rows = [], SiteRows(len(q))
-        pooled = PooledAt(patch.schedule, site, objects) if plan.is_pooled else None
+        pooled = PooledSite(patch.schedule, site, objects) if plan.is_pooled else None
         for rows in call.groups(all_rows, plan, size, q.device, pooled):
             if not rows.conditional:
                 continue

@@ -21,7 +21,7 @@ from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey
 from .sampling_state import RECORDS, Applied
 from .sampling_wrappers import install_wrappers
-from .site_pools import PooledAt
+from .site_pools import PooledSite
 from .unet_call import SiteRows, UNetCall
 
 CALLBACK_KEY = "mip_adapter"  # our callback's name in a ModelPatcher
@@ -179,7 +179,7 @@ def acting_site(
     site_plan = plan.site_plans[site_key].cast_like(q)
     if plan.eases and (factors := call.clock.ease_factors(plan, q.device)) is not None:
         site_plan = site_plan.eased(*factors)
-    pooled = PooledAt(schedule, site_key, objects) if plan.is_pooled else None
+    pooled = PooledSite(schedule, site_key, objects) if plan.is_pooled else None
     observe = None if record is None else partial(call.observe, rows, site_key, record, plan, objects, size)
     return ActingSite(site_plan, call.groups(rows, plan, size, q.device, pooled), observe)
 

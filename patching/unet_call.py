@@ -26,7 +26,7 @@ from .batch_layout import BatchLayout, CondEvaluation, CondRows, Pictures, windo
 from .clock import Clock
 from .sampling_state import CALL, EVALUATION, FORWARD_PASSES, SAMPLING, TURN, Caches, SamplingState
 from .site_maps import SiteMaps, by_row
-from .site_pools import PooledAt, SitePools
+from .site_pools import PooledSite, SitePools
 
 
 class SiteRows(NamedTuple):
@@ -160,7 +160,7 @@ class UNetCall:
         plan: Plan | None = None,
         size: Size = (0, 0),
         device: torch.device | None = None,
-        pooled: PooledAt | None = None,
+        pooled: PooledSite | None = None,
     ) -> list[RowGroup]:
         """A site's rows by treatment, with the plan's constants at the site's resolution.
 

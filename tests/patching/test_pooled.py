@@ -210,16 +210,16 @@ def test_the_surest_sites_go_on_measuring(monkeypatch) -> None:
 
 
 def test_the_record_shows_the_shares_that_act(monkeypatch) -> None:
-    from mip_adapter.attention.pool import PooledSite
+    from mip_adapter.attention.pool import PoolAccess
 
-    acted, shares = [], PooledSite.share
+    acted, shares = [], PoolAccess.share
 
     def noted(self, *given):
         share = shares(self, *given)
         acted.append((self.size, share))
         return share
 
-    monkeypatch.setattr(PooledSite, "share", noted)
+    monkeypatch.setattr(PoolAccess, "share", noted)
     model, record = applied(measure="pool")
     graphs.sample(model, 3)
     for size in record.resolutions:
@@ -232,11 +232,11 @@ def test_a_pool_of_one_call_knows_its_own_rows_alone() -> None:
     from mip_adapter.attention.options import Merge
     from mip_adapter.attention.plan import Plan
     from mip_adapter.attention.schedule import Schedule
-    from mip_adapter.patching.site_pools import PooledAt, SitePools
+    from mip_adapter.patching.site_pools import PooledSite, SitePools
 
     plan = Plan(("a", "b"), Merge(**POOL), "off", 0.0, torch.ones(2, 1, 1), None, {})
     pools = SitePools(None, None, 2, [4, 5], 0)
-    at, measured = PooledAt(Schedule.always(plan), ("input", 1, 0), (0, 1)), torch.rand(2, 2, 4).softmax(-1)
+    at, measured = PooledSite(Schedule.always(plan), ("input", 1, 0), (0, 1)), torch.rand(2, 2, 4).softmax(-1)
     for _ in range(2):  # the cond comes twice in this call
         site = pools.shared(at, "cond", (2, 2), torch.tensor([4, 5]), 0)
         torch.testing.assert_close(site.share(lambda: measured, plan, None, 2), measured / measured.sum(0))
