@@ -49,6 +49,7 @@ class Arm(NamedTuple):
 
 
 RELEVANCE, UNIFORM = Merge("relevance"), Merge("uniform")
+UNCLAIMED = Merge("relevance", sharpness=3.0, measure="pool", unclaimed=1.0)
 NO_REFERENCES = "no references"
 ARMS = (
     Arm(NO_REFERENCES, "", UNIFORM),  # what the base draws by itself
@@ -74,12 +75,8 @@ ARMS = (
     Arm("mip + relevance, sharpness 6", "mip", Merge("relevance", sharpness=6.0), "image"),
     Arm("stock + pool, sharpness 6", "stock", Merge("relevance", sharpness=6.0, measure="pool")),
     Arm("mip + pool, sharpness 6", "mip", Merge("relevance", sharpness=6.0, measure="pool"), "image"),
-    Arm(
-        "mip + pool, sharpness 3, unclaimed 1",
-        "mip",
-        Merge("relevance", sharpness=3.0, measure="pool", unclaimed=1.0),
-        "image",
-    ),
+    Arm("stock + pool, sharpness 3, unclaimed 1", "stock", UNCLAIMED),
+    Arm("mip + pool, sharpness 3, unclaimed 1", "mip", UNCLAIMED, "image"),
     Arm("stock-plus + uniform", "stock-plus", UNIFORM),
     Arm("stock-plus + relevance", "stock-plus", RELEVANCE),
     Arm("mip-plus + relevance", "mip-plus", RELEVANCE, "image"),
@@ -156,17 +153,20 @@ EFFECTS = (
         ("mip + pool, sharpness 6",),
         ("mip + uniform",),
     ),
-    Effect(
-        "unclaimed 1 beside MIP Merge's default, on weights trained with relevance",
-        ("mip + pool, sharpness 3, unclaimed 1",),
-        ("mip + pool, sharpness 3",),
-    ),
     *(
         Effect(
             f"MIP Merge's default instead of {before}, on {of}", (f"{kind} + pool, sharpness 3",), (f"{kind} + {arm}",)
         )
         for kind, of in (("stock", "stock weights"), ("mip", "weights trained with relevance"))
         for arm, before in (("uniform", "uniform shares"), ("relevance", "the paper's merge"))
+    ),
+    *(
+        Effect(
+            f"unclaimed 1 beside MIP Merge's default, on {of}",
+            (f"{kind} + pool, sharpness 3, unclaimed 1",),
+            (f"{kind} + pool, sharpness 3",),
+        )
+        for kind, of in (("stock", "stock weights"), ("mip", "weights trained with relevance"))
     ),
     Effect("Resampler family: merging alone", ("stock-plus + relevance",), ("stock-plus + uniform",)),
     Effect("Resampler family: further training", ("mip-plus + relevance",), ("stock-plus + relevance",)),
