@@ -38,7 +38,7 @@ class EncodedReferences:
         are measured.
     blocks: the M objects' strength by block, None where it is 1; () where it is 1 for all.
     eases: the M objects' strength over time; () where it is steady for all.
-    adapters: those that project the tokens, each once; that of the objects without one of their own is the first.
+    adapters: those that project the tokens, each once.
     adapter_numbers: the M objects' adapters as indices into these; () where there is only one.
     padding: how many of each object's T tokens, at their end, are padding, M numbers; () where none is.
     null_padding: the same of the null tokens: M numbers, or one where all objects share them.

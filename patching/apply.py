@@ -62,15 +62,15 @@ def apply_references(
     fusion_head: default the adapter's own head.
     record: filled while the clone samples.
     frozen: maps of an earlier sampling that replace the measured shares.
-    face_lora: strength of the LoRA inside a FaceID adapter; 0 leaves it out.
+    face_lora: strength of the LoRA inside a FaceID adapter; 0 leaves it out, as for an adapter of no acting reference.
 
     Raises ValueError with a sentence for the artist when the arguments do not belong together.
     """
     _check_strength(scale, start_percent, end_percent)
     merge = merge or Merge()
     head = fusion_head or FusionHead(adapter.head, "image" if adapter.head else "off", name=adapter.name)
-    sites, adapters = model_sites(model.model.diffusion_model), adapters_of(chain, adapter)
-    _check(chain, adapters, head, sites)
+    sites = model_sites(model.model.diffusion_model)
+    _check(chain, [adapter, *adapters_of(chain, adapter)], head, sites)
     chain = tuple(_with_blocks(each, sites) for each in chain)
     objects, styles = objects_of(chain), tuple(each for each in styles_of(chain) if each.weight)
     if record is not None:
@@ -87,7 +87,7 @@ def apply_references(
     if styles:
         encoded = encode_styles(styles, adapter, clip_vision)
         patched = _patched(patched, styles, encoded, settings, Merge("sum"), FusionHead({}, "off"))
-    for each in adapters:
+    for each in adapters_of([each for each in chain if _acts(each, settings.sites)], adapter):
         patched = with_inner_lora(patched, each, face_lora)
     return model.clone() if patched is model else patched
 
@@ -108,6 +108,12 @@ def _check(chain: tuple[Reference, ...], adapters: Sequence[Adapter], head: Fusi
     if not chain:
         raise ValueError("There are no references: connect at least one MIP Reference (a picture and its object text).")
     check_chain(chain)
+
+
+def _acts(reference: Reference, sites: Sequence[Site]) -> bool:
+    """Whether a reference adds anything: it has a weight, and a strength at some site."""
+    blocks = reference.blocks
+    return reference.weight > 0 and (blocks is None or any(blocks.at(site.key) for site in sites))
 
 
 def _patched(

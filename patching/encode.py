@@ -106,8 +106,8 @@ def own_models(reference: Reference, adapter: Adapter, clip_vision: Any) -> tupl
 
 
 def adapters_of(references: Sequence[Reference], adapter: Adapter) -> list[Adapter]:
-    """The adapters of a chain, each once; that of the objects is the first."""
-    return list(dict.fromkeys([adapter, *(own_models(each, adapter, None)[0] for each in references)]))
+    """The adapters that references use, each once. adapter: of those without one of their own."""
+    return list(dict.fromkeys(own_models(each, adapter, None)[0] for each in references))
 
 
 def filled(sets: Sequence[Tensor], count: int) -> tuple[Tensor, tuple[int, ...]]:

@@ -284,6 +284,36 @@ def test_the_inner_loras_of_all_adapters_act() -> None:
     assert set(patched_weights(apply(chain, adapter=bundle().adapters["base"])).values()) == {1}
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_adapter_that_no_face_uses_leaves_no_trace(count) -> None:
+    """Every face brings its own: the plans and LoRAs are those of these alone, whatever MIP Apply has."""
+    own = [adapter("faceid-plusv2"), adapter(tokens=3)][:count]
+    chain = face("woman", adapter=own[0])
+    for number, each in enumerate(own[1:], 1):
+        chain = face("man", number, chain, adapter=each)
+    unused, expected = apply(chain, adapter=adapter()), apply(chain, adapter=own[0])
+    assert set(patched_weights(unused).values()) == {count}
+    assert torch.equal(sample(unused, 1), sample(expected, 1))
+
+
+@pytest.mark.parametrize("silent", ["weight", "blocks", "a style's weight"])
+def test_the_lora_of_a_silent_reference_is_left_out(silent) -> None:
+    """Like that of all references with a scale of 0, also beside a face that acts with an adapter of its own."""
+    from mip_adapter.attention.block_strength import make_block_strength
+    from mip_adapter.nodes.style import MIPStyleReference
+    from mip_adapter.weights.sites import model_sites
+
+    (quiet,) = face(weight=0.0 if silent == "weight" else 1.0)
+    if silent == "blocks":
+        sites = model_sites(bundle().model.model.diffusion_model)
+        quiet = replace(quiet, blocks=make_block_strength(sites, numbers="0:0"))
+    elif silent == "a style's weight":
+        (quiet,) = MIPStyleReference.execute(photo(), 0.0, "all").args[0]
+    assert not apply((quiet,)).patches
+    beside = face("man", 1, (quiet,), adapter=adapter("faceid-plusv2"))
+    assert set(patched_weights(apply(beside)).values()) == {1}
+
+
 def test_a_saved_adapter_keeps_its_lora(tmp_path) -> None:
     from mip_adapter.training.save import save_adapter
     from mip_adapter.weights.adapter import load_adapter
