@@ -17,8 +17,8 @@ def why_absent(maps: RecordedMaps) -> str:
         )
     if maps.nothing_acts:
         return (
-            "There is no relevance: scale is 0 in MIP Apply, or MIP Block Strength is 0 for every block, so the "
-            "references are switched off. Raise it to see who claims what."
+            "There is no relevance: scale is 0 in MIP Apply, or MIP Block Strength is 0 for every block of the "
+            "objects, so their references are switched off. Raise it to see who claims what."
         )
     if maps.patches_lost:
         return f"There is no relevance: {maps.patches_lost}"

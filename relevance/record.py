@@ -30,7 +30,7 @@ class RecordedMaps:
     colours: the numbers of their colours (`common/drawing.py`: `colour`).
     prompt: the prompt of the sampling; empty if it is not known.
     frozen: whether the shares came from an earlier sampling instead of a measurement.
-    nothing_acts: whether the scale or the strength of every block is 0, so that no reference acts.
+    nothing_acts: whether the scale or the strength of every block is 0, so that no object acts; styles still may.
     styles: names of the styles beside the objects; they take no part in the shares.
     strategy: the merge's.
     runs: which run of its model and queued graph this was, from 1.

@@ -104,6 +104,21 @@ def test_what_is_recorded_where_sites_are_silent() -> None:
     assert "MIP Block Strength" in nothing.absent()
 
 
+def test_what_is_said_of_silent_objects_beside_a_style_that_acts() -> None:
+    """Not that all references are off: the style changes the picture."""
+    from mip_adapter.nodes.apply import MIPApply
+    from mip_adapter.nodes.style import MIPStyleReference
+
+    parts, nothing = bundle(), strength(numbers="0:0")
+    (both,) = MIPStyleReference.execute(graphs.photo(5), 1.0, "all", chain(nothing, nothing)).args
+    with torch.inference_mode():
+        model, record = MIPApply.execute(
+            parts.model, parts.clip, parts.vision, parts.adapters["base"], both, 1.0, 0.0, 1.0
+        ).args
+    assert not torch.equal(sample(model), sample(parts.model))
+    assert "0 for every block of the objects, so their references are switched off" in record.absent()
+
+
 def test_a_model_of_other_blocks() -> None:
     from ..support import small
 
