@@ -70,7 +70,7 @@ class MIPBindingReport(io.ComfyNode):
     def execute(cls, images, references, detections, encoder, relevance=None, face_analyser=None) -> io.NodeOutput:
         references = objects_of(references)
         tick = ticking(to_encode(references, detections))
-        mixed = None if relevance is None else mixed_by_picture(relevance)
+        mixed = None if relevance is None else mixed_by_picture(relevance, images)
         binding = measure_binding(images, references, detections, encoder, tick, mixed)
         report = binding_report(binding)
         if face_analyser is not None:

@@ -22,6 +22,10 @@ MASKS = ("owner", "soft", "threshold")
 ALL, COARSEST, FINEST = "all", "coarsest", "finest"
 RESOLUTIONS = (ALL, COARSEST, FINEST)
 MIXED = 0.7  # mixing; above it looks mix visibly
+REMEDY = (
+    "connect the decoded images of the last sampling with this MIP Apply's model, or put MIP Freeze Relevance behind "
+    "their sampler and use its maps"
+)
 UNMEASURED = "no relevance measured"  # in the legend; the report gives the reason
 
 
@@ -102,21 +106,22 @@ def objects_named(wanted: str, names: Sequence[str]) -> list[int]:
 def _check_belonging(maps: RecordedMaps, shares: Tensor, images: Tensor) -> None:
     """Raises ValueError if maps [M, B, h, w] and pictures [B, H, W, 3] cannot be of one sampling."""
     (count, height, width), (pictures, h, w) = images.shape[:3], shares.shape[1:]
-    remedy = (
-        "connect the decoded images of the last sampling with this MIP Apply's model, or put MIP Freeze Relevance "
-        "behind their sampler and draw its maps"
-    )
     if pictures != count:
-        raise ValueError(f"There are {count} images and maps of {pictures}: {remedy}.")
+        raise ValueError(f"There are {count} images and maps of {pictures}: {REMEDY}.")
     if not same_shape((h, w), (height, width)):
         raise ValueError(
             f"The images are {width}×{height} pixels and the maps {w}×{h} positions, another shape: the last sampling "
-            f"with this model made another picture (a tile, a detailer's?). So {remedy}."
+            f"with this model made another picture (a tile, a detailer's?). So {REMEDY}."
         )
+    check_same_run(maps, images)
+
+
+def check_same_run(maps: RecordedMaps, images: Tensor) -> None:
+    """Raises ValueError if pictures [B, H, W, 3] clearly come from another run than the maps."""
     if maps.of_another_run(images):
         raise ValueError(
             "The images are of another sampling than the maps, which are of the last one with this model (a tile, a "
-            f"detailer's crop?). So {remedy}."
+            f"detailer's crop?). So {REMEDY}."
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..common.text import MOST_WORDS, holds, plain
-from .maps import MIXED, cores, mixing, owners
+from .maps import MIXED, check_same_run, cores, mixing, owners
 from .record import RecordedMaps
 
 CROPPED_SENTENCE = (
@@ -71,10 +71,14 @@ def relevance_report(maps: RecordedMaps, shares: Tensor) -> str:
     return "\n".join([*lines, *_evenness(maps, shares), _sampling(maps)])
 
 
-def mixed_by_picture(maps: RecordedMaps) -> list[float] | None:
-    """Each picture's `mixing`; None where it was not measured, or with a single object."""
+def mixed_by_picture(maps: RecordedMaps, images: Tensor) -> list[float] | None:
+    """Each sampled picture's `mixing`; None where it was not measured, or with a single object.
+
+    images: what the sampling made, or some of it, [B, H, W, 3]. Raises ValueError if they are of another sampling.
+    """
     if maps.evenness_by_picture() is None:
         return None
+    check_same_run(maps, images)
     return _mixed(maps.shares()) or None
 
 

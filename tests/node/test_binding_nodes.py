@@ -108,7 +108,11 @@ def test_every_picture_hears_its_own_relevance():
     from types import SimpleNamespace
 
     clear, mixed = (torch.tensor([[own, 1 - own], [1 - own, own]]).view(2, 1, 2) for own in (0.9, 0.55))
-    told = SimpleNamespace(evenness_by_picture=lambda: [0.97, 0.99], shares=lambda: torch.stack([clear, mixed], 1))
+    told = SimpleNamespace(
+        evenness_by_picture=lambda: [0.97, 0.99],
+        shares=lambda: torch.stack([clear, mixed], 1),
+        of_another_run=lambda images: False,
+    )
     *_, said, _, binding = binding_report(draw(4, pictures=2, looks=[(0, 1, 2), (0, 1, 1)]), relevance=told)
     assert [each.places_mixed for each in binding.pictures] == pytest.approx([0.2, 0.9])
     assert "while sampling 55 % (20 %, 90 %)" in said

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..relevance.test_record import freeze, maps
+from ..support.drawn import Colours, thing
 from ..support.graphs import SIZE, prompt, references, sample
 from .test_evaluated_crops import LEFT, regional
 from .test_steering import applied
@@ -148,6 +149,28 @@ def test_maps_of_a_crop_are_not_drawn_over_the_whole_picture() -> None:
     with pytest.raises(ValueError, match="of another sampling than the maps.* detailer's crop.* MIP Freeze Relevance"):
         maps(record, decoded(first))
     assert maps(freeze(record, first), decoded(first))[0].shape[0] == 3
+
+
+def test_the_binding_report_asks_for_the_pictures_of_its_maps() -> None:
+    """Or for some of them: of the best picture alone it takes the mean of the batch."""
+    from mip_adapter.evaluation.detection.detections import Detections
+    from mip_adapter.nodes.binding import MIPBindingReport
+
+    model, record = applied()
+    texts, boxes = tuple(each.text for each in references()), ((0, 0, 30, 30), (32, 32, 62, 62))
+
+    def report(images: Tensor, maps: Any) -> str:
+        found = Detections(texts, 64, 64, (tuple((thing(box),) for box in boxes),) * len(images))
+        return MIPBindingReport.execute(images, references(), found, Colours(), maps).args[3]
+
+    first = again(model, scene(2))
+    for images in (decoded(first), decoded(first)[1:]):
+        assert "places mixed while sampling" in report(images, record)
+    crop = again(model, resized(first[..., 6:14, 4:12], *SIZE))
+    assert "places mixed while sampling" in report(decoded(crop), record)
+    with pytest.raises(ValueError, match="of another sampling than the maps.* MIP Freeze Relevance"):
+        report(decoded(first), record)
+    assert "places mixed while sampling" in report(decoded(first), freeze(record, first))
 
 
 def test_a_second_pass_of_the_same_picture_is_drawn_over_either() -> None:
