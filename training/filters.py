@@ -29,7 +29,7 @@ class Filters:
     cropped_area: share of the training crop that must remain of a box.
     cropped_aspect: of what remains, the aspect limits "h/w", height / width (official), or "w/h", as before the crop.
     one_word: labels of one word only.
-    in_caption: labels must stand in the caption.
+    in_caption: a label's letters must stand in the caption, as officially: “cat” also stands in “education”.
     names_differ: a picture whose chosen objects share a name is left out.
     """
 

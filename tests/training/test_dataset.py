@@ -157,6 +157,15 @@ def test_filters(wrong: dict, kept: bool) -> None:
         assert [each.label for each in found] == ["dog", "cat"]
 
 
+@pytest.mark.parametrize("caption, kept", [("a dog in education", True), ("a dog and a bird", False)])
+def test_a_label_is_looked_for_as_letters(caption: str, kept: bool) -> None:
+    """The official rule: “cat” stands in “education”."""
+    from mip_adapter.training.filters import NOT_IN_CAPTION, Filters, candidates
+
+    entries = [entry("dog", [0, 0, 40, 40]), entry("cat", [50, 50, 90, 90])]
+    assert candidates(entries, caption, (100, 100), Filters(), 2)[1] == (None if kept else NOT_IN_CAPTION)
+
+
 @pytest.mark.parametrize(
     "labels, why",
     [
