@@ -79,7 +79,10 @@ def _shared_crops(scores: np.ndarray, numbers: Sequence[int], found_as: Sequence
 
 
 def rematch_by_appearance(matches: ObjectMatches, texts: Sequence[str], similarity: Tensor) -> ObjectMatches:
-    """Gives objects of the same text, which no detector can tell apart, the crops that look most like them.
+    """Shares out the crops of objects of the same text, which no detector can tell apart, by look.
+
+    Which crops these are is decided by score, as for an object whose text is its own: one that is left over stays so,
+    however much it looks like a reference. Places chosen by look would make every binding seem better than it is.
 
     similarity [C, M]: of the crops to the references.
     """

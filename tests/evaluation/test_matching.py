@@ -68,6 +68,17 @@ def test_objects_with_the_same_text_are_told_apart_by_their_look():
         assert all(told_apart.found_as[crop] == m for m, crop in enumerate(told_apart.crop_of) if crop is not None)
 
 
+@pytest.mark.parametrize("texts", [["cat"], ["cat", "cat"]])
+def test_what_is_left_over_stays_so_however_it_looks(texts):
+    """Of one object or of several: a look decides between objects, not between places."""
+    found = searched(["cat"], [(A, 0.9), (B, 0.8), (C, 0.7)])
+    things = match_objects(found, 0, texts)
+    similarity = torch.zeros(3, len(texts))
+    similarity[2] = 1  # the crop with the lowest score is most like every reference
+    told_apart = rematch_by_appearance(things, texts, similarity)
+    assert things.found[2].box == C and sorted(told_apart.crop_of) == list(range(len(texts)))
+
+
 def test_what_was_seen_as_a_missing_object_stays_known_whoever_of_its_text_is_missing():
     """Two dogs and a cat; one dog was found, and the cat's place was found as a dog, too."""
     texts = ["dog", "dog", "cat"]
