@@ -72,20 +72,25 @@ def _row_per_token(rows: Tensor, token_count: int) -> Tensor:
 
     Raises ValueError if there is no row for each token.
     """
-    if len(rows) == token_count:
-        return rows
-    if len(rows) == 2 * token_count and torch.equal(rows[0::2], rows[1::2]):
-        return rows[0::2]
+    for each in (rows, _single(rows)):
+        if len(each) == token_count:
+            return each
     raise ValueError(
         f"The text encoder gives {len(rows)} rows for the {token_count} tokens of an object text, so nobody can say "
-        "which row is which word: connect to MIP Apply the CLIP from before the pack that changes what it gives."
+        "which row is which word: connect to this node the CLIP from before the pack that changes what it gives."
     )
+
+
+def _single(rows: Tensor) -> Tensor:
+    """Each row once, if all rows come in equal pairs."""
+    in_pairs = len(rows) % 2 == 0 and torch.equal(rows[0::2], rows[1::2])
+    return rows[0::2] if in_pairs else rows
 
 
 def t5_tokens(clip: Any, text: str) -> Tensor:
     """The tokens [L, X] of an object text, encoded on its own by FLUX.1's T5.
 
-    Raises ValueError for a text without words and for a text encoder that has no T5.
+    Raises ValueError for a text without words, for a text encoder that has no T5, and as `_row_per_token` does.
     """
     tokenized = clip.tokenize(text)
     if not isinstance(tokenized, dict) or T5 not in tokenized:
@@ -97,7 +102,7 @@ def t5_tokens(clip: Any, text: str) -> Tensor:
     count = next(words, len(tokenized[T5][0]))
     if count < 1:
         raise ValueError(f"The object text “{text}” contains no words for the text encoder; name the object.")
-    return clip.encode_from_tokens(tokenized)[0, :count].float()
+    return _row_per_token(clip.encode_from_tokens(tokenized)[0], len(_ids(tokenized)))[:count].float()
 
 
 def edit_words(clip: Any, names: Sequence[str], prompt: str = "") -> tuple[Tensor, ...]:
@@ -127,19 +132,24 @@ def _words_in(clip: Any, name: str, prompt: list[int]) -> slice:
 
 
 def _content(clip: Any, text: str) -> tuple[list[int], Tensor]:
-    """The ids and the embeddings [L, X] of a text's own tokens. Raises ValueError for a text without words."""
+    """The ids and the embeddings [L, X] of a text's own tokens.
+
+    Raises ValueError for a text without words, and as `_row_per_token` does.
+    """
     ids, behind, tokenized = _content_ids(clip, text)
     if not ids:
         raise ValueError(f"The object text “{text.strip()}” contains no words for the text encoder; name the object.")
-    rows = clip.encode_from_tokens(tokenized)[0].float()
-    # From the end: some encoders cut their system prompt off.
-    stop = len(rows) - behind
-    if stop < len(ids):
-        raise ValueError(
-            f"The text encoder gives {len(rows)} rows for an object text of {len(ids)} tokens, so nobody can say which "
-            "row is which word: connect the CLIP that encodes the prompt, from before packs that change what it gives."
-        )
-    return ids, rows[stop - len(ids) : stop]
+    # Some encoders cut their system prompt off.
+    cut = int(_word_cache(lambda: torch.tensor(_cut_tokens(clip)), clip))
+    rows = _row_per_token(clip.encode_from_tokens(tokenized)[0].float(), len(_ids(tokenized)) - cut)
+    stop = max(0, len(rows) - behind)
+    return ids, _row_per_token(rows[max(0, stop - len(ids)) : stop], len(ids))
+
+
+def _cut_tokens(clip: Any) -> int:
+    """How many tokens get no row, as an empty text tells."""
+    tokenized = clip.tokenize("")
+    return max(0, len(_ids(tokenized)) - len(_single(clip.encode_from_tokens(tokenized)[0])))
 
 
 def _content_ids(clip: Any, text: str) -> tuple[list[int], int, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,6 +64,61 @@ def test_a_clip_without_t5(flux):
 
     without = SimpleNamespace(**{**vars(flux), "clip": small.clip()})
     told(lambda: applied(without, tiny_flux.xlabs(), references("cat")), "this CLIP has no T5", "DualCLIPLoader")
+
+
+def changed(clip: Any, change: Callable) -> Any:
+    """A CLIP as another pack leaves it."""
+    clip = clip.clone()
+    encode = clip.encode_from_tokens
+    clip.encode_from_tokens = lambda *args, **more: change(encode(*args, **more))
+    return clip
+
+
+def alone_by_t5(flux) -> tuple[Any, Callable]:
+    from mip_adapter.patching.object_text import t5_tokens
+
+    return flux.clip, lambda clip: t5_tokens(clip, "red jacket")
+
+
+def for_kontext(flux) -> tuple[Any, Callable]:
+    from mip_adapter.patching.object_text import edit_words
+
+    return flux.clip, lambda clip: edit_words(clip, ["red jacket"])[0]
+
+
+def in_a_prompt_for_kontext(flux) -> tuple[Any, Callable]:
+    from mip_adapter.patching.object_text import edit_words
+
+    return flux.clip, lambda clip: edit_words(clip, ["red jacket"], tiny_flux.PROMPT)[0]
+
+
+def by_a_language_model(flux) -> tuple[Any, Callable]:
+    from mip_adapter.patching.object_text import edit_words
+
+    from ..support import tiny_edit
+
+    return tiny_edit.clip(), lambda clip: edit_words(clip, ["red jacket"])[0]
+
+
+ENCODERS = [alone_by_t5, for_kontext, in_a_prompt_for_kontext, by_a_language_model]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_an_encoder_of_keys_and_values(flux, encoder):
+    """A row for the key and one for the value of each token: the words are those of the encoder itself."""
+    clip, words = encoder(flux)
+    pairs = changed(clip, lambda rows: rows.repeat_interleave(2, 1))
+    assert torch.equal(words(pairs), words(clip))
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("change", [
+    lambda rows: torch.stack([rows, -rows], 2).flatten(1, 2), lambda rows: rows.repeat(1, 3, 1),
+    lambda rows: rows[:, :1],
+], ids=["unequal pairs", "three times", "one row"])  # fmt: skip
+def test_an_encoder_of_unknown_rows_is_refused(flux, encoder, change):
+    clip, words = encoder(flux)
+    told(lambda: words(changed(clip, change)), "of an object text, so nobody can say", "this node the CLIP from before")
 
 
 def test_siglip_pools_as_transformers(host):
