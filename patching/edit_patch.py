@@ -41,7 +41,7 @@ from .object_text import edit_words
 from .sampling_wrappers import install_wrappers
 from .site_patch import check_percents, note_record
 from .site_pools import PooledSite
-from .unet_call import SiteRows, UNetCall
+from .unet_call import UNetCall
 
 log = logging.getLogger(__name__)
 MOST_REFERENCES = 64
@@ -165,7 +165,7 @@ class EditPatch:
         """
         if self.period is not None and not call.clock.within(self.period):
             return None
-        conditional = any(rows.conditional for rows in call.groups(SiteRows(len(joint.prompts))))
+        conditional = any(rows.conditional for rows in call.groups(joint.find_rows(call)))
         if conditional and len(joint.references) < len(self.owners):
             raise ValueError(_too_few(len(joint.references), len(self.owners)))
         return _EditAttention(self, call, joint, options) if joint.references else None
@@ -262,7 +262,7 @@ class _EditAttention:
             average = patch.average(q.shape[1], q.device)
             return joint_relevance(q[rows.slice, :, picture], k[rows.slice, :, text], indices, average)
 
-        found, all_rows = [], SiteRows(len(q))
+        found, all_rows = [], self.joint.find_rows(call, len(q))
         pooled = PooledSite(patch.schedule, site, objects) if plan.is_pooled else None
         for rows in call.groups(all_rows, plan, size, q.device, pooled):
             if not rows.conditional:

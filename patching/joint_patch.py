@@ -24,7 +24,7 @@ from ..attention.site import RowGroup
 from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey
 from .sampling_state import CALL, SAMPLING, SamplingState
-from .sampling_wrappers import install_wrappers, temporarily
+from .sampling_wrappers import end_call, install_wrappers, temporarily
 from .site_patch import acting_site, note_record
 from .unet_call import SiteRows, UNetCall
 
@@ -103,12 +103,21 @@ class JointCall:
     def __deepcopy__(self, memo: dict) -> JointCall:
         return self  # see CondEvaluation
 
+    def find_rows(self, call: UNetCall, count: int | None = None) -> SiteRows:
+        """Whose the `count` rows of a block are; None: all rows of this call.
+
+        Raises ValueError if nobody says it.
+        """
+        return call.find_rows_of(self.prompts, len(self.prompts) if count is None else count)
+
     def token_indices(self, texts: ObjectTexts, call: UNetCall, options: Mapping[str, Any]) -> list[Tensor]:
         """See `ObjectTexts.token_indices`; asked for once per call."""
         if texts not in self._indices:
-            groups = call.groups(SiteRows(len(self.prompts)))
+            all_rows = self.find_rows(call)
+            groups = call.groups(all_rows)
             conditional = [row for rows in groups if rows.conditional for row in range(rows.start, rows.stop)]
-            uuids, shown = options.get("uuids"), call.shown
+            # Those of the options are the conds of the prompts only where the batch is whole.
+            uuids, shown = options.get("uuids") if all_rows.by_text_keys is None else None, call.shown
             pictures = tuple(shown) if isinstance(shown, list) else shown is None
             conds = (tuple(uuids), tuple(self.prompts.shape), pictures) if uuids else None
             self._indices[texts] = texts.token_indices(self.prompts, conditional, options.get(SAMPLING), conds)
@@ -116,7 +125,14 @@ class JointCall:
 
 
 def describe_joint_call(executor: Any, *args: Any, **kwargs: Any) -> Any:
-    """DIFFUSION_MODEL: make one UNetCall and one JointCall, shared by all blocks of this call."""
+    """DIFFUSION_MODEL: make one UNetCall and one JointCall, shared by all blocks of this call.
+
+    It goes behind other packs' wrappers, which may send the batch in parts: only the model's own arguments tell what
+    the blocks get, since these see the text mixed with the picture.
+    """
+    if executor.idx + 1 < len(executor.wrappers):
+        executor.wrappers.append(describe_joint_call)
+        return executor(*args, **kwargs)
     bound = inspect.signature(executor.original).bind(*args, **kwargs)
     given = bound.arguments
     x, options, model = given["x"], given["transformer_options"], executor.class_obj
@@ -132,7 +148,7 @@ def describe_joint_call(executor: Any, *args: Any, **kwargs: Any) -> Any:
         if attention is not None:
             notes.enter_context(temporarily(options, OVERRIDE, attention))
         out = executor(*bound.args, **bound.kwargs)
-    call.close()
+    end_call(call, options)
     return out
 
 
@@ -233,7 +249,7 @@ class _Attention:
         q, k: [B, h, S, d], of text and picture.
         """
         patch, text = self.patch, self.joint.text_length
-        rows = SiteRows(len(q))
+        rows = self.joint.find_rows(self.call, len(q))
         site, groups, observe = acting_site(
             self.call, patch.key, patch.schedule, self.acting, q, rows, self.joint.size, patch.record
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -258,9 +258,16 @@ def _keep_last_forward_pass(executor: Any, x: Tensor, t: Tensor, *rest: Any, **m
     calls: list[UNetCall] = []
     with temporarily(options, FORWARD_PASSES, calls):
         out = executor(x, t, *rest, **more)
-    if calls:
-        calls[-1].close()
+    for call in _last_pass(calls):
+        call.close()
     return out
+
+
+def _last_pass(calls: Sequence[UNetCall]) -> Iterable[UNetCall]:
+    """The last call; where another pack sends the batch in parts, the last call of each part."""
+    if calls and calls[-1].part:
+        return {call.part: call for call in calls if call.part}.values()
+    return calls[-1:]
 
 
 def _describe_call(
@@ -277,12 +284,17 @@ def _describe_call(
     call = UNetCall(executor.class_obj, x.shape, transformer_options)
     with temporarily(transformer_options, CALL, call):
         out = executor(x, timesteps, context, y, control, transformer_options, **more)
-    calls: list[UNetCall] | None = transformer_options.get(FORWARD_PASSES)
+    end_call(call, transformer_options)
+    return out
+
+
+def end_call(call: UNetCall, options: Mapping[str, Any]) -> None:
+    """Record a call that has run; see `_keep_last_forward_pass`."""
+    calls: list[UNetCall] | None = options.get(FORWARD_PASSES)
     if calls is None:
         call.close()
     else:
         calls.append(call)
-    return out
 
 
 def _with_transformer_options(model_options: dict) -> dict:

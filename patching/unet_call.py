@@ -9,12 +9,13 @@ Each cond carries a uuid that leads back to its name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ..attention.plan import Plan
 from ..attention.regions import Size, place_on_canvas
@@ -33,8 +34,8 @@ class SiteRows(NamedTuple):
     """The rows that one site gets.
 
     total: how many.
-    by_text_keys: whose they are, told by the keys of their text, where another pack sends some rows in an order of its
-        own. None: all rows, in the order of the batch.
+    by_text_keys: whose they are, told by the keys of their text or by their prompts, where another pack sends some rows
+        in an order of its own. None: all rows, in the order of the batch.
     """
 
     total: int
@@ -137,12 +138,28 @@ class UNetCall:
         text_keys: [rows, L, C], of the prompts.
         Raises ValueError if nobody says whose rows they are.
         """
-        count = len(text_keys)
+
+        def told() -> list[CondRows] | None:
+            return self._batch.groups_by_text_keys(text_keys, self.attentions[site_key].to_k)
+
+        return self._find_rows(len(text_keys), told)
+
+    def find_rows_of(self, prompts: Tensor, count: int) -> SiteRows:
+        """As `find_rows`, for the `count` rows of a block in which text and picture attend together: the prompts
+        [rows, L, X] that this call of the model got tell whose they are."""
+
+        def told() -> list[CondRows] | None:
+            # Directions, since one token of a large language model can be a thousand times as long as the others.
+            return None if count < len(prompts) else self._batch.groups_by_text_keys(_directions(prompts), _directions)
+
+        return self._find_rows(count, told)
+
+    def _find_rows(self, count: int, told: Callable[[], list[CondRows] | None]) -> SiteRows:
         if not self._batch.too_few(count):
             return SiteRows(count)
         if count == self._rows and self._by_text_keys_everywhere is not None:
             return self._by_text_keys_everywhere
-        by_text_keys = self._batch.groups_by_text_keys(text_keys, self.attentions[site_key].to_k)
+        by_text_keys = told()
         if by_text_keys is None:
             raise ValueError(
                 f"Another pack sends {count} rows of a batch through the model without saying whether they belong to "
@@ -187,6 +204,12 @@ class UNetCall:
                     pool = self._pools.shared(pooled, (cond_id, tile), size, self.numbers(rows, device), forward_pass)
             groups.append(RowGroup(start, stop, conditional, constants, area, pool))
         return groups
+
+    @property
+    def part(self) -> tuple[Hashable, ...]:
+        """The conds whose rows the model gets, where another pack sends it a part of the batch; else ()."""
+        rows = self._by_text_keys_everywhere
+        return () if rows is None else tuple(each.cond_id for each in rows.by_text_keys or ())
 
     # ---- what the sites measure, for the records ----
 
@@ -238,6 +261,10 @@ class UNetCall:
             record.add(self.sampling_run, turn, *self.clock.step, [*observations.values()])
             if self._sampling is not None and record not in self._sampling.records:
                 self._sampling.records.append(record)
+
+
+def _directions(embeddings: Tensor) -> Tensor:
+    return normalize(embeddings.float(), dim=-1)
 
 
 def _for_all(shares: Tensor, plan: Plan, objects: tuple[int, ...], record: RelevanceRecord) -> Tensor:

@@ -288,11 +288,14 @@ def test_another_evaluation_in_context_windows(length: int, before: bool) -> Non
 
 
 def one_by_one(model: Any, size: int, where: str) -> Any:
-    """The rows of a batch go through the UNet in parts of `size`, while the options say that all conds are there."""
+    """The rows of a batch go through the UNet in parts of `size`, while the options say that all conds are there.
+
+    A wrapper of the model begins with the last part.
+    """
 
     def parts(executor, x, timesteps, context, y, control, options, **more):
-        pieces = zip(*(each.split(size) for each in (x, timesteps, context, y)), strict=True)
-        return torch.cat([executor(*piece, control, options, **more) for piece in pieces])
+        pieces = list(zip(*(each.split(size) for each in (x, timesteps, context, y)), strict=True))
+        return torch.cat([executor(*piece, control, options, **more) for piece in pieces[::-1]][::-1])
 
     def called(run: Callable, call: dict) -> Tensor:
         c = call["c"]
@@ -329,11 +332,13 @@ def test_conds_one_after_another(make: Callable, where: str, batch: int, size: i
         assert deviation(sample(model, batch=batch), expected, without) < TOLERANCE
 
 
-def test_maps_of_conds_one_after_another() -> None:
+@pytest.mark.parametrize("where", ["function", "before", "behind"])
+def test_maps_of_conds_one_after_another(where: str) -> None:
     plain, record = applied()
     sample(plain, batch=2)
-    model, other = applied()
-    sample(one_by_one(model, 2, "behind"), batch=2)
+    before = where == "before"
+    model, other = applied(model=one_by_one(bundle().model, 2, where) if before else bundle().model)
+    sample(model if before else one_by_one(model, 2, where), batch=2)
     torch.testing.assert_close(other.shares(), record.shares(), atol=1e-4, rtol=0)
 
 
