@@ -55,7 +55,6 @@ class MIPApply(io.ComfyNode):
                 *percents(
                     "References act from here on. A little above 0 leaves the composition to the prompt.",
                     "References act up to here. Below 1 leaves the finest details to the model.",
-                    **ADVANCED,
                 ),
                 MIPMergeOptions.Input("merge", optional=True, tooltip="From MIP Merge. Without it: relevance."),
                 MIPFusionHeadOptions.Input(

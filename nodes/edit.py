@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..patching.edit_patch import edit_references, read_texts
 from ..relevance.record import RelevanceRecord
-from .types import ADVANCED, CATEGORY, MIPMergeOptions, MIPRelevance, percents, searched_as
+from .types import CATEGORY, MIPMergeOptions, MIPRelevance, percents, searched_as
 
 
 class MIPEditReferences(io.ComfyNode):
@@ -49,7 +49,6 @@ class MIPEditReferences(io.ComfyNode):
                 *percents(
                     "Acts from here on. Before it the model samples as by itself.",
                     "Acts up to here. Below 1 leaves the finest details to the model.",
-                    **ADVANCED,
                 ),
                 MIPMergeOptions.Input(
                     "merge",

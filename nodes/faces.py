@@ -138,7 +138,6 @@ class MIPFaceReference(io.ComfyNode):
                     "This face acts from here on. Before, the others share the whole picture, its place too.",
                     "This face acts up to here; then the others take over its place.",
                     optional=True,
-                    **ADVANCED,
                 ),
             ],
             outputs=[

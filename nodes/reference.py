@@ -68,7 +68,6 @@ class MIPReference(io.ComfyNode):
                     "To leave the layout to the prompt use start_percent of MIP Apply.",
                     "This object acts up to here; then the others take over its place.",
                     optional=True,
-                    **ADVANCED,
                 ),
                 io.Float.Input(
                     "region_until",

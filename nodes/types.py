@@ -42,7 +42,7 @@ def searched_as(*words: str) -> dict[str, list[str]]:
 
 def percents(starts: str, ends: str, **more: Any) -> tuple[Any, Any]:
     """start_percent and end_percent, when something acts. starts, ends: their tooltips. more: for both inputs."""
-    each = {"min": 0.0, "max": 1.0, "step": 0.01, **more}
+    each = {"min": 0.0, "max": 1.0, "step": 0.01, **ADVANCED, **more}
     return (
         io.Float.Input("start_percent", default=0.0, tooltip=starts, **each),
         io.Float.Input("end_percent", default=1.0, tooltip=ends, **each),

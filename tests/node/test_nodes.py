@@ -1,4 +1,5 @@
-"""The nodes' schemas: what shared workflows depend on, compared with tests/data/object_info.json.
+"""The nodes' schemas: what shared workflows depend on, compared with tests/data/object_info.json, and what newer hosts
+fold away and find nodes by, compared with tests/data/marks.json.
 
 After a change that is meant:  MIP_ADAPTER_UPDATE=1 python mip.py test tests/node/test_nodes.py
 """
@@ -18,6 +19,7 @@ from ..support.newer import absent
 from ..support.paths import DATA
 
 FILE = DATA / "object_info.json"
+MARKS = DATA / "marks.json"
 LISTS_FILES = {
     ("MIPAdapterLoader", "adapter_name"),
     ("MIPFusionHead", "head_name"),
@@ -59,6 +61,30 @@ def test_saved_workflows_still_fit(nodes) -> None:
     assert not broken, (
         "Saved workflows would break, or the promise is out of date (see this file's top):\n" + "\n".join(broken)
     )
+
+
+def marks(node: type) -> dict:
+    """What hosts of a certain age show of a node: the inputs that are folded away, and the words that find it."""
+    schema = node.define_schema()
+    return {
+        "advanced": [each.id for each in schema.inputs if getattr(each, "advanced", None)],
+        "search_aliases": schema.search_aliases,
+    }
+
+
+def test_advanced_inputs_and_search_words_are_kept(nodes) -> None:
+    from mip_adapter.nodes.types import ADVANCED, searched_as
+
+    if absent() or not (ADVANCED and searched_as("a word")):
+        pytest.skip("this host has no place for them, or lacks nodes that have them")
+    now = {node.define_schema().node_id: marks(node) for node in nodes}
+    if os.environ.get("MIP_ADAPTER_UPDATE"):
+        MARKS.write_text(json.dumps(now, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    assert now == json.loads(MARKS.read_text(encoding="utf-8"))
+    assert all(each["search_aliases"] for each in now.values())
+    for node in nodes:  # what says when something acts is folded away, at every node alike
+        names = {each.id for each in node.define_schema().inputs} & {"start_percent", "end_percent"}
+        assert names <= set(now[node.define_schema().node_id]["advanced"]), node
 
 
 def promised(name: str) -> dict:
