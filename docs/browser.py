@@ -34,12 +34,13 @@ NO_CHROME = "No Chromium or Chrome on this machine: install one, or set CHROME_P
 
 SIZE = {"width": 1900, "height": 1000}
 READY = "() => !!(window.app?.graph && window.LiteGraph?.registered_node_types?.MIPApply)"
+DETAIL = "LiteGraph.Canvas.MinFontSizeForLOD"  # pixels; words that would be smaller are not drawn, 0: all are
 SETTINGS = {  # so that nothing covers the graph
     "Comfy.TutorialCompleted": True,
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasMenu": False,
     "Comfy.Graph.CanvasInfo": False,
-    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+    DETAIL: 8,  # the frontend's own, whatever a page before was given: pictures show what an artist sees
 }
 SET = """async settings => {
     for (const [key, value] of Object.entries(settings)) await app.extensionManager.setting.set(key, value)

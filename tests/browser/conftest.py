@@ -17,7 +17,8 @@ def stocked(server):
 
 @pytest.fixture(scope="module")
 def whole_page(stocked, browser) -> Iterator:
-    page = frontend.open_frontend(browser, stocked.url)
+    # WORKFLOW is larger than a window, and what its small nodes draw is looked at.
+    page = frontend.open_frontend(browser, stocked.url, **{frontend.DETAIL: 0})
     yield page
     page.close()
 
