@@ -12,6 +12,7 @@ noise_patch.py        noise on the text attention
 unet_call.py          one call of a model: what a patch must know, and what it measured
 clock.py              when in the sampling the call is
 batch_layout.py       which rows of the batch are what
+cond_lists.py         which of the guider's lists the conds come from, and whether that is conditional
 site_maps.py          regions and frozen maps, where a site sees them
 site_pools.py         which pool a site reads, and which it adds to
 sampling_state.py     what one sampling knows and keeps

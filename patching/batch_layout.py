@@ -47,7 +47,7 @@ class CondEvaluation(NamedTuple):
     model_sampling: the sampled model's.
     window: the numbers of the run's pictures that a context window shows, None without one.
     contexts: the conds' embeddings [1 or rows, L, X], by index and uuid.
-    list_uuids: for each index, the uuid of its list's first cond, which identifies the list.
+    list_ids: for each index, the name of the guider's list that its conds come from; the first cond's uuid for others.
     """
 
     conditional: tuple[bool, ...]
@@ -60,7 +60,7 @@ class CondEvaluation(NamedTuple):
     model_sampling: Any
     window: list[int] | None
     contexts: Mapping[tuple[int, Any], Tensor]
-    list_uuids: tuple[Any, ...] = ()
+    list_ids: tuple[Any, ...] = ()
 
     def __deepcopy__(self, memo: dict) -> CondEvaluation:
         return self  # other packs deep-copy the options that hold it, some at every step
@@ -116,7 +116,7 @@ class BatchLayout:
             if evaluation and index < len(evaluation.conditional):
                 conditional = evaluation.conditional[index]
             area = evaluation.areas.get(uuid, evaluation.crop) if evaluation else None
-            its_list = evaluation.list_uuids[index] if evaluation and index < len(evaluation.list_uuids) else index
+            its_list = evaluation.list_ids[index] if evaluation and index < len(evaluation.list_ids) else index
             context = evaluation.contexts.get((index, uuid)) if evaluation else None
             conds.append(CondTreatment(conditional, area, index, (its_list, uuid), context))
         picture_count = max(1, rows // len(indices))

@@ -6,7 +6,7 @@ and records.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from ..attention.site import SiteConstants
 from ..relevance.observation import RunId
 from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey
+from .cond_lists import CondLists
 
 # Keys of the host's transformer_options, where a running call finds what our wrappers and nodes know.
 SAMPLING = "mip_adapter_sampling"  # SamplingState
@@ -47,29 +48,29 @@ class Applied(NamedTuple):
 class Turn:
     """One noise prediction of a guider.
 
-    conditional: whether a list of conds is conditional, by its uuid: that of its first cond.
+    lists: the guider's lists of conds.
     size: (h, w) of the latent that the sampler gave to the guider; None if unknown.
-    evaluated: the lists evaluated so far, as (list uuid, context window, crop).
+    evaluated: the conditional conds evaluated so far, as (cond, context window, crop).
     """
 
-    conditional: Mapping[Any, bool]
+    lists: CondLists
     size: Size | None
-    evaluated: set[tuple[Any, tuple[int, ...], Area]] = field(default_factory=set)
+    evaluated: set[tuple[Hashable, tuple[int, ...], Area]] = field(default_factory=set)
 
-    def claim_evaluation(self, list_uuids: Sequence[Any], window: Sequence[int] | None, crop: Area) -> bool:
-        """Mark these lists of conds as evaluated; whether it is the guider itself that evaluates them now.
+    def claim_evaluation(self, conds: Sequence[tuple[Any, Hashable]], window: Sequence[int] | None, crop: Area) -> bool:
+        """Mark these conditional conds as evaluated; whether it is the guider itself that evaluates them now.
 
-        list_uuids: those of the lists. Later evaluations of the same lists, such as PAG's with perturbed
-        attention, and lists that are not the guider's give False.
+        conds: each as (list id, uuid), see `CondEvaluation`. Later evaluations of the same conds, such as PAG's with
+        perturbed attention, and conds that are not the guider's give False.
         window, crop: see `CondEvaluation`. Each window and each crop is an evaluation of its own; a crop of what was
         evaluated as a whole is a later one.
         """
-        if self.conditional and not set(list_uuids) <= self.conditional.keys():
+        if self.lists.conditional and any(name not in self.lists.conditional for name, _ in conds):
             return False
         pictures = tuple(window or ())
-        lists = {(uuid, pictures, crop) for uuid in list_uuids}
-        new = not (lists | {(uuid, pictures, None) for uuid in list_uuids}) & self.evaluated
-        self.evaluated.update(lists)
+        now = {(cond, pictures, crop) for cond in conds}
+        new = not (now | {(cond, pictures, None) for cond in conds}) & self.evaluated
+        self.evaluated.update(now)
         return new
 
 

@@ -21,6 +21,7 @@ from ..relevance.report import CROPPED_SENTENCE, SQUEEZED_SENTENCE
 from ..relevance.same_run import Results
 from . import preview
 from .batch_layout import CondEvaluation, window_of_another_pack
+from .cond_lists import CondLists, context_of, marked
 from .sampling_state import CALL, EVALUATION, FORWARD_PASSES, RECORDS, SAMPLING, TURN, Applied, SamplingState, Turn
 from .unet_call import UNetCall
 
@@ -28,9 +29,6 @@ log = logging.getLogger(__name__)
 WARNING = "mip_adapter.warning"  # a message to the frontend
 _ABSENT = object()
 _results = Results()  # of the graph that the queue runs now, for all models that it samples
-# In the names that guiders give to their lists of conds: of a prompt that names no object.
-UNCONDITIONAL = ("neg", "uncond", "null", "empty", "blank")
-POSITIVE = ("positive", "middle")  # whatever their mark: DualCFG marks its second prompt, “middle”, as negative
 
 
 def install_wrappers(model_options: dict, describe_call: Callable | None = None) -> None:
@@ -125,18 +123,13 @@ def _note_run(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *res
 
 
 def _note_conditional(executor: Any, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None):
-    """PREDICT_NOISE: record which of the guider's lists of conds are conditional.
-
-    The first cond identifies a list, since the host appends copies of other lists' conds to cover all areas.
-    """
-    conds = _conds(executor.class_obj)
-    conditional = {group[0].get("uuid"): is_conditional(name, group) for name, group in conds.items() if group}
+    """PREDICT_NOISE: record the guider's lists of conds, and which of them are conditional."""
     size = (x.shape[-2], x.shape[-1]) if x.ndim == 4 else None
     model_options = _with_transformer_options(model_options)
     sampling: SamplingState | None = model_options["transformer_options"].get(SAMPLING)
     if sampling is not None:
         sampling.turn += 1
-    with temporarily(model_options["transformer_options"], TURN, Turn(conditional, size)):
+    with temporarily(model_options["transformer_options"], TURN, Turn(CondLists(_conds(executor.class_obj)), size)):
         return executor(x, timestep, model_options, seed)
 
 
@@ -144,24 +137,27 @@ def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timest
     """CALC_COND_BATCH: record which indices of this evaluation are conditional, and what of the canvas they show."""
     model_options = _with_transformer_options(model_options)
     options = model_options["transformer_options"]
-    turn: Turn = options.get(TURN) or Turn({}, None)
+    turn: Turn = options.get(TURN) or Turn(CondLists({}), None)
     sampling: SamplingState | None = options.get(SAMPLING)
     canvas, crop, in_parts = _seen_by(x_in, turn, sampling)
-    list_uuids = tuple(group[0].get("uuid") if group else None for group in conds)
+    names = [turn.lists.name_of(group) for group in conds]
+    list_ids = tuple(
+        group[0].get("uuid") if group and name is None else name for name, group in zip(names, conds, strict=True)
+    )
     # Lists that are not the guider's: the host puts the positive one first. A single one is an empty prompt, as in the
     # old Perp-Neg, unless it says otherwise.
-    positive_first = len(conds) > 1 or not turn.conditional
+    positive_first = len(conds) > 1 or not turn.lists.conditional
     conditional = tuple(
-        turn.conditional[uuid] if uuid in turn.conditional else _marked(group, i == 0 and positive_first)
-        for i, (uuid, group) in enumerate(zip(list_uuids, conds, strict=True))
+        marked(group, i == 0 and positive_first) if name is None else turn.lists.conditional[name]
+        for i, (name, group) in enumerate(zip(names, conds, strict=True))
     )
     each = [(i, cond) for i, group in enumerate(conds) if group for cond in group]
     size = x_in.shape[-2], x_in.shape[-1]
     areas = {cond.get("uuid"): _within(clipped(_area(cond.get("area")), size), crop) for _, cond in each}
-    conditional_lists = [uuid for uuid, is_cond in zip(list_uuids, conditional, strict=True) if uuid and is_cond]
+    conditional_conds = [(list_ids[i], cond.get("uuid")) for i, cond in each if conditional[i]]
     window = _window(options, model_options.get("context_handler"), len(x_in))
-    main = not in_parts and turn.claim_evaluation(conditional_lists, window, crop)
-    contexts = {(i, cond.get("uuid")): context for i, cond in each if (context := _context(cond)) is not None}
+    main = not in_parts and turn.claim_evaluation(conditional_conds, window, crop)
+    contexts = {(i, cond.get("uuid")): context for i, cond in each if (context := context_of(cond)) is not None}
     evaluation = CondEvaluation(
         conditional=conditional,
         areas=areas,
@@ -173,29 +169,12 @@ def _classify_conds(executor: Any, model: Any, conds: list, x_in: Tensor, timest
         model_sampling=model.model_sampling,
         window=window,
         contexts=contexts,
-        list_uuids=list_uuids,
+        list_ids=list_ids,
     )
     if sampling is not None:
         sampling.has_evaluated = True
     with temporarily(options, EVALUATION, evaluation):
         return executor(model, conds, x_in, timestep, model_options)
-
-
-def is_conditional(name: Any, conds: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a list of a guider's conds gets the references' features or those of the unconditional branch.
-
-    name: the guider's for the list. Where it says nothing, what the list itself is marked as decides.
-    """
-    words = str(name).lower()
-    if any(word in words for word in UNCONDITIONAL):
-        return False
-    return words in POSITIVE or _marked(conds, True)
-
-
-def _marked(conds: Sequence[Mapping[str, Any]] | None, unmarked: bool) -> bool:
-    """What the mark that the host reads as the type of a prompt says; `unmarked` if there is none."""
-    marks = {mark for cond in conds or () if (mark := cond.get("prompt_type")) is not None}
-    return unmarked if not marks else marks != {"negative"}
 
 
 def _seen_by(x: Tensor, turn: Turn, sampling: SamplingState | None) -> tuple[Size, Area, bool]:
@@ -217,12 +196,6 @@ def _within(area: Area, crop: Area) -> Area:
         return area or crop
     height, width, y, x = area
     return height, width, y + crop[2], x + crop[3]
-
-
-def _context(cond: Mapping[str, Any]) -> Tensor | None:
-    """The embedding of a cond, as the model gets it."""
-    context = getattr(cond.get("model_conds", {}).get("c_crossattn"), "cond", None)
-    return context if isinstance(context, Tensor) and context.ndim == 3 else None
 
 
 def _window(options: Mapping[str, Any], handler: Any, picture_count: int) -> list[int] | None:
