@@ -103,6 +103,7 @@ class BatchLayout:
     ) -> None:
         self._evaluation = evaluation
         self.rows_per_cond, self._conds = self._read(shape[0], options)
+        self._surplus = shape[0] - self.rows_per_cond * len(self._conds)
         self._expected = len(window) if window else evaluation.rows if evaluation else self.rows_per_cond
         self.in_tiles = self._shows_tiles(shape, options.get("context_window"))
         self._groups: dict[tuple[int, bool], list[CondRows]] = {}
@@ -142,10 +143,7 @@ class BatchLayout:
     def groups(self, count: int, each_cond: bool = False) -> list[CondRows]:
         """The `count` rows of a site. Equal neighbours are merged, with each_cond only those of one cond."""
         if (count, each_cond) not in self._groups:
-            # Attention couple repeats rows at every site, once per region: all conds but number 1, the negative prompt.
-            repeated = sum(cond.cond_index != 1 for cond in self._conds)
-            left = count // self.rows_per_cond - (len(self._conds) - repeated)
-            times = max(1, left // repeated) if repeated else 1
+            times = max(1, self._repetitions(count)[0])
             groups: list[CondRows] = []
             stop = 0
             for conditional, area, cond_index, cond_id, _ in self._conds:
@@ -160,9 +158,28 @@ class BatchLayout:
             self._groups[count, each_cond] = groups
         return self._groups[count, each_cond]
 
+    def _repetitions(self, count: int) -> tuple[int, int]:
+        """How often `count` rows of a site hold the conds that attention couple repeats, and how many rows are left.
+
+        It repeats rows at every site, once per region: all conds but number 1, the negative prompt.
+        """
+        repeated = self.rows_per_cond * sum(cond.cond_index != 1 for cond in self._conds)
+        left = count - (self.rows_per_cond * len(self._conds) - repeated)
+        return divmod(left, repeated) if repeated else (1, left)
+
     def too_few(self, count: int) -> bool:
         """Whether `count` rows of a site cannot be all rows of the conds: another pack sends them in parts."""
         return count < self._expected * len(self._conds)
+
+    def too_many(self, count: int, appended: int) -> bool:
+        """Whether `count` rows of a site are more than all rows of the conds, in an order of another pack's.
+
+        appended: how many the model has more than the batch.
+        """
+        if self._evaluation is None or self.too_few(count):
+            return False  # without an evaluation nobody says how many there are
+        whole = self._surplus == 0 and self.rows_per_cond <= self._evaluation.rows and appended <= 0
+        return not whole or self._repetitions(count)[1] > 0
 
     def groups_by_text_keys(self, text_keys: Tensor, to_k: Callable[[Tensor], Tensor]) -> list[CondRows] | None:
         """As `groups`, for some rows of unknown conds, told by the keys of their text. None if those do not tell.

@@ -83,7 +83,7 @@ class SitePatch(ABC):
         call = UNetCall.from_options(options, q.shape[0], self.unet)
         term = self.term(call) if self.period is None or call.clock.within(self.period) else None
         call.note_visit(self.key, self.record)
-        rows = call.find_rows(self.key, k) if term is not None else None
+        rows = call.find_rows(self.key, k, options) if term is not None else None
         out, z_text = self._before(q, k, v, options, keep_z_text or (term is not None and self.needs_z_text))
         if term is not None and rows is not None:
             if z_text is not None and out is z_text and (keep_z_text or z_text.requires_grad):

@@ -36,10 +36,12 @@ class SiteRows(NamedTuple):
     total: how many.
     by_text_keys: whose they are, told by the keys of their text or by their prompts, where another pack sends some rows
         in an order of its own. None: all rows, in the order of the batch.
+    too_many: whether that pack appended some, of pictures that nobody knows.
     """
 
     total: int
     by_text_keys: list[CondRows] | None = None
+    too_many: bool = False
 
 
 class UNetCall:
@@ -120,7 +122,8 @@ class UNetCall:
         """`shown` for `count` of a site's rows."""
         if rows.by_text_keys is None:
             return self.shown
-        return None if self._batch.in_tiles or count % self.sampling_run.picture_count else slice(None)
+        unknown = self._batch.in_tiles or rows.too_many
+        return None if unknown or count % self.sampling_run.picture_count else slice(None)
 
     def numbers(self, rows: SiteRows, device: torch.device) -> Tensor:
         """The picture numbers in `shown`, [pictures]; 0, 1, … where they are unknown. Made once per call."""
@@ -131,18 +134,21 @@ class UNetCall:
             self._numbers = torch.tensor(self.shown if isinstance(self.shown, list) else every, device=device)
         return self._numbers
 
-    def find_rows(self, site_key: SiteKey, text_keys: Tensor) -> SiteRows:
-        """The rows of a site. Where it gets fewer than there are conds and pictures, the text's keys tell whose they
-        are.
+    def find_rows(self, site_key: SiteKey, text_keys: Tensor, options: Mapping[str, Any]) -> SiteRows:
+        """The rows of a site. Where it gets fewer or more than there are conds and pictures, the text's keys tell whose
+        they are.
 
         text_keys: [rows, L, C], of the prompts.
+        options: the site's.
         Raises ValueError if nobody says whose rows they are.
         """
+        # At a site some packs repeat rows, in an order that is known. Behind our wrapper they may append some to all.
+        appended = options.get("activations_shape", (self._rows,))[0] - self._rows
 
         def told() -> list[CondRows] | None:
             return self._batch.groups_by_text_keys(text_keys, self.attentions[site_key].to_k)
 
-        return self._find_rows(len(text_keys), told)
+        return self._find_rows(len(text_keys), appended, told)
 
     def find_rows_of(self, prompts: Tensor, count: int) -> SiteRows:
         """As `find_rows`, for the `count` rows of a block in which text and picture attend together: the prompts
@@ -152,10 +158,12 @@ class UNetCall:
             # Directions, since one token of a large language model can be a thousand times as long as the others.
             return None if count < len(prompts) else self._batch.groups_by_text_keys(_directions(prompts), _directions)
 
-        return self._find_rows(count, told)
+        return self._find_rows(count, len(prompts) - self._rows, told)
 
-    def _find_rows(self, count: int, told: Callable[[], list[CondRows] | None]) -> SiteRows:
-        if not self._batch.too_few(count):
+    def _find_rows(self, count: int, appended: int, told: Callable[[], list[CondRows] | None]) -> SiteRows:
+        """appended: how many rows another pack put behind those of the call."""
+        too_many = self._batch.too_many(count, appended)
+        if not (too_many or self._batch.too_few(count)):
             return SiteRows(count)
         if count == self._rows and self._by_text_keys_everywhere is not None:
             return self._by_text_keys_everywhere
@@ -166,7 +174,7 @@ class UNetCall:
                 "the prompt or to the negative prompt, so the references cannot act: let that pack evaluate the whole "
                 "batch at once, or give its sampler the model from before MIP Apply."
             )
-        rows = SiteRows(count, by_text_keys)
+        rows = SiteRows(count, by_text_keys, too_many)
         if count == self._rows:
             self._by_text_keys_everywhere = rows
         return rows

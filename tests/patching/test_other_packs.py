@@ -6,7 +6,7 @@ test which rows are what.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -330,6 +330,65 @@ def test_conds_one_after_another(make: Callable, where: str, batch: int, size: i
         assert sample(model, batch=batch).isfinite().all()  # nobody says which picture a row shows
     else:
         assert deviation(sample(model, batch=batch), expected, without) < TOLERANCE
+
+
+def with_more_rows(model: Any, more: Sequence[int], where: str, blur: float = 0.0) -> Any:
+    """Some of the batch's rows stand behind it once more: in the whole UNet or only in its cross-attention. blur: how
+    far their prompt is from those that are known."""
+
+    def appended(rows: Tensor) -> Tensor:
+        return torch.cat([rows, rows[list(more)]])
+
+    def wrapper(executor, x, timesteps, context, y, control, options, **rest):
+        given = [appended(each) for each in (x, timesteps, context, y)]
+        given[2][len(x) :] += blur
+        return executor(*given, control, options, **rest)[: len(x)]
+
+    if where != "sites":
+        return wrapped(model, "diffusion_model", wrapper)
+    model = model.clone()
+    model.set_model_attn2_patch(lambda q, k, v, options: (appended(q), appended(k), appended(v)))
+    model.set_model_attn2_output_patch(lambda out, options: out[: -len(more)])
+    return model
+
+
+def beside_more_rows(make: Callable, more: Sequence[int], where: str, blur: float = 0.0) -> Any:
+    bare = bundle().model
+    if where == "before":
+        return make(model=with_more_rows(bare, more, where, blur))
+    return with_more_rows(make(model=bare), more, where, blur)
+
+
+@pytest.mark.parametrize("make", [graphs.apply, noisy_on])
+@pytest.mark.parametrize("where, batch, more", [
+    ("before", 2, [0]), ("before", 1, [1]), ("behind", 2, [0]), ("behind", 1, [0]), ("behind", 2, [0, 3]),
+    ("sites", 2, [3]),
+])  # fmt: skip
+def test_rows_that_another_pack_appends(make: Callable, where: str, batch: int, more: list[int]) -> None:
+    """Their text tells whose they are."""
+    without, expected = sample(bundle().model, batch=batch), sample(make(model=bundle().model), batch=batch)
+    got = sample(beside_more_rows(make, more, where), batch=batch)
+    assert deviation(got, expected, without) < TOLERANCE
+
+
+@pytest.mark.parametrize("where", ["before", "behind"])
+def test_maps_do_not_hear_rows_whose_pictures_are_unknown(where: str) -> None:
+    records = []
+
+    def make(model: Any) -> Any:
+        model, record = applied(model=model)
+        records.append(record)
+        return model
+
+    sample(beside_more_rows(make, [0], where))
+    assert records[0].absent()
+
+
+@pytest.mark.parametrize("where", ["before", "behind"])
+@pytest.mark.parametrize("batch, more", [(1, [0]), (2, [0]), (2, [0, 1])])
+def test_rows_that_nobody_knows_are_refused(batch: int, more: list[int], where: str) -> None:
+    with pytest.raises(ValueError, match=f"sends {2 * batch + len(more)} rows .* prompt or to the negative prompt"):
+        sample(beside_more_rows(graphs.apply, more, where, blur=1.0), batch=batch)
 
 
 @pytest.mark.parametrize("where", ["function", "before", "behind"])
