@@ -20,7 +20,7 @@ from ..support.paths import ROOT
 from ..support.tables import cells, table
 
 OBJECTS, SEEDS, PROMPTS, DRAWS = (2, 3, 4), 3, 300, 2000
-ARMS, EFFECTS = {2: 24, 3: 22, 4: 22}, {2: 35, 3: 30, 4: 30}  # stock with the pool was drawn with two objects alone
+ARMS, EFFECTS = {2: 26, 3: 23, 4: 23}, {2: 37, 3: 31, 4: 31}  # stock with the pool was drawn with two objects alone
 SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 TUNED_PROMPTS = {2: 48, 3: 32, 4: 24}
