@@ -92,7 +92,7 @@ def open_frontend(browser: Any, url: str, **settings: object) -> Any:
     page.set_default_timeout(120_000)  # long enough for a busy machine
     page.goto(url)
     page.wait_for_function(READY)
-    configure(page, **SETTINGS, **settings)
+    configure(page, **{**SETTINGS, **settings})
     return page
 
 
