@@ -40,7 +40,7 @@ SETTINGS = {  # so that nothing covers the graph
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasMenu": False,
     "Comfy.Graph.CanvasInfo": False,
-    DETAIL: 8,  # the frontend's own, whatever a page before was given: pictures show what an artist sees
+    DETAIL: 0,
 }
 SET = """async settings => {
     for (const [key, value] of Object.entries(settings)) await app.extensionManager.setting.set(key, value)

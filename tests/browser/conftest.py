@@ -17,8 +17,7 @@ def stocked(server):
 
 @pytest.fixture(scope="module")
 def whole_page(stocked, browser) -> Iterator:
-    # WORKFLOW is larger than a window, and what its small nodes draw is looked at.
-    page = frontend.open_frontend(browser, stocked.url, **{frontend.DETAIL: 0})
+    page = frontend.open_frontend(browser, stocked.url)
     yield page
     page.close()
 

@@ -19,6 +19,13 @@ INFO = ROOT / "tests" / "data" / "object_info.json"
 pytestmark = pytest.mark.usefixtures("host")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _folders(host) -> None:
+    from mip_adapter.weights.comfy_files import register_folders
+
+    register_folders()  # as the host's loading of the pack does
+
+
 def linked() -> list[tuple[Any, Any]]:
     """(node, input) for all inputs that have no widget."""
     from comfy_api.latest import io
