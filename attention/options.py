@@ -45,10 +45,10 @@ class Merge:
     background: strength of a competitor that claims positions no object text points at. 0 is the official behaviour;
         1 competes like an object of average relevance.
     sharpness: power on the relevance; above 1 the most relevant object takes more.
-    unclaimed: strength of a competitor that is as strong as the best object is at a typical position of this picture,
-        so that objects claim what stands out from it; 0 is off (see `relevance.typical_best`).
     measure: where the relevance comes from: "each site" measures its own (the paper), or all sites read one "pool" of
         what they measured (see pool.py).
+    unclaimed: strength of a competitor that is as strong as the best object is at a typical position of this picture,
+        so that objects claim what stands out from it; 0 is off (see `relevance.typical_best`).
 
     The last five act on "relevance" only. Raises ValueError for values out of range.
     """

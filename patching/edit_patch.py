@@ -204,10 +204,10 @@ class _EditAttention:
     def __call__(
         self, function: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *rest: Any, **more: Any
     ) -> Tensor:
-        layout, site = self._layout(q, k), _site(more.get("transformer_options") or {})
-        if layout is None or site is None:
+        layout, site_key = self._layout(q, k), _site_key(more.get("transformer_options") or {})
+        if layout is None or site_key is None:
             return self._attend(function, q, k, v, heads, *rest, **more)
-        bias = self._bias(q, k, layout, site)
+        bias = self._bias(q, k, layout, site_key)
         if not bias and not self.patch.apart:
             return self._attend(function, q, k, v, heads, *rest, **more)
         if self._channels is None or self._channels[0] != layout or self._channels[1].dtype != q.dtype:
@@ -250,10 +250,10 @@ class _EditAttention:
         known = text >= self.joint.prompts.shape[1] and q.shape[2] in (k.shape[2], text + picture)
         return Layout(text, picture, references) if known else None
 
-    def _bias(self, q: Tensor, k: Tensor, layout: Layout, site: SiteKey) -> Sequence[tuple[slice, Tensor]]:
+    def _bias(self, q: Tensor, k: Tensor, layout: Layout, site_key: SiteKey) -> Sequence[tuple[slice, Tensor]]:
         """b_i[n], [M, b, N], of the rows that have one."""
         patch, plan, call, size = self.patch, self.patch.plan, self.call, self.joint.size
-        call.note_visit(site, patch.record)
+        call.note_visit(site_key, patch.record)
         objects = tuple(range(plan.count))
         text, picture = slice(layout.text), slice(layout.text, layout.text + layout.picture)
 
@@ -263,7 +263,7 @@ class _EditAttention:
             return joint_relevance(q[rows.slice, :, picture], k[rows.slice, :, text], indices, average)
 
         found, all_rows = [], self.joint.find_rows(call, len(q))
-        pooled = PooledSite(patch.schedule, site, objects) if plan.is_pooled else None
+        pooled = PooledSite(patch.schedule, site_key, objects) if plan.is_pooled else None
         for rows in call.groups(all_rows, plan, size, q.device, pooled):
             if not rows.conditional:
                 continue
@@ -271,13 +271,13 @@ class _EditAttention:
             if plan.needs_relevance:
                 share = relevance_share(rows, plan, partial(relevance, rows))
             if patch.record is not None:
-                call.observe(all_rows, site, patch.record, plan, objects, size, rows, share, None)
+                call.observe(all_rows, site_key, patch.record, plan, objects, size, rows, share, None)
             if share is not None:
                 found.append((rows.slice, bias_of(share, patch.strength, plan.share_sum)))
         return found
 
 
-def _site(options: Mapping[str, Any]) -> SiteKey | None:
+def _site_key(options: Mapping[str, Any]) -> SiteKey | None:
     """The block at work, as the host names it."""
     kind, index = options.get("block_type"), options.get("block_index")
     return None if kind is None or index is None else (f"{kind}_block", index)

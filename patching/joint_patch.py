@@ -250,7 +250,7 @@ class _Attention:
         """
         patch, text = self.patch, self.joint.text_length
         rows = self.joint.find_rows(self.call, len(q))
-        site, groups, observe = acting_site(
+        site_plan, groups, observe = acting_site(
             self.call, patch.key, patch.schedule, self.acting, q, rows, self.joint.size, patch.record
         )
         unrotated = q[:, :, where] if self.rotations is None else unrotate(q[:, :, where], self.rotations[:, :, where])
@@ -259,9 +259,9 @@ class _Attention:
         def relevance(rows: RowGroup) -> Tensor:
             found = self.joint.token_indices(patch.texts, self.call, self.options)
             indices = torch.cat([found[i] for i in self.acting.objects], 1)[rows.slice]
-            return joint_relevance(q[rows.slice, :, picture], k[rows.slice, :, :text], indices, site.average)
+            return joint_relevance(q[rows.slice, :, picture], k[rows.slice, :, :text], indices, site_plan.average)
 
-        return image_features(unrotated, self.acting.plan, site, groups, relevance, text - where.start, observe)
+        return image_features(unrotated, self.acting.plan, site_plan, groups, relevance, text - where.start, observe)
 
 
 def install_joint(

@@ -12,7 +12,6 @@ from typing import Any
 from mip_adapter.docs import browser
 
 DETAIL, FOCUS, OPEN, SET, WORKFLOWS = browser.DETAIL, browser.FOCUS, browser.OPEN, browser.SET, browser.WORKFLOWS
-SETTINGS = browser.SETTINGS
 configure, open_frontend = browser.configure, browser.open_frontend
 
 # The button that queues the workflow: inside the marked element, and on newer frontends that element itself.
