@@ -45,10 +45,10 @@ def agreement(logs: Tensor) -> Tensor:
 
     logs: [S, M, B, h, w], L up to a constant of each site. A site that has not measured a picture has 0 there.
     """
-    apart = logs - logs.mean(1, keepdim=True)
-    apart = apart - apart.mean((-2, -1), keepdim=True)
-    agreed = (apart * (apart.sum(0) - apart)).sum((1, 3, 4))
-    everything = apart.square().sum((0, 1, 3, 4))
+    contrast = logs - logs.mean(1, keepdim=True)
+    contrast = contrast - contrast.mean((-2, -1), keepdim=True)
+    agreed = (contrast * (contrast.sum(0) - contrast)).sum((1, 3, 4))
+    everything = contrast.square().sum((0, 1, 3, 4))
     return agreed / everything.clamp_min(torch.finfo(logs.dtype).tiny)
 
 
@@ -56,12 +56,12 @@ class PoolResult(NamedTuple):
     """What the sites measured, pooled.
 
     agreement: r_s of every picture, [B], by site.
-    parts: w_s / Σ_t w_t of every picture, [B], by site. 0 where the site has not measured the picture.
+    weights: w_s / Σ_t w_t of every picture, [B], by site. 0 where the site has not measured the picture.
     sums: Σ_s w_s L_s / Σ_t w_t over the sites s of one resolution, [M, B, h, w], by resolution.
     """
 
     agreement: dict[Hashable, Tensor]
-    parts: dict[Hashable, Tensor]
+    weights: dict[Hashable, Tensor]
     sums: dict[Size, Tensor]
 
 
@@ -130,12 +130,12 @@ class Pool:
         if self._times:
             everywhere = weight.new_ones(self.picture_count)
             weight = weight * torch.stack([self._times.get(key, everywhere) for key in site_keys]).sign()
-        part = weight / weight.sum(0).clamp_min(MIN_WEIGHT)  # nobody may have measured a picture yet
-        groups = part.split([len(group) for group in by_size.values()])
+        weights = weight / weight.sum(0).clamp_min(MIN_WEIGHT)  # nobody may have measured a picture yet
+        groups = weights.split([len(group) for group in by_size.values()])
         sums = [(stack * each[:, None, :, None, None]).sum(0) for stack, each in zip(stacks, groups, strict=True)]
         return PoolResult(
             dict(zip(site_keys, agreed, strict=True)),
-            dict(zip(site_keys, part, strict=True)),
+            dict(zip(site_keys, weights, strict=True)),
             dict(zip(by_size, sums, strict=True)),
         )
 

@@ -35,23 +35,28 @@ APART = 200.0  # instead of infinity, for references kept apart; far above any l
 
 
 class Layout(NamedTuple):
-    """Lengths of the parts of a sequence, in their order."""
+    """Lengths of the parts of a sequence, in their order: text, the picture's positions, references."""
 
     text: int
-    picture: int
+    positions: int
     references: tuple[int, ...]
 
     @property
     def total(self) -> int:
-        return self.text + self.picture + sum(self.references)
+        return self.text + self.positions + sum(self.references)
 
-    def parts(self) -> list[slice]:
+    @property
+    def picture(self) -> slice:
+        """Where the picture's positions are."""
+        return slice(self.text, self.text + self.positions)
+
+    def reference_slices(self) -> list[slice]:
         """Where each reference's tokens are."""
-        start, parts = self.text + self.picture, []
+        start, slices = self.text + self.positions, []
         for length in self.references:
-            parts.append(slice(start, start + length))
+            slices.append(slice(start, start + length))
             start += length
-        return parts
+        return slices
 
 
 def bias_of(shares: Tensor, strength: float, total: float = 1.0) -> Tensor:
@@ -63,8 +68,8 @@ def key_channels(layout: Layout, like: Tensor) -> Tensor:
     """e [S, r]: which reference each key belongs to, on the device and in the dtype of `like`."""
     width = STEP * math.ceil(max(1, len(layout.references)) / STEP)
     channels = like.new_zeros(layout.total, width)
-    for number, part in enumerate(layout.parts()):
-        channels[part, number] = 1
+    for number, its_tokens in enumerate(layout.reference_slices()):
+        channels[its_tokens, number] = 1
     return channels
 
 
@@ -76,9 +81,9 @@ def apart_channels(layout: Layout, keys: Tensor, apart: bool) -> Tensor:
     """
     channels = torch.zeros_like(keys)
     if apart:
-        for number, part in enumerate(layout.parts()):
-            channels[part, : len(layout.references)] = -APART
-            channels[part, number] = 0
+        for number, its_tokens in enumerate(layout.reference_slices()):
+            channels[its_tokens, : len(layout.references)] = -APART
+            channels[its_tokens, number] = 0
     return channels
 
 
@@ -92,11 +97,10 @@ def query_channels(
     owners: the object that each reference shows; None: no object, and no bias.
     """
     channels = channels.repeat(rows, 1, 1)
-    picture = slice(layout.text, layout.text + layout.picture)
     for at, of_rows in bias:
         for reference, owner in enumerate(owners):
             if owner is not None:
-                channels[at, picture, reference] = of_rows[owner].to(channels.dtype)
+                channels[at, layout.picture, reference] = of_rows[owner].to(channels.dtype)
     return channels
 
 

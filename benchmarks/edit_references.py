@@ -63,10 +63,10 @@ def by_channels(q: Tensor, k: Tensor, v: Tensor, layout: Layout, shares: Tensor)
 def by_mask(q: Tensor, k: Tensor, v: Tensor, layout: Layout, shares: Tensor) -> Tensor:
     """The same by a mask of all positions by all."""
     mask = q.new_zeros(len(q), 1, layout.total, layout.total)
-    picture = slice(layout.text, layout.text + layout.picture)
-    for part, values in zip(layout.parts(), bias_of(shares, 1.0), strict=True):
+    picture = layout.picture
+    for part, values in zip(layout.reference_slices(), bias_of(shares, 1.0), strict=True):
         mask[:, 0, picture, part] = values.unsqueeze(-1).to(mask.dtype)
-        for other in layout.parts():
+        for other in layout.reference_slices():
             if other != part:
                 mask[:, 0, part, other] = -APART
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -74,7 +74,7 @@ def apply_references(
     chain = tuple(_with_blocks(each, sites) for each in chain)
     objects, styles = objects_of(chain), tuple(each for each in styles_of(chain) if each.weight)
     if record is not None:
-        record.nothing_acts, record.strategy = scale == 0, merge.strategy
+        record.objects_off, record.strategy = scale == 0, merge.strategy
     shares = None if frozen is None else frozen_shares_of(frozen, tuple(each.text for each in objects), merge)
     if scale == 0:
         return model.clone()  # the same bits as without the references
@@ -130,7 +130,7 @@ def _patched(
     if schedule is not None:
         return _installed(model, schedule, encoded, settings, record)
     if record is not None:
-        record.nothing_acts = True
+        record.objects_off = True
     return model
 
 

@@ -30,7 +30,7 @@ class CondRows(NamedTuple):
     cond_id: Hashable
 
     @property
-    def alike_by(self) -> tuple[bool, Area, Hashable]:
+    def treatment(self) -> tuple[bool, Area, Hashable]:
         return self.conditional, self.area, self.cond_id
 
 
@@ -106,7 +106,7 @@ class BatchLayout:
         self._surplus = shape[0] - self.rows_per_cond * len(self._conds)
         self._expected = len(window) if window else evaluation.rows if evaluation else self.rows_per_cond
         self.in_tiles = self._shows_tiles(shape, options.get("context_window"))
-        self._groups: dict[tuple[int, bool], list[CondRows]] = {}
+        self._cond_rows: dict[tuple[int, bool], list[CondRows]] = {}
 
     def _read(self, rows: int, options: Mapping[str, Any]) -> tuple[int, list[CondTreatment]]:
         indices = options.get("cond_or_uncond") or [0]
@@ -140,23 +140,23 @@ class BatchLayout:
         expected = (cond.area[:2] if cond.area else self._evaluation.canvas for cond in self._conds)
         return any(tuple(shape[-2:]) != size for size in expected)
 
-    def groups(self, count: int, each_cond: bool = False) -> list[CondRows]:
+    def cond_rows(self, count: int, each_cond: bool = False) -> list[CondRows]:
         """The `count` rows of a site. Equal neighbours are merged, with each_cond only those of one cond."""
-        if (count, each_cond) not in self._groups:
+        if (count, each_cond) not in self._cond_rows:
             times = max(1, self._repetitions(count)[0])
-            groups: list[CondRows] = []
+            found: list[CondRows] = []
             stop = 0
             for conditional, area, cond_index, cond_id, _ in self._conds:
                 start, stop = stop, min(count, stop + self.rows_per_cond * (1 if cond_index == 1 else times))
                 if start == stop:
                     break
-                last = groups[-1] if groups and not each_cond else None
+                last = found[-1] if found and not each_cond else None
                 if last is not None and (last.conditional, last.area) == (conditional, area):
-                    groups[-1] = last._replace(stop=stop)
+                    found[-1] = last._replace(stop=stop)
                 else:
-                    groups.append(CondRows(start, stop, conditional, area, cond_id))
-            self._groups[count, each_cond] = groups
-        return self._groups[count, each_cond]
+                    found.append(CondRows(start, stop, conditional, area, cond_id))
+            self._cond_rows[count, each_cond] = found
+        return self._cond_rows[count, each_cond]
 
     def _repetitions(self, count: int) -> tuple[int, int]:
         """How often `count` rows of a site hold the conds that attention couple repeats, and how many rows are left.
@@ -181,8 +181,8 @@ class BatchLayout:
         whole = self._surplus == 0 and self.rows_per_cond <= self._evaluation.rows and appended <= 0
         return not whole or self._repetitions(count)[1] > 0
 
-    def groups_by_text_keys(self, text_keys: Tensor, to_k: Callable[[Tensor], Tensor]) -> list[CondRows] | None:
-        """As `groups`, for some rows of unknown conds, told by the keys of their text. None if those do not tell.
+    def cond_rows_by_text_keys(self, text_keys: Tensor, to_k: Callable[[Tensor], Tensor]) -> list[CondRows] | None:
+        """As `cond_rows`, for some rows of unknown conds, told by the keys of their text. None if those do not tell.
 
         text_keys: [rows, L, C], of the prompts. to_k: the site's.
         It waits for the device, and is called only where a count of rows says that the conds come in parts.
@@ -196,18 +196,18 @@ class BatchLayout:
             given = text_keys[:, : expected.shape[1]]
             error = torch.stack([(given - one).float().square().mean((1, 2)) for one in expected]).amin(0)
             off.append(error / expected.float().square().mean())
-        groups: list[CondRows] = []
+        found: list[CondRows] = []
         for row, fits in enumerate((torch.stack(off) < SAME_KEYS).T.tolist()):
             fitting = [cond for cond, fit in zip(self._conds, fits, strict=True) if fit]
             if len({(cond.conditional, cond.area) for cond in fitting}) != 1:
                 return None  # nothing fits, or two branches have the same prompt
             told = fitting[0]
             here = CondRows(row, row + 1, told.conditional, told.area, told.cond_id)
-            if groups and groups[-1].alike_by == here.alike_by:
-                groups[-1] = groups[-1]._replace(stop=row + 1)
+            if found and found[-1].treatment == here.treatment:
+                found[-1] = found[-1]._replace(stop=row + 1)
             else:
-                groups.append(here)
-        return groups
+                found.append(here)
+        return found
 
 
 def window_of_another_pack(options: Mapping[str, Any]) -> list[int] | None:

@@ -110,7 +110,7 @@ def edit_references(
     names, owners = read_texts(texts)
     shares = None if frozen is None else frozen_shares_of(frozen, names, merge)
     if record is not None:
-        record.nothing_acts, record.strategy = strength == 0, merge.strategy
+        record.objects_off, record.strategy = strength == 0, merge.strategy
     clone = model.clone()
     if strength == 0:
         return clone
@@ -165,7 +165,7 @@ class EditPatch:
         """
         if self.period is not None and not call.clock.within(self.period):
             return None
-        conditional = any(rows.conditional for rows in call.groups(joint.find_rows(call)))
+        conditional = any(rows.conditional for rows in call.branches(joint.find_rows(call)))
         if conditional and len(joint.references) < len(self.owners):
             raise ValueError(_too_few(len(joint.references), len(self.owners)))
         return _EditAttention(self, call, joint, options) if joint.references else None
@@ -245,17 +245,17 @@ class _EditAttention:
         """
         if q.ndim != 4:
             return None
-        references, picture = self.joint.references, math.prod(self.joint.size)
-        text = k.shape[2] - picture - sum(references)
-        known = text >= self.joint.prompts.shape[1] and q.shape[2] in (k.shape[2], text + picture)
-        return Layout(text, picture, references) if known else None
+        references, positions = self.joint.references, math.prod(self.joint.size)
+        text = k.shape[2] - positions - sum(references)
+        known = text >= self.joint.prompts.shape[1] and q.shape[2] in (k.shape[2], text + positions)
+        return Layout(text, positions, references) if known else None
 
     def _bias(self, q: Tensor, k: Tensor, layout: Layout, site_key: SiteKey) -> Sequence[tuple[slice, Tensor]]:
         """b_i[n], [M, b, N], of the rows that have one."""
         patch, plan, call, size = self.patch, self.patch.plan, self.call, self.joint.size
         call.note_visit(site_key, patch.record)
         objects = tuple(range(plan.count))
-        text, picture = slice(layout.text), slice(layout.text, layout.text + layout.picture)
+        text, picture = slice(layout.text), layout.picture
 
         def relevance(rows: RowGroup) -> Tensor:
             indices = torch.cat(self.joint.token_indices(patch.texts, call, self.options), 1)[rows.slice]
@@ -264,7 +264,7 @@ class _EditAttention:
 
         found, all_rows = [], self.joint.find_rows(call, len(q))
         pooled = PooledSite(patch.schedule, site_key, objects) if plan.is_pooled else None
-        for rows in call.groups(all_rows, plan, size, q.device, pooled):
+        for rows in call.enter_site(all_rows, plan, size, q.device, pooled):
             if not rows.conditional:
                 continue
             share = rows.constants.share

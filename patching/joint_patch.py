@@ -52,16 +52,16 @@ class ObjectTexts:
         return self._moved[device]
 
     def token_indices(
-        self, prompts: Tensor, conditional: list[int], run: SamplingState | None, conds: Hashable
+        self, prompts: Tensor, conditional: list[int], sampling: SamplingState | None, conds: Hashable
     ) -> list[Tensor]:
         """M × [B, L_i], which tokens of the prompts [B, P, X] name the objects.
 
         conditional: the rows that are to name them.
-        run, conds: the same conds are looked up once in a sampling, since reading the likeness waits for the device.
-            conds is None where nobody says which they are: then they are looked up every time.
+        sampling, conds: the same conds are looked up once in a sampling, since reading the likeness waits for the
+            device. conds is None where nobody says which they are: then they are looked up every time.
         Raises ValueError if a prompt does not name an object.
         """
-        cached = self._found.setdefault(run, {}) if run is not None and conds is not None else {}
+        cached = self._found.setdefault(sampling, {}) if sampling is not None and conds is not None else {}
         if conds not in cached:
             longest = max(map(len, self.embeddings))
             if longest > prompts.shape[1]:
@@ -114,12 +114,12 @@ class JointCall:
         """See `ObjectTexts.token_indices`; asked for once per call."""
         if texts not in self._indices:
             all_rows = self.find_rows(call)
-            groups = call.groups(all_rows)
-            conditional = [row for rows in groups if rows.conditional for row in range(rows.start, rows.stop)]
+            branches = call.branches(all_rows)
+            conditional = [row for rows in branches if rows.conditional for row in range(rows.start, rows.stop)]
             # Those of the options are the conds of the prompts only where the batch is whole.
             uuids, shown = options.get("uuids") if all_rows.by_text_keys is None else None, call.shown
-            pictures = tuple(shown) if isinstance(shown, list) else shown is None
-            conds = (tuple(uuids), tuple(self.prompts.shape), pictures) if uuids else None
+            window = tuple(shown) if isinstance(shown, list) else shown is None
+            conds = (tuple(uuids), tuple(self.prompts.shape), window) if uuids else None
             self._indices[texts] = texts.token_indices(self.prompts, conditional, options.get(SAMPLING), conds)
         return self._indices[texts]
 
@@ -161,7 +161,7 @@ def _grid(latent: Tensor, model: Any) -> tuple[int, ...]:
 class JointPatch:
     """Adds the image features of the objects that act now to one block of FLUX.1.
 
-    key: the block's.
+    site_key: the block's.
     period: when the patch acts; None: at all steps.
     occupant: the patch that was in the slot before, or None.
     after_block: whether the features are added to the block's output (XLabs) or to its attention's (InstantX).
@@ -169,7 +169,7 @@ class JointPatch:
 
     def __init__(
         self,
-        key: SiteKey,
+        site_key: SiteKey,
         period: PercentRange | None,
         occupant: Callable | None,
         schedule: Schedule,
@@ -177,30 +177,30 @@ class JointPatch:
         record: RelevanceRecord | None,
         after_block: bool,
     ) -> None:
-        self.key, self.period, self.occupant = key, period, occupant
+        self.site_key, self.period, self.occupant = site_key, period, occupant
         self.schedule, self.texts, self.record, self.after_block = schedule, texts, record, after_block
 
     def __deepcopy__(self, memo: dict) -> JointPatch:
         return self  # it never changes
 
     def __call__(self, args: dict, extra: dict) -> dict:
-        def run(args: dict) -> dict:
+        def run_block(args: dict) -> dict:
             return extra["original_block"](args) if self.occupant is None else self.occupant(args, extra)
 
         options = args["transformer_options"]
         call, joint = options.get(CALL), options.get(JOINT_CALL)
         if call is not None:
-            call.note_visit(self.key, self.record)
+            call.note_visit(self.site_key, self.record)
         if call is None or joint is None or not (self.period is None or call.clock.within(self.period)):
-            return run(args)
+            return run_block(args)
         if "txt" in args:
             joint.text_length = args["txt"].shape[1]
-        acting = self.schedule.at(call.clock.within, self.key)
+        acting = self.schedule.at(call.clock.within, self.site_key)
         if acting is None:
-            return run(args)
+            return run_block(args)
         attention = _Attention(self, acting, call, joint, args.get("pe"), options)
         with temporarily(options, OVERRIDE, attention):
-            out = run(args)
+            out = run_block(args)
         if self.after_block and attention.features is not None:
             count = attention.features.shape[1]  # without the reference latents behind the picture
             out["img"][:, :count] += attention.features
@@ -233,9 +233,9 @@ class _Attention:
         if self._attended:
             return out
         self._attended = True
-        text, picture = self.joint.text_length, self.joint.size[0] * self.joint.size[1]
+        text, positions = self.joint.text_length, math.prod(self.joint.size)
         # XLabs' features are the picture's. InstantX's are the text's, too, where both are one sequence.
-        where = slice(0 if self.patch.key[0] == "single_block" else text, text + picture)
+        where = slice(0 if self.patch.site_key[0] == "single_block" else text, text + positions)
         features = self._features(q, k, where)
         if self.patch.after_block:
             self.features = features
@@ -251,7 +251,7 @@ class _Attention:
         patch, text = self.patch, self.joint.text_length
         rows = self.joint.find_rows(self.call, len(q))
         site_plan, groups, observe = acting_site(
-            self.call, patch.key, patch.schedule, self.acting, q, rows, self.joint.size, patch.record
+            self.call, patch.site_key, patch.schedule, self.acting, q, rows, self.joint.size, patch.record
         )
         unrotated = q[:, :, where] if self.rotations is None else unrotate(q[:, :, where], self.rotations[:, :, where])
         picture = slice(text, where.stop)
@@ -279,9 +279,9 @@ def install_joint(
     options = clone.model_options.setdefault("transformer_options", {})
     occupied = options.get("patches_replace", {}).get("dit", {})
     site_keys = dict.fromkeys(key for plan in schedule.plans.values() for key in plan.site_plans)
-    for key in site_keys:
-        patch = JointPatch(key, period, occupied.get(key), schedule, texts, record, after_block)
-        clone.set_model_patch_replace(patch, "dit", *key)
+    for site_key in site_keys:
+        patch = JointPatch(site_key, period, occupied.get(site_key), schedule, texts, record, after_block)
+        clone.set_model_patch_replace(patch, "dit", *site_key)
     install_wrappers(clone.model_options, describe_joint_call)
     if record is not None:
         note_record(clone, schedule, len(site_keys), record)

@@ -35,14 +35,14 @@ class NoisePatch(SitePatch):
         self, call: UNetCall, out: Tensor, z_text: Tensor | None, q: Tensor, options: dict, rows: SiteRows
     ) -> Tensor:
         assert z_text is not None
-        site = self.plan.noise_sites[self.key]
+        site = self.plan.noise_sites[self.site_key]
         step = call.clock.step[0] if call.clock.step else torch.zeros(1, dtype=torch.long, device=q.device)
 
         def object_keys() -> Tensor:
             assert site.content_tokens is not None
-            return call.object_keys(self.key, site.content_tokens, q)
+            return call.object_keys(self.site_key, site.content_tokens, q)
 
-        groups, numbers = call.groups(rows), call.numbers(rows, q.device)
+        groups, numbers = call.branches(rows), call.numbers(rows, q.device)
         return add_noise(out, z_text, q, self.plan, site.cast_like(q), groups, numbers, step, object_keys)
 
 

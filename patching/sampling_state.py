@@ -1,4 +1,4 @@
-"""What one sampling run knows and keeps, and where the host's options hold it.
+"""What one sampling knows and keeps, and where the host's options hold it.
 
 The wrappers in sampling_wrappers.py make it. The calls of the model (unet_call.py) read it, and fill its caches, pools
 and records.
@@ -99,7 +99,7 @@ class SamplingState:
 
     picture_count: of the batch.
     prompt_id: of the queued graph; None where the host does not say.
-    hooked: whether hooks exchange weights during the run. Object keys are then not kept.
+    hooked: whether hooks exchange weights during the sampling. Object keys are then not kept.
     model_sampling: the sampled model's.
     canvas: size (h, w) of the latents; None if they are no pictures.
     steps: of the whole sampling; 0 if unknown.
@@ -107,7 +107,7 @@ class SamplingState:
     run: identifies the run that counts to the records.
     records: those that the run has filled so far.
     has_evaluated: whether the model has been evaluated, in this run or in one before it of the same sampling.
-    visited: the sites at which a record's patches were run.
+    visited: the sites at which the patches that fill a record were called.
     caches: see `Caches`.
     pools: what the sites of the last turns measured together.
     turn: number of the guider's noise prediction.

@@ -34,13 +34,13 @@ Term = Callable[[Tensor, Tensor | None, Tensor, dict, SiteRows], Tensor]
 class Slot(NamedTuple):
     """Where a patch stands and when it acts.
 
-    key: the site's.
+    site_key: the site's, as the host knows it.
     unet: used where the host does not say which UNet is running.
     period: when the patch acts; None: at all steps.
     occupant: the patch that was in the slot before, or None.
     """
 
-    key: SiteKey
+    site_key: SiteKey
     unet: Any
     period: PercentRange | None
     occupant: Callable | None
@@ -61,7 +61,7 @@ class SitePatch(ABC):
     record: RelevanceRecord | None = None
 
     def __init__(self, slot: Slot) -> None:
-        self.key, self.unet, self.period, self.occupant = slot
+        self.site_key, self.unet, self.period, self.occupant = slot
         self.guests: tuple[tuple[Callable, dict], ...] = ()
 
     @abstractmethod
@@ -82,8 +82,8 @@ class SitePatch(ABC):
         """
         call = UNetCall.from_options(options, q.shape[0], self.unet)
         term = self.term(call) if self.period is None or call.clock.within(self.period) else None
-        call.note_visit(self.key, self.record)
-        rows = call.find_rows(self.key, k, options) if term is not None else None
+        call.note_visit(self.site_key, self.record)
+        rows = call.find_rows(self.site_key, k, options) if term is not None else None
         out, z_text = self._before(q, k, v, options, keep_z_text or (term is not None and self.needs_z_text))
         if term is not None and rows is not None:
             if z_text is not None and out is z_text and (keep_z_text or z_text.requires_grad):
@@ -181,7 +181,7 @@ def acting_site(
         site_plan = site_plan.eased(*factors)
     pooled = PooledSite(schedule, site_key, objects) if plan.is_pooled else None
     observe = None if record is None else partial(call.observe, rows, site_key, record, plan, objects, size)
-    return ActingSite(site_plan, call.groups(rows, plan, size, q.device, pooled), observe)
+    return ActingSite(site_plan, call.enter_site(rows, plan, size, q.device, pooled), observe)
 
 
 class MergePatch(SitePatch):
@@ -190,11 +190,11 @@ class MergePatch(SitePatch):
     def __init__(self, slot: Slot, schedule: Schedule, record: RelevanceRecord | None) -> None:
         super().__init__(slot)
         self.schedule, self.record = schedule, record
-        site_plans = [plan.site_plans.get(self.key) for plan in schedule.plans.values()]
+        site_plans = [plan.site_plans.get(self.site_key) for plan in schedule.plans.values()]
         self.needs_z_text = any(each is not None and each.head is not None for each in site_plans)
 
     def term(self, call: UNetCall) -> Term | None:
-        acting = self.schedule.at(call.clock.within, self.key)
+        acting = self.schedule.at(call.clock.within, self.site_key)
         return None if acting is None else partial(self._add, call, acting)
 
     def _add(
@@ -208,8 +208,8 @@ class MergePatch(SitePatch):
         rows: SiteRows,
     ) -> Tensor:
         size = tuple(options["activations_shape"][-2:])
-        site_plan, groups, observe = acting_site(call, self.key, self.schedule, acting, q, rows, size, self.record)
-        object_keys = partial(call.object_keys, self.key, site_plan.content_tokens, q)
+        site_plan, groups, observe = acting_site(call, self.site_key, self.schedule, acting, q, rows, size, self.record)
+        object_keys = partial(call.object_keys, self.site_key, site_plan.content_tokens, q)
         return fuse(out, z_text, q, acting.plan, site_plan, groups, object_keys, observe)
 
 
@@ -246,12 +246,13 @@ def patched(
     period = PercentRange.from_percents(start_percent, end_percent)
     unet, site_keys = model.model.diffusion_model, tuple(site_keys)
     occupied = _slots(clone)
-    for key in site_keys:
-        patch = make(Slot(key, unet, period, occupied.get(key, occupied.get(key[:2]))))
-        clone.set_model_attn2_replace(patch, *key)
-        if (*key[:2], 1) not in site_keys:
+    for site_key in site_keys:
+        block = site_key[:2]
+        patch = make(Slot(site_key, unet, period, occupied.get(site_key, occupied.get(block))))
+        clone.set_model_attn2_replace(patch, *site_key)
+        if (*block, 1) not in site_keys:
             # A block with one transformer, as in SD1.5: IPAdapter_plus looks for patches under the block's own key.
-            clone.set_model_attn2_replace(patch, *key[:2])
+            clone.set_model_attn2_replace(patch, *block)
     install_wrappers(clone.model_options)
     clone.remove_callbacks_with_key(CallbacksMP.ON_CLONE, CALLBACK_KEY)  # however often applied, one callback
     clone.add_callback_with_key(CallbacksMP.ON_CLONE, CALLBACK_KEY, renew_shells)

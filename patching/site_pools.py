@@ -20,7 +20,7 @@ class PooledSite(NamedTuple):
     """A site of a schedule whose relevance is pooled. objects: those that act, as indices of all."""
 
     schedule: Schedule
-    key: SiteKey
+    site_key: SiteKey
     objects: tuple[int, ...]
 
 
@@ -47,16 +47,18 @@ class SitePools:
 
     def begin_forward_pass(self, site: PooledSite) -> int:
         """Begin the work at a site. Returns which forward pass of the UNet in this evaluation it is part of, from 0."""
-        visits = self._visits.get((site.schedule, site.key), 0)
-        self._visits[site.schedule, site.key] = visits + 1
+        visits = self._visits.get((site.schedule, site.site_key), 0)
+        self._visits[site.schedule, site.site_key] = visits + 1
         return self._forward_passes + visits
 
-    def alone(self, site: PooledSite, size: Size, rows: int, device: torch.device) -> PoolAccess:
+    def of_this_site(self, site: PooledSite, size: Size, rows: int, device: torch.device) -> PoolAccess:
         """The site's own measure and nothing else: where the conds come to it in parts."""
         pool, numbers = Pool(site.objects, rows), torch.arange(rows, device=device)
-        return PoolAccess(None, pool, site.key, size, site.objects, range(rows), numbers)
+        return PoolAccess(None, pool, site.site_key, size, site.objects, range(rows), numbers)
 
-    def shared(self, site: PooledSite, cond_id: Hashable, size: Size, numbers: Tensor, forward_pass: int) -> PoolAccess:
+    def of_cond(
+        self, site: PooledSite, cond_id: Hashable, size: Size, numbers: Tensor, forward_pass: int
+    ) -> PoolAccess:
         """What a site reads of the pool of one cond's rows, and where it adds what it measures.
 
         size: (h, w) of the site.
@@ -77,13 +79,13 @@ class SitePools:
             else:
                 pools = _of_extra_evaluation(history, sampling.turn, site, pictures)
             if pools is not None:
-                return PoolAccess(*pools, site.key, size, site.objects, pictures, numbers)
+                return PoolAccess(*pools, site.site_key, size, site.objects, pictures, numbers)
         # Nobody knows what the rows show, or they show another picture: the pool lasts for this call.
         of_call = site.schedule, (cond_id, crop, forward_pass), numbers.device
         history = self._of_call.setdefault(of_call, PoolHistory())
         history.begin(0, site.objects, self._picture_count)
         own = torch.arange(self._picture_count, device=numbers.device)  # the pool knows no others
-        return PoolAccess(None, history.now, site.key, size, site.objects, range(self._picture_count), own)
+        return PoolAccess(None, history.now, site.site_key, size, site.objects, range(self._picture_count), own)
 
 
 def _of_main_evaluation(
@@ -92,7 +94,7 @@ def _of_main_evaluation(
     """What to read and write in the guider's own evaluation: the last turn's pool; this one's if the site measures."""
     last = history.last
     read = last if last is not None and last.covers(site.objects, pictures) else None
-    return read, history.now if read is None or history.measures(site.key) else None
+    return read, history.now if read is None or history.measures(site.site_key) else None
 
 
 def _of_extra_evaluation(

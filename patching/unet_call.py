@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from ..attention.plan import Plan
 from ..attention.regions import Size, place_on_canvas
-from ..attention.site import RowGroup, SiteConstants
+from ..attention.site import RowGroup
 from ..relevance.observation import Observation, RunId
 from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey, cross_attentions
@@ -146,7 +146,7 @@ class UNetCall:
         appended = options.get("activations_shape", (self._rows,))[0] - self._rows
 
         def told() -> list[CondRows] | None:
-            return self._batch.groups_by_text_keys(text_keys, self.attentions[site_key].to_k)
+            return self._batch.cond_rows_by_text_keys(text_keys, self.attentions[site_key].to_k)
 
         return self._find_rows(len(text_keys), appended, told)
 
@@ -156,7 +156,9 @@ class UNetCall:
 
         def told() -> list[CondRows] | None:
             # Directions, since one token of a large language model can be a thousand times as long as the others.
-            return None if count < len(prompts) else self._batch.groups_by_text_keys(_directions(prompts), _directions)
+            if count < len(prompts):
+                return None
+            return self._batch.cond_rows_by_text_keys(_directions(prompts), _directions)
 
         return self._find_rows(count, len(prompts) - self._rows, told)
 
@@ -179,37 +181,39 @@ class UNetCall:
             self._by_text_keys_everywhere = rows
         return rows
 
-    def groups(
-        self,
-        rows: SiteRows,
-        plan: Plan | None = None,
-        size: Size = (0, 0),
-        device: torch.device | None = None,
-        pooled: PooledSite | None = None,
-    ) -> list[RowGroup]:
-        """A site's rows by treatment, with the plan's constants at the site's resolution.
+    def branches(self, rows: SiteRows) -> list[RowGroup]:
+        """A site's rows by branch of guidance and area, without a plan's constants."""
+        return [RowGroup(*each[:3], area=each.area) for each in self._cond_rows(rows)]
 
-        size: (h, w) of the site. Without a plan the constants are empty.
-        pooled: for a plan whose relevance is pooled, so that every cond needs rows of its own.
+    def _cond_rows(self, rows: SiteRows, each_cond: bool = False) -> list[CondRows]:
+        return rows.by_text_keys or self._batch.cond_rows(rows.total, each_cond)
+
+    def enter_site(
+        self, rows: SiteRows, plan: Plan, size: Size, device: torch.device, pooled: PooledSite | None
+    ) -> list[RowGroup]:
+        """Begin a patch's work at a site: the rows by treatment, with the plan's constants at the site's resolution.
+
+        size: (h, w) of the site.
+        pooled: for a plan whose relevance is pooled, so that every cond needs rows of its own. Each entry counts as a
+            forward pass of the UNet.
 
         Raises ValueError where the plan's maps cannot be placed (`SiteMaps.constants`, `by_row`).
         """
         groups = []
         forward_pass = 0 if pooled is None else self._pools.begin_forward_pass(pooled)
-        every = rows.by_text_keys or self._batch.groups(rows.total, pooled is not None)
-        for start, stop, conditional, area, cond_id in every:
+        for start, stop, conditional, area, cond_id in self._cond_rows(rows, pooled is not None):
             count = stop - start
-            constants = SiteConstants() if plan is None else self._maps.constants(plan, area, size, device)
+            constants = self._maps.constants(plan, area, size, device)
             if not conditional:  # they use null_share only, and the pictures of `share` may not be theirs
                 constants = constants._replace(share=None)
             constants = by_row(constants, self._shown_by(rows, count), count)
             pool = None
-            if conditional and pooled is not None and device is not None:
+            if conditional and pooled is not None:
                 if rows.by_text_keys is not None:
-                    pool = self._pools.alone(pooled, size, count, device)
+                    pool = self._pools.of_this_site(pooled, size, count, device)
                 else:
                     tile = start if self._batch.in_tiles else 0
-                    pool = self._pools.shared(pooled, (cond_id, tile), size, self.numbers(rows, device), forward_pass)
+                    pool = self._pools.of_cond(pooled, (cond_id, tile), size, self.numbers(rows, device), forward_pass)
             groups.append(RowGroup(start, stop, conditional, constants, area, pool))
         return groups
 
@@ -222,7 +226,7 @@ class UNetCall:
     # ---- what the sites measure, for the records ----
 
     def note_visit(self, site_key: SiteKey, record: RelevanceRecord | None) -> None:
-        """Note that a record's patch is run at a site."""
+        """Note that the patch that fills a record was called at a site."""
         if self._sampling is not None and record is not None:
             self._sampling.visited.setdefault(record, set()).add(site_key)
 

@@ -18,7 +18,7 @@ from ..attention.regions import resize
 from .absence import why_absent
 from .means import Sums, evenness
 from .observation import PHASES, Observation, RunId
-from .same_run import GOOD_FIT, POOR_FIT, alike, explained, fingerprint
+from .same_run import GOOD_FIT, POOR_FIT, explained, fingerprint, same_latent
 
 KEPT = 8  # finished runs whose maps are kept, found by their latent
 
@@ -30,7 +30,7 @@ class RecordedMaps:
     colours: the numbers of their colours (`common/drawing.py`: `colour`).
     prompt: the prompt of the sampling; empty if it is not known.
     frozen: whether the shares came from an earlier sampling instead of a measurement.
-    nothing_acts: whether the scale or the strength of every block is 0, so that no object acts; styles still may.
+    objects_off: whether the scale or the strength of every block is 0, so that no object acts; styles still may.
     styles: names of the styles beside the objects; they take no part in the shares.
     strategy: the merge's.
     runs: which run of its model and queued graph this was, from 1.
@@ -51,7 +51,7 @@ class RecordedMaps:
     ) -> None:
         self.names, self.frozen, self.prompt, self.styles = names, frozen, prompt, styles
         self.colours = tuple(range(len(names)) if colours is None else colours)
-        self.nothing_acts, self.strategy = False, "relevance"
+        self.objects_off, self.strategy = False, "relevance"
         self.runs = 0
         self.patches_lost, self.cropped, self.fixed_places = "", False, False
         self._shares: dict[tuple[int, int], Sums] = {}
@@ -215,7 +215,7 @@ class RelevanceRecord(RecordedMaps):
         Raises ValueError if nothing was recorded, or if there are several finished runs and none made this latent.
         """
         mark = fingerprint(latent)
-        same = [maps for known, maps in self._finished if alike(known, mark)]
+        same = [maps for known, maps in self._finished if same_latent(known, mark)]
         if not same and len(self._finished) > 1:
             raise ValueError(
                 f"This latent came out of none of the last {len(self._finished)} samplings with this model, so their "
@@ -240,7 +240,7 @@ class RelevanceRecord(RecordedMaps):
 
     def _copy(self) -> RecordedMaps:
         taken = RecordedMaps(self.names, self.frozen, self.colours, self.prompt, self.styles)
-        taken.nothing_acts, taken.strategy, taken.runs = self.nothing_acts, self.strategy, self.runs
+        taken.objects_off, taken.strategy, taken.runs = self.objects_off, self.strategy, self.runs
         taken.patches_lost, taken.cropped, taken.fixed_places = self.patches_lost, self.cropped, self.fixed_places
         taken._evenness, taken._calls = (each.to("cpu", copy=True) for each in (self._evenness, self._calls))
         taken._shares = {size: sums.copy() for size, sums in self._shares.items()}

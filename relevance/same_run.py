@@ -44,7 +44,7 @@ def layout(latent: Tensor) -> Tensor:
     return F.normalize((means - means.mean((-2, -1), keepdim=True)).flatten(1), dim=1)
 
 
-def alike(one: Tensor, other: Tensor) -> bool:
+def same_latent(one: Tensor, other: Tensor) -> bool:
     """Whether two fingerprints are of the same latent, up to rounding."""
     rounding = SAME * float(one.nan_to_num(0, 0, 0).abs().max())
     return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=rounding, equal_nan=True)

@@ -69,7 +69,7 @@ def placements(
         return placement(relevance[:, 0].unflatten(-1, finest), masks)
 
     everyone = pool_of(sites)
-    found = {site: placement(each, masks, float(everyone.result.parts[site])) for site, each in sites.items()}
+    found = {site: placement(each, masks, float(everyone.result.weights[site])) for site, each in sites.items()}
     found[POOL] = of_pool(everyone)
     order = sorted(sites, key=lambda site: float(everyone.result.agreement[site]), reverse=True)
     for count, name in FEWER.items():

@@ -60,7 +60,7 @@ def fused(data: dict, metadata: dict):
         record, site, one = RelevanceRecord(plan.names), plan.site_plans[key], text[row : row + 1].clone()
         keys = lambda site=site: site.content_tokens @ data["to_k"].T  # noqa: E731
         observe = partial(call.observe, SiteRows(1), key, record, plan, tuple(range(plan.count)), (side, side))
-        rows.append(fuse(one, one, q[row : row + 1], plan, site, call.groups(SiteRows(1)), keys, observe))
+        rows.append(fuse(one, one, q[row : row + 1], plan, site, call.branches(SiteRows(1)), keys, observe))
         call.close()
         records.append(record)
     return torch.cat(rows), records

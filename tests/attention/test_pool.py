@@ -97,7 +97,7 @@ def test_a_site_that_is_sure_but_alone_has_next_to_no_say() -> None:
     pool, numbers = Pool((0, 1), 1), torch.zeros(1, dtype=torch.long)
     for site, relevance in enumerate((seen, alone, seen)):
         pool.add(site, relevance, (2, 2), (0,), numbers)
-    assert pool.result.parts[1] < 0.01
+    assert pool.result.weights[1] < 0.01
     torch.testing.assert_close(pool.relevance((2, 2), (0, 1), (0,), numbers), seen, rtol=0.05, atol=0)
 
 
@@ -110,8 +110,8 @@ def test_without_agreement_all_sites_count_alike(slight: float) -> None:
     for site, each in enumerate(signs):
         relevance = torch.stack([each, -each])[:, None].softmax(-1)
         pool.add(site, relevance, (2, 2), (0,), torch.zeros(1, dtype=torch.long))
-    parts = torch.cat([*pool.result.parts.values()])
-    torch.testing.assert_close(parts, torch.full((3,), 1 / 3), rtol=0, atol=0.01)
+    weights = torch.cat([*pool.result.weights.values()])
+    torch.testing.assert_close(weights, torch.full((3,), 1 / 3), rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("windows", [[(0, 1), (1, 3)], [(2, 0, 1), (0, 2)], [(0, 3), (0, 3)]], ids=str)

@@ -238,5 +238,5 @@ def test_a_pool_of_one_call_knows_its_own_rows_alone() -> None:
     pools = SitePools(None, None, 2, [4, 5], 0)
     at, measured = PooledSite(Schedule.always(plan), ("input", 1, 0), (0, 1)), torch.rand(2, 2, 4).softmax(-1)
     for _ in range(2):  # the cond comes twice in this call
-        site = pools.shared(at, "cond", (2, 2), torch.tensor([4, 5]), 0)
+        site = pools.of_cond(at, "cond", (2, 2), torch.tensor([4, 5]), 0)
         torch.testing.assert_close(site.share(lambda: measured, plan, None, 2), measured / measured.sum(0))
