@@ -74,7 +74,8 @@ def apply_references(
     chain = tuple(_with_blocks(each, sites) for each in chain)
     objects, styles = objects_of(chain), tuple(each for each in styles_of(chain) if each.weight)
     if record is not None:
-        record.objects_off, record.strategy = scale == 0, merge.strategy
+        record.strategy = merge.strategy
+        record.switched_off = "scale is 0 in MIP Apply" if scale == 0 else ""
     shares = None if frozen is None else frozen_shares_of(frozen, tuple(each.text for each in objects), merge)
     if scale == 0:
         return model.clone()  # the same bits as without the references
@@ -130,7 +131,7 @@ def _patched(
     if schedule is not None:
         return _installed(model, schedule, encoded, settings, record)
     if record is not None:
-        record.objects_off = True
+        record.switched_off = "each object's weight is 0, or its MIP Block Strength in every block"
     return model
 
 

@@ -38,18 +38,20 @@ from ..weights.sites import SiteKey, edit_sites
 from .apply import frozen_shares_of
 from .joint_patch import CALL_PATCH, OVERRIDE, JointCall, ObjectTexts, describe_joint_call
 from .object_text import edit_words
+from .sampling_state import Applied
 from .sampling_wrappers import install_wrappers
-from .site_patch import check_percents, note_record
+from .site_patch import check_percents
 from .site_pools import PooledSite
 from .unet_call import UNetCall
 
 log = logging.getLogger(__name__)
 MOST_REFERENCES = 64
+EDIT_NODE = "MIP Edit References"
 NOBODY = "-"  # in place of a text: a reference that belongs to no object
 # Parts of the names of the host's attention functions that store queries and keys as integers. One scale for all
 # channels would be chosen for ours, which are large.
 INTEGERS = ("sage", "int8")
-REMEDY = ", or connect the prompt to MIP Edit References"
+REMEDY = f", or connect the prompt to {EDIT_NODE}"
 
 
 def read_texts(texts: str) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
@@ -110,7 +112,8 @@ def edit_references(
     names, owners = read_texts(texts)
     shares = None if frozen is None else frozen_shares_of(frozen, names, merge)
     if record is not None:
-        record.objects_off, record.strategy = strength == 0, merge.strategy
+        record.strategy = merge.strategy
+        record.switched_off = "strength is 0 in MIP Edit References" if strength == 0 else ""
     clone = model.clone()
     if strength == 0:
         return clone
@@ -118,7 +121,8 @@ def edit_references(
     ones = torch.ones(len(names), 1, 1)
     plan = Plan(names, merge, "off", 0.0, ones, None, {}, shares)
     period = PercentRange.from_percents(start_percent, end_percent)
-    patch = EditPatch(Schedule.always(plan), words, owners, strength, apart, period, record)
+    applied = Applied(EDIT_NODE, names, "the texts", len(sites), record, shares is not None, always_due=False)
+    patch = EditPatch(Schedule.always(plan), words, owners, strength, apart, period, applied)
     install_wrappers(clone.model_options, describe_joint_call)
     options = clone.model_options["transformer_options"]
     if CALL_PATCH in options:
@@ -126,8 +130,7 @@ def edit_references(
             "This model comes from another MIP Edit References: use one, and write all references' texts into it."
         )
     options[CALL_PATCH] = patch
-    if record is not None:
-        note_record(clone, patch.schedule, len(sites), record)
+    applied.note(clone)
     return clone
 
 
@@ -148,10 +151,11 @@ class EditPatch:
         strength: float,
         apart: bool,
         period: PercentRange | None,
-        record: RelevanceRecord | None,
+        applied: Applied,
     ) -> None:
         self.schedule, self.texts, self.owners = schedule, texts, owners
-        self.strength, self.apart, self.period, self.record = strength, apart, period, record
+        self.strength, self.apart, self.period = strength, apart, period
+        self.applied, self.record = applied, applied.record
         (self.plan,) = schedule.plans.values()
         self._averages: dict[tuple[int, torch.device], Tensor] = {}
 
@@ -168,7 +172,10 @@ class EditPatch:
         conditional = any(rows.conditional for rows in call.branches(joint.find_rows(call)))
         if conditional and len(joint.references) < len(self.owners):
             raise ValueError(_too_few(len(joint.references), len(self.owners)))
-        return _EditAttention(self, call, joint, options) if joint.references else None
+        if not joint.references:
+            return None
+        call.note_due(self.applied)
+        return _EditAttention(self, call, joint, options)
 
     def average(self, heads: int, device: torch.device) -> Tensor:
         """[M, h·L], see `raw_relevance`."""
@@ -253,7 +260,7 @@ class _EditAttention:
     def _bias(self, q: Tensor, k: Tensor, layout: Layout, site_key: SiteKey) -> Sequence[tuple[slice, Tensor]]:
         """b_i[n], [M, b, N], of the rows that have one."""
         patch, plan, call, size = self.patch, self.patch.plan, self.call, self.joint.size
-        call.note_visit(site_key, patch.record)
+        call.note_visit(site_key, patch.applied)
         objects = tuple(range(plan.count))
         text, picture = slice(layout.text), layout.picture
 

@@ -23,9 +23,9 @@ from ..attention.schedule import Acting, PercentRange, Schedule
 from ..attention.site import RowGroup
 from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey
-from .sampling_state import CALL, SAMPLING, SamplingState
+from .sampling_state import CALL, SAMPLING, Applied, SamplingState
 from .sampling_wrappers import end_call, install_wrappers, temporarily
-from .site_patch import acting_site, note_record
+from .site_patch import acting_site, applied_references
 from .unet_call import SiteRows, UNetCall
 
 JOINT_CALL = "mip_adapter_joint"
@@ -174,11 +174,11 @@ class JointPatch:
         occupant: Callable | None,
         schedule: Schedule,
         texts: ObjectTexts,
-        record: RelevanceRecord | None,
+        applied: Applied,
         after_block: bool,
     ) -> None:
         self.site_key, self.period, self.occupant = site_key, period, occupant
-        self.schedule, self.texts, self.record, self.after_block = schedule, texts, record, after_block
+        self.schedule, self.texts, self.applied, self.after_block = schedule, texts, applied, after_block
 
     def __deepcopy__(self, memo: dict) -> JointPatch:
         return self  # it never changes
@@ -190,7 +190,7 @@ class JointPatch:
         options = args["transformer_options"]
         call, joint = options.get(CALL), options.get(JOINT_CALL)
         if call is not None:
-            call.note_visit(self.site_key, self.record)
+            call.note_visit(self.site_key, self.applied)
         if call is None or joint is None or not (self.period is None or call.clock.within(self.period)):
             return run_block(args)
         if "txt" in args:
@@ -251,7 +251,7 @@ class _Attention:
         patch, text = self.patch, self.joint.text_length
         rows = self.joint.find_rows(self.call, len(q))
         site_plan, groups, observe = acting_site(
-            self.call, patch.site_key, patch.schedule, self.acting, q, rows, self.joint.size, patch.record
+            self.call, patch.site_key, patch.schedule, self.acting, q, rows, self.joint.size, patch.applied.record
         )
         unrotated = q[:, :, where] if self.rotations is None else unrotate(q[:, :, where], self.rotations[:, :, where])
         picture = slice(text, where.stop)
@@ -279,10 +279,10 @@ def install_joint(
     options = clone.model_options.setdefault("transformer_options", {})
     occupied = options.get("patches_replace", {}).get("dit", {})
     site_keys = dict.fromkeys(key for plan in schedule.plans.values() for key in plan.site_plans)
+    applied = applied_references(schedule, len(site_keys), record)
     for site_key in site_keys:
-        patch = JointPatch(site_key, period, occupied.get(site_key), schedule, texts, record, after_block)
+        patch = JointPatch(site_key, period, occupied.get(site_key), schedule, texts, applied, after_block)
         clone.set_model_patch_replace(patch, "dit", *site_key)
     install_wrappers(clone.model_options, describe_joint_call)
-    if record is not None:
-        note_record(clone, schedule, len(site_keys), record)
+    applied.note(clone)
     return clone

@@ -15,6 +15,7 @@ from ..attention.reference import MAX_OBJECTS
 from ..common.text import object_number
 from ..weights.sites import unet_sites
 from .object_text import check_clip, content_tokens
+from .sampling_state import Applied
 from .site_patch import SitePatch, Slot, Term, check_percents, compute_dtype, patched
 from .unet_call import SiteRows, UNetCall
 
@@ -24,8 +25,8 @@ class NoisePatch(SitePatch):
 
     needs_z_text = True
 
-    def __init__(self, slot: Slot, plan: NoisePlan) -> None:
-        super().__init__(slot)
+    def __init__(self, slot: Slot, applied: Applied, plan: NoisePlan) -> None:
+        super().__init__(slot, applied)
         self.plan = plan
 
     def term(self, call: UNetCall) -> Term:
@@ -97,7 +98,10 @@ def apply_text_noise(
         device=model.load_device,
         dtype=compute_dtype(model),
     )
-    return patched(model, plan.noise_sites, start_percent, end_percent, lambda slot: NoisePatch(slot, plan))
+    applied = Applied("MIP Text Noise", (), "the noise", len(plan.noise_sites))
+    return patched(
+        model, plan.noise_sites, start_percent, end_percent, applied, lambda slot: NoisePatch(slot, applied, plan)
+    )
 
 
 def _checked_target(target: str, texts: Sequence[str]) -> int:

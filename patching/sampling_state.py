@@ -6,9 +6,9 @@ and records.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,19 +29,54 @@ TURN = "mip_adapter_turn"  # Turn
 EVALUATION = "mip_adapter_evaluation"  # CondEvaluation
 FORWARD_PASSES = "mip_adapter_passes"  # the UNetCalls of one evaluation, of which the last is recorded
 CALL = "mip_adapter_call"  # UNetCall
-RECORDS = "mip_adapter_records"  # by record: Applied
+APPLIED = "mip_adapter_applied"  # a tuple of Applied
 
 # By schedule, cond_id (and what tells its pools apart) and device.
 Pools = dict[tuple[Schedule, Hashable, torch.device | None], PoolHistory]
 
 
-class Applied(NamedTuple):
-    """What was applied to a model with a record: at how many sites, and whether regions or frozen maps fix the objects'
-    places.
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """What one node applied to a model. Its patches note when they are called (`UNetCall.note_visit`).
+
+    node: the node's display name.
+    names: of the objects or styles; empty for noise.
+    effect: what does not act where the patches are lost.
+    site_count: at how many sites there is a patch.
+    record: what the patches fill; None without one.
+    fixed_places: whether regions or frozen maps fix the objects' places.
+    always_due: whether the patches are called in every call of the model; else `UNetCall.note_due` says in which.
     """
 
+    node: str
+    names: tuple[str, ...]
+    effect: str
     site_count: int
-    fixed_places: bool
+    record: RelevanceRecord | None = None
+    fixed_places: bool = False
+    always_due: bool = True
+
+    def __deepcopy__(self, memo: dict) -> Applied:
+        return self  # see CondEvaluation
+
+    def note(self, model: Any) -> None:
+        """Let the samplings of a model (ModelPatcher) know of this."""
+        options = model.model_options["transformer_options"]
+        options[APPLIED] = (*options.get(APPLIED, ()), self)
+
+    def lost(self, visited: Collection[SiteKey]) -> str:
+        """What is to be said where another pack replaced patches; empty if none is missing.
+
+        visited: the sites at which patches were called.
+        """
+        lost = self.site_count - len(visited)
+        if lost <= 0:
+            return ""
+        where = "" if lost == self.site_count else f" at {lost} of {self.site_count} places"
+        return (
+            f"Another pack replaced the patches of {self.node}{where}, so {self.effect} did not act"
+            f"{' there' if where else ''}: put that pack's node before {self.node}."
+        )
 
 
 @dataclass
@@ -107,7 +142,8 @@ class SamplingState:
     run: identifies the run that counts to the records.
     records: those that the run has filled so far.
     has_evaluated: whether the model has been evaluated, in this run or in one before it of the same sampling.
-    visited: the sites at which the patches that fill a record were called.
+    due: what was to act in some call so far.
+    visited: the sites at which the patches of what is applied were called.
     caches: see `Caches`.
     pools: what the sites of the last turns measured together.
     turn: number of the guider's noise prediction.
@@ -126,7 +162,8 @@ class SamplingState:
         self.run, self.hooked = RunId(object(), picture_count, prompt_id), hooked
         self.model_sampling, self.canvas, self.steps = model_sampling, canvas, steps
         self.has_evaluated = False
-        self.visited: dict[RelevanceRecord, set[SiteKey]] = {}
+        self.due: set[Applied] = set()
+        self.visited: dict[Applied, set[SiteKey]] = {}
         self.records: list[RelevanceRecord] = []
         self.caches = Caches()
         self.pools: Pools = {}

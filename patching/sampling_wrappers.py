@@ -22,7 +22,7 @@ from ..relevance.same_run import Results
 from . import preview
 from .batch_layout import CondEvaluation, window_of_another_pack
 from .cond_lists import CondLists, context_of, marked
-from .sampling_state import CALL, EVALUATION, FORWARD_PASSES, RECORDS, SAMPLING, TURN, Applied, SamplingState, Turn
+from .sampling_state import APPLIED, CALL, EVALUATION, FORWARD_PASSES, SAMPLING, TURN, Applied, SamplingState, Turn
 from .unet_call import UNetCall
 
 log = logging.getLogger(__name__)
@@ -67,42 +67,53 @@ def _sample(
     sampling = SamplingState(len(noise), prompt_id, hooked, model_sampling, canvas, steps)
     options = guider.model_options.setdefault("transformer_options", {})
     options[SAMPLING] = sampling
-    records: Mapping[RelevanceRecord, Applied] = options.get(RECORDS, {})
+    applied: Sequence[Applied] = options.get(APPLIED, ())
+    sampling.due.update(each for each in applied if each.always_due)
+    records = _records(applied)
     cropped = latent_image is not None and bool(latent_image.any()) and _results.cropped(prompt_id, latent_image)
-    for record, applied in records.items():
+    for record, fixed_places in records.items():
         # Also where no reference acts: the last run's maps must not remain.
-        record.begin(sampling.run, cropped, applied.fixed_places)
-        if cropped and applied.fixed_places:
-            _warn(record, f"{CROPPED_SENTENCE} {SQUEEZED_SENTENCE}", executing)
+        record.begin(sampling.run, cropped, fixed_places)
+        if cropped and fixed_places:
+            _warn(record.names, f"{CROPPED_SENTENCE} {SQUEEZED_SENTENCE}", executing)
     if callback is not None and preview.wanted():
         latent_format = guider.model_patcher.model.latent_format
         callback = preview.with_relevance(callback, sampling.records, latent_format)
     latent = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *rest, **more)
-    for record, applied in records.items():
-        if sampling.has_evaluated and (lost := applied.site_count - len(sampling.visited.get(record, ()))):
-            record.patches_lost = _replaced(lost, applied.site_count)
-            _warn(record, record.patches_lost, executing)
+    for sentence, lost in _lost(sampling, applied).items():
+        for record in _records(lost):
+            record.patches_lost = sentence
+        _warn([name for each in lost for name in each.names], sentence, executing)
     for record in dict.fromkeys((*records, *sampling.records)):
         record.finish(sampling.run, latent)
     _results.add(prompt_id, latent)
     return latent
 
 
-def _warn(record: RelevanceRecord, sentence: str, executing: Any) -> None:
-    """Say it in the log and, where a server runs the graph, in a toast at the sampler (web/js/errors.js)."""
-    said = f"{', '.join(record.names)}: {sentence}"
+def _records(applied: Iterable[Applied]) -> dict[RelevanceRecord, bool]:
+    """The records that are filled, each with whether regions or frozen maps fix the objects' places."""
+    return {each.record: each.fixed_places for each in applied if each.record is not None}
+
+
+def _lost(sampling: SamplingState, applied: Iterable[Applied]) -> dict[str, list[Applied]]:
+    """Whose patches another pack replaced, by what is to be said of it."""
+    lost: dict[str, list[Applied]] = {}
+    for each in applied if sampling.has_evaluated else ():
+        if each in sampling.due and (sentence := each.lost(sampling.visited.get(each, ()))):
+            lost.setdefault(sentence, []).append(each)
+    return lost
+
+
+def _warn(names: Sequence[str], sentence: str, executing: Any) -> None:
+    """Say it in the log and, where a server runs the graph, in a toast at the sampler (web/js/errors.js).
+
+    names: of the objects or styles that it concerns.
+    """
+    said = f"{', '.join(names)}: {sentence}" if names else sentence
     log.warning("%s", said)
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is not None and executing is not None:
         server.send_sync(WARNING, {"node_id": executing.node_id, "sentence": said}, server.client_id)
-
-
-def _replaced(lost: int, site_count: int) -> str:
-    where = "" if lost == site_count else f" at {lost} of {site_count} cross-attentions"
-    return (
-        f"Another pack replaced MIP Apply's patches{where}, so the references did not act{' there' if where else ''}: "
-        "put that pack's node before MIP Apply."
-    )
 
 
 def _note_run(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *rest: Any, **more: Any):
@@ -115,7 +126,7 @@ def _note_run(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *res
         continues = sampling.continues(sigmas)
         sampling.note_run(sigmas, continues)
         if sampling.has_evaluated and not continues:
-            records = dict.fromkeys((*options.get(RECORDS, ()), *sampling.records))
+            records = dict.fromkeys((*_records(options.get(APPLIED, ())), *sampling.records))
             sampling.begin_again()
             for record in records:
                 record.begin(sampling.run, record.cropped, record.fixed_places)

@@ -19,7 +19,7 @@ from ..attention.schedule import Acting, PercentRange, Schedule
 from ..attention.site import RowGroup, fuse
 from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey
-from .sampling_state import RECORDS, Applied
+from .sampling_state import Applied
 from .sampling_wrappers import install_wrappers
 from .site_pools import PooledSite
 from .unet_call import SiteRows, UNetCall
@@ -58,10 +58,10 @@ class SitePatch(ABC):
     """
 
     needs_z_text: bool  # whether the term reads Z_text
-    record: RelevanceRecord | None = None
 
-    def __init__(self, slot: Slot) -> None:
+    def __init__(self, slot: Slot, applied: Applied) -> None:
         self.site_key, self.unet, self.period, self.occupant = slot
+        self.applied = applied
         self.guests: tuple[tuple[Callable, dict], ...] = ()
 
     @abstractmethod
@@ -82,7 +82,7 @@ class SitePatch(ABC):
         """
         call = UNetCall.from_options(options, q.shape[0], self.unet)
         term = self.term(call) if self.period is None or call.clock.within(self.period) else None
-        call.note_visit(self.site_key, self.record)
+        call.note_visit(self.site_key, self.applied)
         rows = call.find_rows(self.site_key, k, options) if term is not None else None
         out, z_text = self._before(q, k, v, options, keep_z_text or (term is not None and self.needs_z_text))
         if term is not None and rows is not None:
@@ -187,9 +187,9 @@ def acting_site(
 class MergePatch(SitePatch):
     """Adds the image features of the objects that act now: the method."""
 
-    def __init__(self, slot: Slot, schedule: Schedule, record: RelevanceRecord | None) -> None:
-        super().__init__(slot)
-        self.schedule, self.record = schedule, record
+    def __init__(self, slot: Slot, applied: Applied, schedule: Schedule) -> None:
+        super().__init__(slot, applied)
+        self.schedule, self.record = schedule, applied.record
         site_plans = [plan.site_plans.get(self.site_key) for plan in schedule.plans.values()]
         self.needs_z_text = any(each is not None and each.head is not None for each in site_plans)
 
@@ -221,17 +221,18 @@ def install(
     Sites at which no plan has any strength get no patch.
     """
     site_keys = dict.fromkeys(key for plan in schedule.plans.values() for key in plan.site_plans)
-    clone = patched(model, site_keys, start_percent, end_percent, lambda slot: MergePatch(slot, schedule, record))
-    if record is not None:
-        note_record(clone, schedule, len(site_keys), record)
-    return clone
+    applied = applied_references(schedule, len(site_keys), record)
+    return patched(
+        model, site_keys, start_percent, end_percent, applied, lambda slot: MergePatch(slot, applied, schedule)
+    )
 
 
-def note_record(clone: Any, schedule: Schedule, site_count: int, record: RelevanceRecord) -> None:
-    """Let the sampling of a clone know the record that its patches fill at so many sites."""
-    options = clone.model_options["transformer_options"]
-    fixed_places = any(plan.regions is not None or plan.frozen is not None for plan in schedule.plans.values())
-    options[RECORDS] = {**options.get(RECORDS, {}), record: Applied(site_count, fixed_places)}
+def applied_references(schedule: Schedule, site_count: int, record: RelevanceRecord | None) -> Applied:
+    """What *MIP Apply* applies: the references of a schedule's plans."""
+    plans = schedule.plans.values()
+    names = tuple(dict.fromkeys(name for plan in plans for name in plan.names))
+    fixed_places = any(plan.regions is not None or plan.frozen is not None for plan in plans)
+    return Applied("MIP Apply", names, "the references", site_count, record, fixed_places)
 
 
 def patched(
@@ -239,9 +240,13 @@ def patched(
     site_keys: Iterable[SiteKey],
     start_percent: float,
     end_percent: float,
+    applied: Applied,
     make: Callable[[Slot], SitePatch],
 ) -> Any:
-    """A clone of `model` (ModelPatcher) with a patch in the slot of each of these sites. `model` is not changed."""
+    """A clone of `model` (ModelPatcher) with a patch in the slot of each of these sites. `model` is not changed.
+
+    applied: what the patches are part of.
+    """
     clone = model.clone()
     period = PercentRange.from_percents(start_percent, end_percent)
     unet, site_keys = model.model.diffusion_model, tuple(site_keys)
@@ -254,6 +259,7 @@ def patched(
             # A block with one transformer, as in SD1.5: IPAdapter_plus looks for patches under the block's own key.
             clone.set_model_attn2_replace(patch, *block)
     install_wrappers(clone.model_options)
+    applied.note(clone)
     clone.remove_callbacks_with_key(CallbacksMP.ON_CLONE, CALLBACK_KEY)  # however often applied, one callback
     clone.add_callback_with_key(CallbacksMP.ON_CLONE, CALLBACK_KEY, renew_shells)
     return clone

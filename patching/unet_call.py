@@ -25,7 +25,7 @@ from ..relevance.record import RelevanceRecord
 from ..weights.sites import SiteKey, cross_attentions
 from .batch_layout import BatchLayout, CondEvaluation, CondRows, Pictures, window_of_another_pack
 from .clock import Clock
-from .sampling_state import CALL, EVALUATION, FORWARD_PASSES, SAMPLING, TURN, Caches, SamplingState
+from .sampling_state import CALL, EVALUATION, FORWARD_PASSES, SAMPLING, TURN, Applied, Caches, SamplingState
 from .site_maps import SiteMaps, by_row
 from .site_pools import PooledSite, SitePools
 
@@ -223,12 +223,17 @@ class UNetCall:
         rows = self._by_text_keys_everywhere
         return () if rows is None else tuple(each.cond_id for each in rows.by_text_keys or ())
 
-    # ---- what the sites measure, for the records ----
+    # ---- which patches were called, and what the sites measure ----
 
-    def note_visit(self, site_key: SiteKey, record: RelevanceRecord | None) -> None:
-        """Note that the patch that fills a record was called at a site."""
-        if self._sampling is not None and record is not None:
-            self._sampling.visited.setdefault(record, set()).add(site_key)
+    def note_visit(self, site_key: SiteKey, applied: Applied) -> None:
+        """Note that a patch was called at a site, whether it acts now or rests."""
+        if self._sampling is not None:
+            self._sampling.visited.setdefault(applied, set()).add(site_key)
+
+    def note_due(self, applied: Applied) -> None:
+        """Note that patches which are not called in every call are to act in this one."""
+        if self._sampling is not None:
+            self._sampling.due.add(applied)
 
     def observe(
         self,

@@ -15,10 +15,10 @@ def why_absent(maps: RecordedMaps) -> str:
             f"There is no relevance: there are only styles ({', '.join(maps.styles)}), and a style has no place of "
             "its own. Add a MIP Reference for each object to see who claims what."
         )
-    if maps.objects_off:
+    if maps.switched_off:
         return (
-            "There is no relevance: scale is 0 in MIP Apply, or MIP Block Strength is 0 for every block of the "
-            "objects, so their references are switched off. Raise it to see who claims what."
+            f"There is no relevance: {maps.switched_off}, so the objects' references are switched off. Raise it to see "
+            "who claims what."
         )
     if maps.patches_lost:
         return f"There is no relevance: {maps.patches_lost}"

@@ -30,7 +30,7 @@ class RecordedMaps:
     colours: the numbers of their colours (`common/drawing.py`: `colour`).
     prompt: the prompt of the sampling; empty if it is not known.
     frozen: whether the shares came from an earlier sampling instead of a measurement.
-    objects_off: whether the scale or the strength of every block is 0, so that no object acts; styles still may.
+    switched_off: what is 0, so that no object acts, as part of a sentence; empty if they may. Styles still may act.
     styles: names of the styles beside the objects; they take no part in the shares.
     strategy: the merge's.
     runs: which run of its model and queued graph this was, from 1.
@@ -51,7 +51,7 @@ class RecordedMaps:
     ) -> None:
         self.names, self.frozen, self.prompt, self.styles = names, frozen, prompt, styles
         self.colours = tuple(range(len(names)) if colours is None else colours)
-        self.objects_off, self.strategy = False, "relevance"
+        self.switched_off, self.strategy = "", "relevance"
         self.runs = 0
         self.patches_lost, self.cropped, self.fixed_places = "", False, False
         self._shares: dict[tuple[int, int], Sums] = {}
@@ -240,7 +240,7 @@ class RelevanceRecord(RecordedMaps):
 
     def _copy(self) -> RecordedMaps:
         taken = RecordedMaps(self.names, self.frozen, self.colours, self.prompt, self.styles)
-        taken.objects_off, taken.strategy, taken.runs = self.objects_off, self.strategy, self.runs
+        taken.switched_off, taken.strategy, taken.runs = self.switched_off, self.strategy, self.runs
         taken.patches_lost, taken.cropped, taken.fixed_places = self.patches_lost, self.cropped, self.fixed_places
         taken._evenness, taken._calls = (each.to("cpu", copy=True) for each in (self._evenness, self._calls))
         taken._shares = {size: sums.copy() for size, sums in self._shares.items()}

@@ -78,7 +78,7 @@ class _RowPatch:
             row = slice(i, None, count)  # this model's row in every branch
             own = z_text[row].clone()
             for patch in slot:
-                call.note_visit(patch.site_key, patch.record)
+                call.note_visit(patch.site_key, patch.applied)
                 if (term := patch.term(call)) is not None:
                     own = term(own, z_text[row], q[row], {**options, CALL: call}, SiteRows(len(own)))
             out[row] = own

@@ -213,6 +213,6 @@ def test_patches_that_another_pack_replaced_are_a_toast(page) -> None:
     page.evaluate(BEHIND)
     page.evaluate(RUN)
     page.wait_for_function(
-        TOAST, arg="heart, fish: Another pack replaced MIP Apply's patches, so the references did not"
+        TOAST, arg="heart, fish: Another pack replaced the patches of MIP Apply, so the references did not"
     )
     assert sum("Another pack" in each for each in page.evaluate(TOASTS)) == 1

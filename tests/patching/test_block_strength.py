@@ -116,7 +116,7 @@ def test_what_is_said_of_silent_objects_beside_a_style_that_acts() -> None:
             parts.model, parts.clip, parts.vision, parts.adapters["base"], both, 1.0, 0.0, 1.0
         ).args
     assert not torch.equal(sample(model), sample(parts.model))
-    assert "0 for every block of the objects, so their references are switched off" in record.absent()
+    assert "MIP Block Strength in every block, so the objects' references are switched off" in record.absent()
 
 
 def test_a_model_of_other_blocks() -> None:

@@ -304,7 +304,21 @@ def test_another_pack_took_the_slot_after_it(kontext, caplog):
         for index in range(count):
             model.set_model_patch_replace(own_attention, "dit", kind, index)
     calls(kontext, model, latents(*SIZES[2]), steps=1)
-    assert "Another pack replaced" in str(record.patches_lost) and "MIP" in caplog.text
+    assert "Another pack replaced the patches of MIP Edit References, so" in record.patches_lost
+    assert f"cat, red jacket: {record.patches_lost}" in caplog.text
+
+
+def test_nothing_is_said_of_patches_that_rest(kontext, caplog):
+    record = RelevanceRecord(("cat", "red jacket"))
+    model = bound(kontext, record=record, start_percent=1.0, end_percent=1.0)
+    calls(kontext, model, latents(*SIZES[2]), steps=1)
+    assert not record.patches_lost and "replaced" not in caplog.text
+    assert "no reference acted in this sampling" in record.absent()
+
+
+def test_strength_0_is_said_of_this_node(kontext):
+    bound(kontext, record=(record := RelevanceRecord(("cat", "red jacket"))), strength=0.0)
+    assert "strength is 0 in MIP Edit References, so the objects' references are switched off" in record.absent()
 
 
 def test_bad_input(kontext):

@@ -197,3 +197,15 @@ def test_another_pass_of_the_model_inside_a_call(parts, before: bool, measure: s
     got = sample(parts, model, 4)
     assert len(calls) == 4 and torch.equal(got, expected)
     torch.testing.assert_close(other.shares(), record.shares())
+
+
+def test_blocks_that_were_replaced(flux_parts, caplog) -> None:
+    """By a pack that does not run ours: said of MIP Apply on FLUX.1 too."""
+    model = flux_parts.make(flux_parts.model, record=(record := RelevanceRecord(NAMES)))
+    for key in dict(model.model_options["transformer_options"]["patches_replace"]["dit"]):
+        model.set_model_patch_replace(lambda args, extra: extra["original_block"](args), "dit", *key)
+    sample(flux_parts, model)
+    assert (
+        "Another pack replaced the patches of MIP Apply, so" in record.patches_lost
+        and record.patches_lost in caplog.text
+    )

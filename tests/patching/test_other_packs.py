@@ -14,7 +14,7 @@ import torch
 
 from ..relevance.test_record import freeze
 from ..support import graphs
-from ..support.graphs import TOLERANCE, bundle, deviation, guide, prompt, references, sample
+from ..support.graphs import TOLERANCE, bundle, deviation, guide, prompt, sample
 from .test_steering import applied
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -281,34 +281,3 @@ def test_another_evaluation_in_context_windows(length: int, before: bool) -> Non
     assert deviation(got, expected, sample(perturbed(bundle().model), **sampling)) < TOLERANCE
     torch.testing.assert_close(other.shares(), shares, atol=1e-4, rtol=0)
     assert other.steps_seen().all() and (other._calls == -(-6 // length)).all()
-
-
-# Patches in our place
-
-
-@pytest.mark.parametrize("some", [False, True], ids=["all", "some"])
-def test_patches_that_were_replaced(some: bool, caplog) -> None:
-    """Said once in a sampling: in the log, and by the maps."""
-    from comfy.ldm.modules.attention import optimized_attention
-
-    def theirs(q, k, v, options):
-        return optimized_attention(q, k, v, options["n_heads"])
-
-    model, record = applied()
-    keys = [key for key in model.model_options["transformer_options"]["patches_replace"]["attn2"] if len(key) == 3]
-    model = model.clone()
-    for key in keys[:2] if some else model.model_options["transformer_options"]["patches_replace"]["attn2"].copy():
-        model.set_model_attn2_replace(theirs, *key)
-    sample(model, 3)
-    said = [each.getMessage() for each in caplog.records if "replaced" in each.getMessage()]
-    assert len(said) == 1 and "put that pack's node before MIP Apply" in said[0]
-    if some:
-        assert f"2 of {len(keys)}" in said[0] and record.absent() is None and record.patches_lost in said[0]
-    else:
-        assert record.absent() == f"There is no relevance: {record.patches_lost}" and "there" not in record.patches_lost
-
-
-def test_nothing_is_said_of_patches_that_run(caplog) -> None:
-    model, record = applied(references(start_percent=[0.9, 0.9]))
-    sample(model, 2)
-    assert not record.patches_lost and "replaced" not in caplog.text
