@@ -6,7 +6,7 @@ import pytest
 
 from ..support import frontend
 from ..support.open_workflow import PACK, PRESS
-from .test_workflows import MINIATURE, each_workflow, load, overlaps, sticks_out
+from .test_workflows import MINIATURE, SHOWS_PICTURES, each_workflow, load, overlaps, sticks_out
 
 
 def outside(boxes, frames) -> list:
@@ -132,3 +132,58 @@ def test_another_object_lies_in_the_group_in_nodes_2_0(nodes_2_0):
     frontend.screenshot(nodes_2_0, "nodes 2.0 one more object")
     assert not overlaps(nodes_2_0.evaluate(DRAWN))
     assert not outside(nodes_2_0.evaluate(NOTES_LEFT_OUT), nodes_2_0.evaluate(FRAMES))
+
+
+# What the host sends while it samples, and when pictures are made; then the heights, and whether pictures are shown.
+PICTURES = """async kinds => {
+    const pen = new OffscreenCanvas(512, 512).getContext("2d")
+    pen.fillRect(0, 0, 512, 512)
+    const blob = await pen.canvas.convertToBlob({type: "image/png"})
+    const body = new FormData()
+    body.append("image", blob, "room for pictures.png")
+    const file = await (await app.api.fetchApi("/upload/image", {method: "POST", body})).json()
+    const shown = app.graph._nodes.filter(node => kinds.includes(node.type) && !node.flags.collapsed)
+    for (const {id, type} of shown) {
+        const run = {promptId: "p", jobId: "p", prompt_id: "p"}
+        if (type === "KSampler") {
+            const names = ["nodeId", "displayNodeId", "parentNodeId", "realNodeId"]
+            const node = Object.fromEntries(names.map(name => [name, String(id)]))
+            app.api.dispatchCustomEvent("b_preview_with_metadata", {blob, ...node, ...run})
+        } else {
+            const images = [{filename: file.name, subfolder: file.subfolder, type: file.type}]
+            const [node, output] = [String(id), {images}]
+            app.api.dispatchCustomEvent("executed", {node, display_node: node, output, ...run})
+        }
+    }
+}"""
+SEEN = """kinds => {
+    app.canvas.setDirty(true, true)
+    const shown = app.graph._nodes.filter(node => kinds.includes(node.type) && !node.flags.collapsed)
+    return shown.every(node => LiteGraph.vueNodesMode
+        ? document.querySelector(`.lg-node[data-node-id="${node.id}"] img`)?.complete
+        : node.imgs?.length && node.imgs.every(image => image.complete))
+}"""
+HEIGHTS = """async kinds => {
+    for (let i = 0; i < 20; i++) {
+        app.canvas.setDirty(true, true)
+        await new Promise(requestAnimationFrame)
+    }
+    return app.graph._nodes.filter(node => kinds.includes(node.type)).map(node => [node.type, node.size[1]])
+}"""
+
+
+@pytest.mark.parametrize("renderer", ["laptop", "nodes_2_0"])
+def test_room_for_pictures(renderer, request):
+    """No node of this workflow grows as pictures come, and none would if it were lower."""
+    page, kinds = request.getfixturevalue(renderer), list(SHOWS_PICTURES)
+    workflow = load(MINIATURE.with_name("regions.json"))
+    for node in workflow["nodes"]:
+        node["size"][1] = SHOWS_PICTURES.get(node["type"], node["size"][1])
+    page.evaluate(frontend.OPEN, workflow)
+    page.evaluate(frontend.FIT)
+    page.evaluate(PICTURES, kinds)
+    page.wait_for_function(SEEN, arg=kinds)
+    frontend.screenshot(page, f"pictures in {renderer}")
+    heights = page.evaluate(HEIGHTS, kinds)
+    assert {kind for kind, _ in heights} == set(kinds)
+    assert all(height <= SHOWS_PICTURES[kind] for kind, height in heights), heights

@@ -20,6 +20,8 @@ NOTES = ("MarkdownNote", "Note")  # the frontend's own; the server does not know
 WITHOUT_MAPS = {"merge strategies side by side", "merging or training", "binding report and seed picker"}
 FIRST = {"start here - miniature", "two objects (base)", "three objects (plus)"}  # which say one thing
 TITLE = 30  # a node's title bar stands above its position
+# The height to which a node grows as it shows a picture, in the renderer that needs more (`test_room_for_pictures`).
+SHOWS_PICTURES = {"KSampler": 510, "SaveImage": 302, "PreviewImage": 266, "MaskPreview": 266}
 
 each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 
@@ -109,6 +111,19 @@ def test_nothing_overlaps(path):
     titles = [(n["pos"][0], n["pos"][1] - TITLE, TITLE, TITLE) for n in folded]
     assert not overlaps([*nodes, *titles])
     assert not overlaps([group["bounding"] for group in workflow["groups"]])
+
+
+@each_workflow
+def test_there_is_room_for_pictures(path):
+    """The sampler's live preview, too: a node that grows covers no other, and stays in its group."""
+    workflow = load(path)
+    boxes = []
+    for node in workflow["nodes"]:
+        if not node["flags"].get("collapsed"):
+            (x, y), (width, height) = node["pos"], node["size"]
+            boxes.append((x, y - TITLE, width, max(height, SHOWS_PICTURES.get(node["type"], 0)) + TITLE))
+    assert not overlaps(boxes)
+    assert not [box for box in boxes for group in workflow["groups"] if sticks_out(box, group["bounding"])]
 
 
 def overlaps(boxes) -> list:
