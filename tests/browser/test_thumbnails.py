@@ -229,6 +229,34 @@ def test_the_prompt_is_found_behind_the_sampler_and_at_the_input(page) -> None:
     assert page.evaluate(PROMPT_OF) == "a cup alone"
 
 
+# Some nodes of the sampling that the first MIPApply is for, put into subgraphs: each a list of types.
+WRAPPED = """subgraphs => {
+    const apply = app.graph._nodes.find(node => node.type === "MIPApply")
+    const behind = app.graph.getNodeById(app.graph.getLink(apply.outputs[0].links[0]).target_id)
+    let shell = null
+    for (const kinds of subgraphs) {
+        const nodes = [apply, behind].filter(node => kinds.includes(node.type))
+        const around = kinds.includes("around") ? [shell] : []
+        shell = app.graph.convertToSubgraph(new Set([...nodes, ...around])).node
+    }
+}"""
+PROMPT_ANYWHERE = """async () => {
+    const {promptOf} = await import("/extensions/PACK/js/chain.js")
+    const all = graph => graph.nodes.flatMap(node => node.subgraph ? all(node.subgraph) : [node])
+    return all(app.graph).filter(node => node.type === "MIPApply").map(promptOf)
+}""".replace("PACK", PACK)
+
+
+@pytest.mark.parametrize("subgraphs", [
+    [["MIPApply"]], [["KSampler"]], [["MIPApply", "KSampler"]], [["KSampler"], ["MIPApply"]],
+    [["MIPApply"], ["around"]], [["MIPApply"], ["around", "KSampler"]],
+], ids=str)  # fmt: skip
+def test_the_prompt_is_found_across_subgraphs(page, subgraphs: list[list[str]]) -> None:
+    page.evaluate("() => app.graph._nodes.find(node => node.title === 'Prompt').widgets[0].value = 'a cup and a dog'")
+    page.evaluate(WRAPPED, subgraphs)
+    assert page.evaluate(PROMPT_ANYWHERE) == ["a cup and a dog"] * APPLIES
+
+
 STRANGE = """async () => {
     const {objectsOf, promptOf} = await import("/extensions/PACK/js/chain.js")
     const {mistakesIn} = await import("/extensions/PACK/js/mistakes.js")

@@ -17,6 +17,7 @@ const MOST_OBJECTS = 16 // as many as MIP Apply accepts, and as many styles
 const OBJECTS = ["MIPReference", "MIPFaceReference"]
 const SEVERAL = "MIPSeveralReferences"
 const LINKS = [...OBJECTS, SEVERAL, "MIPStyleReference"] // a style stands in the chain and is no object
+const PROMPTS = ["positive", "conditioning"] // inputs of samplers and guiders
 const PICTURES = ["MIPPicture", ...OBJECTS] // workflows from before there was MIP Picture have references
 // A stranger's graph is read at every drawing. A loop in it ends here; and two links to one node, at many nodes in a row,
 // would be followed along all their ways.
@@ -138,15 +139,15 @@ function severalOf(at) {
  * conditioning of the samplers behind it.
  *
  * @param {object} node a MIPApply
- * @returns {string | null} null where some part of it is not written in a widget, or there is no sampler beside it
+ * @returns {string | null} null where some part of it is not written in a widget, or no sampler takes the model
  */
 export function promptOf(node) {
   const at = { node, path: pathTo(node.graph) }
   const left = { steps: MOST_STEPS }
   if (node.inputs?.find((each) => each.name === "prompt")?.link != null) return written(source(at, "prompt"), left)
-  const texts = samplersBehind(node).map((sampler) => {
-    const name = sampler.inputs.find((each) => ["positive", "conditioning"].includes(each.name)).name
-    return textsOf(source({ node: sampler, path: at.path }, name), left)
+  const texts = samplersBehind(at).map((sampler) => {
+    const { name } = sampler.node.inputs.find((each) => PROMPTS.includes(each.name))
+    return textsOf(source(sampler, name), left)
   })
   return texts.length ? joined(texts) : null
 }
@@ -165,19 +166,37 @@ function joined(texts) {
   return whole?.length > LONGEST ? null : whole
 }
 
-/** The nodes of the same graph that take a node's model, through other nodes too, together with a conditioning. */
-function samplersBehind(node) {
-  const found = new Set()
-  const seen = new Set([node])
-  for (const each of seen) {
-    for (const id of each.outputs?.flatMap((output) => (output.type === "MODEL" ? (output.links ?? []) : [])) ?? []) {
-      const taker = each.graph.getNodeById(each.graph.getLink(id)?.target_id)
-      if (!taker) continue
-      seen.add(taker)
-      if (taker.inputs.some((input) => ["positive", "conditioning"].includes(input.name))) found.add(taker)
+/** @param {Place} start @returns {Place[]} what takes a node's model, through other nodes too, together with a conditioning */
+function samplersBehind(start) {
+  const all = [start]
+  const seen = new Set()
+  const left = { steps: MOST_STEPS }
+  for (const { node, path } of all) {
+    const models = node.outputs?.filter((output) => output.type === "MODEL") ?? []
+    const behind = models.flatMap(({ links }) => takers(node.graph, path, links, left))
+    for (const at of behind) {
+      const key = [...at.path, at.node].map((each) => each.id).join(":")
+      if (!seen.has(key)) all.push(at)
+      seen.add(key)
     }
   }
-  return [...found]
+  const takesPrompt = ({ node }) => node.inputs?.some((input) => PROMPTS.includes(input.name))
+  return all.slice(1).filter(takesPrompt)
+}
+
+/** The places to which links of a graph lead, out of subgraphs and into them. path: of the graph; left: as for `textsOf`. */
+function takers(graph, path, ids, left) {
+  return (ids ?? []).flatMap((id) => {
+    const link = graph?.getLink(id)
+    if (!link || left.steps-- <= 0) return []
+    if (link.target_id === graph.outputNode?.id) {
+      const shell = path.at(-1)
+      return takers(shell?.graph, path.slice(0, -1), shell?.outputs?.[link.target_slot]?.links, left)
+    }
+    const node = graph.getNodeById(link.target_id)
+    if (!node?.subgraph) return node ? [{ node, path }] : []
+    return takers(node.subgraph, [...path, node], node.subgraph.inputNode?.slots[link.target_slot]?.linkIds, left)
+  })
 }
 
 /**
