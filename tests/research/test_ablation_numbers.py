@@ -173,7 +173,7 @@ def scale_of(text):
 @pytest.mark.parametrize("heading", ["### At equal scale", "### Each at its own best scale"])
 def test_what_each_arm_does(page, arms, objects, heading):
     rows = rows_below(page[objects], heading, "| arm | scale |")
-    assert len(rows) == (ARMS[objects] if "equal" in heading else 11)
+    assert len(rows) == (ARMS[objects] if "equal" in heading else 12)
     for row in rows:
         arm = arms[row.pop("arm"), objects, scale_of(row.pop("scale"))]
         assert int(row.pop("pictures")) == PROMPTS
@@ -253,7 +253,7 @@ def added(row, changes, draws):
 @pytest.mark.parametrize("heading", ["in points", "each arm at its own best scale"])
 def test_what_one_change_does(page, arms, draws, objects, heading):
     rows = rows_below(page[objects], f"### What one change does, {heading}", "| what changes |")
-    assert len(rows) == (EFFECTS[objects] if heading == "in points" else 15)
+    assert len(rows) == (EFFECTS[objects] if heading == "in points" else 17)
     for row in rows:
         row.pop("what changes")
         before, after = (sides(row.pop(side), arms, objects) for side in ("from", "to"))
@@ -267,7 +267,7 @@ def test_what_one_change_does(page, arms, draws, objects, heading):
 )
 def test_gains_over_no_references(page, arms, draws, objects, heading):
     rows = rows_below(page[objects], heading, "| arm | scale |")
-    assert len(rows) == (ARMS[objects] - 1 if "adds" in heading else 10)
+    assert len(rows) == (ARMS[objects] - 1 if "adds" in heading else 11)
     for row in rows:
         arm = arms[row.pop("arm"), objects, scale_of(row.pop("scale"))]
         assert len(row) == 7
@@ -282,7 +282,7 @@ def test_scales_and_the_best_of_them(page, lines, objects):
         row["arm"]: row["scale"]
         for row in rows_below(page[objects], "### Each at its own best scale", "| arm | scale |")
     }
-    assert len(rows) == 10 == len(best) - 1 and best.pop("no references") == "0"
+    assert len(rows) == 11 == len(best) - 1 and best.pop("no references") == "0"
     for row in rows:
         name, tried = row.pop("arm"), {}
         for scale in (0.0, *SCALES):
@@ -303,7 +303,7 @@ def test_scales_and_the_best_of_them(page, lines, objects):
 @pytest.mark.parametrize("objects", OBJECTS)
 def test_real_scenes(page, lines, draws, objects):
     rows = rows_below(page[objects], "### Real scenes", "| arm | scenes |")
-    assert len(rows) == 17
+    assert len(rows) == 18
     for row in rows:
         measured = lines["real", row["arm"], objects, 1.0]
         assert sorted(measured) == list(range(PROMPTS)) and row["scenes"] == str(PROMPTS)
