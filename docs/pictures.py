@@ -1,8 +1,8 @@
 """`python mip.py pictures`: the pictures of the workflows and of the help pages, made anew in the real frontend.
 
-Starts ComfyUI with this pack and a headless Chromium (CHROME_PATH, or one on the PATH). A workflow on the miniature is
-run, and its picture shows what went in and what came out, since a card of the template list is too small for a graph.
-The others need files that this command does not have, and are shown as they are opened.
+Starts ComfyUI with this pack and a headless Chromium (CHROME_PATH, or one on the PATH). A workflow's picture shows what
+went in and what came out (cards.py): with the miniature in place of files that this command does not have, or what went
+in alone where the miniature cannot stand in.
 
     python mip.py pictures                                  all: workflows/*.jpg and web/docs/images/*.jpg
     python mip.py pictures --nodes                          the help pages' alone; --workflows: the workflows' alone
@@ -22,16 +22,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..launcher import comfyui
 from ..launcher.server import Server, device_arguments
-from . import browser
+from . import browser, cards
 
 ROOT = Path(__file__).resolve().parents[1]
 MARGIN = 12  # canvas pixels around what is shown
-CARD_HEIGHT = 640  # pixels of a picture of results
-WORKFLOW_WIDTH = 960  # pixels; a picture is taken at twice this width and then reduced
 NODE_ZOOM = 1.5
 QUALITIES = (85, 75, 65)  # JPEG qualities; the first that stays below the limit is taken, or the last
 LIMIT = {"workflows": 200_000, "images": 40_000}  # bytes
@@ -73,25 +71,26 @@ ALONE = """type => {
     app.graph.add(node)
     return true
 }"""
-# The pictures that the nodes of a kind have made, by node.
-MADE = """kind => app.graph._nodes
-    .filter(node => node.type === kind && app.nodeOutputs[node.id]?.images)
-    .map(node => app.nodeOutputs[node.id].images)"""
+# The pictures that these nodes have made, of each that made some.
+MADE = """ids => ids.map(id => app.nodeOutputs[id]?.images).filter(Boolean)"""
 DRAWS = ("MIPMiniatureObject", "SaveImage", "PreviewImage")
+STOOD_IN = "drawn by the miniature"
 # A help page shows its node under the node's own title.
 NAME = """type => {
     const node = app.graph._nodes.find(node => node.type === type)
     node.title = node.constructor.title
 }"""
-# Queues the open workflow and waits for the end of its run. Returns null, or why the run failed.
-RUN = """patience => new Promise(done => {
+# What the open workflow queues.
+QUEUED = "async () => (await app.graphToPrompt()).output"
+# Queues these nodes and waits for the end of their run. Returns null, or why the run failed.
+RUN = """([output, patience]) => new Promise(done => {
     const {api} = app
     setTimeout(() => done("it took too long"), patience)
     api.addEventListener("execution_success", () => done(null), {once: true})
     api.addEventListener("execution_interrupted", () => done("it was interrupted"), {once: true})
     api.addEventListener("execution_error", ({detail}) => done(`${detail.node_type}: ${detail.exception_message}`),
         {once: true})
-    app.graphToPrompt().then(prompt => api.queuePrompt(0, prompt)).catch(error => done(error.message))
+    app.graphToPrompt().then(({workflow}) => api.queuePrompt(0, {output, workflow})).catch(error => done(error.message))
 })"""
 
 
@@ -156,15 +155,6 @@ def serving() -> Iterator[str]:
             yield server.url
 
 
-def stacked(pictures: list[Image.Image]) -> Image.Image:
-    """A card of wide pictures, one below the other."""
-    card = Image.new("RGB", (WORKFLOW_WIDTH, CARD_HEIGHT), "white")
-    height = CARD_HEIGHT // len(pictures)
-    for i, picture in enumerate(pictures):
-        card.paste(ImageOps.pad(picture, (WORKFLOW_WIDTH, height), color="white"), (0, i * height))
-    return card
-
-
 class Maker:
     """Opens and runs workflows on one page of the frontend, and saves pictures of them. output: the folder."""
 
@@ -176,45 +166,45 @@ class Maker:
 
     def workflow(self, name: str) -> bool:
         """Makes a workflow's picture. Returns False if it could not be run; its picture then stays as it was."""
-        begin, workflow = time.monotonic(), self.opened[name]
-        self.page.evaluate(browser.OPEN, workflow)
-        kinds = {node["type"] for node in workflow["nodes"]}
-        if "MIPMiniatureLoader" in kinds and (problem := self.page.evaluate(RUN, PATIENCE_S * 1000)):
+        begin = time.monotonic()
+        self.page.evaluate(browser.OPEN, self.opened[name])
+        nodes = self.page.evaluate(QUEUED)
+        stand_in = cards.STAND_INS.get(name)
+        if stand_in is not None:
+            nodes = cards.on_miniature(nodes, stand_in)
+        if all(node["class_type"] != "MIPMiniatureLoader" for node in nodes.values()):
+            card = self.ingredients(nodes)
+        elif problem := self.page.evaluate(RUN, [nodes, PATIENCE_S * 1000]):
             print(f"{name}: no picture, because {problem}", file=sys.stderr, flush=True)
             self.page.keyboard.press("Escape")  # closes the frontend's error dialog
             return False
-        if "MIPMiniatureLoader" in kinds:
-            self.save(self.results(), Path("workflows", f"{name}.jpg"), time.monotonic() - begin)
-            return True
-        boxes = self.page.evaluate(BOXES, None)
-        width = max(x + w for x, _, w, _ in boxes) - min(x for x, *_ in boxes)
-        zoom = 2 * WORKFLOW_WIDTH / (width + 2 * MARGIN)
-        picture = self.photograph(boxes, zoom)
-        small = picture.resize((WORKFLOW_WIDTH, picture.height // 2), Image.Resampling.LANCZOS)
-        self.save(small, Path("workflows", f"{name}.jpg"), time.monotonic() - begin)
+        else:
+            card = self.results(nodes, STOOD_IN if stand_in else "")
+        self.save(card, Path("workflows", f"{name}.jpg"), time.monotonic() - begin)
         return True
 
-    def results(self) -> Image.Image:
-        """What the open workflow has made: the drawn references on the left, and what was saved beside them, large.
+    def ingredients(self, nodes: cards.Prompt) -> Image.Image:
+        """What goes into a workflow: its pictures, each once, and its prompt."""
+        names = dict.fromkeys(n["inputs"]["image"] for n in nodes.values() if n["class_type"] == "LoadImage")
+        pictures = [self.fetched({"filename": each, "type": "input"}) for each in names]
+        return cards.ingredients(pictures, cards.prompt_of(nodes))
+
+    def results(self, nodes: cards.Prompt, remark: str) -> Image.Image:
+        """What these nodes have made: the drawn references, and what was saved beside them.
 
         Of several nodes that save, the first; one picture of each where there are four to compare. Where none saves,
         the last preview.
         """
-        drawn, saved, previewed = (self.page.evaluate(MADE, kind) for kind in DRAWS)
+        kinds = [[id for id, node in nodes.items() if node["class_type"] == kind] for kind in DRAWS]
+        drawn, saved, previewed = (self.page.evaluate(MADE, ids) for ids in kinds)
         if not saved:
-            return stacked([self.fetched(each) for each in previewed[-1][:2]])
-        side, edge = CARD_HEIGHT // 2, CARD_HEIGHT // 60
-        card = Image.new("RGB", (WORKFLOW_WIDTH, CARD_HEIGHT), "white")
-        for i, (picture,) in enumerate(drawn[:2]):
-            square = self.fetched(picture).resize((side - 2 * edge, side - 2 * edge), Image.Resampling.BICUBIC)
-            card.paste(square, (edge, i * side + edge))
-        made = [self.fetched(each) for each in ([its[0] for its in saved] if len(saved) >= 4 else saved[0])]
-        columns = [(side + edge, 0), (2 * side + edge, 0), (side + edge, side), (2 * side + edge, side)]
-        if len(made) < len(columns):  # one, as large as all of them
-            columns, side = columns[:1], 2 * side
-        for picture, (x, y) in zip(made, columns, strict=False):
-            card.paste(picture.resize((side - edge, side - edge), Image.Resampling.BICUBIC), (x, y + edge // 2))
-        return card
+            return cards.stacked([self.fetched(each) for each in previewed[-1][:2]])
+        compared = len(saved) >= 4
+        chosen = [its[0] for its in saved] if compared else saved[0]
+        names = [cards.name_of(nodes[id]) for id in kinds[1]] if compared else []
+        return cards.results(
+            [self.fetched(picture) for picture, *_ in drawn], [self.fetched(each) for each in chosen], names, remark
+        )
 
     def fetched(self, picture: dict[str, str]) -> Image.Image:
         """A picture that the server keeps, by what /view needs for it."""

@@ -115,7 +115,7 @@ def test_pictures_are_made_by_a_command(stocked, browser, tmp_path) -> None:
     maker = Maker(page, tmp_path)
     for name in ("MIPFusionHead", "MIPMerge", "chain"):  # alone, in a workflow, several nodes
         maker.node(name)
-    for name in ("two objects (base)", "quality of a picture's objects"):  # as it opens; run, with nothing saved
+    for name in ("two objects (base)", "quality of a picture's objects"):  # on the miniature; run, with nothing saved
         assert maker.workflow(name)
     page.close()
     sizes = {path.stem: Image.open(path).size for path in tmp_path.rglob("*.jpg")}
